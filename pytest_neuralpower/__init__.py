@@ -1,0 +1,55 @@
+"""Guard a PyTorch model's energy and runtime in pytest, predicted without the device.
+
+The public names load on first use, so that an idle plugin imports neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.errors import NeuralPowerError
+    from pytest_neuralpower.layers import Layer, Trace
+    from pytest_neuralpower.platform import Platform, list_platforms, load_platform
+    from pytest_neuralpower.prediction import LayerPrediction, Prediction
+    from pytest_neuralpower.predictor import predict
+    from pytest_neuralpower.trace import trace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Layer",
+    "LayerPrediction",
+    "NeuralPowerError",
+    "Platform",
+    "Prediction",
+    "Trace",
+    "list_platforms",
+    "load_platform",
+    "predict",
+    "trace",
+]
+
+_HOMES = {
+    "Layer": "layers",
+    "LayerPrediction": "prediction",
+    "NeuralPowerError": "errors",
+    "Platform": "platform",
+    "Prediction": "prediction",
+    "Trace": "layers",
+    "list_platforms": "platform",
+    "load_platform": "platform",
+    "predict": "predictor",
+    "trace": "trace",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,46 @@
+"""Every error a user can meet. Each message is one line: the value, what is allowed, what to do."""
+
+from __future__ import annotations
+
+__all__ = [
+    "BudgetError",
+    "FitError",
+    "ImportPathError",
+    "MissingExtraError",
+    "NeuralPowerError",
+    "PlatformError",
+    "ProfileError",
+    "TraceError",
+]
+
+
+class NeuralPowerError(Exception):
+    """Base of all errors raised for a user's mistake or an unmet precondition."""
+
+
+class TraceError(NeuralPowerError, RuntimeError):
+    """The model could not be traced with these inputs."""
+
+
+class PlatformError(NeuralPowerError, ValueError):
+    """A platform is unknown, unreadable, invalid, or does not cover what was asked of it."""
+
+
+class ProfileError(NeuralPowerError, ValueError):
+    """Measured rows cannot be used; the message names the file and the line."""
+
+
+class FitError(NeuralPowerError, ValueError):
+    """Rows are readable but no trustworthy estimator can be fitted from them."""
+
+
+class BudgetError(NeuralPowerError, ValueError):
+    """A budget is misused: unknown unit, no limit, not a positive number."""
+
+
+class ImportPathError(NeuralPowerError, ValueError):
+    """``package.module:name`` cannot be imported or called."""
+
+
+class MissingExtraError(NeuralPowerError, ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""

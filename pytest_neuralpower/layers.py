@@ -1,0 +1,323 @@
+"""Layers: one executed operation with its configuration, and what that configuration must cost.
+
+A layer says nothing about a device. Its cost terms (operations and bytes) follow from its
+configuration alone, by closed formulas, so a stored layer can be predicted again at any time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, TypeAlias, overload
+
+Shape: TypeAlias = tuple[int, ...]
+ParamValue: TypeAlias = int | float | bool | str | tuple[int, ...]
+Params: TypeAlias = tuple[tuple[str, ParamValue], ...]
+
+#: Every kind of layer; ``uncovered`` is an operation for which there is no formula.
+KINDS: Final = (
+    "conv",
+    "linear",
+    "matmul",
+    "attention",
+    "rnn",
+    "pool",
+    "norm",
+    "activation",
+    "softmax",
+    "elementwise",
+    "reduction",
+    "embedding",
+    "memory",
+    "uncovered",
+)
+
+#: Bytes of one element.
+ITEMSIZE: Final[Mapping[str, int]] = {
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "complex32": 4,
+    "complex64": 8,
+    "complex128": 16,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "uint16": 2,
+    "uint32": 4,
+    "uint64": 8,
+    "bool": 1,
+    "qint8": 1,
+    "quint8": 1,
+    "qint32": 4,
+}
+
+
+class TensorSpec(NamedTuple):
+    """Shape and dtype (torch's name without the ``torch.`` prefix) of one tensor."""
+
+    shape: Shape
+    dtype: str
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * ITEMSIZE.get(self.dtype, 4)
+
+
+class CostTerms(NamedTuple):
+    """What one layer must do. ``flops`` is 2 x MACs wherever a layer multiplies and accumulates."""
+
+    flops: int
+    bytes_in: int
+    bytes_out: int
+    bytes_weight: int
+    bytes_workspace: int
+
+    @property
+    def bytes_moved(self) -> int:
+        """Inputs, outputs and weights, each once: the ideal traffic, without workspace."""
+        return self.bytes_in + self.bytes_out + self.bytes_weight
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One executed operation.
+
+    Attributes
+    ----------
+    kind
+        One of :data:`KINDS`.
+    op
+        The operation's own name, as torch spells it: ``conv2d``, ``max_pool2d``, ``gelu``.
+    path
+        Dotted path of the module it ran in (``layer1.0.conv1``); ``""`` is the root module.
+    inputs, weights, outputs
+        Tensors it reads and writes. For ``conv``: one input ``(N, Cin, *spatial)``, a weight
+        ``(Cout, Cin / groups, *kernel)`` (transposed: ``(Cin, Cout / groups, *kernel)``), then
+        the bias if there is one. For ``linear``: input ``(*, K)``, weight ``(N, K)``. For
+        ``matmul``: the two operands ``(*, M, K)`` and ``(*, K, N)`` as inputs. For ``attention``:
+        query ``(B, H, L, E)``, key ``(B, Hkv, S, E)`` and value ``(B, Hkv, S, Ev)`` as inputs.
+    dtype
+        Dtype of the computation.
+    params
+        Hyper-parameters as sorted ``(name, value)`` pairs: ``stride``, ``padding``, ``dilation``,
+        ``groups``, ``transposed`` for ``conv``; ``kernel``, ``stride``, ``padding`` for ``pool``;
+        ``mode``, ``hidden_size``, ``num_layers``, ``bidirectional``, ``steps`` for ``rnn``.
+    """
+
+    kind: str
+    op: str
+    path: str
+    inputs: tuple[TensorSpec, ...]
+    weights: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    dtype: str
+    params: Params = ()
+
+    def param(self, name: str, default: Any = None) -> Any:
+        """Value of one hyper-parameter, or ``default``."""
+        for key, value in self.params:
+            if key == name:
+                return value
+        return default
+
+    @property
+    def covered(self) -> bool:
+        """False where no formula is known: the layer is listed and flagged, never counted as 0."""
+        return self.kind != "uncovered"
+
+    @property
+    def configuration(self) -> tuple[Any, ...]:
+        """Everything but the path: equal configurations cost the same."""
+        return (
+            self.kind,
+            self.op,
+            self.inputs,
+            self.weights,
+            self.outputs,
+            self.dtype,
+            self.params,
+        )
+
+    @property
+    def cost(self) -> CostTerms:
+        return cost_terms(self)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of conv, linear, matmul, attention and rnn; 0 for the others."""
+        return multiply_accumulates(self)
+
+
+def multiply_accumulates(layer: Layer) -> int:
+    """MACs of a layer that multiplies and accumulates; a bias is not counted; 0 for other kinds.
+
+    A causal or masked attention counts its full score matrix, as dense kernels compute it and as
+    torch's ``FlopCounterMode`` counts it.
+    """
+    kind = layer.kind
+    if kind == "conv":
+        weight = layer.weights[0].shape
+        # Each input element of a transposed convolution, each output element of a plain one,
+        # meets (channels of one group) x (kernel) weights: all of a weight but its first axis.
+        swept = layer.inputs[0] if layer.param("transposed", False) else layer.outputs[0]
+        return swept.numel * math.prod(weight[1:])
+    if kind == "linear":
+        # A 1-d weight (bilinear and the like never come here) would have no reduction axis.
+        return layer.outputs[0].numel * layer.inputs[0].shape[-1]
+    if kind == "matmul":
+        reduced = layer.param("reduced")
+        return layer.outputs[0].numel * (
+            int(reduced) if reduced is not None else layer.inputs[0].shape[-1]
+        )
+    if kind == "attention":
+        query, key, value = (tensor.shape for tensor in layer.inputs[:3])
+        scores = math.prod(query[:-1]) * key[-2]
+        return scores * (query[-1] + value[-1])
+    if kind == "rnn":
+        return _rnn_macs(layer)
+    return 0
+
+
+_GATES: Final = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+
+
+def _rnn_macs(layer: Layer) -> int:
+    """Gates x hidden x (input + recurrent) for each step, layer and direction."""
+    hidden = int(layer.param("hidden_size"))
+    recurrent = int(layer.param("proj_size", 0)) or hidden
+    directions = 2 if layer.param("bidirectional", False) else 1
+    steps = int(layer.param("steps"))  # batch x time; the true lengths' sum for a packed input
+    width = layer.inputs[0].shape[-1]
+    total = 0
+    for _ in range(int(layer.param("num_layers", 1))):
+        total += _GATES[str(layer.param("mode"))] * hidden * (width + recurrent)
+        if recurrent != hidden:
+            total += hidden * recurrent
+        width = recurrent * directions
+    return total * steps * directions
+
+
+#: Arithmetic operations per element for layers without MACs: per output element, for
+#: reductions per input element. Conventions, not measurements: a transcendental counts as one.
+_OPS_PER_ELEMENT: Final = {
+    "norm": 5,  # mean, variance, normalise, scale, shift
+    "activation": 1,
+    "softmax": 5,  # maximum, subtract, exponentiate, sum, divide
+    "elementwise": 1,
+    "reduction": 1,
+    "embedding": 0,
+    "memory": 0,
+    "uncovered": 0,
+}
+
+
+def cost_terms(layer: Layer) -> CostTerms:
+    """Operations and bytes of one layer, from its configuration alone.
+
+    Bytes assume each tensor is moved once. Workspace is the unfolded input (im2col) of a
+    convolution with a kernel above one, and the score matrix of an attention: what an
+    implementation that materialises them would write (FastDeepIoT's ``mem_inter``).
+    """
+    kind = layer.kind
+    bytes_in = sum(tensor.nbytes for tensor in layer.inputs)
+    bytes_out = sum(tensor.nbytes for tensor in layer.outputs)
+    bytes_weight = sum(tensor.nbytes for tensor in layer.weights)
+    workspace = 0
+    if kind in _OPS_PER_ELEMENT:
+        per_element = _OPS_PER_ELEMENT[kind]
+        swept = layer.inputs if kind == "reduction" and layer.inputs else layer.outputs
+        flops = per_element * (swept[0].numel if swept else 0)
+        if kind == "norm" and layer.op == "batch_norm" and not layer.param("training", False):
+            flops = 2 * layer.outputs[0].numel  # statistics are known: one scale, one shift
+        if kind == "embedding":
+            # It reads the rows it returns, not the table (a bag reads `rows` of them).
+            rows = int(layer.param("rows", 0)) * layer.weights[0].shape[-1]
+            itemsize = ITEMSIZE.get(layer.weights[0].dtype, 4)
+            bytes_weight = rows * itemsize if rows else bytes_out
+        elif layer.op in ("getitem", "gather", "index_select", "take_along_dim"):
+            # Likewise: indexing touches what it returns, and the index tensors.
+            bytes_in = bytes_out + sum(tensor.nbytes for tensor in layer.inputs[1:])
+    elif kind == "pool":
+        window = layer.param("kernel")
+        if window is None:  # adaptive: every input element is read about once
+            flops = layer.inputs[0].numel
+        else:
+            flops = layer.outputs[0].numel * math.prod(window)
+    else:
+        flops = 2 * multiply_accumulates(layer)
+        itemsize = ITEMSIZE.get(layer.dtype, 4)
+        if kind == "conv":
+            kernel = math.prod(layer.weights[0].shape[2:])
+            if kernel > 1:
+                channels = layer.inputs[0].shape[1]
+                positions = layer.outputs[0].numel // max(layer.outputs[0].shape[1], 1)
+                if layer.param("transposed", False):
+                    channels = layer.outputs[0].shape[1]
+                    positions = layer.inputs[0].numel // max(layer.inputs[0].shape[1], 1)
+                workspace = positions * kernel * channels * itemsize
+        elif kind == "attention":
+            query, key = layer.inputs[0].shape, layer.inputs[1].shape
+            workspace = math.prod(query[:-1]) * key[-2] * itemsize
+    return CostTerms(flops, bytes_in, bytes_out, bytes_weight, workspace)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace(Sequence[Layer]):
+    """The layers of one model call, in the order they ran, and how they were found.
+
+    Attributes
+    ----------
+    layers
+        In execution order.
+    route
+        ``"function"`` (shapes only, nothing computed), ``"aten"`` or ``"forward"`` (one real
+        forward on the CPU): which of the tracing routes succeeded.
+    fallbacks
+        Operations that had no shape rule, as ``"op: how it was answered"``, in order, once each.
+    notes
+        What a reader should know, one sentence each: why a slower route was taken, a module that
+        ran without its parameters being seen.
+    batch
+        Samples in one call: first dimension of the first tensor input; 1 when there is none.
+    model
+        Name of the model's class.
+    """
+
+    layers: tuple[Layer, ...]
+    route: str = "function"
+    fallbacks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+    batch: int = 1
+    model: str = ""
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    @overload
+    def __getitem__(self, index: int) -> Layer: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Layer]: ...
+    def __getitem__(self, index: int | slice) -> Layer | Sequence[Layer]:
+        return self.layers[index]
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    @property
+    def macs(self) -> int:
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def flops(self) -> int:
+        return sum(layer.cost.flops for layer in self.layers)
