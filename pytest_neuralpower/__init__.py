@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform import Platform, list_platforms, load_platform
     from pytest_neuralpower.prediction import LayerPrediction, Prediction
     from pytest_neuralpower.predictor import predict
-    from pytest_neuralpower.trace import trace
+    from pytest_neuralpower.tracing import trace
 
 __version__ = "0.1.0"
 
@@ -41,7 +41,7 @@ _HOMES = {
     "list_platforms": "platform",
     "load_platform": "platform",
     "predict": "predictor",
-    "trace": "trace",
+    "trace": "tracing",
 }
 
 
