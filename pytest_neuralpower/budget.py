@@ -1,0 +1,127 @@
+"""Budget: an upper limit on the energy, runtime or power of one call; checked, never adjusted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from pytest_neuralpower.errors import BudgetError
+from pytest_neuralpower.units import UNITS, Quantity
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.prediction import Interval, Prediction
+
+MARKERS: Mapping[str, Quantity] = {
+    "energy_budget": "energy",
+    "runtime_budget": "runtime",
+    "power_budget": "power",
+}
+
+_PER = ("call", "sample")
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """``limit`` is in mJ, ms or W. ``platform`` None means the platforms chosen for the session."""
+
+    quantity: Quantity
+    limit: float
+    per: Literal["call", "sample"] = "call"
+    platform: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One budget held against one prediction; ``value`` is in the budget's unit (mJ, ms or W)."""
+
+    budget: Budget
+    value: float
+    interval: Interval | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.value <= self.budget.limit
+
+
+def parse_marker(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Budget:
+    """Budget written as the arguments of one marker.
+
+    Raises
+    ------
+    BudgetError
+        With one line that names the marker, the offending argument and what is allowed.
+    """
+    quantity = MARKERS[name]
+    units = UNITS[quantity]
+    allowed = [*units, "platform"] + (["per"] if quantity != "power" else [])
+    usage = f"write {name}({next(iter(units))}=120)"
+    if args:
+        raise BudgetError(f"{name}: positional argument {args[0]!r} has no unit; {usage}")
+    for key in kwargs:
+        if key not in allowed:
+            reason = "power does not add up over samples" if key == "per" else "unknown argument"
+            raise BudgetError(
+                f"{name}: {reason}: {key}={kwargs[key]!r}; allowed: {', '.join(allowed)}"
+            )
+    given = [key for key in kwargs if key in units]
+    if len(given) != 1:
+        what = "no limit given" if not given else f"{len(given)} limits given ({', '.join(given)})"
+        raise BudgetError(f"{name}: {what}; give exactly one of {', '.join(units)}; {usage}")
+    limit = kwargs[given[0]]
+    if isinstance(limit, bool) or not isinstance(limit, int | float):
+        raise BudgetError(f"{name}: {given[0]}={limit!r} is not a number; {usage}")
+    if not (math.isfinite(limit) and limit > 0):
+        raise BudgetError(f"{name}: {given[0]}={limit!r} must be finite and above 0; {usage}")
+    per = kwargs.get("per", "call")
+    if per not in _PER:
+        raise BudgetError(f"{name}: per={per!r}; allowed: 'call', 'sample'")
+    platform = kwargs.get("platform")
+    if platform is not None and (not isinstance(platform, str) or not platform):
+        raise BudgetError(
+            f"{name}: platform={platform!r} must be one platform's name or path; "
+            "repeat the marker for a second platform"
+        )
+    return Budget(quantity, float(limit) * units[given[0]], cast("Any", per), platform)
+
+
+def closest_budgets(budgets: Iterable[Budget]) -> tuple[Budget, ...]:
+    """Drop a budget that a closer one overrides; ``budgets`` come closest first.
+
+    A function's marker overrides its class's or module's of the same quantity, platform and
+    ``per``, so that a global default can be loosened or tightened locally.
+    """
+    kept: dict[tuple[str, str, str | None], Budget] = {}
+    for budget in budgets:
+        kept.setdefault((budget.quantity, budget.per, budget.platform), budget)
+    return tuple(kept.values())
+
+
+def check(budget: Budget, prediction: Prediction) -> Verdict:
+    """Hold ``prediction`` against ``budget``.
+
+    Raises
+    ------
+    BudgetError
+        If the platform predicts no power and the budget is on energy or power.
+    """
+    value: float | None
+    if budget.quantity == "runtime":
+        value, interval = prediction.runtime_ms, prediction.runtime_interval_ms
+    elif budget.quantity == "energy":
+        value, interval = prediction.energy_mj, prediction.energy_interval_mj
+    else:
+        value, interval = prediction.power_w, prediction.power_interval_w
+    if value is None:
+        raise BudgetError(
+            f"{budget.quantity} budget: platform {prediction.platform!r} is calibrated for runtime "
+            "alone; use runtime_budget(ms=...) or a platform with power (`neuralpower platforms`)"
+        )
+    if budget.per == "sample":
+        value /= prediction.batch
+        if interval is not None:
+            interval = interval._replace(
+                low=interval.low / prediction.batch, high=interval.high / prediction.batch
+            )
+    return Verdict(budget, value, interval)
