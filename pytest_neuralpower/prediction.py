@@ -79,7 +79,7 @@ class Prediction:
         return None if energy is None or runtime == 0 else energy / runtime
 
     def share(self, *flags: str) -> float:
-        """Share (0..1) of the energy (of the runtime without power) that carries any of ``flags``."""
+        """Share (0..1) of the energy, without power of the runtime, that carries any of ``flags``."""
         flagged = [layer for layer in self.layers if any(flag in layer.flags for flag in flags)]
         total = sum(_weight(layer) for layer in self.layers)
         return sum(_weight(layer) for layer in flagged) / total if total else 0.0

@@ -1,0 +1,176 @@
+"""Plain text for terminals: layer tables, the text of a broken budget, one line a guarded test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from pytest_neuralpower.prediction import EXTRAPOLATED, FALLBACK, UNCOVERED
+from pytest_neuralpower.units import show, show_percent
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.budget import Verdict
+    from pytest_neuralpower.layers import Layer, TensorSpec
+    from pytest_neuralpower.prediction import LayerPrediction, Prediction
+
+#: A nested module path longer than this keeps its end, where layers differ.
+_PATH_WIDTH = 34
+
+
+def shape_text(tensors: Sequence[TensorSpec]) -> str:
+    """Shape of the first tensor, ``1x64x56x56``; ``scalar`` without axes, ``-`` without tensor."""
+    if not tensors:
+        return "-"
+    return "x".join(map(str, tensors[0].shape)) or "scalar"
+
+
+def _path_text(layer: Layer) -> str:
+    path = layer.path or "(root)"
+    return path if len(path) <= _PATH_WIDTH else "…" + path[-_PATH_WIDTH + 1 :]
+
+
+def layer_table(layers: Iterable[LayerPrediction], whole: Prediction) -> str:
+    """Aligned table of some layers of ``whole``, with each layer's share of the total."""
+    from tabulate import tabulate  # noqa: PLC0415 - an idle plugin loads nothing
+
+    energy, runtime = whole.energy_mj, whole.runtime_ms
+    rows = []
+    for item in layers:
+        if energy is not None and item.energy_mj is not None:
+            cost, share = show("energy", item.energy_mj), item.energy_mj / energy
+        else:
+            cost, share = "-", item.runtime_ms / runtime
+        rows.append(
+            (
+                show_percent(share),
+                cost,
+                show("runtime", item.runtime_ms),
+                item.layer.op,
+                shape_text(item.layer.outputs),
+                _path_text(item.layer) + _flag_text(item),
+            )
+        )
+    headers = ("share", "energy", "runtime", "operation", "output", "layer")
+    align = ("right", "right", "right", "left", "left", "left")
+    return tabulate(rows, headers, tablefmt="plain", colalign=align, disable_numparse=True)
+
+
+def _flag_text(item: LayerPrediction) -> str:
+    return f" [{', '.join(item.flags)}]" if item.flags else ""
+
+
+def caveats(prediction: Prediction) -> list[str]:
+    """One line for each reason to trust the prediction less; empty when there is none."""
+    basis = "runtime" if prediction.energy_mj is None else "energy"
+    reasons = (
+        (UNCOVERED, "has no formula (priced by its bytes)"),
+        (FALLBACK, "is of a kind this platform was not calibrated for (priced by its bytes)"),
+        (EXTRAPOLATED, "lies outside the calibrated range"),
+    )
+    lines = []
+    for flag, reason in reasons:
+        share = prediction.share(flag)
+        if share > 0:
+            count = sum(flag in layer.flags for layer in prediction.layers)
+            noun = "layer" if count == 1 else "layers"
+            lines.append(f"{show_percent(share)} of the {basis} ({count} {noun}) {reason}")
+    return [*lines, *prediction.notes]
+
+
+def totals_text(prediction: Prediction) -> str:
+    """Energy, runtime and power of one call in one line."""
+    parts = []
+    if prediction.energy_mj is not None:
+        parts.append(show("energy", prediction.energy_mj))
+    parts.append(show("runtime", prediction.runtime_ms))
+    if prediction.power_w is not None:
+        parts.append(show("power", prediction.power_w))
+    return ", ".join(parts)
+
+
+def call_text(prediction: Prediction) -> str:
+    """``one call of 8 samples``."""
+    noun = "sample" if prediction.batch == 1 else "samples"
+    return f"one call of {prediction.batch} {noun}"
+
+
+def prediction_text(prediction: Prediction, top: int) -> str:
+    """The whole prediction for people: totals, the ``top`` dearest layers (0: all in order)."""
+    shown = prediction.dearest(top) if top else prediction.layers
+    order = "dearest first" if top else "in order of execution"
+    lines = [
+        f"{prediction.model} on {prediction.platform}: {totals_text(prediction)}",
+        f"predicted gross device energy (idle included) of {call_text(prediction)}; "
+        f"{len(shown)} of {len(prediction.layers)} layers, {order}",
+        *_interval_lines(prediction),
+        "",
+        layer_table(shown, prediction),
+    ]
+    warnings = caveats(prediction)
+    if warnings:
+        lines += ["", *(f"note: {line}" for line in warnings)]
+    return "\n".join(lines)
+
+
+def _interval_lines(prediction: Prediction) -> list[str]:
+    interval = prediction.energy_interval_mj
+    if interval is None:
+        return []
+    low, high = show("energy", interval.low), show("energy", interval.high)
+    return [f"{interval.coverage:.0%} interval of the energy: {low} to {high}"]
+
+
+def failure_text(prediction: Prediction, broken: Sequence[Verdict], *, top: int, test: str) -> str:
+    """What people read when budgets are broken: which, by how much, where it goes, what next."""
+    lines = []
+    for verdict in broken:
+        budget = verdict.budget
+        limit, value = show(budget.quantity, budget.limit), show(budget.quantity, verdict.value)
+        excess = show(budget.quantity, verdict.value - budget.limit)
+        ratio = verdict.value / budget.limit
+        times = f"{ratio:.3g} times the budget" if ratio >= 2 else f"{show_percent(ratio - 1)} over"
+        lines += [
+            f"{budget.quantity} budget exceeded: {prediction.model} on {prediction.platform}",
+            f"  budget     {limit} per {budget.per}",
+            f"  predicted  {value} per {budget.per}, {times} (by {excess})",
+        ]
+        if verdict.interval is not None:
+            low = show(budget.quantity, verdict.interval.low)
+            high = show(budget.quantity, verdict.interval.high)
+            lines.append(f"  interval   {low} to {high} ({verdict.interval.coverage:.0%})")
+    shown = prediction.dearest(top) if top else prediction.layers
+    basis = "gross device energy, idle included"
+    if prediction.energy_mj is None:
+        basis = "runtime"
+    lines += [
+        f"  {call_text(prediction)}: {totals_text(prediction)} ({basis})",
+        "",
+        f"  the {len(shown)} dearest of {len(prediction.layers)} layers:"
+        if top and len(shown) < len(prediction.layers)
+        else f"  all {len(shown)} layers:",
+        *_indent(layer_table(shown, prediction)),
+    ]
+    lines += [f"  note: {line}" for line in caveats(prediction)]
+    if len(shown) < len(prediction.layers):
+        lines += ["", f'  every layer: pytest --np-top=0 "{test}"']
+    return "\n".join(lines)
+
+
+def strict_text(prediction: Prediction, share: float, limit: float, *, test: str) -> str:
+    """Why ``--np-strict`` failed a test: the share, and the layers that make it up."""
+    flagged = [item for item in prediction.layers if {UNCOVERED, EXTRAPOLATED} & set(item.flags)]
+    flagged.sort(key=lambda item: item.energy_mj or item.runtime_ms, reverse=True)
+    return "\n".join(
+        [
+            f"prediction not trusted: {prediction.model} on {prediction.platform}",
+            f"  {show_percent(share)} is uncovered or extrapolated; "
+            f"--np-strict allows {show_percent(limit)}",
+            *_indent(layer_table(flagged[:5], prediction)),
+            "  calibrate a platform that covers these layers, or allow more with "
+            f'--np-strict-limit={100 * share:.0f} "{test}"',
+        ]
+    )
+
+
+def _indent(text: str) -> list[str]:
+    return [f"    {line}".rstrip() for line in text.splitlines()]

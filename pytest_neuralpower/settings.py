@@ -1,0 +1,101 @@
+"""What the user asked of the plugin, merged once: command line > environment > ini > default."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+PLATFORM_VARIABLE = "NEURALPOWER_PLATFORM"
+
+DEFAULT_TOP = 5
+DEFAULT_STRICT_LIMIT_PERCENT = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """``top`` 0 shows every layer; ``strict_limit`` is a share of the energy, 0..1."""
+
+    platforms: tuple[str, ...] = ()
+    top: int = DEFAULT_TOP
+    strict: bool = False
+    strict_limit: float = DEFAULT_STRICT_LIMIT_PERCENT / 100
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Register the options and their ini twins; nothing is read yet."""
+    group = parser.getgroup("neuralpower", "energy and runtime budgets of models (neuralpower)")
+    group.addoption(
+        "--np-platform",
+        action="append",
+        metavar="NAME|PATH",
+        help="platform to predict on: a shipped name (`neuralpower platforms`) or a platform file; "
+        "repeat it and every guarded test runs once per platform",
+    )
+    group.addoption(
+        "--np-top",
+        type=int,
+        metavar="N",
+        help=f"show the N dearest layers of a broken budget (default {DEFAULT_TOP}, 0 shows all)",
+    )
+    group.addoption(
+        "--np-strict",
+        action="store_true",
+        default=None,
+        help="fail a guarded test when too much of its energy is uncovered or extrapolated",
+    )
+    group.addoption(
+        "--np-strict-limit",
+        type=float,
+        metavar="PERCENT",
+        help="share of the energy that --np-strict lets be uncovered or extrapolated "
+        f"(default {DEFAULT_STRICT_LIMIT_PERCENT:g})",
+    )
+    parser.addini("np_platform", "platforms to predict on, as --np-platform", type="args")
+    parser.addini("np_top", "as --np-top", type="int", default=DEFAULT_TOP)
+    parser.addini("np_strict", "as --np-strict", type="bool", default=False)
+    parser.addini(
+        "np_strict_limit",
+        "as --np-strict-limit",
+        type="float",
+        default=DEFAULT_STRICT_LIMIT_PERCENT,
+    )
+
+
+def read_settings(config: pytest.Config) -> Settings:
+    """Merge and check.
+
+    Raises
+    ------
+    pytest.UsageError
+        With one line, for a value outside its range.
+    """
+    platforms = config.getoption("--np-platform")
+    if not platforms:
+        platforms = shlex.split(os.environ.get(PLATFORM_VARIABLE, "").replace(",", " "))
+    if not platforms:
+        platforms = _ini(config, "np_platform")
+    top = config.getoption("--np-top")
+    top = _ini(config, "np_top") if top is None else top
+    if top < 0:
+        raise pytest.UsageError(f"--np-top={top}: must be 0 (all layers) or more")
+    percent = config.getoption("--np-strict-limit")
+    percent = _ini(config, "np_strict_limit") if percent is None else percent
+    if not 0 <= percent <= 100:
+        raise pytest.UsageError(f"--np-strict-limit={percent:g}: must be between 0 and 100 percent")
+    return Settings(
+        platforms=tuple(dict.fromkeys(platforms)),
+        top=top,
+        strict=bool(config.getoption("--np-strict") or _ini(config, "np_strict")),
+        strict_limit=percent / 100,
+    )
+
+
+def _ini(config: pytest.Config, name: str) -> Any:
+    try:
+        return config.getini(name)
+    except (TypeError, ValueError) as error:
+        raise pytest.UsageError(f"ini option {name}: {error}") from None
