@@ -13,6 +13,9 @@ UNCOVERED = "uncovered"  # no formula for the operation: priced by its bytes alo
 EXTRAPOLATED = "extrapolated"  # outside the ranges (or the dtype) the platform was calibrated on
 FALLBACK = "fallback"  # the platform has no estimator for this kind: priced as memory-bound
 
+#: Any of these: the platform's own measurements do not vouch for the figure.
+UNTRUSTED = (UNCOVERED, FALLBACK, EXTRAPOLATED)
+
 
 class Interval(NamedTuple):
     """Central interval that holds the true value with probability ``coverage``."""
@@ -79,7 +82,7 @@ class Prediction:
         return None if energy is None or runtime == 0 else energy / runtime
 
     def share(self, *flags: str) -> float:
-        """Share (0..1) of the energy, without power of the runtime, that carries any of ``flags``."""
+        """Share (0..1) of the energy that carries any of ``flags``; of the runtime if no power."""
         flagged = [layer for layer in self.layers if any(flag in layer.flags for flag in flags)]
         total = sum(_weight(layer) for layer in self.layers)
         return sum(_weight(layer) for layer in flagged) / total if total else 0.0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from pytest_neuralpower.prediction import EXTRAPOLATED, FALLBACK, UNCOVERED
+from pytest_neuralpower.prediction import EXTRAPOLATED, FALLBACK, UNCOVERED, UNTRUSTED
 from pytest_neuralpower.units import show, show_percent
 
 if TYPE_CHECKING:
@@ -156,14 +156,43 @@ def failure_text(prediction: Prediction, broken: Sequence[Verdict], *, top: int,
     return "\n".join(lines)
 
 
+def summary_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One aligned line for each prediction of each guarded test (records of session.judge)."""
+    rows = []
+    for record in records:
+        status = "OVER" if record["failure"] else "ok"
+        if not record["budgets"]:
+            status = "-" if status == "ok" else status
+        rows.append([status, *_summary_cells(record), record["platform"], record["test"]])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return [
+        "  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + row[-1:])
+        for row in rows
+    ]
+
+
+def _summary_cells(record: Mapping[str, Any]) -> list[str]:
+    limits = {budget["quantity"]: budget for budget in record["budgets"]}
+    cells = []
+    values = (("energy", "energy_mj"), ("runtime", "runtime_ms"), ("power", "power_w"))
+    for quantity, key in values:
+        budget, value = limits.get(quantity), record[key]
+        if budget is not None:
+            per = "/sample" if budget["per"] == "sample" else ""
+            limit = show(quantity, budget["limit"])  # type: ignore[arg-type]
+            cells.append(f"{show(quantity, budget['value'])}{per} of {limit}")  # type: ignore[arg-type]
+        else:
+            cells.append("" if value is None else show(quantity, value))  # type: ignore[arg-type]
+    return cells
+
+
 def strict_text(prediction: Prediction, share: float, limit: float, *, test: str) -> str:
     """Why ``--np-strict`` failed a test: the share, and the layers that make it up."""
-    flagged = [item for item in prediction.layers if {UNCOVERED, EXTRAPOLATED} & set(item.flags)]
-    flagged.sort(key=lambda item: item.energy_mj or item.runtime_ms, reverse=True)
+    flagged = [item for item in prediction.dearest(len(prediction.layers)) if item.flags]
     return "\n".join(
         [
             f"prediction not trusted: {prediction.model} on {prediction.platform}",
-            f"  {show_percent(share)} is uncovered or extrapolated; "
+            f"  {show_percent(share)} is {' or '.join(UNTRUSTED)}; "
             f"--np-strict allows {show_percent(limit)}",
             *_indent(layer_table(flagged[:5], prediction)),
             "  calibrate a platform that covers these layers, or allow more with "

@@ -1,0 +1,209 @@
+"""The ``neuralpower`` command: the same predictions without pytest."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pytest_neuralpower.errors import ImportPathError, NeuralPowerError
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.layers import Layer, Trace
+    from pytest_neuralpower.prediction import LayerPrediction, Prediction
+
+app = typer.Typer(
+    name="neuralpower",
+    help="Predict what one inference of a PyTorch model costs on a device, without the device.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+Target = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="package.module:factory or path/to/file.py:factory"),
+]
+Inputs = Annotated[
+    list[str],
+    typer.Option(
+        "--input",
+        "-i",
+        metavar="[NAME=]SHAPE[:DTYPE]",
+        help="one input, such as 1,3,224,224 or input_ids=1,128:int64; repeat for more",
+    ),
+]
+Arguments = Annotated[
+    list[str] | None,
+    typer.Option("--arg", "-a", metavar="NAME=VALUE", help="argument of the factory; repeatable"),
+]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+Csv = Annotated[bool, typer.Option("--csv", help="print CSV, one row a layer")]
+
+
+def _example(command: str) -> str:
+    return f"[bold]Example:[/bold] neuralpower {command}"
+
+
+_RESNET = "pytorchcv.model_provider:get_model --arg name=resnet50 --input 1,3,224,224"
+
+
+@app.command("trace", epilog=_example(f"trace {_RESNET}"))
+def trace_command(
+    model: Target,
+    inputs: Inputs,
+    arg: Arguments = None,
+    as_json: Json = False,
+    as_csv: Csv = False,
+) -> None:
+    """List the layers of one call of MODEL: operations, bytes, shapes. Nothing is computed."""
+    found = _trace(model, inputs, arg)
+    rows = [_layer_row(layer) for layer in found]
+    if as_json:
+        _print_json(
+            {
+                "model": found.model,
+                "batch": found.batch,
+                "route": found.route,
+                "fallbacks": list(found.fallbacks),
+                "notes": list(found.notes),
+                "layers": rows,
+            }
+        )
+    elif as_csv:
+        _print_csv(rows)
+    else:
+        from pytest_neuralpower.reports.terminal import trace_text  # noqa: PLC0415
+
+        typer.echo(trace_text(found))
+
+
+@app.command(epilog=_example(f"predict {_RESNET} --platform titanx"))
+def predict(
+    model: Target,
+    inputs: Inputs,
+    platform: Annotated[
+        str, typer.Option("--platform", "-p", metavar="NAME|PATH", help="see `platforms`")
+    ],
+    arg: Arguments = None,
+    top: Annotated[int, typer.Option(min=0, help="show the N dearest layers; 0 shows all")] = 10,
+    as_json: Json = False,
+    as_csv: Csv = False,
+) -> None:
+    """Predict energy, runtime and power of one call of MODEL, layer by layer."""
+    from pytest_neuralpower.platform import load_platform  # noqa: PLC0415 - imports numpy
+
+    loaded = load_platform(platform)
+    prediction = loaded.predict(_trace(model, inputs, arg))
+    if as_json:
+        _print_json(prediction_record(prediction))
+    elif as_csv:
+        _print_csv([_prediction_row(layer) for layer in prediction.layers])
+    else:
+        from pytest_neuralpower.reports.terminal import prediction_text  # noqa: PLC0415
+
+        typer.echo(prediction_text(prediction, top))
+
+
+@app.command(epilog=_example("platforms"))
+def platforms(as_json: Json = False) -> None:
+    """List the shipped platforms with their device, mode, sources and measured accuracy."""
+    from pytest_neuralpower.platform import list_platforms, load_platform  # noqa: PLC0415
+    from pytest_neuralpower.reports.terminal import platforms_text  # noqa: PLC0415
+
+    loaded = [load_platform(name) for name in list_platforms()]
+    if as_json:
+        _print_json([platform.summary() for platform in loaded])
+    else:
+        typer.echo(platforms_text([platform.summary() for platform in loaded]))
+
+
+def _trace(target: str, inputs: list[str], arguments: list[str] | None) -> Trace:
+    from pytest_neuralpower.model_source import load_model, parse_inputs  # noqa: PLC0415
+    from pytest_neuralpower.tracing import trace  # noqa: PLC0415 - imports torch
+
+    positional, keywords = parse_inputs(inputs)
+    return trace(load_model(target, _parse_arguments(arguments or [])), *positional, **keywords)
+
+
+def _parse_arguments(pairs: list[str]) -> dict[str, Any]:
+    """``name=value`` pairs with YAML values: 3 is a number, true a boolean, [1, 2] a list."""
+    import yaml  # noqa: PLC0415 - only needed with --arg
+
+    parsed = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator or not name.isidentifier():
+            raise ImportPathError(f"--arg {pair}: write name=value")
+        try:
+            parsed[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ImportPathError(f"--arg {pair}: {value!r} is not a YAML value") from None
+    return parsed
+
+
+def _layer_row(layer: Layer) -> dict[str, Any]:
+    cost = layer.cost
+    return {
+        "path": layer.path,
+        "kind": layer.kind,
+        "op": layer.op,
+        "dtype": layer.dtype,
+        "inputs": [list(tensor.shape) for tensor in layer.inputs],
+        "weights": [list(tensor.shape) for tensor in layer.weights],
+        "outputs": [list(tensor.shape) for tensor in layer.outputs],
+        "params": dict(layer.params),
+        **cost._asdict(),
+    }
+
+
+def _prediction_row(item: LayerPrediction) -> dict[str, Any]:
+    return {
+        **_layer_row(item.layer),
+        "runtime_ms": item.runtime_ms,
+        "power_w": item.power_w,
+        "energy_mj": item.energy_mj,
+        "estimator": item.estimator,
+        "flags": list(item.flags),
+    }
+
+
+def prediction_record(prediction: Prediction) -> dict[str, Any]:
+    """The whole prediction in JSON types."""
+    record = asdict(prediction)
+    record["layers"] = [_prediction_row(layer) for layer in prediction.layers]
+    for total in ("energy_mj", "runtime_ms", "power_w"):
+        record[total] = getattr(prediction, total)
+    return record
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _print_csv(rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: _cell(value) for key, value in row.items()})
+    typer.echo(text.getvalue(), nl=False)
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one line on stderr and exit code 2."""
+    try:
+        app()
+    except NeuralPowerError as error:
+        typer.echo(f"neuralpower: {error}", err=True)
+        sys.exit(2)

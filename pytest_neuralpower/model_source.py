@@ -1,0 +1,156 @@
+"""Where a model and its inputs come from: ``package.module:factory`` and ``1,3,224,224:float32``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pytest_neuralpower.errors import ImportPathError
+
+if TYPE_CHECKING:
+    import torch
+
+Model = TypeVar("Model")
+
+_INPUT_DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
+
+
+def build(factory: Callable[..., Model], /, *args: Any, **kwargs: Any) -> Model:
+    """Build ``factory(*args, **kwargs)`` on torch's meta device: no weights, many times faster.
+
+    A factory that needs real values while it builds is built on the CPU instead.
+    """
+    import torch  # noqa: PLC0415 - slow
+
+    try:
+        with torch.device("meta"):
+            return factory(*args, **kwargs)
+    except (NotImplementedError, RuntimeError):  # torch raises either for a value it lacks
+        return factory(*args, **kwargs)
+
+
+def load_model(target: str, arguments: dict[str, Any]) -> Any:
+    """Build the model that ``package.module:name`` or ``path/to/file.py:name`` names.
+
+    ``name`` is a module instance, or a class or function that returns one.
+
+    Raises
+    ------
+    ImportPathError
+        With one line, when it cannot be imported, found or called.
+    """
+    found = import_object(target)
+    if _is_module(found):
+        if arguments:
+            names = ", ".join(arguments)
+            raise ImportPathError(f"{target!r} is a model, not a factory: remove --arg {names}")
+        return found
+    if not callable(found):
+        raise ImportPathError(
+            f"{target!r} is a {type(found).__name__}; it must be a model or a function returning one"
+        )
+    try:
+        return build(found, **arguments)
+    except TypeError as error:
+        raise ImportPathError(
+            f"{target!r} could not be called: {error}; give its arguments as --arg name=value"
+        ) from error
+
+
+def _is_module(value: Any) -> bool:
+    from torch.nn import Module  # noqa: PLC0415 - slow
+
+    return isinstance(value, Module)
+
+
+def import_object(target: str) -> Any:
+    """Import ``package.module:name`` (from the current directory too) or ``file.py:name``.
+
+    Raises
+    ------
+    ImportPathError
+        With one line naming what is missing.
+    """
+    place, separator, name = target.rpartition(":")
+    if not separator or not place or not name:
+        raise ImportPathError(
+            f"{target!r} is no import path; write package.module:name or path/to/file.py:name"
+        )
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+    for part in name.split("."):
+        if not hasattr(module, part):
+            raise ImportPathError(f"{target!r}: {place} has no {part!r}")
+        module = getattr(module, part)
+    return module
+
+
+def _import_module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportPathError(f"cannot import {name!r}: {error}") from error
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise ImportPathError(f"no such file: {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportPathError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError) as error:
+        raise ImportPathError(f"cannot import {path}: {error}") from error
+    return module
+
+
+def parse_inputs(specs: Sequence[str]) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """Example inputs from ``[keyword=]1,3,224,224[:dtype]``, one each.
+
+    Floating-point tensors are on the meta device (their values never matter); integers are real
+    zeros, which are valid indices and lengths; booleans are real ones, which mask nothing.
+
+    Raises
+    ------
+    ImportPathError
+        With one line, for a spec that cannot be read.
+    """
+    positional, keywords = [], {}
+    for spec in specs:
+        keyword, separator, rest = spec.rpartition("=")
+        tensor = _parse_tensor(rest, spec)
+        if separator:
+            keywords[keyword] = tensor
+        else:
+            positional.append(tensor)
+    return positional, keywords
+
+
+def _parse_tensor(text: str, spec: str) -> torch.Tensor:
+    import torch  # noqa: PLC0415 - slow
+
+    sizes, _, dtype = text.partition(":")
+    dtype = dtype or "float32"
+    if dtype not in _INPUT_DTYPES:
+        allowed = ", ".join(_INPUT_DTYPES)
+        raise ImportPathError(f"--input {spec}: unknown dtype {dtype!r}; allowed: {allowed}")
+    try:
+        shape = [int(size) for size in sizes.split(",")]
+    except ValueError:
+        shape = []
+    if not shape or min(shape) < 1:
+        raise ImportPathError(
+            f"--input {spec}: {sizes!r} is no shape; write positive sizes such as 1,3,224,224"
+        )
+    kind = getattr(torch, dtype)
+    if kind.is_floating_point:
+        return torch.empty(shape, dtype=kind, device="meta")
+    return torch.ones(shape, dtype=kind) if kind == torch.bool else torch.zeros(shape, dtype=kind)
