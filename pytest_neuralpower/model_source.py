@@ -1,4 +1,4 @@
-"""Where a model and its inputs come from: ``package.module:factory`` and ``1,3,224,224:float32``."""
+"""Where a model and its inputs come from: ``package.module:factory`` and ``1,3,224,224``."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def load_model(target: str, arguments: dict[str, Any]) -> Any:
         return found
     if not callable(found):
         raise ImportPathError(
-            f"{target!r} is a {type(found).__name__}; it must be a model or a function returning one"
+            f"{target!r} is a {type(found).__name__}; it must be a model or a factory of one"
         )
     try:
         return build(found, **arguments)

@@ -11,7 +11,7 @@ from pytest_neuralpower.errors import NeuralPowerError
 from pytest_neuralpower.settings import add_options, read_settings
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.session import GuardSession, NeuralPower
+    from pytest_neuralpower.session import Guard, GuardSession, NeuralPower
 
 _MARKERS = {
     "energy_budget": "energy_budget(mj=None, j=None, uj=None, platform=None, per='call'): upper "

@@ -10,7 +10,7 @@ from pytest_neuralpower.units import show, show_percent
 
 if TYPE_CHECKING:
     from pytest_neuralpower.budget import Verdict
-    from pytest_neuralpower.layers import Layer, TensorSpec
+    from pytest_neuralpower.layers import Layer, TensorSpec, Trace
     from pytest_neuralpower.prediction import LayerPrediction, Prediction
 
 #: A nested module path longer than this keeps its end, where layers differ.
@@ -57,6 +57,48 @@ def layer_table(layers: Iterable[LayerPrediction], whole: Prediction) -> str:
 
 def _flag_text(item: LayerPrediction) -> str:
     return f" [{', '.join(item.flags)}]" if item.flags else ""
+
+
+def trace_text(trace: Trace) -> str:
+    """Every layer of a trace in order, with its operations and bytes, and the totals."""
+    from tabulate import tabulate  # noqa: PLC0415 - an idle plugin loads nothing
+
+    rows = []
+    for layer in trace:
+        cost = layer.cost
+        rows.append(
+            (
+                _path_text(layer),
+                layer.op if layer.covered else f"{layer.op} [{UNCOVERED}]",
+                shape_text(layer.inputs),
+                shape_text(layer.weights),
+                shape_text(layer.outputs),
+                _count_text(cost.flops),
+                _count_text(cost.bytes_moved),
+            )
+        )
+    headers = ("layer", "operation", "input", "weight", "output", "FLOPs", "bytes")
+    align = ("left", "left", "left", "left", "left", "right", "right")
+    notes = [f"note: {note}" for note in trace.notes]
+    notes += [f"note: no shape rule for {fallback}" for fallback in trace.fallbacks]
+    total = sum(layer.cost.bytes_moved for layer in trace)
+    return "\n".join(
+        [
+            tabulate(rows, headers, tablefmt="plain", colalign=align, disable_numparse=True),
+            "",
+            f"{trace.model}: {len(trace)} layers, {_count_text(trace.macs)} MACs, "
+            f"{_count_text(trace.flops)} FLOPs, {_count_text(total)}B moved; batch {trace.batch}, "
+            f"traced by the {trace.route} route",
+            *notes,
+        ]
+    )
+
+
+def _count_text(count: float) -> str:
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= factor:
+            return f"{count / factor:.3g} {prefix}"
+    return f"{count:g} "
 
 
 def caveats(prediction: Prediction) -> list[str]:

@@ -1,0 +1,55 @@
+# `make demo` and `make test` need nothing but Python 3.11+, pip, make and git:
+# each makes the virtual environment if there is none.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check coverage platforms benchmark wheel clean
+
+demo: $(VENV)/.demo  ## guard five real networks on the shipped titanx platform
+	$(BIN)/python -m pytest budgets --np-platform=titanx
+
+test: $(VENV)/.test check coverage  ## lint, types, tests and coverage
+
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+coverage: $(VENV)/.test
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest tests budgets
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+platforms: $(VENV)/.test  ## refit every shipped platform whose measured rows are at hand
+	$(BIN)/neuralpower fit calibration
+
+benchmark: $(VENV)/.benchmark  ## tracing and prediction beside their peers, in one run
+	$(BIN)/python tests/benchmarks/trace_speed.py
+	$(BIN)/python tests/benchmarks/guard_speed.py
+
+wheel: $(VENV)/.test
+	$(INSTALL) build
+	$(BIN)/python -m build --wheel
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable . --group test --group lint
+	touch $@
+
+$(VENV)/.benchmark: $(VENV)/.test
+	$(INSTALL) --group benchmark
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist htmlcov .coverage* .mypy_cache .pytest_cache .ruff_cache

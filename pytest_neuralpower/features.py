@@ -1,0 +1,211 @@
+"""Columns: what estimators see of many layers at once, one numpy array a quantity.
+
+Layers of one *family* share their columns. A family is a kind, or a part of a kind that runs on
+kernels of its own (depthwise and transposed convolutions), so that it never borrows the
+efficiency of the others unnoticed. Everything is vectorised: no torch, no loop but one to read
+the shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pytest_neuralpower.layers import ITEMSIZE, Layer, cost_terms, multiply_accumulates
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FloatArray: TypeAlias = NDArray[np.float64]
+Columns: TypeAlias = Mapping[str, FloatArray]
+
+#: Families whose time is that of matrix products (m x k by k x n, ``groups`` of them).
+GEMM_FAMILIES: Final = frozenset({"conv", "conv.transposed", "conv.depthwise", "linear", "matmul"})
+
+#: Where to look when a platform has no estimator of its own for a family.
+STAND_INS: Final[Mapping[str, str]] = {"conv.transposed": "conv"}
+
+#: Columns whose calibrated range says whether a layer is inside what was measured. They are the
+#: sizes that set a kernel's efficiency, not their products: a layer with every size in range is
+#: interpolated however many operations it has.
+RANGE_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
+    "conv": ("m", "n", "k", "kernel_area", "groups", "dims"),
+    "conv.depthwise": ("m", "groups", "kernel_area", "dims"),
+    "conv.transposed": ("m", "n", "k", "kernel_area", "groups", "dims"),
+    "linear": ("m", "n", "k", "groups"),
+    "matmul": ("m", "n", "k", "groups"),
+    "pool": ("bytes_moved", "kernel_area"),
+}
+_DEFAULT_RANGE: Final = ("bytes_moved",)
+
+
+def family(layer: Layer) -> str:
+    """The layer's family: its kind, or ``conv.depthwise`` / ``conv.transposed``."""
+    if layer.kind != "conv":
+        return layer.kind
+    weight = layer.weights[0].shape
+    for name, value in layer.params:
+        if name == "transposed" and value:
+            return "conv.transposed"
+        if name == "groups" and value > 1 and weight[1] == 1:  # type: ignore[operator]
+            return "conv.depthwise"
+    return "conv"
+
+
+def range_columns(family_name: str) -> tuple[str, ...]:
+    """Names of the columns whose calibrated range is checked for this family."""
+    return RANGE_COLUMNS.get(family_name, _DEFAULT_RANGE)
+
+
+def columns(family_name: str, layers: Sequence[Layer]) -> dict[str, FloatArray]:
+    """Columns of layers that all belong to one family.
+
+    Parameters
+    ----------
+    family_name
+        What :func:`family` says of each of ``layers``.
+    layers
+        At least one layer.
+
+    Returns
+    -------
+    dict
+        Arrays of shape ``(len(layers),)``. Always: ``flops``, ``bytes_in``, ``bytes_out``,
+        ``bytes_weight``, ``bytes_workspace``, ``bytes_moved`` (equal to
+        :func:`~pytest_neuralpower.layers.cost_terms`). Matrix-product families add ``m``, ``n``,
+        ``k`` and ``groups``; convolutions and pools add their geometry.
+    """
+    if family_name.startswith("conv"):
+        found = _conv_columns(layers)
+    elif family_name in ("linear", "matmul"):
+        found = _gemm_columns(layers, _linear_row if family_name == "linear" else _matmul_row)
+    elif family_name == "pool":
+        found = _table(_POOL_NAMES, [_pool_row(layer) for layer in layers])
+        found["kernel_area"] = found["kh"] * found["kw"]
+    else:
+        found = _table(_COST_NAMES, [cost_terms(layer) for layer in layers])
+    found["bytes_moved"] = found["bytes_in"] + found["bytes_out"] + found["bytes_weight"]
+    return found
+
+
+_COST_NAMES: Final = ("flops", "bytes_in", "bytes_out", "bytes_weight", "bytes_workspace")
+
+
+def _table(names: Sequence[str], rows: Sequence[tuple[float, ...]]) -> dict[str, FloatArray]:
+    matrix = np.array(rows, dtype=np.float64)
+    return {name: np.ascontiguousarray(matrix[:, index]) for index, name in enumerate(names)}
+
+
+# -- convolutions ----------------------------------------------------------------------------
+
+_CONV_NAMES: Final = (
+    *("batch", "cin", "h", "w", "cout", "oh", "ow", "kh", "kw"),
+    *("groups", "stride", "transposed", "bias", "itemsize", "dims"),
+)
+
+
+def _conv_row(layer: Layer) -> tuple[float, ...]:
+    given = layer.inputs[0].shape
+    weight = layer.weights[0].shape
+    result = layer.outputs[0].shape
+    groups, stride, transposed = 1, 1, 0
+    for name, value in layer.params:
+        if name == "groups":
+            groups = value  # type: ignore[assignment]
+        elif name == "stride":
+            stride = math.prod(value) if isinstance(value, tuple) else value  # type: ignore[assignment]
+        elif name == "transposed" and value:
+            transposed = 1
+    if len(given) == 4:
+        batch, cin, h, w = given
+        _, cout, oh, ow = result
+        kh, kw = weight[2:]
+    else:  # 1-d: one row; 3-d: depth folded into the height
+        batch, cin, h, w = given[0], given[1], math.prod(given[2:-1]), given[-1]
+        cout, oh, ow = result[1], math.prod(result[2:-1]), result[-1]
+        kh, kw = math.prod(weight[2:-1]), weight[-1]
+    bias = len(layer.weights) - 1
+    itemsize = ITEMSIZE.get(layer.dtype, 4)
+    return (
+        *(batch, cin, h, w, cout, oh, ow, kh, kw),
+        *(groups, stride, transposed, bias, itemsize, len(given) - 2),
+    )
+
+
+def _conv_columns(layers: Sequence[Layer]) -> dict[str, FloatArray]:
+    table = _table(_CONV_NAMES, [_conv_row(layer) for layer in layers])
+    transposed = table["transposed"] > 0
+    kernel = table["kh"] * table["kw"]
+    inside = table["batch"] * table["h"] * table["w"]
+    outside = table["batch"] * table["oh"] * table["ow"]
+    # A transposed convolution is the gradient of a plain one: both ends change places.
+    swept = np.where(transposed, inside, outside)
+    deep = np.where(transposed, table["cout"], table["cin"]) / table["groups"]
+    wide = np.where(transposed, table["cin"], table["cout"]) / table["groups"]
+    weights = deep * wide * table["groups"] * kernel
+    size = table["itemsize"]
+    table["kernel_area"] = kernel
+    table["m"], table["n"], table["k"] = swept, wide, deep * kernel
+    table["flops"] = 2.0 * swept * weights
+    table["bytes_in"] = inside * table["cin"] * size
+    table["bytes_out"] = outside * table["cout"] * size
+    table["bytes_weight"] = (weights + table["bias"] * table["cout"]) * size
+    unfolded = swept * kernel * np.where(transposed, table["cout"], table["cin"]) * size
+    table["bytes_workspace"] = np.where(kernel > 1, unfolded, 0.0)
+    return table
+
+
+# -- matrix products -------------------------------------------------------------------------
+
+_GEMM_NAMES: Final = ("m", "n", "k", "groups", "flops", *_COST_NAMES[1:])
+
+
+def _linear_row(layer: Layer) -> tuple[float, ...]:
+    given, result = layer.inputs[0], layer.outputs[0]
+    depth, width = given.shape[-1], result.shape[-1]
+    rows = result.numel // max(width, 1)
+    return (
+        *(rows, width, depth, 1, 2 * rows * width * depth),
+        *(given.nbytes, result.nbytes, sum([weight.nbytes for weight in layer.weights]), 0),
+    )
+
+
+def _matmul_row(layer: Layer) -> tuple[float, ...]:
+    macs = multiply_accumulates(layer)
+    result = layer.outputs[0]
+    width = result.shape[-1] if result.shape else 1
+    height = result.shape[-2] if len(result.shape) > 1 else 1
+    groups = math.prod(result.shape[:-2])
+    depth = macs // max(result.numel, 1)
+    given = sum([tensor.nbytes for tensor in layer.inputs])
+    held = sum([tensor.nbytes for tensor in layer.weights])
+    return (height, width, depth, groups, 2 * macs, given, result.nbytes, held, 0)
+
+
+def _gemm_columns(
+    layers: Sequence[Layer], row: Callable[[Layer], tuple[float, ...]]
+) -> dict[str, FloatArray]:
+    return _table(_GEMM_NAMES, [row(layer) for layer in layers])
+
+
+# -- pooling ---------------------------------------------------------------------------------
+
+_POOL_NAMES: Final = ("batch", "channels", "h", "w", "oh", "ow", "kh", "kw", *_COST_NAMES)
+
+
+def _pool_row(layer: Layer) -> tuple[float, ...]:
+    given, result = layer.inputs[0].shape, layer.outputs[0].shape
+    h, oh = math.prod(given[2:-1]), math.prod(result[2:-1])
+    w, ow = given[-1], result[-1]
+    window = layer.param("kernel")
+    if isinstance(window, int):
+        window = (window,) * (len(given) - 2)
+    if window is None:  # adaptive: the window that the two sizes imply
+        kh, kw = -(-h // max(oh, 1)), -(-w // max(ow, 1))
+    else:
+        kh, kw = math.prod(window[:-1]), window[-1]
+    return (given[0], given[1], h, w, oh, ow, kh, kw, *cost_terms(layer))
