@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform import Platform, list_platforms, load_platform
     from pytest_neuralpower.prediction import LayerPrediction, Prediction
     from pytest_neuralpower.predictor import predict
+    from pytest_neuralpower.session import BudgetExceeded
     from pytest_neuralpower.tracing import trace
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BudgetExceeded",
     "Layer",
     "LayerPrediction",
     "NeuralPowerError",
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BudgetExceeded": "session",
     "Layer": "layers",
     "LayerPrediction": "prediction",
     "NeuralPowerError": "errors",

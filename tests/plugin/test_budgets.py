@@ -1,0 +1,203 @@
+"""Budget markers: what passes, what fails, and what people read when it fails."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+GUARDED = """
+    @pytest.mark.{marker}
+    def test_small(neuralpower):
+        neuralpower.predict(small(), image())
+"""
+
+
+@pytest.mark.parametrize(
+    ("marker", "outcome"),
+    [
+        ("energy_budget(mj=0.001)", "failed"),
+        ("energy_budget(mj=1e6)", "passed"),
+        ("energy_budget(j=1e-6)", "failed"),
+        ("energy_budget(j=1e3)", "passed"),
+        ("energy_budget(uj=1)", "failed"),
+        ("energy_budget(uj=1e9)", "passed"),
+        ("runtime_budget(us=1)", "failed"),
+        ("runtime_budget(ms=1e3)", "passed"),
+        ("runtime_budget(s=1)", "passed"),
+        ("power_budget(w=1)", "failed"),
+        ("power_budget(w=1000)", "passed"),
+        ("power_budget(mw=1)", "failed"),
+    ],
+)
+def test_a_budget_in_any_unit_fails_only_the_dearer_model(repo, marker, outcome):
+    repo.write(GUARDED.format(marker=marker))
+    repo.run("--np-platform=titanx").assert_outcomes(**{outcome: 1})
+
+
+def test_the_failure_says_budget_prediction_excess_and_dearest_layers(repo):
+    repo.write(GUARDED.format(marker="energy_budget(mj=0.5)"))
+    result = repo.run("--np-platform=titanx")
+    result.stdout.fnmatch_lines(
+        [
+            "energy budget exceeded: Sequential on titanx",
+            "  budget     0.50 mJ per call",
+            "  predicted  * per call, * times the budget (by *)",
+            "  one call of 8 samples: *J, *s, * W (gross device energy, idle included)",
+            "  all 4 layers:",
+            "*share*energy*runtime*operation*output*layer*",
+            "*%*J*conv2d*8x128x30x30*3*",
+        ]
+    )
+    assert "Traceback" not in result.stdout.str()
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_a_fitting_budget_is_the_one_the_failure_predicted(repo):
+    repo.write(GUARDED.format(marker="energy_budget(mj=0.5)"))
+    text = repo.run("--np-platform=titanx").stdout.str()
+    value, unit = re.search(r"predicted  ([\d.]+) (\w+) per call", text).groups()
+    limit = float(value) * 1.01
+    repo.write(GUARDED.format(marker=f"energy_budget({unit.lower()}={limit})"), name="test_again")
+    repo.run("--np-platform=titanx", "test_again.py").assert_outcomes(passed=1)
+
+
+def test_per_sample_divides_by_the_batch(repo):
+    repo.write("""
+        @pytest.mark.parametrize("batch", [1, 8])
+        def test_share(neuralpower, batch):
+            prediction = neuralpower.predict(small(), image(batch))
+            assert prediction.batch == batch
+
+        @pytest.mark.energy_budget(mj=1e-3, per="sample")
+        def test_small(neuralpower):
+            prediction = neuralpower.predict(small(), image(8))
+            print(f"call={prediction.energy_mj!r}")
+    """)
+    result = repo.run("--np-platform=titanx", "--np-top=1")
+    result.assert_outcomes(passed=2, failed=1)
+    text = result.stdout.str()
+    call = float(re.search(r"call=([\d.e-]+)", text).group(1))
+    sample, unit = re.search(r"predicted  ([\d.]+) (\w+) per sample", text).groups()
+    scale = {"µJ": 1e-3, "mJ": 1.0, "J": 1e3}[unit]
+    assert float(sample) * scale == pytest.approx(call / 8, rel=0.01)
+
+
+def test_markers_on_a_class_and_a_module_guard_every_test_in_them(repo):
+    repo.write("""
+        pytestmark = pytest.mark.runtime_budget(us=1)
+
+        @pytest.mark.energy_budget(uj=1)
+        class TestSmall:
+            def test_both(self, neuralpower):
+                neuralpower.predict(small(), image())
+    """)
+    result = repo.run("--np-platform=titanx")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["energy budget exceeded: *", "*per call, * times*", "runtime budget exceeded: *"]
+    )
+
+
+def test_a_closer_marker_overrides_the_same_limit_of_its_class(repo):
+    repo.write("""
+        @pytest.mark.energy_budget(uj=1)
+        class TestSmall:
+            @pytest.mark.energy_budget(j=1000)
+            def test_loosened(self, neuralpower):
+                neuralpower.predict(small(), image())
+
+            def test_as_its_class(self, neuralpower):
+                neuralpower.predict(small(), image())
+    """)
+    repo.run("--np-platform=titanx").assert_outcomes(passed=1, failed=1)
+
+
+def test_every_prediction_of_a_test_is_held_against_its_budget(repo):
+    repo.write("""
+        @pytest.mark.runtime_budget(ms=1)
+        def test_two(neuralpower):
+            neuralpower.predict(small(), image(1))
+            neuralpower.predict(small(), image(512))
+    """)
+    result = repo.run("--np-platform=titanx")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*one call of 512 samples*"])
+    result.stdout.no_fnmatch_line("*one call of 1 sample:*")
+
+
+def test_a_plain_assert_on_a_prediction_works_without_a_marker(repo):
+    repo.write("""
+        def test_assert(neuralpower):
+            prediction = neuralpower.predict(small(), image())
+            assert 0 < prediction.energy_mj < 1e6
+            assert prediction.power_w == pytest.approx(prediction.energy_mj / prediction.runtime_ms)
+            assert neuralpower.platform.name == "titanx"
+    """)
+    repo.run("--np-platform=titanx").assert_outcomes(passed=1)
+
+
+def test_a_failing_assert_wins_over_the_budget(repo):
+    repo.write("""
+        @pytest.mark.energy_budget(uj=1)
+        def test_wrong(neuralpower):
+            neuralpower.predict(small(), image())
+            assert 1 + 1 == 3
+    """)
+    result = repo.run("--np-platform=titanx")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*assert (1 + 1) == 3*"])
+    result.stdout.no_fnmatch_line("*budget exceeded*")
+
+
+def test_xfail_skip_and_parametrize_behave(repo):
+    repo.write("""
+        @pytest.mark.xfail(strict=True)
+        @pytest.mark.energy_budget(uj=1)
+        def test_known(neuralpower):
+            neuralpower.predict(small(), image())
+
+        @pytest.mark.skip(reason="not today")
+        @pytest.mark.energy_budget(uj=1)
+        def test_skipped(neuralpower):
+            neuralpower.predict(small(), image())
+
+        @pytest.mark.skipif(True, reason="no platform is needed for this")
+        @pytest.mark.energy_budget(wrong=1)
+        def test_skipped_before_its_marker_is_read(neuralpower):
+            pass
+
+        @pytest.mark.parametrize("batch", [
+            1, pytest.param(4, marks=pytest.mark.energy_budget(uj=1))
+        ])
+        def test_batches(neuralpower, batch):
+            neuralpower.predict(small(), image(batch))
+
+        def test_skips_itself(neuralpower):
+            pytest.skip("no model")
+    """)
+    result = repo.run("--np-platform=titanx", "--strict-markers", "-rx")
+    result.assert_outcomes(xfailed=1, skipped=3, passed=1, failed=1)
+
+
+def test_the_exception_can_be_named_in_xfail(repo):
+    repo.write("""
+        from pytest_neuralpower import BudgetExceeded
+
+        @pytest.mark.xfail(raises=BudgetExceeded, strict=True)
+        @pytest.mark.energy_budget(uj=1)
+        def test_known(neuralpower):
+            neuralpower.predict(small(), image())
+    """)
+    repo.run("--np-platform=titanx").assert_outcomes(xfailed=1)
+
+
+def test_a_model_built_on_the_meta_device_is_predicted_the_same(repo):
+    repo.write("""
+        def test_meta(neuralpower):
+            built = neuralpower.build(small)
+            assert next(built.parameters()).is_meta
+            meta, real = neuralpower.predict(built, image()), neuralpower.predict(small(), image())
+            assert meta.layers == real.layers
+    """)
+    repo.run("--np-platform=titanx").assert_outcomes(passed=1)

@@ -1,0 +1,131 @@
+"""What a session shows: the summary, --np-top, --np-strict, JUnit and xdist."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+
+THREE = """
+    @pytest.mark.energy_budget(uj=1)
+    def test_over(neuralpower):
+        neuralpower.predict(small(), image())
+
+    @pytest.mark.energy_budget(j=1000)
+    @pytest.mark.runtime_budget(s=1)
+    def test_within(neuralpower):
+        neuralpower.predict(small(), image())
+
+    def test_no_budget(neuralpower):
+        neuralpower.predict(small(), image())
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+def test_the_summary_has_one_line_for_each_guarded_test(repo, workers):
+    repo.write(THREE + "\n    def test_unguarded(): pass\n")
+    result = repo.run("--np-platform=titanx", *workers)
+    result.assert_outcomes(passed=3, failed=1)
+    lines = [line for line in result.outlines if "titanx" in line and "test_guard.py::" in line]
+    assert [line.split()[0] for line in lines] == ["OVER", "ok", "-"]
+    assert "of 1000 J" in lines[1] or "of 1.00 kJ" in lines[1]
+    assert "of 1.00 s" in lines[1]
+
+
+def test_quiet_leaves_the_summary_out(repo):
+    repo.write(THREE)
+    repo.run("--np-platform=titanx", "-q").stdout.no_fnmatch_line("*neuralpower*ok*")
+
+
+def test_the_summary_is_absent_when_nothing_was_predicted(repo):
+    repo.write("def test_one(): pass")
+    repo.run("--np-platform=titanx").stdout.no_fnmatch_line("*neuralpower)*")
+
+
+def test_top_limits_the_layers_and_says_how_to_see_the_rest(repo):
+    repo.write(THREE)
+    result = repo.run("--np-platform=titanx", "--np-top=2")
+    result.stdout.fnmatch_lines(
+        [
+            "  the 2 dearest of 4 layers:",
+            '  every layer: pytest --np-top=0 "test_guard.py::test_over"',
+        ]
+    )
+    result.stdout.no_fnmatch_line("*max_pool2d*")
+
+
+def test_top_zero_shows_every_layer(repo):
+    repo.write(THREE)
+    result = repo.run("--np-platform=titanx", "--np-top=0")
+    result.stdout.fnmatch_lines(["  all 4 layers:", "*max_pool2d*"])
+    result.stdout.no_fnmatch_line("*every layer:*")
+
+
+UNCOVERED = """
+    import torch
+
+    class Spectrum(torch.nn.Module):
+        def forward(self, x):
+            return torch.fft.fft2(x).abs()
+
+    def test_spectrum(neuralpower):
+        prediction = neuralpower.predict(Spectrum(), image())
+        assert prediction.share("uncovered") > 0.3
+        assert all(layer.energy_mj > 0 for layer in prediction.layers)
+"""
+
+
+def test_an_uncovered_operation_is_listed_flagged_and_never_free(repo):
+    repo.write(UNCOVERED)
+    repo.run("--np-platform=titanx").assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("how", ["option", "ini"])
+def test_strict_fails_on_too_much_uncovered_energy(repo, pytester, how):
+    repo.write(UNCOVERED)
+    if how == "ini":
+        pytester.makeini("[pytest]\nnp_strict = true\n")
+    result = repo.run("--np-platform=titanx", *(["--np-strict"] if how == "option" else []))
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "prediction not trusted: Spectrum on titanx",
+            "  *% is uncovered or fallback or extrapolated; --np-strict allows 5.0%",
+            "*fft_fft2*[[]uncovered*",
+        ]
+    )
+
+
+def test_strict_with_a_wide_limit_passes(repo):
+    repo.write(UNCOVERED)
+    result = repo.run("--np-platform=titanx", "--np-strict", "--np-strict-limit=100")
+    result.assert_outcomes(passed=1)
+
+
+def test_junit_counts_the_failure_and_carries_the_figures(repo, pytester):
+    repo.write(THREE)
+    repo.run("--np-platform=titanx", "--junit-xml=report.xml", "-o", "junit_family=xunit1")
+    suite = ElementTree.parse(pytester.path / "report.xml").getroot().find("testsuite")
+    assert (suite.get("failures"), suite.get("errors"), suite.get("tests")) == ("1", "0", "3")
+    over = suite.find("testcase[@name='test_over']")
+    found = {item.get("name"): item.get("value") for item in over.iter("property")}
+    assert found["neuralpower.platform"] == "titanx"
+    assert float(found["neuralpower.energy_mj"]) > 0
+    assert float(found["neuralpower.energy_budget_per_call"]) == pytest.approx(1e-3)
+    assert over.find("failure").get("message").startswith("pytest_neuralpower") or "budget" in (
+        over.find("failure").text
+    )
+
+
+def test_the_same_session_gives_the_same_figures_twice_and_under_xdist(repo):
+    repo.write(THREE)
+
+    def figures(*args: str) -> list[str]:
+        result = repo.run("--np-platform=titanx", *args)
+        return sorted(
+            line for line in result.outlines if "test_guard.py::" in line and "ms" in line
+        )
+
+    first = figures()
+    assert len(first) == 3
+    assert first == figures() == figures("-n2")
