@@ -1,0 +1,1 @@
+"""Calibration: from measured rows to a platform. Needs the extra ``calibrate``."""

@@ -1,0 +1,174 @@
+"""Fit a platform from measured rows, as a recipe says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from pytest_neuralpower.calibrate.designs import power_makers, runtime_makers
+from pytest_neuralpower.calibrate.network_power import fit_power, judge_networks
+from pytest_neuralpower.calibrate.profile import read_profile
+from pytest_neuralpower.calibrate.public_data import READERS
+from pytest_neuralpower.calibrate.recipe import Recipe, read_recipe
+from pytest_neuralpower.errors import FitError, ProfileError
+from pytest_neuralpower.estimators.base import refuse_bad_rows
+from pytest_neuralpower.estimators.selection import Selection, select
+from pytest_neuralpower.features import Columns, FloatArray, columns, family
+from pytest_neuralpower.platform import Fallback, FamilyModel, Platform, calibrated_ranges
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.calibrate.rows import Row
+
+#: Families that only stream their tensors: what bandwidth they reach prices the fallback.
+_STREAMING: Final = ("activation", "elementwise")
+
+#: Families whose operations count: what rate they reach bounds the fallback.
+_COMPUTING: Final = ("conv", "linear", "matmul")
+
+_SOURCE_FACTS: Final = ("title", "url", "license", "commit", "note")
+
+
+def fit_directory(directory: Path, *, data_root: Path | None = None) -> Platform:
+    """Fit the platform whose recipe is in ``directory``.
+
+    Parameters
+    ----------
+    directory
+        ``calibration/<platform>``, with ``recipe.yaml`` and, where the rows are ours, a profile.
+    data_root
+        Folder of the public tables, where the recipe reads any.
+
+    Raises
+    ------
+    ProfileError
+        The recipe or its rows cannot be read.
+    FitError
+        The rows cannot be fitted.
+    MissingExtraError
+        The extra ``calibrate`` is not installed.
+    """
+    recipe = read_recipe(directory)
+    rows: list[Row] = []
+    for source in recipe.sources:
+        rows += _read_source(recipe, source, data_root)
+    return fit_platform(rows, recipe)
+
+
+def fit_command(directory: Path, out: Path, *, data_root: Path | None = None) -> Platform:
+    """:func:`fit_directory`, then save to ``out``; returns the saved platform."""
+    return fit_directory(directory, data_root=data_root).save(out)
+
+
+def _read_source(recipe: Recipe, source: Any, data_root: Path | None) -> Sequence[Row]:
+    if "profile" in source:
+        return read_profile(recipe.folder / source["profile"]).rows
+    reader = READERS.get(str(source.get("reader")))
+    if reader is None:
+        raise ProfileError(
+            f"recipe of {recipe.name}: unknown reader {source.get('reader')!r}; there are "
+            f"{', '.join(READERS)}"
+        )
+    if data_root is None:
+        raise ProfileError(
+            f"recipe of {recipe.name} reads public tables: say where they are (--data DIR)"
+        )
+    found = reader(data_root / source["path"], source)
+    if not found:
+        raise ProfileError(f"recipe of {recipe.name}: no row of {source['path']} is selected")
+    return found
+
+
+def fit_platform(rows: Iterable[Row], recipe: Recipe) -> Platform:
+    """Fit every family that the rows have, choosing each estimator by held-out shapes.
+
+    Raises
+    ------
+    FitError
+        No rows, or rows of some family that cannot be fitted; the message names the family.
+    """
+    by_family: dict[str, list[Row]] = {}
+    for row in rows:
+        by_family.setdefault(family(row.layer), []).append(row)
+    if not by_family:
+        raise FitError("no measured rows: nothing can be fitted")
+    families: dict[str, FamilyModel] = {}
+    accuracy: dict[str, Any] = {"runtime": {}}
+    tables: dict[str, tuple[Columns, FloatArray]] = {}
+    for name, members in by_family.items():
+        values = columns(name, [row.layer for row in members])
+        runtime = np.array([row.runtime_ms for row in members])
+        lines = [row.line for row in members]
+        try:
+            refuse_bad_rows(values, runtime, lines)
+            chosen = select(
+                runtime_makers(name, recipe.designs.get(name, {}), recipe.hardware),
+                values,
+                runtime,
+                [row.shape_group for row in members],
+                lines=lines,
+            )
+            estimators = {"runtime": chosen.estimator}
+            power = _fit_family_power(name, members, values, runtime, recipe)
+        except FitError as error:
+            raise FitError(f"{recipe.name}, {name}: {error}") from None
+        accuracy["runtime"][name] = chosen.accuracy()
+        if power is not None:
+            estimators["power"] = power.estimator
+            accuracy.setdefault("layer_power", {})[name] = power.accuracy()
+        families[name] = FamilyModel(estimators, calibrated_ranges(name, values))
+        tables[name] = (values, runtime)
+    platform = Platform(
+        name=recipe.name,
+        device=recipe.device,
+        dtype=recipe.dtype,
+        mode=recipe.mode,
+        tiers=recipe.tiers,
+        hardware=recipe.hardware,
+        families=families,
+        fallback=_fallback(tables, recipe),
+        power=None,
+        provenance=_provenance(recipe),
+        accuracy=accuracy,
+    )
+    platform = fit_power(platform, recipe)
+    return judge_networks(platform, recipe)
+
+
+def _fit_family_power(
+    name: str, members: Sequence[Row], values: Columns, runtime: FloatArray, recipe: Recipe
+) -> Selection | None:
+    if any(row.power_w is None for row in members):
+        return None
+    power = np.array([row.power_w for row in members], dtype=np.float64)
+    return select(
+        power_makers(name, recipe.hardware),
+        {**values, "runtime_ms": runtime},
+        power,
+        [row.shape_group for row in members],
+        lines=[row.line for row in members],
+    )
+
+
+def _fallback(tables: dict[str, tuple[Columns, FloatArray]], recipe: Recipe) -> Fallback:
+    """Rates that the measured layers reached in total; the device's ceilings where none did."""
+    moved = [tables[name] for name in _STREAMING if name in tables]
+    computed = [tables[name] for name in _COMPUTING if name in tables]
+    bandwidth, gflops = recipe.hardware["bandwidth_gbs"], recipe.hardware["peak_gflops"]
+    if moved:
+        work = sum(float(values["bytes_moved"].sum()) for values, _ in moved)
+        bandwidth = work / sum(float(time.sum()) for _, time in moved) / 1e6
+    if computed:
+        work = sum(float(values["flops"].sum()) for values, _ in computed)
+        gflops = work / sum(float(time.sum()) for _, time in computed) / 1e6
+    floor = min(float(time.min()) for _, time in tables.values())
+    return Fallback(float(f"{bandwidth:.6g}"), float(f"{gflops:.6g}"), floor)
+
+
+def _provenance(recipe: Recipe) -> dict[str, Any]:
+    sources = [
+        {key: source[key] for key in _SOURCE_FACTS if key in source} for source in recipe.sources
+    ]
+    return {"sources": sources, "notes": list(recipe.notes)}

@@ -1,0 +1,181 @@
+"""NeuralPower's own estimator: polynomials and special terms, chosen by Lasso.
+
+Cai, Juan, Stamoulis, Marculescu, "NeuralPower: Predict and Deploy Energy-Efficient Convolutional
+Neural Networks", ACML 2017, section 3, with the regressors that the authors' published training
+scripts use: runtime of conv and pool of degree 3, of fully connected layers of degree 2; power of
+degree 2 over the sizes and their logarithms.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from itertools import combinations_with_replacement
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+
+import numpy as np
+
+from pytest_neuralpower.estimators.base import Estimator, need_extra
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.features import Columns, FloatArray
+
+#: The authors' predictor never answers less than this, ms.
+FLOOR_MS: Final = 0.105
+
+#: Sizes that the polynomial runs over, under the authors' names, and the columns that hold them.
+SIZES: Final[dict[str, tuple[str, ...]]] = {
+    "conv": ("batch", "oh", "ow", "kw", "cin", "cout", "h"),
+    "linear": ("m", "n", "one", "one", "k"),  # N, Cout, inH, inW, Cin: inH = inW = 1 here
+    "pool": ("batch", "oh", "ow", "channels", "kh", "h"),
+}
+
+#: Degree of the runtime polynomial.
+DEGREE: Final = {"conv": 3, "linear": 2, "pool": 3}
+
+#: Products with a physical meaning, for the families that have any.
+SPECIAL: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
+    "conv": (
+        ("oh", "ow", "cout", "kh", "kw", "cin"),
+        ("batch", "oh", "ow", "cout", "kh", "kw", "cin"),  # multiply-accumulates
+        ("batch", "oh", "ow", "kh", "kw", "cin"),  # unfolded input
+        ("batch", "oh", "ow", "cout"),
+        ("kh", "kw", "cin", "cout"),
+        ("batch", "h", "w", "cin"),
+        ("batch", "w", "cin"),
+        ("batch", "h", "cin"),
+    ),
+    "linear": (("m", "n", "one", "one", "k"),),
+    "pool": (
+        ("batch", "oh", "ow", "channels", "kh", "kw"),
+        ("batch", "oh", "ow", "channels"),
+        ("batch", "h", "w", "channels"),
+    ),
+}
+
+
+def regressors(family: str, quantity: str, columns: Columns) -> dict[str, FloatArray]:
+    """The authors' regressors without the intercept, by name, each of shape ``(rows,)``.
+
+    Parameters
+    ----------
+    family
+        ``conv``, ``linear`` or ``pool``.
+    quantity
+        ``runtime`` or ``power``.
+    columns
+        What :func:`pytest_neuralpower.features.columns` made of the layers.
+
+    Returns
+    -------
+    dict
+        127 of conv, 21 (runtime) and 65 (power) of linear, 86 and 93 of pool.
+    """
+    base = {**columns, "one": np.ones_like(columns["flops"])}
+    # inH and inW of a fully connected layer are two regressors although both are 1.
+    sizes = [(name, base[name]) for name in SIZES[family]]
+    if quantity == "power":
+        sizes += [(f"log2({name})", np.log2(values)) for name, values in sizes]
+    degree = DEGREE[family] if quantity == "runtime" else 2
+    products: dict[str, FloatArray] = {}
+    for order in range(1, degree + 1):
+        for places in combinations_with_replacement(range(len(sizes)), order):
+            label = "*".join(f"{sizes[place][0]}.{place}" for place in places)
+            products[label] = np.prod([sizes[place][1] for place in places], axis=0)
+    if family != "linear" or quantity == "runtime":  # power of a fully connected layer has none
+        for number, names in enumerate(SPECIAL[family], start=1):
+            products[f"special{number}:{'*'.join(names)}"] = np.prod(
+                [base[name] for name in names], axis=0
+            )
+    return products
+
+
+class NeuralPower(Estimator):
+    """The paper's model: Lasso on absolute error, penalty by 10-fold cross-validation.
+
+    Parameters
+    ----------
+    family
+        ``conv``, ``linear`` or ``pool``: the paper models no other layer.
+    quantity
+        ``runtime`` (floored at 0.105 ms as the authors' predictor does) or ``power``.
+
+    Attributes
+    ----------
+    coefficients_
+        Non-zero coefficients by regressor.
+    intercept_
+        ms or W.
+    """
+
+    name: ClassVar[str] = "neuralpower"
+
+    def __init__(self, family: str, quantity: str = "runtime") -> None:
+        if family not in SIZES:
+            raise ValueError(f"neuralpower models {', '.join(SIZES)}, not {family!r}")
+        self.family = family
+        self.quantity = quantity
+        self.coefficients_: dict[str, float] = {}
+        self.intercept_ = 0.0
+
+    def _fit(self, columns: Columns, target: FloatArray) -> None:
+        try:
+            from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415 - only fitting
+            from sklearn.linear_model import LassoCV  # noqa: PLC0415
+            from sklearn.model_selection import KFold  # noqa: PLC0415
+        except ImportError:
+            raise need_extra("scikit-learn") from None
+        terms = regressors(self.family, self.quantity, columns)
+        matrix = np.stack(list(terms.values()), axis=1)
+        mean, spread = matrix.mean(axis=0), matrix.std(axis=0)
+        spread[spread == 0] = 1.0  # a constant regressor gets no coefficient
+        folds = KFold(min(10, len(target)), shuffle=True, random_state=0)
+        # MATLAB's lasso: 100 penalties down to 1e-4 of the largest, regressors standardised.
+        lasso = LassoCV(eps=1e-4, alphas=100, cv=folds, max_iter=2000, tol=1e-3)
+        with warnings.catch_warnings():
+            # The smallest penalties of collinear polynomials never converge fully; they are
+            # compared on held-out folds like the others.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            lasso.fit((matrix - mean) / spread, target)
+        weights = lasso.coef_ / spread
+        self.intercept_ = float(f"{float(lasso.intercept_ - mean @ weights):.10g}")
+        self.coefficients_ = {
+            name: float(f"{float(weight):.10g}")
+            for name, weight in zip(terms, weights, strict=True)
+            if weight != 0
+        }
+
+    def predict(self, columns: Columns) -> FloatArray:
+        terms = regressors(self.family, self.quantity, columns)
+        total = np.full(len(columns["flops"]), self.intercept_)
+        for name, weight in self.coefficients_.items():
+            total += weight * terms[name]
+        return np.maximum(total, FLOOR_MS) if self.quantity == "runtime" else total
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "estimator": self.name,
+            "family": self.family,
+            "quantity": self.quantity,
+            "intercept": self.intercept_,
+            "coefficients": self.coefficients_,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        estimator = cls(str(data["family"]), str(data["quantity"]))
+        estimator.intercept_ = float(data["intercept"])
+        estimator.coefficients_ = {
+            str(name): float(weight) for name, weight in data["coefficients"].items()
+        }
+        known = _names(estimator.family, estimator.quantity)
+        for name in estimator.coefficients_:
+            if name not in known:
+                raise ValueError(f"unknown regressor {name!r}")
+        return estimator
+
+
+def _names(family: str, quantity: str) -> Sequence[str]:
+    one = np.ones(1)
+    needed = {*SIZES[family], *(name for names in SPECIAL[family] for name in names), "flops"}
+    return list(regressors(family, quantity, dict.fromkeys(needed, one)))

@@ -1,0 +1,180 @@
+"""The physical estimator: non-negative rates times what the layer makes the device do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+
+import numpy as np
+
+from pytest_neuralpower.errors import FitError
+from pytest_neuralpower.estimators.base import Estimator, need_extra
+from pytest_neuralpower.estimators.regimes import Regime, assign
+from pytest_neuralpower.estimators.terms import evaluate
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.features import Columns, FloatArray
+
+#: A rate seen in fewer rows than this is noise: its term is dropped from the regime.
+MIN_ACTIVE_ROWS: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """Rates of one regime, and the range of time over roofline that its rows had."""
+
+    rates: dict[str, float]
+    scale: float
+    low: float
+    high: float
+
+
+class Physical(Estimator):
+    """Non-negative least squares on physical terms, weighted 1/y, one fit per regime.
+
+    Relative weights, because the errors that matter are relative; non-negative rates, because
+    more work never takes less time. Relative weights make totals too low: ``rescale`` multiplies
+    the rates so that the rows of a regime sum to what was measured. Predictions stay within the
+    range of time over roofline that the regime's rows showed, so that a term that was never
+    large in calibration cannot blow up elsewhere.
+
+    Parameters
+    ----------
+    regimes
+        In order, the first that holds counts; the last must have no conditions.
+    multiprocessors
+        Tiles that run at once.
+    peak_gflops, bandwidth_gbs
+        The device's ceilings, for the roofline.
+    rescale
+        Make each regime's total right.
+
+    Attributes
+    ----------
+    fitted_
+        Rates (ms per unit of the term), scale and clip per regime.
+    """
+
+    name: ClassVar[str] = "physical"
+
+    def __init__(
+        self,
+        regimes: Sequence[Regime],
+        *,
+        multiprocessors: int = 1,
+        peak_gflops: float,
+        bandwidth_gbs: float,
+        rescale: bool = True,
+    ) -> None:
+        self.regimes = tuple(regimes)
+        self.multiprocessors = multiprocessors
+        self.peak_gflops = peak_gflops
+        self.bandwidth_gbs = bandwidth_gbs
+        self.rescale = rescale
+        self.fitted_: tuple[_Fitted, ...] = ()
+
+    def _fit(self, columns: Columns, target: FloatArray) -> None:
+        chosen = assign(self.regimes, columns)
+        fitted = []
+        for index, regime in enumerate(self.regimes):
+            mask = chosen == index
+            if mask.sum() < MIN_ACTIVE_ROWS:
+                raise FitError(
+                    f"physical: {int(mask.sum())} rows in regime {regime.name!r}, "
+                    f"{MIN_ACTIVE_ROWS} are needed: measure more, or merge the regime"
+                )
+            part = {name: values[mask] for name, values in columns.items()}
+            fitted.append(self._fit_regime(regime, part, target[mask]))
+        self.fitted_ = tuple(fitted)
+
+    def _fit_regime(self, regime: Regime, columns: Columns, target: FloatArray) -> _Fitted:
+        try:
+            from scipy.optimize import nnls  # noqa: PLC0415 - only fitting needs it
+        except ImportError:
+            raise need_extra("SciPy") from None
+        values = [evaluate(term, columns, self.multiprocessors) for term in regime.terms]
+        active = [index for index, each in enumerate(values) if (each > 0).sum() >= MIN_ACTIVE_ROWS]
+        matrix = np.stack([values[index] for index in active], axis=1) / target[:, None]
+        size = np.linalg.norm(matrix, axis=0)
+        rates, _ = nnls(matrix / size, np.ones(len(target)))
+        rates = rates / size
+        predicted = (matrix * target[:, None]) @ rates
+        scale = float(target.sum() / predicted.sum()) if self.rescale else 1.0
+        ratio = target / self._roofline(columns)
+        return _Fitted(
+            {
+                regime.terms[index]: _rounded(rate)
+                for index, rate in zip(active, rates, strict=True)
+                if rate > 0
+            },
+            _rounded(scale),
+            _rounded(float(ratio.min())),
+            _rounded(float(ratio.max())),
+        )
+
+    def _roofline(self, columns: Columns) -> FloatArray:
+        """Ideal time in ms: operations at the peak after bytes at the full bandwidth."""
+        compute = columns["flops"] / (self.peak_gflops * 1e6)
+        return np.asarray(compute + columns["bytes_moved"] / (self.bandwidth_gbs * 1e6))
+
+    def predict(self, columns: Columns) -> FloatArray:
+        chosen = assign(self.regimes, columns)
+        roofline = self._roofline(columns)
+        result = np.zeros(len(roofline))
+        values: dict[str, FloatArray] = {}
+        for index, fitted in enumerate(self.fitted_):
+            mask = chosen == index
+            if not mask.any():
+                continue
+            total = np.zeros(len(roofline))
+            for term, rate in fitted.rates.items():
+                if term not in values:
+                    values[term] = evaluate(term, columns, self.multiprocessors)
+                total += rate * values[term]
+            clipped = np.clip(total * fitted.scale, fitted.low * roofline, fitted.high * roofline)
+            result[mask] = clipped[mask]
+        return result
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "estimator": self.name,
+            "multiprocessors": self.multiprocessors,
+            "peak_gflops": self.peak_gflops,
+            "bandwidth_gbs": self.bandwidth_gbs,
+            "rescale": self.rescale,
+            "regimes": [
+                {
+                    **regime.to_json(),
+                    "rates": fitted.rates,
+                    "scale": fitted.scale,
+                    "time_over_roofline": [fitted.low, fitted.high],
+                }
+                for regime, fitted in zip(self.regimes, self.fitted_, strict=True)
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        estimator = cls(
+            [Regime.from_json(each) for each in data["regimes"]],
+            multiprocessors=int(data["multiprocessors"]),
+            peak_gflops=float(data["peak_gflops"]),
+            bandwidth_gbs=float(data["bandwidth_gbs"]),
+            rescale=bool(data["rescale"]),
+        )
+        estimator.fitted_ = tuple(
+            _Fitted(
+                {str(term): float(rate) for term, rate in each["rates"].items()},
+                float(each["scale"]),
+                float(each["time_over_roofline"][0]),
+                float(each["time_over_roofline"][1]),
+            )
+            for each in data["regimes"]
+        )
+        return estimator
+
+
+def _rounded(value: float) -> float:
+    """Ten digits: what differs beyond is the order in which a library summed."""
+    return float(f"{value:.10g}")

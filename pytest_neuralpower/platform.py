@@ -1,0 +1,334 @@
+"""Platforms: one device, dtype and execution mode, and the estimators that price layers on it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from pytest_neuralpower.errors import PlatformError, TraceError
+from pytest_neuralpower.features import (
+    STAND_INS,
+    Columns,
+    FloatArray,
+    columns,
+    family,
+    range_columns,
+)
+from pytest_neuralpower.layers import Layer, Trace
+from pytest_neuralpower.platform_file import FAMILY_QUANTITIES, read, write
+from pytest_neuralpower.prediction import (
+    EXTRAPOLATED,
+    FALLBACK,
+    UNCOVERED,
+    LayerPrediction,
+    Prediction,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pytest_neuralpower.estimators import Estimator
+
+__all__ = ["Fallback", "FamilyModel", "Platform", "list_platforms", "load_platform"]
+
+_SHIPPED: Final = Path(__file__).parent / "platforms"
+
+_FLOATING: Final = ("float", "bfloat", "complex")
+
+#: Flags of a layer by code: bit 0 uncovered, bit 1 fallback, bit 2 extrapolated.
+_FLAGS: Final = tuple(
+    tuple(name for bit, name in enumerate((UNCOVERED, FALLBACK, EXTRAPOLATED)) if code >> bit & 1)
+    for code in range(8)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyModel:
+    """What is known of one family of layers: its estimators and what they were fitted on.
+
+    Attributes
+    ----------
+    estimators
+        By quantity: ``runtime`` (ms), and ``power`` (W) where rows with power were measured.
+    ranges
+        Smallest and largest calibrated value of each of the family's range columns.
+    """
+
+    estimators: Mapping[str, Estimator]
+    ranges: Mapping[str, tuple[float, float]]
+
+    def outside(self, values: Columns) -> NDArray[np.bool_]:
+        """Rows with any size outside what was calibrated."""
+        mask = np.zeros(len(values["flops"]), dtype=bool)
+        for name, (low, high) in self.ranges.items():
+            mask |= (values[name] < low) | (values[name] > high)
+        return mask
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """Prices a layer by its traffic at the bandwidth that streaming layers achieved, or by its
+    operations at the rate that convolutions achieved where that takes longer.
+
+    ``floor_ms`` is the shortest kernel in the calibration: no layer is predicted below it.
+    """
+
+    bandwidth_gbs: float
+    gflops: float
+    floor_ms: float
+
+    def predict(self, values: Columns) -> FloatArray:
+        memory = values["bytes_moved"] / (self.bandwidth_gbs * 1e6)
+        return np.asarray(np.maximum(memory, values["flops"] / (self.gflops * 1e6)))
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """Calibrated estimators for one device, dtype and execution mode.
+
+    Attributes
+    ----------
+    name
+        What ``--np-platform`` takes.
+    device, dtype, mode
+        The device; the floating dtype its rows were computed in; how layers ran (library,
+        algorithm choice), in words.
+    tiers
+        How ``runtime`` and ``power`` are known: ``measured`` here, ``public`` (measured by
+        others), ``transferred`` from another device, ``datasheet``.
+    hardware
+        Ceilings: ``peak_gflops``, ``bandwidth_gbs``, ``multiprocessors``, ``limit_w``, ...
+    families
+        Estimators and calibrated ranges by family of layers.
+    fallback
+        Prices the families that have no estimator.
+    power
+        Estimator of every layer's power from its columns and ``runtime_ms``; None without one.
+    provenance
+        Sources of the rows, licences, versions, what was left out and why.
+    accuracy
+        Held-out error of every candidate per family; of networks; of power.
+    sha256
+        Hash of all the above; baselines and reports quote it.
+    """
+
+    name: str
+    device: str
+    dtype: str
+    mode: str
+    tiers: Mapping[str, str]
+    hardware: Mapping[str, float]
+    families: Mapping[str, FamilyModel]
+    fallback: Fallback
+    power: Estimator | None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    accuracy: Mapping[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+
+    def predict(self, layers: Trace | Iterable[Layer]) -> Prediction:
+        """Predict every layer and, as their sum, the call.
+
+        Parameters
+        ----------
+        layers
+            A trace (its batch, model, route and notes are copied) or any layers in order.
+
+        Raises
+        ------
+        TraceError
+            There is no layer: a total of 0 would be wrong.
+        """
+        items = layers.layers if isinstance(layers, Trace) else tuple(layers)
+        if not items:
+            raise TraceError("nothing to predict: the trace has no layer")
+        runtime, power, codes, used = self._predict_columns(items)
+        foreign = self._foreign_dtypes(items)
+        if foreign:
+            for index, layer in enumerate(items):
+                if layer.dtype in foreign:
+                    codes[index] |= 4
+        watts: Sequence[float | None]
+        energy: Sequence[float | None]
+        if power is None:
+            watts = energy = [None] * len(items)
+        else:
+            watts, energy = power.tolist(), (power * runtime).tolist()
+        flags = [_FLAGS[code] for code in codes.tolist()]
+        predicted = tuple(map(LayerPrediction, items, runtime.tolist(), watts, energy, used, flags))
+        notes = tuple(
+            f"{count} of {len(items)} layers compute in {dtype}, platform {self.name} was "
+            f"calibrated in {self.dtype}: flagged {EXTRAPOLATED}"
+            for dtype, count in sorted(foreign.items())
+        )
+        if not isinstance(layers, Trace):
+            return Prediction(predicted, self.name, self.sha256, notes=notes)
+        return Prediction(
+            predicted,
+            self.name,
+            self.sha256,
+            batch=layers.batch,
+            model=layers.model,
+            route=layers.route,
+            notes=(*layers.notes, *notes),
+        )
+
+    def _predict_columns(
+        self, items: Sequence[Layer]
+    ) -> tuple[FloatArray, FloatArray | None, NDArray[np.intp], list[str]]:
+        """Runtime, power, flag code and estimator's name of each layer."""
+        members: dict[str, list[int]] = {}
+        for index, layer in enumerate(items):
+            members.setdefault(family(layer), []).append(index)
+        runtime = np.empty(len(items))
+        has_power = self.power is not None or any(
+            "power" in model.estimators for model in self.families.values()
+        )
+        power = np.empty(len(items)) if has_power else None
+        codes = np.zeros(len(items), dtype=np.intp)
+        used = [""] * len(items)
+        for name, where in members.items():
+            values = columns(name, [items[index] for index in where])
+            model = self.families.get(name) or self.families.get(STAND_INS.get(name, ""))
+            if model is None or "runtime" not in model.estimators:
+                estimated = self.fallback.predict(values)
+                label, code = "fallback", np.full(len(where), 1 if name == "uncovered" else 2)
+            else:
+                estimator = model.estimators["runtime"]
+                estimated, label = estimator.predict(values), estimator.name
+                code = np.where(model.outside(values), 4, 0)
+                if name not in self.families:
+                    code[:] = 4
+            estimated = np.maximum(estimated, self.fallback.floor_ms)
+            runtime[where], codes[where] = estimated, code
+            for index in where:
+                used[index] = label
+            if power is not None:
+                watts = model.estimators.get("power", self.power) if model else self.power
+                if watts is None:
+                    power = None
+                else:
+                    power[where] = watts.predict({**values, "runtime_ms": estimated})
+        return runtime, power, codes, used
+
+    def _foreign_dtypes(self, items: Sequence[Layer]) -> dict[str, int]:
+        """Floating dtypes other than the platform's, with the number of layers in each."""
+        found: dict[str, int] = {}
+        for layer in items:
+            if layer.dtype != self.dtype and layer.dtype.startswith(_FLOATING):
+                found[layer.dtype] = found.get(layer.dtype, 0) + 1
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """What ``neuralpower platforms`` lists, in JSON types."""
+        held_out = {
+            name: {
+                "rows": found["rows"],
+                "estimator": found["chosen"],
+                "mape_percent": found["held_out"][found["chosen"]]["mape"],
+            }
+            for name, found in self.accuracy.get("runtime", {}).items()
+        }
+        return {
+            "name": self.name,
+            "device": self.device,
+            "dtype": self.dtype,
+            "mode": self.mode,
+            "tiers": dict(self.tiers),
+            "sources": [source["title"] for source in self.provenance.get("sources", ())],
+            "held_out": held_out,
+            "networks": self.accuracy.get("networks"),
+            "power": self.accuracy.get("power"),
+            "sha256": self.sha256,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The platform as plain data, without its hash."""
+        return {
+            "name": self.name,
+            "device": self.device,
+            "dtype": self.dtype,
+            "mode": self.mode,
+            "tiers": dict(self.tiers),
+            "hardware": dict(self.hardware),
+            "fallback": {
+                "bandwidth_gbs": self.fallback.bandwidth_gbs,
+                "gflops": self.fallback.gflops,
+                "floor_ms": self.fallback.floor_ms,
+            },
+            "families": {
+                name: {
+                    "ranges": {column: list(ends) for column, ends in model.ranges.items()},
+                    **{
+                        quantity: estimator.to_json()
+                        for quantity, estimator in model.estimators.items()
+                    },
+                }
+                for name, model in self.families.items()
+            },
+            "power": self.power.to_json() if self.power else None,
+            "provenance": dict(self.provenance),
+            "accuracy": dict(self.accuracy),
+        }
+
+    def save(self, path: Path | str) -> Platform:
+        """Write the platform file, all of it or nothing; return the platform with its hash."""
+        return _from_content(*write(Path(path), self.to_json()))
+
+
+def list_platforms() -> tuple[str, ...]:
+    """Names of the shipped platforms, sorted."""
+    return tuple(sorted(path.stem for path in _SHIPPED.glob("*.json")))
+
+
+def load_platform(name: str | Path) -> Platform:
+    """Load a shipped platform by name, or any platform file by its path.
+
+    Raises
+    ------
+    PlatformError
+        There is no such platform, or its file is broken; one line says what to do.
+    """
+    path = Path(name)
+    if isinstance(name, str) and not (path.suffix == ".json" or len(path.parts) > 1):
+        path = _SHIPPED / f"{name}.json"
+        if not path.is_file():
+            raise PlatformError(_unknown(name))
+    return _from_content(*read(path))
+
+
+def _unknown(name: str) -> str:
+    shipped = list_platforms()
+    close = difflib.get_close_matches(name, shipped, n=1, cutoff=0.5)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return (
+        f"unknown platform {name!r}{hint}; shipped: {', '.join(shipped)}; "
+        "or give the path of a platform file (.json)"
+    )
+
+
+def _from_content(content: dict[str, Any], sha256: str) -> Platform:
+    """The platform that validated content describes (estimators are already objects)."""
+    families = {
+        name: FamilyModel(
+            {quantity: each[quantity] for quantity in FAMILY_QUANTITIES if quantity in each},
+            {column: (float(low), float(high)) for column, (low, high) in each["ranges"].items()},
+        )
+        for name, each in content["families"].items()
+    }
+    return Platform(
+        **{**content, "families": families, "fallback": Fallback(**content["fallback"])},
+        sha256=sha256,
+    )
+
+
+def calibrated_ranges(family_name: str, values: Columns) -> dict[str, tuple[float, float]]:
+    """Smallest and largest of each range column of a family's calibration rows."""
+    return {
+        name: (float(values[name].min()), float(values[name].max()))
+        for name in range_columns(family_name)
+    }

@@ -1,0 +1,187 @@
+"""The platform file: JSON that is data and never code, checked before anything is used of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+from pytest_neuralpower.errors import PlatformError
+from pytest_neuralpower.estimators import from_json
+
+FORMAT: Final = "pytest-neuralpower platform"
+VERSION: Final = 1
+
+#: Quantities that a family may have an estimator of.
+FAMILY_QUANTITIES: Final = ("runtime", "power")
+
+#: Every field and its type; all are required.
+_FIELDS: Final[dict[str, type | tuple[type, ...]]] = {
+    "name": str,
+    "device": str,
+    "dtype": str,
+    "mode": str,
+    "tiers": dict,
+    "hardware": dict,
+    "fallback": dict,
+    "families": dict,
+    "power": (dict, type(None)),
+    "provenance": dict,
+    "accuracy": dict,
+}
+_FALLBACK: Final = ("bandwidth_gbs", "gflops", "floor_ms")
+
+
+def read(path: Path) -> tuple[dict[str, Any], str]:
+    """Read and check a platform file.
+
+    Returns
+    -------
+    content, sha256
+        The fields, with estimators as objects; the hash, which matches them.
+
+    Raises
+    ------
+    PlatformError
+        The file is absent, not JSON, not a platform, of a later version, edited by hand, or
+        has a field of a wrong type.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise _error(path, "there is no such file", "check the path") from None
+    except IsADirectoryError:
+        raise _error(path, "it is a directory", "give a platform file (.json)") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _error(path, f"it cannot be read ({error})", "check the file") from None
+    try:
+        data = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        where = f"line {error.lineno}: {error.msg}" if isinstance(error, ValueError) else "nested"
+        raise _error(path, f"not JSON, or truncated ({where})", "restore or refit it") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise _error(path, f"not a platform (its format is not {FORMAT!r})", "refit it")
+    _check_version(path, data)
+    claimed = data.pop("sha256", None)
+    if claimed != content_hash(data):
+        raise _error(
+            path,
+            "its content does not match its sha256: it was edited by hand or damaged",
+            "restore it, or change the recipe and refit it",
+        )
+    return _content(path, data), claimed
+
+
+def write(path: Path, content: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Write a platform file atomically; return what :func:`read` would.
+
+    Raises
+    ------
+    PlatformError
+        The content is not a valid platform, or the file cannot be written.
+    """
+    data = json.loads(json.dumps({"format": FORMAT, "version": VERSION, **content}))
+    checked = _content(path, dict(data))
+    sha256 = content_hash(data)
+    text = json.dumps({**data, "sha256": sha256}, indent=1, ensure_ascii=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(name).chmod(0o644)  # mkstemp's file is private
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise _error(path, f"it cannot be written ({error})", "check the folder") from None
+    return checked, sha256
+
+
+def content_hash(data: dict[str, Any]) -> str:
+    """sha256 of the fields in canonical JSON (sorted keys, no spaces), without the hash itself."""
+    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _error(path: Path, what: str, remedy: str) -> PlatformError:
+    return PlatformError(f"platform file {path}: {what}; {remedy}")
+
+
+def _check_version(path: Path, data: dict[str, Any]) -> None:
+    version = data.get("version")
+    if type(version) is not int or version < 1:
+        raise _error(path, f"version {version!r} is not a positive whole number", "refit it")
+    if version > VERSION:
+        raise _error(
+            path,
+            f"version {version}, this release reads up to {VERSION}",
+            "upgrade pytest-neuralpower",
+        )
+
+
+def _content(path: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """The fields alone, checked, with estimators as objects."""
+    content = {key: data[key] for key in data if key not in ("format", "version")}
+    for key, kind in _FIELDS.items():
+        if key not in content:
+            raise _error(path, f"field {key!r} is missing", "refit it")
+        if not isinstance(content[key], kind):
+            wanted = "an object or null" if key == "power" else _JSON_NAMES[kind]  # type: ignore[index]
+            raise _error(path, f"field {key!r} must be {wanted}", "refit it")
+    unknown = sorted(set(content) - set(_FIELDS))
+    if unknown:
+        raise _error(path, f"unknown field {unknown[0]!r}", "refit it")
+    for key in _FALLBACK:
+        value = content["fallback"].get(key)
+        if not _is_number(value) or not math.isfinite(value) or value <= 0:
+            raise _error(path, f"fallback {key} must be a positive number, not {value!r}", "refit")
+    extra = sorted(set(content["fallback"]) - set(_FALLBACK))
+    if extra:
+        raise _error(path, f"unknown field {extra[0]!r} of fallback", "refit it")
+    content["families"] = {
+        name: _family(path, name, each) for name, each in content["families"].items()
+    }
+    if content["power"] is not None:
+        content["power"] = _estimator(path, "power", content["power"])
+    return content
+
+
+_JSON_NAMES: Final = {str: "a string", dict: "an object"}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _family(path: Path, name: str, data: Any) -> dict[str, Any]:
+    if not isinstance(data, dict) or not isinstance(data.get("ranges"), dict):
+        raise _error(path, f"family {name!r} must be an object with ranges", "refit it")
+    for column, ends in data["ranges"].items():
+        if not (isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends))):
+            raise _error(path, f"range {column!r} of family {name!r} must be two numbers", "refit")
+    unknown = sorted(set(data) - {"ranges", *FAMILY_QUANTITIES})
+    if unknown:
+        raise _error(path, f"unknown field {unknown[0]!r} of family {name!r}", "refit it")
+    return {
+        "ranges": data["ranges"],
+        **{
+            quantity: _estimator(path, f"{quantity} of family {name!r}", data[quantity])
+            for quantity in FAMILY_QUANTITIES
+            if quantity in data
+        },
+    }
+
+
+def _estimator(path: Path, where: str, data: Any) -> Any:
+    try:
+        return from_json(data)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise _error(path, f"the estimator of {where} is invalid ({reason})", "refit it") from None

@@ -1,0 +1,61 @@
+"""Predict one call of a model: trace it, then price its layers on a platform."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_neuralpower.platform import Platform, load_platform
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.prediction import Prediction
+
+__all__ = ["predict", "predict_call"]
+
+
+def predict(
+    model: Any, /, *args: Any, platform: Platform | str | Path, **kwargs: Any
+) -> Prediction:
+    """Predict runtime, power and energy of ``model(*args, **kwargs)`` on a platform.
+
+    The model is traced, never run on the device: its weights and its inputs' values do not
+    matter and may live on the meta device.
+
+    Parameters
+    ----------
+    model
+        A ``torch.nn.Module`` or another callable.
+    *args, **kwargs
+        The call's inputs. A model whose own keyword is ``platform`` needs :func:`predict_call`.
+    platform
+        A loaded platform, a shipped platform's name, or the path of a platform file.
+
+    Returns
+    -------
+    Prediction
+        Gross device energy of the one call (mJ), runtime (ms) and mean power (W), per layer and
+        in total.
+
+    Raises
+    ------
+    TraceError
+        The model cannot be traced with these inputs.
+    PlatformError
+        The platform is unknown or its file is broken.
+    """
+    return predict_call(model, args, kwargs, platform=platform)
+
+
+def predict_call(
+    model: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    platform: Platform | str | Path,
+) -> Prediction:
+    """:func:`predict` with the call's inputs given as one sequence and one mapping."""
+    from pytest_neuralpower.tracing import trace  # noqa: PLC0415 - imports torch
+
+    loaded = platform if isinstance(platform, Platform) else load_platform(platform)
+    return loaded.predict(trace(model, *args, **kwargs))
