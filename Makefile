@@ -23,8 +23,14 @@ coverage: $(VENV)/.test
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-platforms: $(VENV)/.test  ## refit every shipped platform whose measured rows are at hand
-	$(BIN)/neuralpower fit calibration
+DATA ?= ../shared/data
+PLATFORMS := $(patsubst calibration/%/recipe.yaml,%,$(wildcard calibration/*/recipe.yaml))
+
+platforms: $(VENV)/.test  ## refit every shipped platform; DATA is the folder of public tables
+	for name in $(PLATFORMS); do \
+	  $(BIN)/neuralpower fit calibration/$$name --data $(DATA) \
+	    --out pytest_neuralpower/platforms/$$name.json || exit; \
+	done
 
 benchmark: $(VENV)/.benchmark  ## tracing and prediction beside their peers, in one run
 	$(BIN)/python tests/benchmarks/trace_speed.py

@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -111,17 +112,49 @@ def predict(
         typer.echo(prediction_text(prediction, top))
 
 
-@app.command(epilog=_example("platforms"))
-def platforms(as_json: Json = False) -> None:
-    """List the shipped platforms with their device, mode, sources and measured accuracy."""
+@app.command(epilog=_example("platforms titanx"))
+def platforms(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME|PATH]", help="show one platform in full")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the shipped platforms with their tier and measured accuracy, or show one in full."""
     from pytest_neuralpower.platform import list_platforms, load_platform  # noqa: PLC0415
-    from pytest_neuralpower.reports.terminal import platforms_text  # noqa: PLC0415
+    from pytest_neuralpower.reports.platforms import platform_text, platforms_text  # noqa: PLC0415
 
-    loaded = [load_platform(name) for name in list_platforms()]
-    if as_json:
-        _print_json([platform.summary() for platform in loaded])
-    else:
-        typer.echo(platforms_text([platform.summary() for platform in loaded]))
+    if name is not None:
+        summary = load_platform(name).summary()
+        _print_json(summary) if as_json else typer.echo(platform_text(summary))
+        return
+    summaries = [load_platform(shipped).summary() for shipped in list_platforms()]
+    _print_json(summaries) if as_json else typer.echo(platforms_text(summaries))
+
+
+@app.command(epilog=_example("fit calibration/mydevice --out mydevice.json"))
+def fit(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIRECTORY", help="folder with recipe.yaml and measured rows")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="platform file to write [NAME.json]")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="NEURALPOWER_DATA", metavar="DIR", help="folder of public tables, if it uses any"
+        ),
+    ] = None,
+) -> None:
+    """Fit a platform from measured rows: choose each estimator by held-out configurations."""
+    from pytest_neuralpower.calibrate.fit import fit_directory  # noqa: PLC0415 - imports numpy
+    from pytest_neuralpower.reports.platforms import platforms_text  # noqa: PLC0415
+
+    fitted = fit_directory(directory, data_root=data)
+    path = out or Path(f"{fitted.name}.json")
+    saved = fitted.save(path)
+    typer.echo(platforms_text([saved.summary()]))
+    typer.echo(f"wrote {path}: use it with pytest --np-platform={path}")
 
 
 def _trace(target: str, inputs: list[str], arguments: list[str] | None) -> Trace:

@@ -75,9 +75,9 @@ class NeuralPower:
         TraceError
             If the model cannot be traced with these inputs.
         """
-        from pytest_neuralpower.predictor import predict  # noqa: PLC0415 - imports torch
+        from pytest_neuralpower.predictor import predict_call  # noqa: PLC0415 - imports torch
 
-        prediction = predict(model, args, kwargs, platform=self.platform)
+        prediction = predict_call(model, args, kwargs, platform=self.platform)
         self._guard.predictions.append(prediction)
         return prediction
 

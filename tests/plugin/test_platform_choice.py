@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
-from pytest_neuralpower.platform import find_platform
+import pytest_neuralpower
+
+SHIPPED = Path(pytest_neuralpower.__file__).parent / "platforms"
+
 
 ONE = """
     @pytest.mark.energy_budget(j=1000)
@@ -35,7 +39,7 @@ def test_naming_a_platform_twice_runs_it_once(repo):
 
 
 def test_a_platform_file_is_taken_by_its_path(repo, pytester):
-    shutil.copy(find_platform("titanx"), pytester.path / "mine.json")
+    shutil.copy(SHIPPED / "titanx.json", pytester.path / "mine.json")
     repo.write(ONE)
     repo.run("--np-platform=./mine.json").assert_outcomes(passed=1)
 
