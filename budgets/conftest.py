@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.session import NeuralPower
 
 sys.path.insert(0, str(Path(__file__).parent))
-from networks import PAPER_TABLE, meta_call  # noqa: E402
+from networks import PAPER_TABLE, meta_call
 
 HEADERS = (
     "network", "batch", "platform", "runtime ms", "measured", "off", "energy J", "measured", "off",
