@@ -1,0 +1,285 @@
+"""Operations without a rule: torch's meta kernel answers, or the real kernel on zeros."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from pytest_neuralpower.tracing.signals import NeedsForward, ShapeMismatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pytest_neuralpower.tracing.recorder import Recorder
+
+__all__ = ["answer", "describe", "is_plain", "list_uncovered", "name_of", "named_errors"]
+
+#: Zeros are not made beyond this many elements: torch's error then comes from its meta kernel.
+_ZEROS = 50_000_000
+
+#: Results by function and operands: shapes, dtypes and strides of the answer, and by whom.
+_memo: dict[Any, Any] = {}
+_REMEMBERED = 4096
+
+
+def name_of(func: Any) -> str:
+    """``torch.Tensor.relu_`` is ``relu``, ``torch.ops.ns.op.default`` is ``op``."""
+    overload = getattr(func, "_schema", None)
+    name = overload.name if overload is not None else getattr(func, "__name__", None)
+    if name is None:
+        name = str(func)
+    return str(name).rpartition("::")[2].rpartition(".")[2].strip("_") or "operation"
+
+
+def is_plain(func: Any) -> bool:
+    """Attribute access that no table names: getters and setters of properties."""
+    return getattr(func, "__name__", "") in ("__get__", "__set__", "__delete__")
+
+
+def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
+    """Apply to every tensor in nested containers; named tuples keep their type."""
+    if isinstance(value, Tensor):
+        return change(value)
+    kind = type(value)
+    if kind in (tuple, list):
+        return kind([map_tensors(change, item) for item in value])
+    if kind is dict:
+        return {key: map_tensors(change, item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        items = [map_tensors(change, item) for item in value]
+        return kind(*items) if hasattr(kind, "_fields") else kind(items)
+    return value
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every tensor in nested containers."""
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(keep, value)
+    return found
+
+
+def describe(args: Any, kwargs: Any) -> str:
+    """Shapes of the tensors among arguments, for a message."""
+    shapes = [
+        f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+        for tensor in tensors_in((args, kwargs))
+    ]
+    return ", ".join(shapes) or "no tensor"
+
+
+@contextmanager
+def named_errors(recorder: Recorder, op: str, args: Any, kwargs: Any) -> Iterator[None]:
+    """Torch's refusal, with the operation and its shapes."""
+    try:
+        yield
+    except ShapeMismatch:
+        raise
+    except NotImplementedError as error:
+        raise NeedsForward(f"{op} has no kernel for tensors without data ({error})") from error
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise mismatch(op, args, kwargs, error) from error
+
+
+def mismatch(op: str, args: Any, kwargs: Any, error: Exception) -> ShapeMismatch:
+    first = str(error).strip().partition("\n")[0]
+    return ShapeMismatch(f"{op} cannot take {describe(args, kwargs)}: {first}")
+
+
+def list_uncovered(recorder: Recorder, op: str, args: Any, kwargs: Any, result: Any) -> None:
+    """List an operation without a formula with its real tensors."""
+    outputs = tensors_in(result)
+    if not outputs:
+        return
+    recorder.record("uncovered", op, tensors_in((args, kwargs)), outputs)
+
+
+def answer(recorder: Recorder, func: Any, op: str, args: Any, kwargs: Any) -> Any:
+    """Result of an operation without a rule, and its layer, by the first way that works.
+
+    Raises
+    ------
+    NeedsForward
+        The shape of the result depends on values.
+    ShapeMismatch
+        Torch refuses the operands.
+    """
+    if _is_dynamic(func):
+        raise NeedsForward(f"the shape of {op} depends on values")
+    key = _key(func, args, kwargs)
+    remembered = _memo.get(key) if key is not None else None
+    if remembered is None:
+        remembered = _ask(func, op, args, kwargs)
+        if key is not None:
+            if len(_memo) >= _REMEMBERED:
+                _memo.clear()
+            _memo[key] = remembered
+    how, outline, is_view = remembered
+    result = _rebuild(outline, args)
+    if not is_view:
+        recorder.fallbacks[f"{op}: {how}"] = None
+        list_uncovered(recorder, op, args, kwargs, result)
+    return result
+
+
+class _Outline:
+    """Shape, strides and dtype of one result."""
+
+    __slots__ = ("dtype", "shape", "strides")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.shape, self.dtype = tuple(tensor.shape), tensor.dtype
+        self.strides = tensor.stride()
+
+
+class _Argument:
+    """The result is one of the arguments: an operation in place."""
+
+    __slots__ = ("position",)
+
+    def __init__(self, position: int) -> None:
+        self.position = position
+
+
+def _rebuild(outline: Any, args: Any) -> Any:
+    from pytest_neuralpower.tracing.recorder import Recorder
+
+    if isinstance(outline, _Outline):
+        return Recorder.new(outline.shape, outline.dtype, outline.strides)
+    if isinstance(outline, _Argument):
+        return args[outline.position]
+    if isinstance(outline, (tuple, list)):
+        items = [_rebuild(item, args) for item in outline]
+        if type(outline) in (tuple, list):
+            return type(outline)(items)
+        return type(outline)(items)
+    return outline
+
+
+def _key(func: Any, args: Any, kwargs: Any) -> Any:
+    """What decides the answer; ``None`` if something is not hashable."""
+
+    def freeze(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            # A real tensor may decide by its values.
+            if not value.is_meta and type(value) is not Parameter:
+                raise TypeError
+            return (Tensor, value.shape, value.stride(), value.dtype)
+        if isinstance(value, (tuple, list)):
+            return (type(value), tuple(map(freeze, value)))
+        return (type(value), value)
+
+    try:
+        key = (func, freeze(args), tuple((name, freeze(kwargs[name])) for name in sorted(kwargs)))
+        hash(key)
+    except (TypeError, RuntimeError, NotImplementedError):
+        return None
+    return key
+
+
+def _ask(func: Any, op: str, args: Any, kwargs: Any) -> tuple[str, Any, bool]:
+    """How it was answered, the outline of the result, whether it is a view of an argument."""
+    kwargs = {name: value for name, value in kwargs.items() if name != "device"}
+    # In place, the copies are changed and not the model's own tensors.
+    stand_ins: dict[int, Tensor] = {}
+
+    def to_meta(tensor: Tensor) -> Tensor:
+        return _stand_in(stand_ins, tensor, _empty_meta)
+
+    meta_args, meta_kwargs = map_tensors(to_meta, args), map_tensors(to_meta, kwargs)
+    how = "torch's meta kernel"
+    try:
+        result = func(*meta_args, **meta_kwargs)
+        operands = meta_args
+    except Exception as meta_error:
+        operands, result = _on_zeros(func, op, args, kwargs, meta_error)
+        how = "the real kernel on zeros"
+    positions = {id(operand): place for place, operand in enumerate(operands)}
+    views = []
+
+    def outline(tensor: Tensor) -> Any:
+        if id(tensor) in positions:
+            return _Argument(positions[id(tensor)])
+        views.append(tensor._base is not None)
+        return _Outline(tensor)
+
+    outlined = map_outline(outline, result)
+    return how, outlined, bool(views) and all(views)
+
+
+def map_outline(change: Callable[[Tensor], Any], value: Any) -> Any:
+    """As :func:`map_tensors`, for the results of torch's functions (structseqs included)."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, list):
+        return [map_outline(change, item) for item in value]
+    if isinstance(value, tuple):
+        items = [map_outline(change, item) for item in value]
+        return tuple(items) if type(value) is tuple else type(value)(items)
+    return value
+
+
+def _on_zeros(
+    func: Any, op: str, args: Any, kwargs: Any, meta_error: Exception
+) -> tuple[Any, Any]:
+    tensors = tensors_in((args, kwargs))
+    message = str(meta_error).partition("\n")[0]
+    if "item() cannot be called" in message or "data-dependent" in message.lower():
+        raise NeedsForward(f"{op} depends on values ({message})") from None
+    if sum(tensor.numel() for tensor in tensors) > _ZEROS:
+        raise mismatch(op, args, kwargs, meta_error) from meta_error
+    stand_ins: dict[int, Tensor] = {}
+
+    def to_zeros(tensor: Tensor) -> Tensor:
+        return _stand_in(stand_ins, tensor, _zeros)
+
+    real_args, real_kwargs = map_tensors(to_zeros, args), map_tensors(to_zeros, kwargs)
+    try:
+        return real_args, func(*real_args, **real_kwargs)
+    except NotImplementedError as error:
+        raise NeedsForward(f"{op} has no kernel that takes these tensors ({error})") from error
+    except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
+        raise mismatch(op, args, kwargs, error) from error
+
+
+def _stand_in(
+    made: dict[int, Tensor], tensor: Tensor, make: Callable[[Tensor], Tensor]
+) -> Tensor:
+    found = made.get(id(tensor))
+    if found is None:
+        found = made[id(tensor)] = make(tensor)
+    return found
+
+
+def _empty_meta(tensor: Tensor) -> Tensor:
+    # An index or a length of a few numbers keeps its values: meta kernels read them.
+    if not tensor.is_meta and not tensor.dtype.is_floating_point and tensor.ndim == 0:
+        return tensor
+    return torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
+    )
+
+
+def _zeros(tensor: Tensor) -> Tensor:
+    if tensor.is_meta or type(tensor) is Parameter:
+        zeros = torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu"
+        )
+        return zeros.zero_()
+    return tensor.clone()
+
+
+def _is_dynamic(func: Any) -> bool:
+    """Custom operations may say that their result's shape depends on values."""
+    tags = getattr(func, "tags", ())
+    return any(
+        tag in tags for tag in (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
+    )

@@ -1,0 +1,114 @@
+"""Which module runs: paths as in ``named_modules``, kept while ``Module.__call__`` is watched."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch.nn import Module
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["ModulePaths", "watched_calls"]
+
+#: More names than this of one module are not followed: a structure that shares at every level
+#: has exponentially many.
+_MOST_NAMES = 1024
+
+_lock = threading.RLock()
+
+
+class ModulePaths:
+    """Names of a model's modules.
+
+    Attributes
+    ----------
+    modules
+        Every module once, in ``named_modules`` order.
+    """
+
+    def __init__(self, model: Module) -> None:
+        self.modules: list[Module] = []
+        self._names: dict[int, str | list[str]] = {}
+        self._calls: dict[tuple[int, str], int] = {}
+        self._visit(model, "", ())
+
+    def _visit(self, module: Module, name: str, above: tuple[int, ...]) -> None:
+        key = id(module)
+        known = self._names.get(key)
+        if known is None:
+            self._names[key] = name
+            self.modules.append(module)
+        elif isinstance(known, str):
+            self._names[key] = [known, name]
+        elif len(known) < _MOST_NAMES:
+            known.append(name)
+        else:
+            return
+        children = module._modules
+        if not children:
+            return
+        if key in above:  # a module that holds itself
+            return
+        above = (*above, key)
+        prefix = f"{name}." if name else ""
+        for child_name, child in children.items():
+            if child is not None:
+                # A compiled module wraps the original, whose name is the one users know.
+                path = name if child_name == "_orig_mod" else prefix + child_name
+                self._visit(child, path, above)
+
+    def of(self, module: Module, caller: str) -> str:
+        """Path of a module called from the module at path ``caller``.
+
+        A module with several names answers to those nearest to its caller, one after the other
+        on successive calls.
+        """
+        name = self._names.get(id(module))
+        if type(name) is str:
+            return name
+        if name is None:
+            return self._made_inside(module, caller)
+        near = list(name)
+        scope = caller
+        while True:
+            inside = [one for one in near if not scope or one.startswith(f"{scope}.")]
+            if inside:
+                near = inside
+                break
+            scope = scope.rpartition(".")[0]
+        call = self._calls.get((id(module), scope), 0)
+        self._calls[id(module), scope] = call + 1
+        return near[call % len(near)]
+
+    @staticmethod
+    def _made_inside(module: Module, caller: str) -> str:
+        """A module that is not part of the model: made or held elsewhere."""
+        name = type(module).__name__
+        return f"{caller}.{name}" if caller else name
+
+
+@contextmanager
+def watched_calls(handle: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """Route this thread's module calls through ``handle(original, module, args, kwargs)``.
+
+    ``Module.__call__`` is one class attribute for all; patching the method it calls instead of
+    itself spares the interpreter the update of every subclass's slots (0.1 ms for 500 classes).
+    """
+    name = "_call_impl" if hasattr(Module, "_call_impl") else "__call__"
+    owner = threading.get_ident()
+    with _lock:
+        original = getattr(Module, name)
+
+        def call(module: Module, *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != owner:
+                return original(module, *args, **kwargs)
+            return handle(original, module, args, kwargs)
+
+        setattr(Module, name, call)
+        try:
+            yield original
+        finally:
+            setattr(Module, name, original)

@@ -1,0 +1,180 @@
+"""The recorder: collects layers while a model runs, and makes the tensors that flow in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from pytest_neuralpower.layers import Layer, Params, ParamValue, TensorSpec
+from pytest_neuralpower.tracing.strides import contiguous_strides, dense_like
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["META", "Recorder", "dtype_name"]
+
+META = torch.device("meta")
+
+_new: Callable[..., Tensor] = torch.empty_strided
+
+_DTYPE_NAMES: dict[torch.dtype, str] = {}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Torch's name without its prefix: ``float32``."""
+    name = _DTYPE_NAMES.get(dtype)
+    if name is None:
+        name = _DTYPE_NAMES[dtype] = str(dtype).removeprefix("torch.")
+    return name
+
+
+class Recorder:
+    """Layers in execution order, and what happened on the way.
+
+    Attributes
+    ----------
+    layers
+        What ran so far.
+    path
+        Dotted path of the module that is running.
+    seen
+        Identities of the parameters that an operation was given.
+    fallbacks, notes
+        See :class:`pytest_neuralpower.layers.Trace`; dictionaries keep order and drop repeats.
+    home
+        Device type on which the model would run: decides autocast's lists.
+    """
+
+    __slots__ = ("_specs", "fallbacks", "home", "layers", "notes", "path", "seen")
+
+    def __init__(self, home: str = "cpu") -> None:
+        self.layers: list[Layer] = []
+        self.path = ""
+        self.seen: set[int] = set()
+        self.fallbacks: dict[str, None] = {}
+        self.notes: dict[str, None] = {}
+        self.home = home
+        self._specs: dict[tuple[Any, torch.dtype], TensorSpec] = {}
+
+    def spec(self, tensor: Tensor) -> TensorSpec:
+        key = (tensor.shape, tensor.dtype)
+        found = self._specs.get(key)
+        if found is None:
+            found = self._specs[key] = TensorSpec(tuple(tensor.shape), dtype_name(tensor.dtype))
+        return found
+
+    def add(
+        self,
+        kind: str,
+        op: str,
+        inputs: Iterable[TensorSpec],
+        weights: Iterable[TensorSpec],
+        outputs: Iterable[TensorSpec],
+        params: Params = (),
+        dtype: str | None = None,
+    ) -> None:
+        """List one layer from finished specs; ``dtype`` defaults to the first output's."""
+        outputs = tuple(outputs)
+        inputs = tuple(inputs)
+        if dtype is None:
+            dtype = (outputs or inputs or (TensorSpec((), "float32"),))[0].dtype
+        self.layers.append(
+            Layer(kind, op, self.path, inputs, tuple(weights), outputs, dtype, params)
+        )
+
+    def record(
+        self,
+        kind: str,
+        op: str,
+        tensors: Sequence[Any],
+        outputs: Sequence[Tensor],
+        dtype: str | None = None,
+        **params: ParamValue,
+    ) -> None:
+        """List one layer; parameters among ``tensors`` become its weights."""
+        inputs = []
+        weights = []
+        for tensor in tensors:
+            if type(tensor) is Parameter:
+                self.seen.add(id(tensor))
+                weights.append(self.spec(tensor))
+            elif isinstance(tensor, Tensor):
+                inputs.append(self.spec(tensor))
+        self.add(
+            kind,
+            op,
+            inputs,
+            weights,
+            [self.spec(output) for output in outputs],
+            tuple(sorted(params.items())) if params else (),
+            dtype,
+        )
+
+    def weight_specs(self, *weights: Tensor | None) -> tuple[TensorSpec, ...]:
+        """Specs of the weights that are there; marks them as read."""
+        specs = []
+        for weight in weights:
+            if weight is not None:
+                self.seen.add(id(weight))
+                specs.append(self.spec(weight))
+        return tuple(specs)
+
+    def note_seen(self, *tensors: Tensor) -> None:
+        """Mark parameters that a rule lists as inputs."""
+        for tensor in tensors:
+            if type(tensor) is Parameter:
+                self.seen.add(id(tensor))
+
+    def same_dtype(self, left: torch.dtype, right: torch.dtype) -> bool:
+        """Whether a product accepts operands of these dtypes: equal, or cast by autocast."""
+        return left == right or (
+            _any_autocast() and self.autocast(left) == self.autocast(right)
+        )
+
+    @staticmethod
+    def new(shape: Any, dtype: torch.dtype, strides: Any = None) -> Tensor:
+        """A tensor without data; contiguous unless strides are given."""
+        return _new(
+            shape,
+            contiguous_strides(shape) if strides is None else strides,
+            dtype=dtype,
+            device=META,
+        )
+
+    @staticmethod
+    def like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """As ``empty_like``: strides are preserved where they are dense."""
+        shape = tensor.shape
+        return _new(
+            shape, dense_like(shape, tensor.stride()), dtype=dtype or tensor.dtype, device=META
+        )
+
+    def autocast(self, dtype: torch.dtype) -> torch.dtype:
+        """Dtype of an operation on autocast's low-precision list."""
+        if _any_autocast() and dtype.is_floating_point and torch.is_autocast_enabled(self.home):
+            # float64 is never cast
+            return dtype if dtype is torch.float64 else torch.get_autocast_dtype(self.home)
+        return dtype
+
+    def autocast_up(self, dtype: torch.dtype) -> torch.dtype:
+        """Dtype of an operation that autocast runs in float32 on CUDA but not on the CPU."""
+        if (
+            _any_autocast()
+            and self.home == "cuda"
+            and dtype in (torch.float16, torch.bfloat16)
+            and torch.is_autocast_enabled("cuda")
+        ):
+            return torch.float32
+        return dtype
+
+
+def _assume_autocast() -> bool:
+    return True
+
+
+#: Private, and only a shortcut: without it every cast asks for its device's autocast.
+_any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", _assume_autocast)

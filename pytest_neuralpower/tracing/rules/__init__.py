@@ -1,0 +1,44 @@
+"""Shape rules: one table from torch's functions to what they cost, filled by the modules here."""
+
+from __future__ import annotations
+
+from pytest_neuralpower.tracing.rules import (
+    attention,
+    attributes,
+    conv,
+    elementwise,
+    embedding,
+    factories,
+    indexing,
+    linear,
+    losses,
+    matmul,
+    memory,
+    norm,
+    pooling,
+    reduction,
+    rnn,
+    views,
+)
+from pytest_neuralpower.tracing.rules.table import TABLE, Entry
+
+__all__ = [
+    "TABLE",
+    "Entry",
+    "attention",
+    "attributes",
+    "conv",
+    "elementwise",
+    "embedding",
+    "factories",
+    "indexing",
+    "linear",
+    "losses",
+    "matmul",
+    "memory",
+    "norm",
+    "pooling",
+    "reduction",
+    "rnn",
+    "views",
+]

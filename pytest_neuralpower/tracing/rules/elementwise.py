@@ -1,0 +1,348 @@
+"""Pointwise operations and activations: broadcasting, type promotion, the operands' layout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from pytest_neuralpower.layers import TensorSpec
+from pytest_neuralpower.tracing.recorder import dtype_name
+from pytest_neuralpower.tracing.strides import elementwise_layout
+from pytest_neuralpower.tracing.rules.table import Entry, enter, method, rule
+from pytest_neuralpower.tracing.signals import NoRule
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.tracing.recorder import Recorder
+    from pytest_neuralpower.tracing.rules.table import Rule
+
+__all__ = ["activation", "pointwise", "unary"]
+
+#: Keep the dtype; an integer input is torch's error (a fallback then says so).
+_ACTIVATIONS: Final = (
+    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish",
+    "hardsigmoid", "hardtanh", "softplus", "softsign", "tanhshrink", "hardshrink", "softshrink",
+    "threshold", "rrelu", "logsigmoid",
+)  # fmt: skip
+
+#: Activations that are plain mathematics too: integers become floats.
+_FLOAT_ACTIVATIONS: Final = ("sigmoid", "tanh", "log_sigmoid", "expit")
+
+#: Integers become floats.
+_FLOAT_UNARY: Final = (
+    "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "sin", "cos", "tan",
+    "asin", "acos", "atan", "arcsin", "arccos", "arctan", "sinh", "cosh", "asinh", "acosh",
+    "atanh", "erf", "erfc", "erfinv", "reciprocal", "lgamma", "digamma", "deg2rad", "rad2deg",
+    "sinc", "i0", "logit",
+)  # fmt: skip
+
+#: Keep the dtype.
+_SAME_UNARY: Final = (
+    "neg", "negative", "__neg__", "abs", "absolute", "__abs__", "floor", "ceil", "round", "trunc",
+    "fix", "frac", "sign", "sgn", "square", "clamp_min", "clamp_max", "nan_to_num", "positive",
+    "__pos__", "bitwise_not", "__invert__",
+)  # fmt: skip
+
+_BOOLEAN_UNARY: Final = (
+    "isnan", "isinf", "isfinite", "isposinf", "isneginf", "logical_not", "signbit",
+)  # fmt: skip
+
+#: Two operands, promoted together.
+_BINARY: Final = (
+    "add", "sub", "subtract", "mul", "multiply", "rsub", "maximum", "minimum", "fmax", "fmin",
+    "remainder", "fmod", "floor_divide", "bitwise_and", "bitwise_or", "bitwise_xor", "copysign",
+    "bitwise_left_shift", "bitwise_right_shift", "pow", "prelu", "lerp", "addcmul", "addcdiv",
+    "heaviside", "gcd", "lcm", "hypot",
+    "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__pow__", "__rpow__",
+    "__mod__", "__rmod__", "__floordiv__", "__rfloordiv__", "__and__", "__rand__", "__or__",
+    "__ror__", "__xor__", "__rxor__", "__lshift__", "__rshift__",
+)  # fmt: skip
+
+#: Two operands; integers become floats.
+_FLOAT_BINARY: Final = (
+    "div", "divide", "true_divide", "__truediv__", "__rtruediv__", "__div__", "__rdiv__", "atan2",
+    "arctan2", "logaddexp", "logaddexp2", "xlogy",
+)  # fmt: skip
+
+_COMPARISONS: Final = (
+    "eq", "ne", "not_equal", "lt", "less", "le", "less_equal", "gt", "greater", "ge",
+    "greater_equal", "logical_and", "logical_or", "logical_xor", "isclose",
+    "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__",
+)  # fmt: skip
+
+#: What the operators are called when spelled out.
+_SPELLED: Final = {
+    "radd": "add", "rsub": "sub", "rmul": "mul", "truediv": "div", "rtruediv": "div",
+    "true_divide": "div", "divide": "div", "rdiv": "div", "rpow": "pow", "mod": "remainder",
+    "rmod": "remainder", "floordiv": "floor_divide", "rfloordiv": "floor_divide",
+    "and": "bitwise_and", "rand": "bitwise_and", "or": "bitwise_or", "ror": "bitwise_or",
+    "xor": "bitwise_xor", "rxor": "bitwise_xor", "lshift": "bitwise_left_shift",
+    "rshift": "bitwise_right_shift", "invert": "bitwise_not", "negative": "neg", "pos": "positive",
+    "absolute": "abs", "multiply": "mul", "subtract": "sub", "iadd": "add", "isub": "sub",
+    "imul": "mul", "itruediv": "div", "idiv": "div", "ipow": "pow", "imod": "remainder",
+    "ifloordiv": "floor_divide", "iand": "bitwise_and", "ior": "bitwise_or",
+    "ixor": "bitwise_xor", "ilshift": "bitwise_left_shift", "irshift": "bitwise_right_shift",
+    "not_equal": "ne", "less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge",
+    "expit": "sigmoid", "log_sigmoid": "logsigmoid",
+}  # fmt: skip
+
+
+def _spell(name: str) -> str:
+    bare = name.strip("_")
+    return _SPELLED.get(bare, bare)
+
+
+def unary(
+    recorder: Recorder, kind: str, op: str, input: Tensor, dtype: torch.dtype, inplace: bool
+) -> Tensor:
+    """One input, one output of its shape."""
+    if inplace:
+        output = input
+    else:
+        output = recorder.like(input, dtype)
+    if type(input) is Parameter:
+        recorder.record(kind, op, (input,), (output,))
+        return output
+    spec = recorder.spec(input)
+    result = spec if dtype is input.dtype else TensorSpec(spec.shape, dtype_name(dtype))
+    recorder.add(kind, op, (spec,), (), (result,))
+    return output
+
+
+def activation(recorder: Recorder, op: str, input: Tensor, inplace: bool = False) -> Tensor:
+    """An activation of a floating tensor."""
+    if not input.dtype.is_floating_point:
+        raise NoRule
+    return unary(recorder, "activation", op, input, input.dtype, inplace)
+
+
+def pointwise(
+    recorder: Recorder,
+    op: str,
+    operands: tuple[Any, ...],
+    inplace: bool = False,
+    dtype: torch.dtype | None = None,
+    to_float: bool = False,
+    kind: str = "elementwise",
+) -> Tensor:
+    """Several operands, tensors or numbers, broadcast against each other."""
+    first = operands[0]
+    tensors = [operand for operand in operands if isinstance(operand, Tensor)]
+    if dtype is None:
+        dtype = tensors[0].dtype
+        if len(operands) > 1 and any(
+            not isinstance(operand, Tensor) or operand.dtype != dtype for operand in operands
+        ):
+            dtype = _promote(operands)
+        if to_float and not (dtype.is_floating_point or dtype.is_complex):
+            dtype = torch.get_default_dtype()
+    if len(tensors) == 1 and not inplace:
+        output = recorder.like(tensors[0], dtype)
+    else:
+        shape, strides = elementwise_layout(
+            tuple([(tensor.shape, tensor.stride()) for tensor in tensors])
+        )
+        if inplace:
+            if shape != first.shape:
+                raise NoRule
+            output = first
+        else:
+            output = recorder.new(shape, dtype, strides)
+    recorder.record(kind, op, tensors, (output,))
+    return output
+
+
+def _promote(operands: tuple[Any, ...]) -> torch.dtype:
+    if len(operands) == 2:
+        return torch.result_type(*operands)
+    # Three operands promote by category: dimensioned tensors, then 0-d ones, then numbers.
+    ranked = sorted(
+        operands, key=lambda operand: -operand.ndim if isinstance(operand, Tensor) else 1
+    )
+    dtype = torch.result_type(ranked[0], ranked[1])
+    for operand in ranked[2:]:
+        if isinstance(operand, Tensor):
+            dtype = torch.promote_types(dtype, operand.dtype) if operand.ndim else dtype
+    return dtype
+
+
+def _register_unary(name: str, kind: str, dtype_rule: str) -> None:
+    op = _spell(name)
+
+    def forward(
+        recorder: Recorder, input: Tensor, *args: Any, inplace: bool = False, **kwargs: Any
+    ) -> Tensor:
+        dtype = input.dtype
+        if dtype_rule == "activation":
+            if not dtype.is_floating_point:
+                raise NoRule
+        elif dtype_rule == "float":
+            if not (dtype.is_floating_point or dtype.is_complex):
+                dtype = torch.get_default_dtype()
+        elif dtype_rule == "bool":
+            dtype = torch.bool
+        elif dtype is torch.bool or dtype.is_complex:
+            raise NoRule  # refused, or (abs of complex) of another dtype
+        if kwargs.get("out") is not None or any(isinstance(arg, Tensor) for arg in args):
+            raise NoRule
+        return unary(recorder, kind, op, input, dtype, inplace)
+
+    _enter_with_inplace(name, op, forward)
+
+
+def _enter_with_inplace(name: str, op: str, forward: Rule) -> None:
+    enter(Entry("rule", op, forward), name)
+    if name.startswith("__"):
+        return
+
+    def changed(recorder: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        kwargs.pop("inplace", None)
+        return forward(recorder, input, *args, inplace=True, **kwargs)
+
+    enter(Entry("rule", op, changed), f"{name}_")
+
+
+def _register_pointwise(name: str, dtype_rule: str = "") -> None:
+    op = _spell(name)
+    kind = "activation" if op == "prelu" else "elementwise"
+
+    def forward(
+        recorder: Recorder,
+        input: Any,
+        *others: Any,
+        inplace: bool = False,
+        out: Tensor | None = None,
+        rounding_mode: str | None = None,
+        alpha: Any = None,
+        value: Any = None,
+        **named: Any,
+    ) -> Tensor:
+        operands = (input, *others, *named.values())
+        if out is not None or not all(
+            isinstance(operand, (Tensor, int, float, complex)) for operand in operands
+        ):
+            raise NoRule
+        if op == "prelu":
+            weight = operands[1]
+            if weight.numel() not in (1, input.shape[1] if input.ndim > 1 else 1):
+                raise NoRule
+            output = recorder.like(input)
+            recorder.record(kind, op, operands, (output,))
+            return output
+        dtype = torch.bool if dtype_rule == "bool" else None
+        # Rounding division of integers stays among integers.
+        to_float = dtype_rule == "float" and rounding_mode is None
+        return pointwise(recorder, op, operands, inplace, dtype, to_float, kind)
+
+    _enter_with_inplace(name, op, forward)
+
+
+for _name in _ACTIVATIONS:
+    _register_unary(_name, "activation", "activation")
+for _name in _FLOAT_ACTIVATIONS:
+    _register_unary(_name, "activation", "float")
+for _name in _FLOAT_UNARY:
+    _register_unary(_name, "elementwise", "float")
+for _name in _SAME_UNARY:
+    _register_unary(_name, "elementwise", "same")
+for _name in _BOOLEAN_UNARY:
+    _register_unary(_name, "elementwise", "bool")
+for _name in _BINARY:
+    _register_pointwise(_name)
+for _name in _FLOAT_BINARY:
+    _register_pointwise(_name, "float")
+for _name in _COMPARISONS:
+    _register_pointwise(_name, "bool")
+
+
+def _register_inplace_operator(name: str) -> None:
+    op = _spell(name)
+
+    def forward(recorder: Recorder, input: Tensor, other: Any) -> Tensor:
+        return pointwise(recorder, op, (input, other), True)
+
+    method(name, Entry("rule", op, forward))
+
+
+for _name in (
+    "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__", "__imod__",
+    "__ifloordiv__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__",
+):  # fmt: skip
+    _register_inplace_operator(_name)
+
+
+@rule("clamp", "clip")
+def clamp(recorder: Recorder, input: Tensor, min: Any = None, max: Any = None) -> Tensor:
+    limits = tuple(limit for limit in (min, max) if limit is not None)
+    return pointwise(recorder, "clamp", (input, *limits))
+
+
+@rule("clamp_", "clip_")
+def clamp_(recorder: Recorder, input: Tensor, min: Any = None, max: Any = None) -> Tensor:
+    limits = tuple(limit for limit in (min, max) if isinstance(limit, Tensor))
+    return pointwise(recorder, "clamp", (input, *limits), True)
+
+
+@rule("glu")
+def glu(recorder: Recorder, input: Tensor, dim: int = -1) -> Tensor:
+    """Half the channels, gated by the sigmoid of the other half."""
+    shape = list(input.shape)
+    if shape[dim] % 2:
+        raise NoRule
+    shape[dim] //= 2
+    output = recorder.new(tuple(shape), input.dtype)
+    recorder.record("activation", "glu", (input,), (output,))
+    return output
+
+
+def _where(recorder: Recorder, condition: Tensor, input: Any, other: Any) -> Tensor:
+    if not isinstance(condition, Tensor):
+        raise NoRule
+    dtype = torch.result_type(input, other)
+    tensors = tuple(operand for operand in (condition, input, other) if isinstance(operand, Tensor))
+    return pointwise(recorder, "where", tensors, dtype=dtype)
+
+
+def _where_method(recorder: Recorder, input: Tensor, condition: Any, other: Any) -> Tensor:
+    return _where(recorder, condition, input, other)
+
+
+method("where", Entry("rule", "where", _where_method))
+rule("where")(_where)
+
+
+def _masked_fill(recorder: Recorder, input: Tensor, mask: Tensor, value: Any) -> Tensor:
+    return pointwise(recorder, "masked_fill", (input, mask), dtype=input.dtype)
+
+
+def _masked_fill_(recorder: Recorder, input: Tensor, mask: Tensor, value: Any) -> Tensor:
+    return pointwise(recorder, "masked_fill", (input, mask), True, input.dtype)
+
+
+rule("masked_fill")(_masked_fill)
+rule("masked_fill_")(_masked_fill_)
+
+
+def _dropout(
+    recorder: Recorder, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor:
+    """Free in evaluation, where it returns its input."""
+    if not training:
+        return input
+    if not 0 <= p <= 1:
+        raise NoRule
+    return unary(recorder, "elementwise", "dropout", input, input.dtype, inplace)
+
+
+def _dropout_inplace(recorder: Recorder, input: Tensor, p: float, training: bool) -> Tensor:
+    return _dropout(recorder, input, p, training, True)
+
+
+for _name in (
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout",
+    "feature_alpha_dropout",
+):  # fmt: skip
+    enter(Entry("rule", "dropout", _dropout), _name)
+    enter(Entry("rule", "dropout", _dropout_inplace), f"{_name}_")

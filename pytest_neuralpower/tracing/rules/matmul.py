@@ -1,0 +1,194 @@
+"""Products of two activations: matmul, bmm, einsum and their kin."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from pytest_neuralpower.layers import TensorSpec
+from pytest_neuralpower.tracing.recorder import dtype_name
+from pytest_neuralpower.tracing.strides import broadcast_shapes
+from pytest_neuralpower.tracing.rules.table import rule
+from pytest_neuralpower.tracing.signals import NoRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pytest_neuralpower.tracing.recorder import Recorder
+
+__all__ = ["list_matmul", "matmul"]
+
+
+def list_matmul(
+    recorder: Recorder, op: str, left: Tensor, right: Tensor, out: Any, reduced: int, *more: Tensor
+) -> Tensor:
+    """List one product; ``more`` are addends, such as ``baddbmm``'s."""
+    if not recorder.same_dtype(left.dtype, right.dtype):
+        raise NoRule
+    dtype = recorder.autocast(left.dtype)
+    name = dtype_name(dtype)
+    recorder.note_seen(left, right, *more)
+    recorder.add(
+        "matmul",
+        op,
+        # A parameter stays an operand here: the formulas read both operands as inputs.
+        [recorder.spec(tensor) for tensor in (left, right, *more)],
+        (),
+        (TensorSpec(tuple(out), name),),
+        () if left.ndim and reduced == left.shape[-1] else (("reduced", reduced),),
+        name,
+    )
+    return recorder.new(tuple(out), dtype)
+
+
+@rule("matmul", "__matmul__")
+def matmul(recorder: Recorder, input: Tensor, other: Tensor) -> Tensor:
+    left, right = input.shape, other.shape
+    if not left or not right:
+        raise NoRule
+    if left[-1] != (right[-2] if len(right) > 1 else right[0]):
+        raise NoRule
+    batch = broadcast_shapes(left[:-2], right[:-2]) if len(left) > 2 or len(right) > 2 else ()
+    rows = left[-2:-1] if len(left) > 1 else ()
+    columns = right[-1:] if len(right) > 1 else ()
+    return list_matmul(
+        recorder, "matmul", input, other, (*batch, *rows, *columns), left[-1]
+    )
+
+
+@rule("__rmatmul__")
+def rmatmul(recorder: Recorder, input: Tensor, other: Tensor) -> Tensor:
+    return matmul(recorder, other, input)  # type: ignore[no-any-return]
+
+
+@rule("bmm")
+def bmm(recorder: Recorder, input: Tensor, mat2: Tensor) -> Tensor:
+    left, right = input.shape, mat2.shape
+    if len(left) != 3 or len(right) != 3 or left[0] != right[0] or left[2] != right[1]:
+        raise NoRule
+    return list_matmul(recorder, "bmm", input, mat2, (*left[:2], right[2]), left[2])
+
+
+@rule("mm")
+def mm(recorder: Recorder, input: Tensor, mat2: Tensor) -> Tensor:
+    left, right = input.shape, mat2.shape
+    if len(left) != 2 or len(right) != 2 or left[1] != right[0]:
+        raise NoRule
+    return list_matmul(recorder, "mm", input, mat2, (left[0], right[1]), left[1])
+
+
+@rule("mv")
+def mv(recorder: Recorder, input: Tensor, vec: Tensor) -> Tensor:
+    left, right = input.shape, vec.shape
+    if len(left) != 2 or len(right) != 1 or left[1] != right[0]:
+        raise NoRule
+    return list_matmul(recorder, "mv", input, vec, left[:1], left[1])
+
+
+@rule("dot", "inner", "vdot")
+def dot(recorder: Recorder, input: Tensor, tensor: Tensor) -> Tensor:
+    if input.ndim != 1 or input.shape != tensor.shape:
+        raise NoRule
+    return list_matmul(recorder, "dot", input, tensor, (), input.shape[0])
+
+
+@rule("outer", "ger")
+def outer(recorder: Recorder, input: Tensor, vec2: Tensor) -> Tensor:
+    if input.ndim != 1 or vec2.ndim != 1:
+        raise NoRule
+    return list_matmul(recorder, "outer", input, vec2, (input.shape[0], vec2.shape[0]), 1)
+
+
+@rule("addmm")
+def addmm(
+    recorder: Recorder, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Any = 1, alpha: Any = 1
+) -> Tensor:
+    left, right = mat1.shape, mat2.shape
+    if len(left) != 2 or len(right) != 2 or left[1] != right[0]:
+        raise NoRule
+    out = (left[0], right[1])
+    if broadcast_shapes(tuple(input.shape), out) != out:
+        raise NoRule
+    return list_matmul(recorder, "addmm", mat1, mat2, out, left[1], input)
+
+
+@rule("baddbmm")
+def baddbmm(
+    recorder: Recorder,
+    input: Tensor,
+    batch1: Tensor,
+    batch2: Tensor,
+    *,
+    beta: Any = 1,
+    alpha: Any = 1,
+) -> Tensor:
+    left, right = batch1.shape, batch2.shape
+    if len(left) != 3 or len(right) != 3 or left[0] != right[0] or left[2] != right[1]:
+        raise NoRule
+    out = (*left[:2], right[2])
+    if broadcast_shapes(tuple(input.shape), out) != out:
+        raise NoRule
+    addends = () if beta == 0 else (input,)  # torch does not read the input then
+    return list_matmul(recorder, "baddbmm", batch1, batch2, out, left[2], *addends)
+
+
+@rule("einsum")
+def einsum(recorder: Recorder, equation: Any, *operands: Any) -> Tensor:
+    """One contraction of one or two operands; the reduced size is every summed index's product.
+
+    More operands have no unique cost (it depends on the order of contraction), so they are left
+    to a fallback.
+    """
+    if not isinstance(equation, str):
+        raise NoRule  # the sublist format
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        operands = tuple(operands[0])
+    left_side, arrow, right_side = equation.replace(" ", "").partition("->")
+    terms = left_side.split(",")
+    if not arrow or len(operands) != 2 or len(terms) != 2:
+        raise NoRule
+    rank = max(
+        tensor.ndim - len(term.replace("...", ""))
+        for term, tensor in zip(terms, operands, strict=True)
+    )
+    sizes: dict[str, int] = {}
+    for term, tensor in zip(terms, operands, strict=True):
+        own = tensor.ndim - len(term.replace("...", ""))
+        # Digits stand for the dimensions of an ellipsis, aligned at the right.
+        spelled = term.replace("...", "".join(map(str, range(rank - own, rank))))
+        if len(spelled) != tensor.ndim:
+            raise NoRule
+        for letter, size in zip(spelled, tensor.shape, strict=True):
+            known = sizes.setdefault(letter, size)
+            if known != size:
+                if 1 not in (known, size):
+                    raise NoRule
+                sizes[letter] = max(known, size)
+    kept = right_side.replace("...", "".join(map(str, range(rank))))
+    out = tuple(sizes[letter] for letter in kept)
+    # An index of one operand alone is summed away before the product, as torch does.
+    shared = set(terms[0]) & set(terms[1]) - set(kept)
+    reduced = math.prod(size for letter, size in sizes.items() if letter in shared)
+    return list_matmul(recorder, "einsum", *operands, out, reduced)
+
+
+@rule("tensordot")
+def tensordot(recorder: Recorder, a: Tensor, b: Tensor, dims: Any = 2, out: Any = None) -> Tensor:
+    if out is not None:
+        raise NoRule
+    if isinstance(dims, int):
+        left = list(range(a.ndim - dims, a.ndim))
+        right = list(range(dims))
+    elif isinstance(dims, (list, tuple)) and len(dims) == 2:
+        left, right = (
+            [axis % tensor.ndim for axis in ([dim] if isinstance(dim, int) else dim)]
+            for dim, tensor in zip(dims, (a, b), strict=True)
+        )
+    else:
+        raise NoRule
+    if [a.shape[axis] for axis in left] != [b.shape[axis] for axis in right]:
+        raise NoRule
+    shape = tuple(size for axis, size in enumerate(a.shape) if axis not in left)
+    shape += tuple(size for axis, size in enumerate(b.shape) if axis not in right)
+    reduced = math.prod(a.shape[axis] for axis in left)
+    return list_matmul(recorder, "tensordot", a, b, shape, reduced)

@@ -1,0 +1,521 @@
+"""What moves data without computing: copies, concatenation, padding, resampling."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+
+from pytest_neuralpower.tracing.rules.elementwise import unary
+from pytest_neuralpower.tracing.strides import (
+    broadcast_shapes,
+    channels_last_strides,
+    is_channels_last,
+    view_strides,
+)
+from pytest_neuralpower.tracing.rules.table import TABLE, Entry, enter, method, rule
+from pytest_neuralpower.tracing.signals import NoRule
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.tracing.recorder import Recorder
+
+__all__ = ["cast", "cat", "pad", "reshape"]
+
+Ints = tuple[int, ...]
+
+
+def _move(recorder: Recorder, op: str, tensors: Any, shape: Ints, dtype: torch.dtype) -> Tensor:
+    output = recorder.new(shape, dtype)
+    recorder.record("memory", op, tensors, (output,))
+    return output
+
+
+def _format(recorder: Recorder, like: Tensor, shape: Ints, dtype: torch.dtype) -> Tensor:
+    """A result that keeps its input's channels_last."""
+    if len(shape) == like.ndim and is_channels_last(like.shape, like.stride()):
+        return recorder.new(shape, dtype, channels_last_strides(shape))
+    return recorder.new(shape, dtype)
+
+
+@rule("cat", "concat", "concatenate", op="cat")
+def cat(
+    recorder: Recorder, tensors: Any, dim: int = 0, *, axis: int | None = None, out: Any = None
+) -> Tensor:
+    if out is not None:
+        raise NoRule
+    dim = dim if axis is None else axis
+    # A 1-d empty tensor among tensors of another rank is skipped, for old times' sake.
+    parts = [tensor for tensor in tensors if tuple(tensor.shape) != (0,)] or list(tensors)
+    first = parts[0]
+    shape = list(first.shape)
+    rank = len(shape)
+    if not rank or not -rank <= dim < rank:
+        raise NoRule
+    dim %= rank
+    total = 0
+    dtype = first.dtype
+    for part in parts:
+        own = part.shape
+        if len(own) != rank:
+            raise NoRule
+        total += own[dim]
+        if part.dtype is not dtype:
+            dtype = torch.promote_types(dtype, part.dtype)
+    for part in parts[1:]:
+        own = part.shape
+        if any(own[axis] != shape[axis] for axis in range(rank) if axis != dim):
+            raise NoRule
+    shape[dim] = total
+    last = all(is_channels_last(part.shape, part.stride()) for part in parts)
+    strides = channels_last_strides(tuple(shape)) if last else None
+    output = recorder.new(tuple(shape), dtype, strides)
+    recorder.record("memory", "cat", tensors, (output,), dim=dim)
+    return output
+
+
+@rule("stack")
+def stack(recorder: Recorder, tensors: Any, dim: int = 0, *, out: Any = None) -> Tensor:
+    shape = tensors[0].shape
+    rank = len(shape) + 1
+    if out is not None or not -rank <= dim < rank:
+        raise NoRule
+    dtype = tensors[0].dtype
+    for tensor in tensors:
+        if tensor.shape != shape:
+            raise NoRule
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    dim %= rank
+    return _move(recorder, "stack", tensors, (*shape[:dim], len(tensors), *shape[dim:]), dtype)
+
+
+for _name, _axis in (("hstack", 1), ("vstack", 0)):
+
+    def _stacked(recorder: Recorder, tensors: Any, axis: int = _axis) -> Tensor:
+        # Below two dimensions they reshape first.
+        if min(tensor.ndim for tensor in tensors) < 2:
+            raise NoRule
+        return cat(recorder, tensors, axis)  # type: ignore[no-any-return]
+
+    enter(Entry("rule", "cat", _stacked), _name)
+
+
+@rule("clone")
+def clone(
+    recorder: Recorder,
+    input: Tensor,
+    *,
+    memory_format: torch.memory_format = torch.preserve_format,
+) -> Tensor:
+    return _copy(recorder, "clone", input, input.dtype, memory_format)
+
+
+def _copy(
+    recorder: Recorder, op: str, input: Tensor, dtype: torch.dtype, memory_format: Any
+) -> Tensor:
+    if memory_format in (None, torch.preserve_format):
+        output = recorder.like(input, dtype)
+    elif memory_format is torch.contiguous_format:
+        output = recorder.new(input.shape, dtype)
+    else:
+        shape = tuple(input.shape)
+        if len(shape) != (4 if memory_format is torch.channels_last else 5):
+            raise NoRule
+        output = recorder.new(shape, dtype, channels_last_strides(shape))
+    recorder.record("memory", op, (input,), (output,))
+    return output
+
+
+@rule("contiguous")
+def contiguous(
+    recorder: Recorder,
+    input: Tensor,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """Free where the layout is already the one asked for."""
+    if input.is_contiguous(memory_format=memory_format):
+        return input
+    return _copy(recorder, "contiguous", input, input.dtype, memory_format)
+
+
+def cast(
+    recorder: Recorder,
+    input: Tensor,
+    dtype: torch.dtype | None,
+    memory_format: Any = None,
+    copy: bool = False,
+) -> Tensor:
+    """A conversion; free where nothing changes. Moving to another device is free, too: the
+    model's energy on the device does not include bringing its input there."""
+    dtype = dtype or input.dtype
+    if memory_format in (None, torch.preserve_format):
+        same_format = True
+    else:
+        same_format = input.is_contiguous(memory_format=memory_format)
+    if dtype is input.dtype and same_format and not copy:
+        return input
+    return _copy(recorder, "to", input, dtype, memory_format)
+
+
+@rule("to")
+def to(
+    recorder: Recorder,
+    input: Tensor,
+    *args: Any,
+    dtype: torch.dtype | None = None,
+    device: Any = None,
+    non_blocking: bool = False,
+    copy: bool = False,
+    memory_format: Any = None,
+    other: Tensor | None = None,
+) -> Tensor:
+    flags = []
+    for arg in args:
+        if isinstance(arg, torch.dtype):
+            dtype = arg
+        elif isinstance(arg, Tensor):
+            dtype = arg.dtype
+        elif isinstance(arg, bool):
+            flags.append(arg)
+    if other is not None:
+        dtype = other.dtype
+    return cast(recorder, input, dtype, memory_format, copy or flags[1:] == [True])
+
+
+@rule("type_as")
+def type_as(recorder: Recorder, input: Tensor, other: Tensor) -> Tensor:
+    return cast(recorder, input, other.dtype)
+
+
+@rule("type")
+def type_(recorder: Recorder, input: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
+    if isinstance(dtype, torch.dtype):
+        return cast(recorder, input, dtype)
+    raise NoRule
+
+
+_CASTS: Final = {
+    "float": torch.float32, "double": torch.float64, "half": torch.float16,
+    "bfloat16": torch.bfloat16, "long": torch.int64, "int": torch.int32, "short": torch.int16,
+    "char": torch.int8, "byte": torch.uint8, "bool": torch.bool, "cfloat": torch.complex64,
+    "cpu": None, "cuda": None, "pin_memory": None,
+}  # fmt: skip
+
+
+def _register_cast(name: str, dtype: torch.dtype | None) -> None:
+    def forward(recorder: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return cast(recorder, input, dtype, kwargs.get("memory_format"))
+
+    method(name, Entry("rule", "to", forward))
+
+
+for _name, _dtype in _CASTS.items():
+    _register_cast(_name, _dtype)
+
+
+def reshape(recorder: Recorder, op: str, input: Tensor, shape: Ints) -> Tensor:
+    """A view where the strides allow it, a copy elsewhere."""
+    if -1 in shape:
+        known = -math.prod(shape)
+        if known == 0 or input.numel() % known or shape.count(-1) > 1:
+            raise NoRule
+        shape = tuple(input.numel() // known if size == -1 else size for size in shape)
+    if math.prod(shape) != input.numel():
+        raise NoRule
+    if input.is_contiguous():
+        return input.view(shape)
+    if view_strides(tuple(input.shape), input.stride(), shape) is not None:
+        return input.view(shape)
+    return _move(recorder, op, (input,), shape, input.dtype)
+
+
+@rule("reshape")
+def _reshape(recorder: Recorder, input: Tensor, *shape: Any, **named: Any) -> Tensor:
+    wanted = named.get("shape", shape[0] if len(shape) == 1 else shape)
+    if isinstance(wanted, int):
+        wanted = (wanted,)
+    return reshape(recorder, "reshape", input, tuple(map(int, wanted)))
+
+
+@rule("reshape_as")
+def reshape_as(recorder: Recorder, input: Tensor, other: Tensor) -> Tensor:
+    return reshape(recorder, "reshape", input, tuple(other.shape))
+
+
+@rule("flatten", "ravel")
+def flatten(recorder: Recorder, input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+    shape = tuple(input.shape)
+    rank = len(shape)
+    if not isinstance(start_dim, int):
+        raise NoRule  # named dimensions
+    if rank == 0:
+        return reshape(recorder, "reshape", input, (1,))
+    if not -rank <= start_dim < rank or not -rank <= end_dim < rank:
+        raise NoRule
+    start, end = start_dim % rank, end_dim % rank
+    if start > end:
+        raise NoRule
+    if start == end:
+        return input
+    merged = math.prod(shape[start : end + 1])
+    return reshape(recorder, "reshape", input, (*shape[:start], merged, *shape[end + 1 :]))
+
+
+@rule("pad", "_pad", "constant_pad_nd", op="pad")
+def pad(
+    recorder: Recorder, input: Tensor, pad: Any, mode: str = "constant", value: Any = None
+) -> Tensor:
+    shape = list(input.shape)
+    pad = tuple(pad)
+    if len(pad) % 2 or len(pad) > 2 * len(shape):
+        raise NoRule
+    for axis in range(len(pad) // 2):
+        before, after = pad[2 * axis], pad[2 * axis + 1]
+        size = shape[-1 - axis]
+        if isinstance(mode, str) and mode == "reflect" and max(before, after) >= size:
+            raise NoRule
+        shape[-1 - axis] = size + before + after
+        if shape[-1 - axis] < 0:
+            raise NoRule
+    if not any(pad):
+        # Padding by nothing still copies.
+        pad = (0, 0)
+    output = _format(recorder, input, tuple(shape), input.dtype)
+    recorder.record(
+        "memory", "pad", (input,), (output,), mode=mode if isinstance(mode, str) else "constant",
+        padding=pad,
+    )  # fmt: skip
+    return output
+
+
+@rule("interpolate")
+def interpolate(
+    recorder: Recorder,
+    input: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Tensor:
+    shape = tuple(input.shape)
+    dims = len(shape) - 2
+    ranks = {"linear": 1, "bilinear": 2, "bicubic": 2, "trilinear": 3}
+    if dims < 1 or (size is None) == (scale_factor is None) or ranks.get(mode, dims) != dims:
+        raise NoRule
+    if size is not None:
+        spatial = (size,) * dims if isinstance(size, int) else tuple(map(int, size))
+    else:
+        factors = (
+            tuple(scale_factor) if isinstance(scale_factor, (tuple, list))
+            else (scale_factor,) * dims
+        )  # fmt: skip
+        spatial = tuple(
+            math.floor(float(length) * float(factor))
+            for length, factor in zip(shape[2:], factors, strict=True)
+        )
+    if len(spatial) != dims or min(spatial) <= 0:
+        raise NoRule
+    output = _format(recorder, input, (*shape[:2], *spatial), input.dtype)
+    recorder.record("memory", "interpolate", (input,), (output,), mode=mode)
+    return output
+
+
+@rule("upsample", "upsample_nearest", "upsample_bilinear", op="interpolate")
+def upsample(
+    recorder: Recorder,
+    input: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+) -> Tensor:
+    return interpolate(recorder, input, size, scale_factor, mode)  # type: ignore[no-any-return]
+
+
+@rule("grid_sample", "grid_sampler")
+def grid_sample(
+    recorder: Recorder,
+    input: Tensor,
+    grid: Tensor,
+    mode: Any = "bilinear",
+    padding_mode: Any = "zeros",
+    align_corners: bool | None = None,
+) -> Tensor:
+    if input.ndim != grid.ndim or input.shape[0] != grid.shape[0] or input.ndim not in (4, 5):
+        raise NoRule
+    shape = (*input.shape[:2], *grid.shape[1:-1])
+    return _move(recorder, "grid_sample", (input, grid), shape, input.dtype)
+
+
+@rule("repeat")
+def repeat(recorder: Recorder, input: Tensor, *repeats: Any) -> Tensor:
+    times = repeats[0] if len(repeats) == 1 and not isinstance(repeats[0], int) else repeats
+    missing = len(times) - input.ndim
+    if missing < 0:
+        raise NoRule
+    shape = (1,) * missing + tuple(input.shape)
+    out = tuple(size * int(time) for size, time in zip(shape, times, strict=True))
+    return _move(recorder, "repeat", (input,), out, input.dtype)
+
+
+@rule("tile")
+def tile(recorder: Recorder, input: Tensor, *dims: Any) -> Tensor:
+    times = tuple(dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims)
+    times = (1,) * (input.ndim - len(times)) + times
+    return repeat(recorder, input, times)  # type: ignore[no-any-return]
+
+
+@rule("repeat_interleave")
+def repeat_interleave(
+    recorder: Recorder,
+    input: Tensor,
+    repeats: Any = None,
+    dim: int | None = None,
+    *,
+    output_size: int | None = None,
+) -> Tensor:
+    if dim is None:
+        input = reshape(recorder, "reshape", input, (input.numel(),))
+        dim = 0
+    shape = list(input.shape)
+    dim %= len(shape)
+    if isinstance(repeats, int):
+        shape[dim] *= repeats
+    elif output_size is not None:
+        shape[dim] = output_size
+    elif isinstance(repeats, Tensor) and not repeats.is_meta:
+        count = int(repeats.sum())
+        shape[dim] = count if repeats.numel() > 1 else shape[dim] * count
+    else:
+        raise NoRule
+    return _move(recorder, "repeat_interleave", (input,), tuple(shape), input.dtype)
+
+
+def _register_shuffled(name: str) -> None:
+    """Rearrangements and fills that keep shape and dtype."""
+    inplace = name.endswith("_")
+    op = name.strip("_")
+
+    def forward(recorder: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if kwargs.get("out") is not None:
+            raise NoRule
+        return unary(recorder, "memory", op, input, input.dtype, inplace)
+
+    enter(Entry("rule", op, forward), name)
+
+
+for _name in (
+    "roll", "flip", "fliplr", "flipud", "tril", "triu", "tril_", "triu_", "channel_shuffle",
+):  # fmt: skip
+    _register_shuffled(_name)
+
+
+def _register_fill(name: str) -> None:
+    """Overwriting: nothing is read."""
+    op = name.strip("_")
+
+    def forward(recorder: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        recorder.add("memory", op, (), (), (recorder.spec(input),))
+        return input
+
+    method(name, Entry("rule", op, forward))
+
+
+for _name in (
+    "fill_", "zero_", "normal_", "uniform_", "exponential_", "bernoulli_", "random_",
+    "log_normal_", "cauchy_", "geometric_",
+):  # fmt: skip
+    _register_fill(_name)
+
+
+@rule("copy_")
+def copy_(recorder: Recorder, input: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
+    if isinstance(src, Tensor) and broadcast_shapes(input.shape, src.shape) != input.shape:
+        raise NoRule
+    recorder.record("memory", "copy", (src,), (input,))
+    return input
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(recorder: Recorder, input: Tensor, upscale_factor: int) -> Tensor:
+    *lead, channels, height, width = input.shape
+    if channels % upscale_factor**2:
+        raise NoRule
+    shape = (
+        *lead, channels // upscale_factor**2, height * upscale_factor, width * upscale_factor,
+    )  # fmt: skip
+    # The CPU keeps channels_last here, CUDA and the meta kernel do not.
+    return _move(recorder, "pixel_shuffle", (input,), shape, input.dtype)
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(recorder: Recorder, input: Tensor, downscale_factor: int) -> Tensor:
+    *lead, channels, height, width = input.shape
+    if height % downscale_factor or width % downscale_factor:
+        raise NoRule
+    shape = (
+        *lead, channels * downscale_factor**2, height // downscale_factor,
+        width // downscale_factor,
+    )  # fmt: skip
+    return _move(recorder, "pixel_unshuffle", (input,), shape, input.dtype)
+
+
+def _pair(value: Any) -> Ints:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _im2col(
+    recorder: Recorder,
+    input: Tensor,
+    kernel_size: Any,
+    dilation: Any = 1,
+    padding: Any = 0,
+    stride: Any = 1,
+) -> Tensor:
+    """Sliding windows as columns: (N, C x kernel, positions)."""
+    shape = tuple(input.shape)
+    if len(shape) not in (3, 4):
+        raise NoRule
+    kernel, dilation, padding, stride = map(_pair, (kernel_size, dilation, padding, stride))
+    positions = 1
+    for axis in range(2):
+        reach = dilation[axis] * (kernel[axis] - 1)
+        steps = (shape[axis - 2] + 2 * padding[axis] - reach - 1) // stride[axis] + 1
+        if steps <= 0:
+            raise NoRule
+        positions *= steps
+    out = (*shape[:-3], shape[-3] * math.prod(kernel), positions)
+    return _move(recorder, "unfold", (input,), out, input.dtype)
+
+
+TABLE[torch.nn.functional.unfold] = Entry("rule", "unfold", _im2col)
+enter(Entry("rule", "unfold", _im2col), "im2col")
+
+
+@rule("fold", "col2im")
+def fold(
+    recorder: Recorder,
+    input: Tensor,
+    output_size: Any,
+    kernel_size: Any,
+    dilation: Any = 1,
+    padding: Any = 0,
+    stride: Any = 1,
+) -> Tensor:
+    kernel = _pair(kernel_size)
+    if input.ndim not in (2, 3) or input.shape[-2] % math.prod(kernel):
+        raise NoRule
+    shape = (*input.shape[:-2], input.shape[-2] // math.prod(kernel), *_pair(output_size))
+    return _move(recorder, "fold", (input,), shape, input.dtype)
+
+
+def _one_hot(recorder: Recorder, tensor: Tensor, num_classes: int = -1) -> Tensor:
+    if num_classes < 0:
+        raise NoRule  # the largest value decides
+    return _move(recorder, "one_hot", (tensor,), (*tensor.shape, num_classes), torch.int64)
+
+
+rule("one_hot")(_one_hot)

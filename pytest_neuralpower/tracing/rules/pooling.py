@@ -1,0 +1,205 @@
+"""Pooling: maximum, average, power-average, and the adaptive ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_neuralpower.layers import TensorSpec
+from pytest_neuralpower.tracing.recorder import dtype_name
+from pytest_neuralpower.tracing.rules.conv import full
+from pytest_neuralpower.tracing.strides import channels_last_strides, is_channels_last
+from pytest_neuralpower.tracing.rules.table import Entry, enter, rule
+from pytest_neuralpower.tracing.signals import NoRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pytest_neuralpower.tracing.recorder import Recorder
+
+__all__ = ["adaptive_pool", "pool"]
+
+Ints = tuple[int, ...]
+
+
+def _result(recorder: Recorder, input: Tensor, out: Ints, dtype: torch.dtype) -> Tensor:
+    if len(out) == input.ndim and is_channels_last(input.shape, input.stride()):
+        return recorder.new(out, dtype, channels_last_strides(out))
+    return recorder.new(out, dtype)
+
+
+def pool(
+    recorder: Recorder,
+    op: str,
+    dims: int,
+    input: Tensor,
+    kernel: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    indices: bool = False,
+) -> Any:
+    """A window sliding over the last ``dims`` dimensions."""
+    shape = input.shape
+    kernel = full(kernel, dims)
+    stride = kernel if stride is None or stride in ((), []) else full(stride, dims)
+    padding, dilation = full(padding, dims), full(dilation, dims)
+    if len(shape) not in (dims + 1, dims + 2) or not len(kernel) == len(stride) == dims:
+        raise NoRule
+    out = list(shape)
+    for axis in range(dims):
+        size = shape[axis - dims]
+        spare = size + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1
+        steps = spare // stride[axis]
+        if ceil_mode and spare % stride[axis]:
+            # A last window may overhang, but must start inside the input or its left padding.
+            if (steps + 1) * stride[axis] < size + padding[axis]:
+                steps += 1
+        if steps < 0 or 2 * padding[axis] > kernel[axis]:
+            raise NoRule
+        out[axis - dims] = steps + 1
+    name = dtype_name(input.dtype)
+    outputs = [TensorSpec(tuple(out), name)]
+    if indices:
+        outputs.append(TensorSpec(tuple(out), "int64"))
+    params: tuple[tuple[str, Any], ...] = (
+        ("kernel", kernel),
+        ("padding", padding),
+        ("stride", stride),
+    )
+    if max(dilation) > 1:
+        params = (("dilation", dilation), *params)
+    recorder.add("pool", op, (recorder.spec(input),), (), outputs, params)
+    values = _result(recorder, input, tuple(out), input.dtype)
+    if indices:
+        return values, _result(recorder, input, tuple(out), torch.int64)
+    return values
+
+
+def adaptive_pool(
+    recorder: Recorder, op: str, dims: int, input: Tensor, size: Any, indices: bool = False
+) -> Any:
+    """Pooling to a given size; ``None`` keeps a dimension."""
+    shape = input.shape
+    if len(shape) not in (dims + 1, dims + 2):
+        raise NoRule
+    wanted = size if isinstance(size, (tuple, list, torch.Size)) else (size,) * dims
+    if len(wanted) == 1:
+        wanted = tuple(wanted) * dims
+    out = (
+        *shape[:-dims],
+        *(have if want is None else want for have, want in zip(shape[-dims:], wanted, strict=True)),
+    )
+    outputs = [TensorSpec(out, dtype_name(input.dtype))]
+    if indices:
+        outputs.append(TensorSpec(out, "int64"))
+    # The window is even where the size divides; elsewhere windows differ and none is named.
+    params: tuple[tuple[str, Any], ...] = (("adaptive", True),)
+    if all(want and have % want == 0 for have, want in zip(shape[-dims:], out[-dims:], strict=True)):
+        window = tuple(h // w for h, w in zip(shape[-dims:], out[-dims:], strict=True))
+        params = (
+            ("adaptive", True),
+            ("kernel", window),
+            ("padding", (0,) * dims),
+            ("stride", window),
+        )
+    recorder.add("pool", op, (recorder.spec(input),), (), outputs, params)
+    values = _result(recorder, input, out, input.dtype)
+    if indices:
+        return values, _result(recorder, input, out, torch.int64)
+    return values
+
+
+def _register(dims: int) -> None:
+    """Enter the pooling functions of one dimensionality."""
+    max_pool, avg_pool, lp_pool = f"max_pool{dims}d", f"avg_pool{dims}d", f"lp_pool{dims}d"
+
+    def maximum(
+        recorder: Recorder,
+        input: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> Any:
+        return pool(
+            recorder, max_pool, dims, input, kernel_size, stride, padding, dilation, ceil_mode
+        )
+
+    def maximum_with_indices(
+        recorder: Recorder,
+        input: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = True,
+    ) -> Any:
+        return pool(
+            recorder, max_pool, dims, input, kernel_size, stride, padding, dilation, ceil_mode, True
+        )
+
+    def average(
+        recorder: Recorder,
+        input: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Any:
+        return pool(recorder, avg_pool, dims, input, kernel_size, stride, padding, 1, ceil_mode)
+
+    def power_average(
+        recorder: Recorder,
+        input: Tensor,
+        norm_type: Any,
+        kernel_size: Any,
+        stride: Any = None,
+        ceil_mode: bool = False,
+    ) -> Any:
+        return pool(recorder, lp_pool, dims, input, kernel_size, stride, 0, 1, ceil_mode)
+
+    def adaptive_average(recorder: Recorder, input: Tensor, output_size: Any) -> Any:
+        return adaptive_pool(recorder, f"adaptive_avg_pool{dims}d", dims, input, output_size)
+
+    def adaptive_maximum(
+        recorder: Recorder, input: Tensor, output_size: Any, return_indices: bool = False
+    ) -> Any:
+        return adaptive_pool(recorder, f"adaptive_max_pool{dims}d", dims, input, output_size)
+
+    def adaptive_maximum_with_indices(
+        recorder: Recorder, input: Tensor, output_size: Any, return_indices: bool = True
+    ) -> Any:
+        return adaptive_pool(
+            recorder, f"adaptive_max_pool{dims}d", dims, input, output_size, True
+        )
+
+    enter(Entry("rule", max_pool, maximum), max_pool)
+    enter(Entry("rule", max_pool, maximum_with_indices), f"{max_pool}_with_indices")
+    enter(Entry("rule", avg_pool, average), avg_pool)
+    enter(Entry("rule", lp_pool, power_average), lp_pool)
+    adaptive_avg, adaptive_max = f"adaptive_avg_pool{dims}d", f"adaptive_max_pool{dims}d"
+    enter(Entry("rule", adaptive_avg, adaptive_average), adaptive_avg)
+    with_indices = Entry("rule", adaptive_max, adaptive_maximum_with_indices)
+    enter(with_indices, f"{adaptive_max}_with_indices")
+    # Only the functional's inner function returns values alone; torch's own returns both.
+    enter(Entry("rule", adaptive_max, adaptive_maximum), f"_adaptive_max_pool{dims}d")
+    for place in (torch, torch._C._nn):
+        function = getattr(place, adaptive_max, None)
+        if function is not None:
+            from pytest_neuralpower.tracing.rules.table import TABLE
+
+            TABLE[function] = with_indices
+
+
+for _dims in (1, 2, 3):
+    _register(_dims)
+
+

@@ -1,0 +1,241 @@
+"""The model and the process come back as they were, also after an error."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import OrderedDict, defaultdict, deque
+from contextlib import contextmanager
+from operator import is_
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from pytest_neuralpower.tracing.fallbacks import tensors_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["WriteJournal", "global_state", "module_state"]
+
+
+class WriteJournal:
+    """Undoes writes into real tensors, and knows which real tensors hold unknown values.
+
+    Attributes
+    ----------
+    stale
+        Real tensors into which an activation was written, by identity, with a stand-in without
+        data that answers for them from then on.
+    """
+
+    def __init__(self) -> None:
+        self.stale: dict[int, tuple[Tensor, Tensor]] = {}
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def before(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Keep what a function is about to overwrite."""
+        name = getattr(func, "__name__", "")
+        written = tensors_in(kwargs["out"]) if kwargs.get("out") is not None else []
+        # relu_, __iadd__ and __setitem__ write into their first argument; __add__ does not.
+        if name.endswith("_") and (not name.endswith("__") or name in _INPLACE_OPERATORS):
+            written += [args[0]] if args and isinstance(args[0], Tensor) else []
+        elif kwargs.get("inplace"):
+            written += tensors_in(args[:1])
+        for tensor in written:
+            self.keep(tensor)
+
+    def keep(self, tensor: Tensor) -> None:
+        """Remember the values of a tensor (of the whole that it is a view of)."""
+        whole = tensor if tensor._base is None else tensor._base
+        if not whole.is_meta and id(whole) not in self._before:
+            self._before[id(whole)] = (whole, whole.detach().clone())
+
+    def undo(self) -> None:
+        with torch.no_grad():
+            for whole, values in self._before.values():
+                if whole.shape == values.shape:
+                    whole.detach().copy_(values)
+        self._before.clear()
+        self.stale.clear()
+
+    def mark_stale(self, tensor: Any) -> None:
+        if isinstance(tensor, Tensor):
+            for one in (tensor, tensor._base):
+                if one is not None and id(one) not in self.stale:
+                    self.stale[id(one)] = (one, _without_data(one))
+
+    def is_stale(self, tensor: Tensor) -> bool:
+        return id(tensor) in self.stale or (
+            tensor._base is not None and id(tensor._base) in self.stale
+        )
+
+    def current(self, value: Any) -> Any:
+        """Arguments with every stale tensor replaced by its stand-in."""
+        if isinstance(value, Tensor):
+            if id(value) in self.stale:
+                return self.stale[id(value)][1]
+            return _without_data(value) if self.is_stale(value) else value
+        if type(value) in (tuple, list):
+            return type(value)([self.current(item) for item in value])
+        if type(value) is dict:
+            return {name: self.current(item) for name, item in value.items()}
+        return value
+
+
+_INPLACE_OPERATORS: Final = frozenset(
+    ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__",
+     "__imod__", "__ifloordiv__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__",
+     "__set__")
+)  # fmt: skip
+
+
+def _without_data(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+@contextmanager
+def global_state() -> Iterator[None]:
+    """Random states, default dtype and gradient mode, as they were on entry."""
+    torch_state = torch.get_rng_state()
+    python_state = random.getstate()
+    numpy_random = sys.modules.get("numpy.random")
+    numpy_state = numpy_random.get_state() if numpy_random is not None else None
+    dtype = torch.get_default_dtype()
+    grad = torch.is_grad_enabled()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(torch_state)
+        random.setstate(python_state)
+        if numpy_random is not None and numpy_state is not None:
+            numpy_random.set_state(numpy_state)
+        if torch.get_default_dtype() is not dtype:
+            torch.set_default_dtype(dtype)
+        if torch.is_grad_enabled() is not grad:
+            torch.set_grad_enabled(grad)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+#: Types whose values hold nothing that could change.
+_ATOMS: Final = frozenset(
+    (int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device, torch.Size)
+)
+_CONTAINERS: Final = frozenset((list, dict, set, deque, OrderedDict, defaultdict))
+
+#: Attributes that every module has; their contents are kept separately, where they matter.
+_STANDARD: Final = frozenset(Module().__dict__)
+_CONTENTS: Final = ("_parameters", "_buffers", "_modules")
+_HOOKS: Final = tuple(
+    name for name, value in Module().__dict__.items() if "hook" in name and isinstance(value, dict)
+)
+
+#: How deep to follow containers and objects that a module holds.
+_DEPTH: Final = 4
+
+
+class _ModuleState:
+    """What a model's modules, and the containers and plain objects they hold, looked like."""
+
+    def __init__(self, modules: Sequence[Module]) -> None:
+        # Each is a live dictionary and its copy.
+        self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._contents: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        self._containers: list[tuple[Any, Any]] = []
+        self._hooked: list[tuple[Any, Any]] = []
+        self._seen: set[int] = set()
+        self._modules = modules
+        attributes, contents = self._attributes, self._contents
+        holds_only_standard: dict[type, bool] = {}
+        for module in modules:
+            own = module.__dict__
+            attributes.append((own, own.copy()))
+            for name in _CONTENTS:
+                inner = own[name]
+                if inner:
+                    contents.append((inner, inner.copy()))
+            if own["_forward_hooks"] or own["_forward_pre_hooks"]:
+                self._hooked += [(own[name], own[name].copy()) for name in _HOOKS]
+            kind = type(module)
+            plain = holds_only_standard.get(kind)
+            if plain is None:
+                plain = holds_only_standard[kind] = kind.__module__.startswith("torch.nn.modules.")
+            if not plain:
+                for name, value in own.items():
+                    if type(value) not in _ATOMS and name not in _STANDARD:
+                        self._keep(value, 0)
+
+    def _keep(self, value: Any, depth: int) -> None:
+        """Remember what a mutable value holds, and what those values hold."""
+        kind = type(value)
+        if depth > _DEPTH or id(value) in self._seen or isinstance(value, (Module, Tensor)):
+            return
+        if kind in _CONTAINERS:
+            self._seen.add(id(value))
+            self._containers.append((value, value.copy()))
+            inner = value.values() if isinstance(value, dict) else value
+        elif kind is tuple:
+            inner = value
+        else:
+            own = getattr(value, "__dict__", None)
+            if type(own) is not dict or callable(value):
+                return
+            self._seen.add(id(value))
+            self._contents.append((own, own.copy()))
+            inner = own.values()
+        for item in inner:
+            if type(item) not in _ATOMS:
+                self._keep(item, depth + 1)
+
+    def restore(self) -> None:
+        for own, before in self._attributes:
+            # `==` sees identical values first, so an unchanged module costs no comparison.
+            try:
+                same = own == before
+            except Exception:  # a replaced tensor or array has no truth value
+                same = False
+            if not same:
+                _put_back(own, before)
+        for now, before in self._contents:
+            if len(now) != len(before) or not all(map(is_, now.values(), before.values())):
+                _put_back(now, before)
+        for module in self._modules:
+            own = module.__dict__
+            if own["_forward_hooks"] or own["_forward_pre_hooks"]:
+                self._drop_new_hooks(own)
+        for hooks, before in self._hooked:
+            _put_back(hooks, before)
+        for container, before in self._containers:
+            if isinstance(container, dict):
+                _put_back(container, before)
+            elif isinstance(container, set):
+                container.clear()
+                container.update(before)
+            elif len(container) != len(before) or not all(map(is_, container, before)):
+                container.clear()
+                container.extend(before)
+
+    def _drop_new_hooks(self, own: dict[str, Any]) -> None:
+        known = {id(hooks) for hooks, _ in self._hooked}
+        for name in _HOOKS:
+            if id(own[name]) not in known:
+                own[name].clear()
+
+
+def _put_back(now: dict[Any, Any], before: dict[Any, Any]) -> None:
+    now.clear()
+    now.update(before)
+
+
+@contextmanager
+def module_state(modules: Sequence[Module]) -> Iterator[None]:
+    """Attributes, parameters, buffers and hooks of the modules, as they were on entry."""
+    state = _ModuleState(modules)
+    try:
+        yield
+    finally:
+        state.restore()
