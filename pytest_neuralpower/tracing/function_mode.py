@@ -106,6 +106,7 @@ class FunctionTracer(TorchFunctionMode):
                 if self.journal.stale and self.journal.is_stale(value):
                     return True
             elif kind is Parameter:
+                self.recorder.seen.add(id(value))
                 # One number (a temperature, a scale) is cheap to compute with, and may be read.
                 if value.is_meta or value.numel() > 1:
                     return True

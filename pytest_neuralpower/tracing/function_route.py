@@ -1,63 +1,101 @@
-"""The function route: run the model's Python on tensors without data."""
+"""The function route: the model's Python runs on tensors without data."""
 
 from __future__ import annotations
 
+import sys
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pytest_neuralpower.tracing.function_mode import FunctionTracer
-from pytest_neuralpower.tracing.inputs import abstract_inputs
-from pytest_neuralpower.tracing.leaf_modules import LEAVES
+from pytest_neuralpower.tracing.inputs import abstract_inputs, input_tensors
+from pytest_neuralpower.tracing.module_calls import ModuleCalls
 from pytest_neuralpower.tracing.module_paths import ModulePaths, watched_calls
 from pytest_neuralpower.tracing.recorder import Recorder
+from pytest_neuralpower.tracing.script_calls import watched_script_functions
 from pytest_neuralpower.tracing.state import WriteJournal, global_state, module_state
 
-__all__ = ["trace_functions"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+__all__ = ["eager_only", "home_device", "trace_functions"]
 
 
-def trace_functions(model, args, kwargs, tensors):
-    device = tensors[0].device if tensors else torch.device("cpu")
-    if device.type == "meta":
-        device = torch.device("cpu")
+def trace_functions(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
+    """Layers by shape rules.
+
+    Raises
+    ------
+    NeedsAten, NeedsForward
+        Another route must be taken.
+    """
+    device = home_device(model, args, kwargs)
     recorder = Recorder(device.type)
     journal = WriteJournal()
     paths = ModulePaths(model)
-    handler = ModuleCalls(recorder, paths)
-    with global_state(), module_state(paths.modules), torch.no_grad():
+    calls = ModuleCalls(recorder, paths, journal, bypass=True)
+    with global_state(), module_state(paths.modules), torch.no_grad(), eager_only():
+        given, named = abstract_inputs(args), abstract_inputs(kwargs)
         try:
-            given, named = abstract_inputs(args), abstract_inputs(kwargs)
-            with watched_calls(handler), FunctionTracer(recorder, journal, device):
+            with (
+                watched_calls(calls),
+                watched_script_functions(recorder, journal),
+                FunctionTracer(recorder, journal, device),
+            ):
                 model(*given, **named)
         finally:
             journal.undo()
+    _note_unseen(recorder, calls)
     return recorder
 
 
-class ModuleCalls:
-    def __init__(self, recorder, paths):
-        self.recorder = recorder
-        self.paths = paths
+def home_device(model: nn.Module, args: Any, kwargs: Any) -> torch.device:
+    """Where the model would run: where its inputs are, or its first parameter; never meta."""
+    for tensor in (*input_tensors((args, kwargs)), *_first(model)):
+        if tensor.device.type != "meta":
+            return tensor.device
+    return torch.device("cpu")
 
-    def __call__(self, original, module, args, kwargs):
-        recorder = self.recorder
-        caller = recorder.path
-        path = recorder.path = self.paths.of(module, caller)
-        leaf = LEAVES.get(type(module))
-        if leaf is not None and len(args) == 1 and not kwargs:
-            own = module.__dict__
-            if not own["_forward_hooks"] and not own["_forward_pre_hooks"] and "forward" not in own:
-                try:
-                    with torch._C.DisableTorchFunction():
-                        x = args[0]
-                        if x.is_meta or leaf is LEAVES[nn.Embedding]:
-                            out = leaf(recorder, module, x)
-                            recorder.path = caller
-                            return out
-                except Exception:
-                    pass
-        try:
-            return original(module, *args, **kwargs)
-        finally:
-            recorder.path = caller
+
+def _first(model: nn.Module) -> list[torch.Tensor]:
+    parameter = next(model.parameters(), None)
+    return [] if parameter is None else [parameter]
+
+
+def eager_only() -> AbstractContextManager[Any]:
+    """Run functions that ``torch.compile`` made as they were written."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing it costs seconds
+        return nullcontext()
+    return _forced_eager()
+
+
+@contextmanager
+def _forced_eager() -> Iterator[None]:
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _note_unseen(recorder: Recorder, calls: ModuleCalls) -> None:
+    """A module that ran, but whose parameters reached no operation that we saw.
+
+    A parameter that merely goes unused is no reason to warn: it must be named by the module's
+    forward, or the module must have listed nothing at all.
+    """
+    for module, path in calls.entered.values():
+        names = [name for name, one in module._parameters.items() if one is not None]
+        if any(id(module._parameters[name]) in recorder.seen for name in names) or not names:
+            continue
+        code = getattr(type(module).forward, "__code__", None)
+        named = code is not None and any(name in code.co_names for name in names)
+        below = f"{path}." if path else ""
+        if named or not any(
+            layer.path == path or layer.path.startswith(below) for layer in recorder.layers
+        ):
+            label = f"{path!r} ({type(module).__name__})" if path else type(module).__name__
+            recorder.notes[
+                f"{label} ran, but none of its parameters was read by an operation that could be "
+                "seen: an extension (pybind, Triton) may have done work that is not listed."
+            ] = None

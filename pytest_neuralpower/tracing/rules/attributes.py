@@ -42,7 +42,7 @@ _READS: Final = (
     "item", "tolist", "numpy", "__array__", "__bool__", "__float__", "__int__", "__index__",
     "__complex__", "__contains__", "nonzero", "nonzero_static", "argwhere", "masked_select",
     "unique", "_unique2", "unique_consecutive", "unique_dim", "equal", "allclose", "is_nonzero",
-    "bincount", "histc", "__format__", "__dlpack__", "_local_scalar_dense", "cuda_",
+    "bincount", "__format__", "__dlpack__", "_local_scalar_dense", "cuda_",
     "combinations", "histogram", "masked_scatter_size",
 )  # fmt: skip
 

@@ -192,3 +192,20 @@ def tensordot(recorder: Recorder, a: Tensor, b: Tensor, dims: Any = 2, out: Any 
     shape += tuple(size for axis, size in enumerate(b.shape) if axis not in right)
     reduced = math.prod(a.shape[axis] for axis in left)
     return list_matmul(recorder, "tensordot", a, b, shape, reduced)
+
+
+@rule("grouped_mm", "_grouped_mm", op="grouped_mm")
+def grouped_mm(
+    recorder: Recorder,
+    mat_a: Tensor,
+    mat_b: Tensor,
+    *,
+    offs: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_dtype: Any = None,
+) -> Tensor:
+    """Rows split among experts: every row meets one expert's matrix, wherever the splits lie."""
+    rows, matrix = mat_a.shape, mat_b.shape
+    if len(rows) != 2 or len(matrix) != 3 or rows[1] != matrix[1] or out_dtype is not None:
+        raise NoRule
+    return list_matmul(recorder, "grouped_mm", mat_a, mat_b, (rows[0], matrix[2]), rows[1])

@@ -177,6 +177,15 @@ for _name in ("max", "min"):
     _register_extremum(_name)
 
 
+@rule("histc")
+def histc(
+    recorder: Recorder, input: Tensor, bins: int = 100, min: float = 0, max: float = 0
+) -> Tensor:
+    output = recorder.new((bins,), input.dtype)
+    recorder.record("reduction", "histc", (input,), (output,))
+    return output
+
+
 def _norm(
     recorder: Recorder,
     input: Tensor,

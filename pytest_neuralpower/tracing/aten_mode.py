@@ -1,0 +1,259 @@
+"""The dispatcher's view: ATen operations listed as they pass."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pytest_neuralpower.layers import TensorSpec
+from pytest_neuralpower.tracing.fallbacks import tensors_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_neuralpower.tracing.recorder import Recorder
+
+__all__ = ["AtenRecorder"]
+
+#: Operations that neither compute nor move anything.
+_FREE: Final = frozenset(
+    ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh",
+     "detach", "_local_scalar_dense", "_assert_async", "resize_", "set_", "dropout_eval",
+     "_assert_tensor_metadata", "is_same_size", "_unsafe_view", "sym_size", "sym_numel")
+)  # fmt: skip
+
+_KINDS: Final = {
+    **dict.fromkeys(
+        ("relu", "gelu", "silu", "sigmoid", "tanh", "elu", "leaky_relu", "hardtanh", "hardswish",
+         "hardsigmoid", "softplus", "mish", "relu6", "_prelu_kernel", "threshold", "glu", "celu",
+         "selu", "log_sigmoid_forward", "softshrink", "hardshrink", "rrelu_with_noise"),
+        "activation",
+    ),
+    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), "softmax"),
+    **dict.fromkeys(
+        ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
+         "cudnn_batch_norm", "_batch_norm_with_update", "_batch_norm_no_update", "batch_norm",
+         "native_layer_norm", "native_group_norm", "_fused_rms_norm", "_weight_norm_interface"),
+        "norm",
+    ),
+    **dict.fromkeys(
+        ("sum", "mean", "amax", "amin", "max", "min", "prod", "any", "all", "argmax", "argmin",
+         "var", "std", "var_mean", "std_mean", "logsumexp", "cumsum", "cumprod", "norm",
+         "linalg_vector_norm", "nll_loss_forward", "mse_loss", "count_nonzero"),
+        "reduction",
+    ),
+    **dict.fromkeys(
+        ("cat", "stack", "clone", "copy", "_to_copy", "constant_pad_nd", "reflection_pad1d",
+         "reflection_pad2d", "replication_pad2d", "upsample_nearest2d", "upsample_bilinear2d",
+         "upsample_nearest1d", "upsample_bicubic2d", "upsample_nearest3d", "upsample_linear1d",
+         "index", "index_select", "gather", "scatter", "index_put", "repeat", "roll", "flip",
+         "fill", "zero", "zeros", "ones", "full", "arange", "zeros_like", "ones_like", "full_like",
+         "new_zeros", "new_ones", "new_full", "tril", "triu", "im2col", "col2im", "scalar_tensor",
+         "slice_scatter", "select_scatter", "_unsafe_index", "pixel_shuffle", "pixel_unshuffle"),
+        "memory",
+    ),
+    **dict.fromkeys(("embedding",), "embedding"),
+}  # fmt: skip
+
+#: ATen's names that differ from torch's.
+_OPS: Final = {
+    "_softmax": "softmax", "_log_softmax": "log_softmax", "_safe_softmax": "softmax",
+    "native_layer_norm": "layer_norm", "native_group_norm": "group_norm",
+    "_fused_rms_norm": "rms_norm", "_to_copy": "to", "index": "getitem", "_prelu_kernel": "prelu",
+    "constant_pad_nd": "pad", "log_sigmoid_forward": "logsigmoid", "index_put": "setitem",
+    "nll_loss_forward": "nll_loss", "_weight_norm_interface": "weight_norm",
+}  # fmt: skip
+
+
+class AtenRecorder(TorchDispatchMode):
+    """Lists every ATen operation; sits above a ``FakeTensorMode``, which answers them."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+        # Views of weights (a linear's transpose) stay weights; kept alive, as identities recur.
+        self._weights: dict[int, Tensor] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = str(getattr(func, "_opname", "") or func.overloadpacket.__name__)
+        bare = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+        if func.is_view or bare in _FREE or name in _FREE:
+            if func.is_view and args and isinstance(args[0], Tensor) and self._is_weight(args[0]):
+                for tensor in tensors_in(result):
+                    self._weights[id(tensor)] = tensor
+            return result
+        special = _SPECIAL.get(bare)
+        if special is not None:
+            special(self, bare, args, kwargs, result)
+        else:
+            self._list(func, bare, args, kwargs, result)
+        return result
+
+    def _is_weight(self, tensor: Any) -> bool:
+        """A parameter, a view of one, or (in a script) a real floating tensor."""
+        return isinstance(tensor, Tensor) and (
+            id(tensor) in self._weights
+            or isinstance(tensor, torch.nn.Parameter)
+            or (not isinstance(tensor, FakeTensor) and tensor.dtype.is_floating_point)
+        )
+
+    def _list(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        kind = _KINDS.get(name)
+        if kind is None:
+            pointwise = torch.Tag.pointwise in func.tags
+            kind = "elementwise" if pointwise else "uncovered"
+        outputs = [tensor for tensor in tensors_in(result) if tensor.numel()]
+        if kind == "norm":
+            outputs = outputs[:1]  # the saved statistics are a by-product
+        if not outputs:
+            return
+        params: tuple[tuple[str, Any], ...] = ()
+        op = _OPS.get(name, name)
+        if "batch_norm" in name:
+            op = "batch_norm"
+            training = args[5] if len(args) > 5 and isinstance(args[5], bool) else False
+            params = (("training", training),)
+        tensors = tensors_in((args, kwargs))
+        self._add(kind, op, tensors, outputs, params)
+
+    def _add(
+        self,
+        kind: str,
+        op: str,
+        tensors: list[Tensor],
+        outputs: list[Tensor],
+        params: tuple[tuple[str, Any], ...] = (),
+    ) -> None:
+        spec = self.recorder.spec
+        self.recorder.add(
+            kind,
+            op,
+            [spec(tensor) for tensor in tensors if not self._is_weight(tensor)],
+            [spec(tensor) for tensor in tensors if self._is_weight(tensor)],
+            [spec(tensor) for tensor in outputs],
+            params,
+        )
+
+    def convolution(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        input, weight, bias, stride, padding, dilation, transposed, output_padding, groups = args[:9]
+        spec = self.recorder.spec
+        dims = weight.ndim - 2
+
+        def full(values: Any) -> tuple[int, ...]:
+            return tuple(values) * dims if len(values) == 1 else tuple(values)
+
+        params: list[tuple[str, Any]] = [
+            ("dilation", full(dilation)),
+            ("groups", groups),
+            ("padding", full(padding)),
+            ("stride", full(stride)),
+            ("transposed", transposed),
+        ]
+        if transposed:
+            params.insert(2, ("output_padding", full(output_padding)))
+        op = f"conv_transpose{dims}d" if transposed else f"conv{dims}d"
+        weights = [spec(tensor) for tensor in (weight, bias) if tensor is not None]
+        self.recorder.add("conv", op, [spec(input)], weights, [spec(result)], tuple(params))
+
+    def product(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        """``mm``, ``addmm``, ``bmm``, ``baddbmm``; by a weight's transpose, a linear layer."""
+        added = name in ("addmm", "baddbmm", "addmv")
+        left, right = (args[1], args[2]) if added else (args[0], args[1])
+        spec = self.recorder.spec
+        if self._is_weight(right) and right.ndim == 2 and left.ndim == 2:
+            inner, outer = right.shape
+            weights = [TensorSpec((outer, inner), spec(right).dtype)]
+            if added:
+                weights.append(spec(args[0]))
+            self.recorder.add("linear", "linear", [spec(left)], weights, [spec(result)])
+            return
+        inputs = [spec(left), spec(right)] + ([spec(args[0])] if added else [])
+        self.recorder.add("matmul", name, inputs, (), [spec(result)])
+
+    def attention(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        query, key, value = args[:3]
+        output = result[0] if isinstance(result, (tuple, list)) else result
+        spec = self.recorder.spec
+        self.recorder.add(
+            "attention",
+            "scaled_dot_product_attention",
+            [spec(tensor) for tensor in (query, key, value)],
+            (),
+            [spec(output)],
+        )
+
+    def pooling(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        op = name.removesuffix("_with_indices").lstrip("_")
+        outputs = tensors_in(result)
+        dims = int(op[-2])
+        params: tuple[tuple[str, Any], ...] = (("adaptive", True),)
+        if "adaptive" not in op:
+
+            def full(values: Any) -> tuple[int, ...]:
+                return tuple(values) * dims if len(values) == 1 else tuple(values)
+
+            kernel = full(args[1])
+            stride = full(args[2]) if len(args) > 2 and args[2] else kernel
+            padding = full(args[3]) if len(args) > 3 else (0,) * dims
+            params = (("kernel", kernel), ("padding", padding), ("stride", stride))
+        self._add("pool", op, [args[0]], outputs, params)
+
+    def embedding(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        weight, indices = args[:2]
+        spec = self.recorder.spec
+        self.recorder.add(
+            "embedding", "embedding", [spec(indices)], [spec(weight)], [spec(result)]
+        )
+
+    def rnn(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        """One fused recurrent call (oneDNN's); its layers and directions come one at a time."""
+        input, weight_ih = args[0], args[1]
+        outputs = tensors_in(result)
+        hidden = weight_ih.shape[0] // 4
+        spec = self.recorder.spec
+        self.recorder.add(
+            "rnn",
+            "lstm",
+            [spec(input)],
+            [spec(tensor) for tensor in args[1:5]],
+            [spec(outputs[0])],
+            (
+                ("bidirectional", False),
+                ("hidden_size", hidden),
+                ("mode", "LSTM"),
+                ("num_layers", 1),
+                ("steps", math.prod(input.shape[:-1])),
+            ),
+        )
+
+
+_SPECIAL: Final[dict[str, Callable[[AtenRecorder, str, Any, Any, Any], None]]] = {
+    "convolution": AtenRecorder.convolution,
+    "_convolution": AtenRecorder.convolution,
+    "convolution_overrideable": AtenRecorder.convolution,
+    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm"), AtenRecorder.product),
+    **dict.fromkeys(
+        ("_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
+         "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_cudnn_attention",
+         "_scaled_dot_product_fused_attention_overrideable", "scaled_dot_product_attention"),
+        AtenRecorder.attention,
+    ),
+    **dict.fromkeys(
+        ("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d",
+         "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "max_pool2d",
+         "adaptive_max_pool3d", "avg_pool1d", "max_pool1d", "adaptive_avg_pool1d", "max_pool3d",
+         "adaptive_max_pool1d"),
+        AtenRecorder.pooling,
+    ),
+    "embedding": AtenRecorder.embedding,
+    "mkldnn_rnn_layer": AtenRecorder.rnn,
+}  # fmt: skip
