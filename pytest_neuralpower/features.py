@@ -2,7 +2,8 @@
 
 Layers of one *family* share their columns. A family is a kind, or a part of a kind that runs on
 kernels of its own (depthwise and transposed convolutions), so that it never borrows the
-efficiency of the others unnoticed. Everything is vectorised: no torch, no loop but one to read
+efficiency of the others unnoticed. A convolution over the whole map is a matrix product and
+belongs with the linear layers. Everything is vectorised: no torch, no loop but one to read
 the shapes.
 """
 
@@ -44,16 +45,21 @@ _DEFAULT_RANGE: Final = ("bytes_moved",)
 
 
 def family(layer: Layer) -> str:
-    """The layer's family: its kind, or ``conv.depthwise`` / ``conv.transposed``."""
+    """The layer's family: its kind, or ``conv.depthwise``, ``conv.transposed``, or ``linear`` for
+    a convolution whose kernel covers the whole input."""
     if layer.kind != "conv":
         return layer.kind
     weight = layer.weights[0].shape
+    groups = 1
     for name, value in layer.params:
         if name == "transposed" and value:
             return "conv.transposed"
-        if name == "groups" and value > 1 and weight[1] == 1:  # type: ignore[operator]
-            return "conv.depthwise"
-    return "conv"
+        if name == "groups":
+            groups = value  # type: ignore[assignment]
+    if groups > 1:
+        return "conv.depthwise" if weight[1] == 1 else "conv"
+    whole = layer.inputs[0].shape[2:] == weight[2:] and math.prod(layer.outputs[0].shape[2:]) == 1
+    return "linear" if whole else "conv"
 
 
 def range_columns(family_name: str) -> tuple[str, ...]:
@@ -166,7 +172,10 @@ _GEMM_NAMES: Final = ("m", "n", "k", "groups", "flops", *_COST_NAMES[1:])
 
 def _linear_row(layer: Layer) -> tuple[float, ...]:
     given, result = layer.inputs[0], layer.outputs[0]
-    depth, width = given.shape[-1], result.shape[-1]
+    if layer.kind == "conv":  # over the whole map
+        depth, width = math.prod(given.shape[1:]), result.shape[1]
+    else:
+        depth, width = given.shape[-1], result.shape[-1]
     rows = result.numel // max(width, 1)
     return (
         *(rows, width, depth, 1, 2 * rows * width * depth),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from pytest_neuralpower.errors import PlatformError, TraceError
+from pytest_neuralpower.estimators.terms import evaluate
 from pytest_neuralpower.features import (
     STAND_INS,
     Columns,
@@ -57,10 +58,31 @@ class FamilyModel:
         By quantity: ``runtime`` (ms), and ``power`` (W) where rows with power were measured.
     ranges
         Smallest and largest calibrated value of each of the family's range columns.
+    surcharges
+        What the execution mode adds to the kernels that were measured: ms per unit of a physical
+        term (:mod:`pytest_neuralpower.estimators.terms`). Never fitted, known from how the
+        framework runs the layer.
     """
 
     estimators: Mapping[str, Estimator]
     ranges: Mapping[str, tuple[float, float]]
+    surcharges: Mapping[str, float] = field(default_factory=dict)
+
+    def runtime(self, values: Columns) -> FloatArray:
+        """Runtime in ms, surcharges included."""
+        total = self.estimators["runtime"].predict(values)
+        for term, rate in self.surcharges.items():
+            total = total + rate * evaluate(term, values, 1)
+        return total
+
+    def power_columns(self, values: Columns, runtime_ms: FloatArray) -> Columns:
+        """What a power estimator sees: the columns, the runtime, and the surcharges' traffic."""
+        extra = sum(
+            (evaluate(term, values, 1) * 1e6 for term in self.surcharges),
+            np.zeros(len(runtime_ms)),
+        )
+        moved = values["bytes_moved"] + extra
+        return {**values, "runtime_ms": runtime_ms, "bytes_moved": moved}
 
     def outside(self, values: Columns) -> NDArray[np.bool_]:
         """Rows with any size outside what was calibrated."""
@@ -198,8 +220,7 @@ class Platform:
                 estimated = self.fallback.predict(values)
                 label, code = "fallback", np.full(len(where), 1 if name == "uncovered" else 2)
             else:
-                estimator = model.estimators["runtime"]
-                estimated, label = estimator.predict(values), estimator.name
+                estimated, label = model.runtime(values), model.estimators["runtime"].name
                 code = np.where(model.outside(values), 4, 0)
                 if name not in self.families:
                     code[:] = 4
@@ -212,7 +233,11 @@ class Platform:
                 if watts is None:
                     power = None
                 else:
-                    power[where] = watts.predict({**values, "runtime_ms": estimated})
+                    power[where] = watts.predict(
+                        model.power_columns(values, estimated)
+                        if model
+                        else {**values, "runtime_ms": estimated}
+                    )
         return runtime, power, codes, used
 
     def _foreign_dtypes(self, items: Sequence[Layer]) -> dict[str, int]:
@@ -263,6 +288,7 @@ class Platform:
             "families": {
                 name: {
                     "ranges": {column: list(ends) for column, ends in model.ranges.items()},
+                    "surcharges": dict(model.surcharges),
                     **{
                         quantity: estimator.to_json()
                         for quantity, estimator in model.estimators.items()
@@ -317,6 +343,7 @@ def _from_content(content: dict[str, Any], sha256: str) -> Platform:
         name: FamilyModel(
             {quantity: each[quantity] for quantity in FAMILY_QUANTITIES if quantity in each},
             {column: (float(low), float(high)) for column, (low, high) in each["ranges"].items()},
+            {term: float(rate) for term, rate in each["surcharges"].items()},
         )
         for name, each in content["families"].items()
     }

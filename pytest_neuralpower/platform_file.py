@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from pytest_neuralpower.errors import PlatformError
 from pytest_neuralpower.estimators import from_json
+from pytest_neuralpower.estimators.terms import is_term
 
 FORMAT: Final = "pytest-neuralpower platform"
 VERSION: Final = 1
@@ -166,11 +167,18 @@ def _family(path: Path, name: str, data: Any) -> dict[str, Any]:
     for column, ends in data["ranges"].items():
         if not (isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends))):
             raise _error(path, f"range {column!r} of family {name!r} must be two numbers", "refit")
-    unknown = sorted(set(data) - {"ranges", *FAMILY_QUANTITIES})
+    surcharges = data.get("surcharges")
+    if not isinstance(surcharges, dict) or not all(map(_is_number, surcharges.values())):
+        raise _error(path, f"surcharges of family {name!r} must be numbers by term", "refit it")
+    for term in surcharges:
+        if not is_term(term):
+            raise _error(path, f"unknown surcharge {term!r} of family {name!r}", "refit it")
+    unknown = sorted(set(data) - {"ranges", "surcharges", *FAMILY_QUANTITIES})
     if unknown:
         raise _error(path, f"unknown field {unknown[0]!r} of family {name!r}", "refit it")
     return {
         "ranges": data["ranges"],
+        "surcharges": surcharges,
         **{
             quantity: _estimator(path, f"{quantity} of family {name!r}", data[quantity])
             for quantity in FAMILY_QUANTITIES

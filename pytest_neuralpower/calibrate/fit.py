@@ -96,13 +96,20 @@ def fit_platform(rows: Iterable[Row], recipe: Recipe) -> Platform:
         raise FitError("no measured rows: nothing can be fitted")
     families: dict[str, FamilyModel] = {}
     accuracy: dict[str, Any] = {"runtime": {}}
-    tables: dict[str, tuple[Columns, FloatArray]] = {}
+    tables = {
+        name: (
+            columns(name, [row.layer for row in members]),
+            np.array([row.runtime_ms for row in members]),
+        )
+        for name, members in by_family.items()
+    }
     for name, members in by_family.items():
-        values = columns(name, [row.layer for row in members])
-        runtime = np.array([row.runtime_ms for row in members])
+        _refuse(recipe, name, tables[name], members)
+    fallback = _fallback(tables, recipe)
+    for name, members in by_family.items():
+        values, runtime = tables[name]
         lines = [row.line for row in members]
         try:
-            refuse_bad_rows(values, runtime, lines)
             chosen = select(
                 runtime_makers(name, recipe.designs.get(name, {}), recipe.hardware),
                 values,
@@ -118,8 +125,8 @@ def fit_platform(rows: Iterable[Row], recipe: Recipe) -> Platform:
         if power is not None:
             estimators["power"] = power.estimator
             accuracy.setdefault("layer_power", {})[name] = power.accuracy()
-        families[name] = FamilyModel(estimators, calibrated_ranges(name, values))
-        tables[name] = (values, runtime)
+        surcharges = dict.fromkeys(recipe.surcharges.get(name, ()), 1.0 / fallback.bandwidth_gbs)
+        families[name] = FamilyModel(estimators, calibrated_ranges(name, values), surcharges)
     platform = Platform(
         name=recipe.name,
         device=recipe.device,
@@ -128,13 +135,22 @@ def fit_platform(rows: Iterable[Row], recipe: Recipe) -> Platform:
         tiers=recipe.tiers,
         hardware=recipe.hardware,
         families=families,
-        fallback=_fallback(tables, recipe),
+        fallback=fallback,
         power=None,
         provenance=_provenance(recipe),
         accuracy=accuracy,
     )
     platform = fit_power(platform, recipe)
     return judge_networks(platform, recipe)
+
+
+def _refuse(
+    recipe: Recipe, name: str, table: tuple[Columns, FloatArray], members: Sequence[Row]
+) -> None:
+    try:
+        refuse_bad_rows(*table, [row.line for row in members])
+    except FitError as error:
+        raise FitError(f"{recipe.name}, {name}: {error}") from None
 
 
 def _fit_family_power(

@@ -19,7 +19,7 @@ from pytest_neuralpower.errors import FitError, ProfileError
 from pytest_neuralpower.estimators import Shares
 from pytest_neuralpower.estimators.selection import Score
 from pytest_neuralpower.features import FloatArray, columns, family
-from pytest_neuralpower.platform import Platform, load_platform
+from pytest_neuralpower.platform import FamilyModel, Platform, load_platform
 
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.recipe import Recipe
@@ -157,7 +157,8 @@ def _mean_shares(platform: Platform, model: Shares, trace: Trace) -> tuple[float
         runtime = np.array([layer.runtime_ms for layer in members])
         values = columns(name, [layer.layer for layer in members])
         time.append(runtime)
-        shares.append(model.shares({**values, "runtime_ms": runtime}))
+        known = platform.families.get(name, FamilyModel({}, {}))
+        shares.append(model.shares(known.power_columns(values, runtime)))
     weights = np.concatenate(time)
     compute = np.concatenate([each[0] for each in shares])
     traffic = np.concatenate([each[1] for each in shares])

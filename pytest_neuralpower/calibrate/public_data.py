@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_neuralpower.calibrate.rows import (
     Row,
@@ -19,6 +19,9 @@ from pytest_neuralpower.calibrate.rows import (
     streaming_layer,
 )
 from pytest_neuralpower.errors import ProfileError
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.layers import Layer
 
 #: Where the public tables are, when they are not in ``../shared/data`` beside the repository.
 DATA_VARIABLE: Final = "NEURALPOWER_DATA"
@@ -96,20 +99,22 @@ def deepbench_gemm(path: Path, options: Options) -> list[Row]:
     return rows
 
 
-_POOL: Final = re.compile(r"(?:^|/)(\d)x\d_s(\d)$")
+_WINDOW: Final = re.compile(r"(\d+)x\d+(?:_s(\d))?")
 _BRANCHES: Final = ("1x1", "3x3", "5x5", "pool_proj")
 
 
 def caffe_layers(path: Path, options: Options) -> list[Row]:
     """convnet-benchmarks' layers of four networks timed by ``caffe time``: ``kinds`` to keep.
 
-    Reads pools (max, and GoogLeNet's last one average), ReLUs (in place: read and written once)
-    and GoogLeNet's concatenations. Splits launch nothing and inputs compute nothing: left out.
+    Reads convolutions (with bias), pools (max, and GoogLeNet's last one average), ReLUs (in
+    place: read and written once) and concatenations. Splits launch nothing and inputs compute
+    nothing: left out. The table has each layer's output; its input is the layer below.
     """
     rows: list[Row] = []
     shapes: dict[str, tuple[int, ...]] = {}
-    network = ""
+    network, block = "", ""
     previous: tuple[int, ...] = ()
+    entered: tuple[int, ...] = ()
     for line, record in read_table(path):
         name = record["layer"]
         if record["network"] != network:
@@ -117,7 +122,10 @@ def caffe_layers(path: Path, options: Options) -> list[Row]:
         top = tuple(int(size) for size in record["top_shape"].split())
         if not top:  # the network's total
             continue
-        layer = _caffe_layer(name, top, previous, shapes)
+        if name.split("/")[0] != block:
+            block, entered = name.split("/")[0], previous
+        below = shapes.get(f"{name}_reduce", entered if name.startswith("inception") else previous)
+        layer = _caffe_layer(name, top, below, shapes)
         if layer is not None and layer.kind in options["kinds"]:
             rows.append(Row(layer, float(record["forward_ms"]), line=line))
         shapes[name] = previous = top
@@ -126,24 +134,42 @@ def caffe_layers(path: Path, options: Options) -> list[Row]:
 
 def _caffe_layer(
     name: str, top: tuple[int, ...], below: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
-) -> Any:
-    if name.endswith("_split"):
+) -> Layer | None:
+    if name.endswith("_split") or name == "input":
         return None
     if "relu" in name:
         return streaming_layer("activation", "relu", [top], top)
     if name.endswith("/output"):
         block = name.removesuffix("output")
         return streaming_layer("memory", "cat", [shapes[block + each] for each in _BRANCHES], top)
+    if len(top) == 2:
+        depth = below[1] * below[2] * below[3] if len(below) == 4 else below[1]
+        return linear_layer(top[0], depth, top[1], bias=True)
+    found = _WINDOW.search(name)
     if name.endswith("/pool"):  # inside an inception block: 3x3, stride 1, same size
-        return pool_layer(top, top, op="max_pool2d", kernel=(3, 3), stride=(1, 1), padding=(1, 1))
-    found = _POOL.search(name)
-    if found and name.startswith("pool"):
-        size, step = int(found[1]), int(found[2])
+        size, step = 3, 1
+    elif name.endswith(("/pool_proj", "_reduce")):
+        size, step = 1, 1
+    elif found is None:  # AlexNet's first convolution is not named for its kernel
+        size, step = 11, 4
+    else:
+        size, step = int(found[1]), int(found[2] or 1)
+    if name.endswith("/pool") or name.startswith("pool"):
         op = "avg_pool2d" if size == 7 else "max_pool2d"
+        pad = 1 if step == 1 and size == 3 else 0
         return pool_layer(
-            below, top, op=op, kernel=(size, size), stride=(step, step), padding=(0, 0)
+            below, top, op=op, kernel=(size, size), stride=(step, step), padding=(pad, pad)
         )
-    return None
+    # The smallest padding that gives the output's size.
+    pad = next(pad for pad in range(size) if (below[2] + 2 * pad - size) // step + 1 == top[2])
+    return conv_layer(
+        below,
+        cout=top[1],
+        kernel=(size, size),
+        stride=(step, step),
+        padding=(pad, pad),
+        bias=True,
+    )
 
 
 #: Readers by the name that recipes use.

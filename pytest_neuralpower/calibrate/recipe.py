@@ -32,6 +32,9 @@ class Recipe:
     designs
         Candidates by family, where they differ from the defaults of
         :mod:`pytest_neuralpower.calibrate.designs`.
+    surcharges
+        By family, the terms of traffic (MB) that the execution mode adds to the measured
+        kernels; priced at the bandwidth that streaming layers reached.
     power
         How power is known: ``networks`` or ``from``; empty for rows with power, or none.
     networks
@@ -48,6 +51,7 @@ class Recipe:
     tiers: Mapping[str, str] = field(default_factory=dict)
     sources: tuple[Mapping[str, Any], ...] = ()
     designs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    surcharges: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     power: Mapping[str, Any] = field(default_factory=dict)
     networks: str = ""
     notes: tuple[str, ...] = ()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from pytest_neuralpower.estimators.terms import is_term
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -77,7 +79,11 @@ class Regime:
         for condition in conditions:
             if condition.op not in _COMPARE:
                 raise ValueError(f"unknown comparison {condition.op!r} in regime {data['name']!r}")
-        return cls(str(data["name"]), tuple(str(term) for term in data["terms"]), conditions)
+        terms = tuple(str(term) for term in data["terms"])
+        for term in terms:
+            if not is_term(term):
+                raise ValueError(f"unknown term {term!r} in regime {data['name']!r}")
+        return cls(str(data["name"]), terms, conditions)
 
 
 def assign(regimes: Sequence[Regime], columns: Columns) -> NDArray[np.intp]:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pytest_neuralpower.estimators.base import Estimator
     from pytest_neuralpower.features import Columns, FloatArray
 
+#: Held-out mean error, %, at which an estimator is as good as none.
+WORST_MAPE: Final = 100.0
+
 #: Fewer groups than this cannot judge anything.
 MIN_GROUPS: Final = 3
 
@@ -159,4 +162,9 @@ def select(
     if not fitted:
         raise FitError("; ".join(str(score["refused"]) for score in scores.values()))
     best = min(fitted, key=lambda name: float(scores[name]["mape"]))
+    if scores[best]["mape"] >= WORST_MAPE:
+        raise FitError(
+            f"no estimator predicts held-out shapes: {best} errs by {scores[best]['mape']:.0f}% on "
+            "average, which is no better than answering 0; measure more configurations"
+        )
     return Selection(fitted[best], scores, len(target), len(set(groups)), int(fold.max()) + 1)

@@ -75,7 +75,7 @@ class Shares(Estimator):
             Fewer measurements than free terms.
         """
         try:
-            from scipy.optimize import nnls  # noqa: PLC0415 - only fitting needs it
+            from scipy.optimize import lsq_linear  # noqa: PLC0415 - only fitting needs it
         except ImportError:
             raise need_extra("SciPy") from None
         values = {"base_w": np.ones_like(target), "compute_w": compute, "bandwidth_w": traffic}
@@ -86,9 +86,11 @@ class Shares(Estimator):
             (watts * values[name] for name, watts in self.fixed.items()), np.zeros_like(target)
         )
         matrix = np.stack([values[name] for name in free], axis=1) / target[:, None]
-        found, _ = nnls(matrix, rest / target)
+        # No one cause can draw more than what the board may draw beyond the fixed part.
+        most = self.limit_w - sum(self.fixed.values())
+        found = lsq_linear(matrix, rest / target, bounds=(0.0, most), tol=1e-12).x
         fitted = {
-            name: float(f"{watts:.10g}") for name, watts in zip(free, found.tolist(), strict=True)
+            name: float(f"{watts:.8g}") for name, watts in zip(free, found.tolist(), strict=True)
         }
         self.watts_ = {name: {**fitted, **self.fixed}[name] for name in _FREE}
         return self
