@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from pytest_neuralpower.tracing.rules.quantized import list_quantized
 from pytest_neuralpower.tracing.signals import NeedsForward, ShapeMismatch
 
 if TYPE_CHECKING:
@@ -94,10 +96,12 @@ def mismatch(op: str, args: Any, kwargs: Any, error: Exception) -> ShapeMismatch
     return ShapeMismatch(f"{op} cannot take {describe(args, kwargs)}: {first}")
 
 
-def list_uncovered(recorder: Recorder, op: str, args: Any, kwargs: Any, result: Any) -> None:
+def list_uncovered(
+    recorder: Recorder, func: Any, op: str, args: Any, kwargs: Any, result: Any
+) -> None:
     """List an operation without a formula with its real tensors."""
     outputs = tensors_in(result)
-    if not outputs:
+    if not outputs or list_quantized(recorder, func, args, result):
         return
     recorder.record("uncovered", op, tensors_in((args, kwargs)), outputs)
 
@@ -126,7 +130,7 @@ def answer(recorder: Recorder, func: Any, op: str, args: Any, kwargs: Any) -> An
     result = _rebuild(outline, args)
     if not is_view:
         recorder.fallbacks[f"{op}: {how}"] = None
-        list_uncovered(recorder, op, args, kwargs, result)
+        list_uncovered(recorder, func, op, args, kwargs, result)
     return result
 
 
@@ -208,6 +212,8 @@ def _ask(func: Any, op: str, args: Any, kwargs: Any) -> tuple[str, Any, bool]:
     def outline(tensor: Tensor) -> Any:
         if id(tensor) in positions:
             return _Argument(positions[id(tensor)])
+        if tensor.is_quantized:
+            raise NeedsForward(f"{op} makes a quantised tensor")
         views.append(tensor._base is not None)
         return _Outline(tensor)
 
@@ -243,7 +249,8 @@ def _on_zeros(
 
     real_args, real_kwargs = map_tensors(to_zeros, args), map_tensors(to_zeros, kwargs)
     try:
-        return real_args, func(*real_args, **real_kwargs)
+        with _RefuseDynamic(op):
+            return real_args, func(*real_args, **real_kwargs)
     except NotImplementedError as error:
         raise NeedsForward(f"{op} has no kernel that takes these tensors ({error})") from error
     except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
@@ -278,8 +285,23 @@ def _zeros(tensor: Tensor) -> Tensor:
 
 
 def _is_dynamic(func: Any) -> bool:
-    """Custom operations may say that their result's shape depends on values."""
+    """Operations may say that their result, or its shape, depends on values."""
     tags = getattr(func, "tags", ())
     return any(
         tag in tags for tag in (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
     )
+
+
+class _RefuseDynamic(TorchDispatchMode):
+    """Zeros must not stand for values: stops where an answer would depend on them."""
+
+    def __init__(self, op: str) -> None:
+        super().__init__()
+        self.op = op
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if _is_dynamic(func):
+            raise NeedsForward(f"{self.op} depends on values")
+        return func(*args, **(kwargs or {}))

@@ -120,8 +120,7 @@ class FunctionTracer(TorchFunctionMode):
     def _run(self, func: Any, op: str, rule: Any, args: Any, kwargs: Any) -> Any:
         """Compute for real, and list what was computed."""
         recorder = self.recorder
-        if not self.compute and kwargs.get("device") is not None:
-            kwargs = {**kwargs, "device": self.device}
+        args, kwargs = self._at_home(op, args, kwargs)
         before = len(recorder.layers)
         covered = False
         # The rule comes first: an operation in place would change what it describes.
@@ -132,11 +131,26 @@ class FunctionTracer(TorchFunctionMode):
             except Exception:
                 del recorder.layers[before:]
         self.journal.before(func, args, kwargs)
+        if func is Tensor.cuda:
+            return args[0]
         with fallbacks.named_errors(recorder, op, args, kwargs):
             result = func(*args, **kwargs)
         if not covered:
-            fallbacks.list_uncovered(recorder, op, args, kwargs, result)
+            fallbacks.list_uncovered(recorder, func, op, args, kwargs, result)
         return result
+
+    def _at_home(self, op: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Arguments with every device named inside forward replaced by the inputs' one."""
+        if kwargs.get("device") is not None:
+            kwargs = {**kwargs, "device": self.device}
+        if op == "to" and len(args) > 1:
+            args = tuple(
+                self.device
+                if isinstance(arg, torch.device) or (isinstance(arg, str) and place)
+                else arg
+                for place, arg in enumerate(args)
+            )
+        return args, kwargs
 
     def _view(self, func: Any, op: str, args: Any, kwargs: Any) -> Any:
         self._mark_seen(args)
@@ -157,7 +171,8 @@ class FunctionTracer(TorchFunctionMode):
     def _factory(self, func: Any, op: str, args: Any, kwargs: Any) -> Any:
         """A new tensor: with values while small, without beyond."""
         if self.compute:
-            result = func(*args, **{**kwargs, **self._rehomed(kwargs)})
+            args, kwargs = self._at_home(op, args, kwargs)
+            result = func(*args, **kwargs)
         else:
             limited = {**kwargs, "device": "meta"}
             if op in ("tensor", "as_tensor", "from_numpy", "asarray", "new_tensor"):
@@ -183,10 +198,6 @@ class FunctionTracer(TorchFunctionMode):
         if op == "new_tensor" and args[0].is_meta:
             return torch.tensor(args[1], dtype=kwargs.get("dtype") or args[0].dtype)
         return func(*args, **kwargs)
-
-    def _rehomed(self, kwargs: Any) -> dict[str, Any]:
-        """An explicit device inside forward becomes the one of the inputs."""
-        return {"device": self.device} if kwargs.get("device") is not None else {}
 
     def _device(self, func: Any, op: str, args: Any, kwargs: Any) -> Any:
         if self.compute:

@@ -152,6 +152,8 @@ class _ModuleState:
         attributes, contents = self._attributes, self._contents
         holds_only_standard: dict[type, bool] = {}
         for module in modules:
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # keeps its state in compiled code; its buffers are kept by the journal
             own = module.__dict__
             attributes.append((own, own.copy()))
             for name in _CONTENTS:
@@ -205,6 +207,8 @@ class _ModuleState:
                 _put_back(now, before)
         for module in self._modules:
             own = module.__dict__
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
             if own["_forward_hooks"] or own["_forward_pre_hooks"]:
                 self._drop_new_hooks(own)
         for hooks, before in self._hooked:
