@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -54,7 +54,7 @@ def fit_directory(directory: Path, *, data_root: Path | None = None) -> Platform
     rows: list[Row] = []
     for source in recipe.sources:
         rows += _read_source(recipe, source, data_root)
-    return fit_platform(rows, recipe)
+    return fit_platform(rows, recipe, lambda other: fit_directory(other, data_root=data_root))
 
 
 def fit_command(directory: Path, out: Path, *, data_root: Path | None = None) -> Platform:
@@ -81,8 +81,12 @@ def _read_source(recipe: Recipe, source: Any, data_root: Path | None) -> Sequenc
     return found
 
 
-def fit_platform(rows: Iterable[Row], recipe: Recipe) -> Platform:
+def fit_platform(
+    rows: Iterable[Row], recipe: Recipe, fit_other: Callable[[Path], Platform] = fit_directory
+) -> Platform:
     """Fit every family that the rows have, choosing each estimator by held-out shapes.
+
+    ``fit_other`` fits the calibration folder whose power the recipe borrows.
 
     Raises
     ------
@@ -140,7 +144,7 @@ def fit_platform(rows: Iterable[Row], recipe: Recipe) -> Platform:
         provenance=_provenance(recipe),
         accuracy=accuracy,
     )
-    platform = fit_power(platform, recipe)
+    platform = fit_power(platform, recipe, fit_other)
     return judge_networks(platform, recipe)
 
 
@@ -168,7 +172,7 @@ def _fit_family_power(
     )
 
 
-def _fallback(tables: dict[str, tuple[Columns, FloatArray]], recipe: Recipe) -> Fallback:
+def _fallback(tables: Mapping[str, tuple[Columns, FloatArray]], recipe: Recipe) -> Fallback:
     """Rates that the measured layers reached in total; the device's ceilings where none did."""
     moved = [tables[name] for name in _STREAMING if name in tables]
     computed = [tables[name] for name in _COMPUTING if name in tables]

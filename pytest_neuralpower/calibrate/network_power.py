@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,18 +19,21 @@ from pytest_neuralpower.errors import FitError, ProfileError
 from pytest_neuralpower.estimators import Shares
 from pytest_neuralpower.estimators.selection import Score
 from pytest_neuralpower.features import FloatArray, columns, family
-from pytest_neuralpower.platform import FamilyModel, Platform, load_platform
+from pytest_neuralpower.platform import FamilyModel, Platform
 
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.recipe import Recipe
     from pytest_neuralpower.layers import Trace
 
 
-def fit_power(platform: Platform, recipe: Recipe) -> Platform:
+def fit_power(
+    platform: Platform, recipe: Recipe, fit_other: Callable[[Path], Platform]
+) -> Platform:
     """The platform with a power model, as the recipe's ``power`` says.
 
     ``{networks: FILE, fixed: {base_w: 15}}`` fits the other terms to the networks' measured power
-    and states the leave-one-network-out error; ``{from: PLATFORM}`` takes a shipped platform's.
+    and states the leave-one-network-out error; ``{from: PLATFORM}`` takes what ``fit_other`` finds
+    for that platform's calibration folder, beside this one.
 
     Raises
     ------
@@ -38,7 +41,7 @@ def fit_power(platform: Platform, recipe: Recipe) -> Platform:
         The power terms do not suit the networks.
     """
     if "from" in recipe.power:
-        other = load_platform(str(recipe.power["from"]))
+        other = fit_other(recipe.folder.parent / str(recipe.power["from"]))
         accuracy = {**platform.accuracy, "power": other.accuracy.get("power")}
         return replace(platform, power=other.power, accuracy=accuracy)
     if "networks" not in recipe.power:

@@ -64,14 +64,18 @@ def evaluate(name: str, columns: Columns, multiprocessors: int) -> FloatArray:
     ----------
     name
         A plain term (``launch``, ``flops``, ``bytes_out``, ...) or a tile term with its tile:
-        ``tile_flops[128x64]`` (GFLOP with rows and columns padded to the tile),
-        ``wave_flops[128x64]`` (the same with the last wave of tiles filled up),
-        ``split_wave_flops[128x64]`` (the same with the reduction cut into pieces that fill the
-        device, as matrix-product libraries do), ``wave_depth[128x64]`` (waves x reduction length,
-        thousands), ``chosen_wave_flops[128x32]`` (``wave_flops`` of the best of tiles 128, 64 and 32
-        columns wide, narrower ones dearer), ``tiles[128x64]`` (thousands of tiles), ``reread[128x64]`` (MB of both operands
-        as the tiles read them) and ``winograd_flops[2x32]`` (GFLOP of a 3x3 convolution as
-        Winograd's minimal filtering computes it in output tiles of 2 x 2, channels padded to 32).
+
+        - ``tile_flops[128x64]``: GFLOP with rows and columns padded to the tile;
+        - ``wave_flops[128x64]``: the same with the last wave of tiles filled up;
+        - ``split_wave_flops[128x64]``: the same with a long reduction cut into pieces that run side
+          by side, as matrix-product libraries do;
+        - ``chosen_wave_flops[128x32]``: ``wave_flops`` of the cheapest of tiles 128, 64 and 32
+          columns wide, narrower ones dearer per operation;
+        - ``wave_depth[128x64]``: waves x reduction length, thousands;
+        - ``tiles[128x64]``: thousands of tiles;
+        - ``reread[128x64]``: MB of both operands as the tiles read them;
+        - ``winograd_flops[2x32]``: GFLOP of a 3x3 convolution as Winograd's minimal filtering
+          computes it in output tiles of 2 x 2, channels padded to 32.
     multiprocessors
         Tiles that run at once.
 
