@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pytest_neuralpower.errors import BudgetError
-from pytest_neuralpower.units import UNITS, Quantity
+from pytest_neuralpower.units import UNITS, Quantity, show_in
 
 if TYPE_CHECKING:
     from pytest_neuralpower.prediction import Interval, Prediction
@@ -24,10 +24,14 @@ _PER = ("call", "sample")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """``limit`` is in mJ, ms or W. ``platform`` None means the platforms chosen for the session."""
+    """``limit`` is in mJ, ms or W; ``unit`` is the one it was written in, for messages.
+
+    ``platform`` None means the platforms chosen for the session.
+    """
 
     quantity: Quantity
     limit: float
+    unit: str
     per: Literal["call", "sample"] = "call"
     platform: str | None = None
 
@@ -43,6 +47,10 @@ class Verdict:
     @property
     def passed(self) -> bool:
         return self.value <= self.budget.limit
+
+    def show(self, value: float) -> str:
+        """``value`` (mJ, ms or W) as the budget was written."""
+        return show_in(self.budget.quantity, value, self.budget.unit)
 
 
 def parse_marker(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Budget:
@@ -83,7 +91,8 @@ def parse_marker(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
             f"{name}: platform={platform!r} must be one platform's name or path; "
             "repeat the marker for a second platform"
         )
-    return Budget(quantity, float(limit) * units[given[0]], cast("Any", per), platform)
+    unit = given[0]
+    return Budget(quantity, float(limit) * units[unit], unit, cast("Any", per), platform)
 
 
 def closest_budgets(budgets: Iterable[Budget]) -> tuple[Budget, ...]:

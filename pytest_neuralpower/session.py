@@ -28,6 +28,8 @@ Model = TypeVar("Model")
 class BudgetExceeded(pytest.fail.Exception):
     """A guarded test is over its budget, or its prediction is not trusted under ``--np-strict``."""
 
+    __module__ = "builtins"  # as pytest's own outcomes: its name alone in the short summary
+
 
 @dataclass
 class Guard:
@@ -204,6 +206,7 @@ def _verdict_record(verdict: Verdict) -> dict[str, Any]:
     budget = verdict.budget
     return {
         "quantity": budget.quantity,
+        "unit": budget.unit,
         "per": budget.per,
         "limit": budget.limit,
         "value": verdict.value,

@@ -95,5 +95,5 @@ def read_settings(config: pytest.Config) -> Settings:
 def _ini(config: pytest.Config, name: str) -> Any:
     try:
         return config.getini(name)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, pytest.UsageError) as error:
         raise pytest.UsageError(f"ini option {name}: {error}") from None

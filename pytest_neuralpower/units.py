@@ -44,6 +44,24 @@ def show(quantity: Quantity, value: float) -> str:
     return f"{scaled:.{digits}f} {symbol}"
 
 
+#: Keyword of a budget -> how its unit is written.
+SYMBOLS: Final[Mapping[str, str]] = {
+    "mj": "mJ", "j": "J", "uj": "µJ", "ms": "ms", "s": "s", "us": "µs", "w": "W", "mw": "mW",
+}  # fmt: skip
+
+
+def show_in(quantity: Quantity, value: float, unit: str) -> str:
+    """``value`` (mJ, ms or W) in the unit that the user wrote, with three significant digits.
+
+    >>> show_in("energy", 5934.0, "mj")
+    '5,934 mJ'
+    """
+    scaled = value / UNITS[quantity][unit]
+    digits = 0 if abs(scaled) >= 99.95 else 1 if abs(scaled) >= 9.995 else 2
+    text = f"{scaled:.2g}" if 0 < abs(scaled) < 0.1 else f"{scaled:,.{digits}f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} {SYMBOLS[unit]}"
+
+
 def show_percent(share: float) -> str:
     """A share of 0..1 as a percentage; a small one is never shown as a bare 0."""
     percent = 100.0 * share

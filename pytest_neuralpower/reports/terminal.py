@@ -6,15 +6,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_neuralpower.prediction import EXTRAPOLATED, FALLBACK, UNCOVERED, UNTRUSTED
-from pytest_neuralpower.units import show, show_percent
+from pytest_neuralpower.units import Quantity, show, show_in, show_percent
 
 if TYPE_CHECKING:
     from pytest_neuralpower.budget import Verdict
     from pytest_neuralpower.layers import Layer, TensorSpec, Trace
     from pytest_neuralpower.prediction import LayerPrediction, Prediction
 
-#: A nested module path longer than this keeps its end, where layers differ.
-_PATH_WIDTH = 34
+#: Lines stay within this; a nested module path keeps its end, where layers differ.
+_WIDTH = 80
+_LEAST_PATH_WIDTH = 20
+
+#: Flag of a layer -> (its letter in a table, what it means).
+_FLAG_NOTES = {
+    UNCOVERED: ("U", "has no formula: priced by its bytes"),
+    FALLBACK: ("F", "was never measured on this platform: priced by its bytes"),
+    EXTRAPOLATED: ("E", "lies outside the calibrated sizes: extrapolated"),
+}
 
 
 def shape_text(tensors: Sequence[TensorSpec]) -> str:
@@ -24,15 +32,13 @@ def shape_text(tensors: Sequence[TensorSpec]) -> str:
     return "x".join(map(str, tensors[0].shape)) or "scalar"
 
 
-def _path_text(layer: Layer) -> str:
+def _path_text(layer: Layer, width: int) -> str:
     path = layer.path or "(root)"
-    return path if len(path) <= _PATH_WIDTH else "…" + path[-_PATH_WIDTH + 1 :]
+    return path if len(path) <= width else "…" + path[-width + 1 :]
 
 
-def layer_table(layers: Iterable[LayerPrediction], whole: Prediction) -> str:
+def layer_table(layers: Iterable[LayerPrediction], whole: Prediction, *, indent: int = 0) -> str:
     """Aligned table of some layers of ``whole``, with each layer's share of the total."""
-    from tabulate import tabulate  # noqa: PLC0415 - an idle plugin loads nothing
-
     energy, runtime = whole.energy_mj, whole.runtime_ms
     rows = []
     for item in layers:
@@ -40,6 +46,7 @@ def layer_table(layers: Iterable[LayerPrediction], whole: Prediction) -> str:
             cost, share = show("energy", item.energy_mj), item.energy_mj / energy
         else:
             cost, share = "-", item.runtime_ms / runtime
+        letters = "".join(_FLAG_NOTES[flag][0] for flag in item.flags)
         rows.append(
             (
                 show_percent(share),
@@ -47,44 +54,54 @@ def layer_table(layers: Iterable[LayerPrediction], whole: Prediction) -> str:
                 show("runtime", item.runtime_ms),
                 item.layer.op,
                 shape_text(item.layer.outputs),
-                _path_text(item.layer) + _flag_text(item),
+                letters,
+                item.layer,
             )
         )
-    headers = ("share", "energy", "runtime", "operation", "output", "layer")
-    align = ("right", "right", "right", "left", "left", "left")
-    return tabulate(rows, headers, tablefmt="plain", colalign=align, disable_numparse=True)
+    headers = ("share", "energy", "runtime", "operation", "output", "", "layer")
+    return _table(rows, headers, "rrrllll", indent)
 
 
-def _flag_text(item: LayerPrediction) -> str:
-    return f" [{', '.join(item.flags)}]" if item.flags else ""
+def _table(rows: Sequence[tuple[Any, ...]], headers: Sequence[str], align: str, indent: int) -> str:
+    """Columns two blanks apart; the last column is a layer, whose path takes what width is left."""
+    from tabulate import tabulate  # noqa: PLC0415 - an idle plugin loads nothing
+
+    widths = [max(map(len, column)) for column in zip(*[row[:-1] for row in rows], strict=True)]
+    widths = [max(pair) for pair in zip(widths, map(len, headers), strict=False)]
+    left = max(_WIDTH - indent - sum(widths) - 2 * len(widths), _LEAST_PATH_WIDTH)
+    text = tabulate(
+        [(*row[:-1], _path_text(row[-1], left)) for row in rows],
+        headers,
+        tablefmt="plain",
+        colalign=["right" if side == "r" else "left" for side in align],
+        disable_numparse=True,
+    )
+    return "\n".join(" " * indent + line.rstrip() for line in text.splitlines())
 
 
 def trace_text(trace: Trace) -> str:
     """Every layer of a trace in order, with its operations and bytes, and the totals."""
-    from tabulate import tabulate  # noqa: PLC0415 - an idle plugin loads nothing
-
     rows = []
     for layer in trace:
         cost = layer.cost
         rows.append(
             (
-                _path_text(layer),
-                layer.op if layer.covered else f"{layer.op} [{UNCOVERED}]",
+                layer.op,
                 shape_text(layer.inputs),
                 shape_text(layer.weights),
                 shape_text(layer.outputs),
-                _count_text(cost.flops),
+                _count_text(cost.flops) if layer.covered else UNCOVERED,
                 _count_text(cost.bytes_moved),
+                layer,
             )
         )
-    headers = ("layer", "operation", "input", "weight", "output", "FLOPs", "bytes")
-    align = ("left", "left", "left", "left", "left", "right", "right")
+    headers = ("operation", "input", "weight", "output", "FLOPs", "bytes", "layer")
     notes = [f"note: {note}" for note in trace.notes]
     notes += [f"note: no shape rule for {fallback}" for fallback in trace.fallbacks]
     total = sum(layer.cost.bytes_moved for layer in trace)
     return "\n".join(
         [
-            tabulate(rows, headers, tablefmt="plain", colalign=align, disable_numparse=True),
+            _table(rows, headers, "llllrrl", 0),
             "",
             f"{trace.model}: {len(trace)} layers, {_count_text(trace.macs)} MACs, "
             f"{_count_text(trace.flops)} FLOPs, {_count_text(total)}B moved; batch {trace.batch}, "
@@ -104,19 +121,12 @@ def _count_text(count: float) -> str:
 def caveats(prediction: Prediction) -> list[str]:
     """One line for each reason to trust the prediction less; empty when there is none."""
     basis = "runtime" if prediction.energy_mj is None else "energy"
-    reasons = (
-        (UNCOVERED, "has no formula (priced by its bytes)"),
-        (FALLBACK, "is of a kind this platform was not calibrated for (priced by its bytes)"),
-        (EXTRAPOLATED, "lies outside the calibrated range"),
-    )
     lines = []
-    for flag, reason in reasons:
+    for flag, (letter, reason) in _FLAG_NOTES.items():
         share = prediction.share(flag)
         if share > 0:
-            count = sum(flag in layer.flags for layer in prediction.layers)
-            noun = "layer" if count == 1 else "layers"
-            lines.append(f"{show_percent(share)} of the {basis} ({count} {noun}) {reason}")
-    return [*lines, *prediction.notes]
+            lines.append(f"{letter}: {show_percent(share)} of the {basis} {reason}")
+    return [*lines, *(f"note: {note}" for note in prediction.notes)]
 
 
 def totals_text(prediction: Prediction) -> str:
@@ -150,7 +160,7 @@ def prediction_text(prediction: Prediction, top: int) -> str:
     ]
     warnings = caveats(prediction)
     if warnings:
-        lines += ["", *(f"note: {line}" for line in warnings)]
+        lines += ["", *warnings]
     return "\n".join(lines)
 
 
@@ -167,19 +177,19 @@ def failure_text(prediction: Prediction, broken: Sequence[Verdict], *, top: int,
     lines = []
     for verdict in broken:
         budget = verdict.budget
-        limit, value = show(budget.quantity, budget.limit), show(budget.quantity, verdict.value)
-        excess = show(budget.quantity, verdict.value - budget.limit)
         ratio = verdict.value / budget.limit
         times = f"{ratio:.3g} times the budget" if ratio >= 2 else f"{show_percent(ratio - 1)} over"
+        excess = verdict.show(verdict.value - budget.limit)
         lines += [
             f"{budget.quantity} budget exceeded: {prediction.model} on {prediction.platform}",
-            f"  budget     {limit} per {budget.per}",
-            f"  predicted  {value} per {budget.per}, {times} (by {excess})",
+            f"  budget     {verdict.show(budget.limit)} per {budget.per}",
+            f"  predicted  {verdict.show(verdict.value)} per {budget.per}, {times} (by {excess})",
         ]
         if verdict.interval is not None:
-            low = show(budget.quantity, verdict.interval.low)
-            high = show(budget.quantity, verdict.interval.high)
-            lines.append(f"  interval   {low} to {high} ({verdict.interval.coverage:.0%})")
+            low, high, coverage = verdict.interval
+            lines.append(
+                f"  interval   {verdict.show(low)} to {verdict.show(high)} ({coverage:.0%})"
+            )
     shown = prediction.dearest(top) if top else prediction.layers
     basis = "gross device energy, idle included"
     if prediction.energy_mj is None:
@@ -190,9 +200,9 @@ def failure_text(prediction: Prediction, broken: Sequence[Verdict], *, top: int,
         f"  the {len(shown)} dearest of {len(prediction.layers)} layers:"
         if top and len(shown) < len(prediction.layers)
         else f"  all {len(shown)} layers:",
-        *_indent(layer_table(shown, prediction)),
+        layer_table(shown, prediction, indent=2),
     ]
-    lines += [f"  note: {line}" for line in caveats(prediction)]
+    lines += [f"  {line}" for line in caveats(prediction)]
     if len(shown) < len(prediction.layers):
         lines += ["", f'  every layer: pytest --np-top=0 "{test}"']
     return "\n".join(lines)
@@ -201,7 +211,7 @@ def failure_text(prediction: Prediction, broken: Sequence[Verdict], *, top: int,
 def summary_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """One aligned line for each prediction of each guarded test (records of session.judge)."""
     rows = []
-    for record in records:
+    for record in sorted(records, key=_summary_order):
         status = "OVER" if record["failure"] else "ok"
         if not record["budgets"]:
             status = "-" if status == "ok" else status
@@ -213,18 +223,27 @@ def summary_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def _summary_order(record: Mapping[str, Any]) -> tuple[str, str]:
+    """By test, so that a run on xdist reads the same; its workers finish in any order."""
+    return record["test"], record["platform"]
+
+
 def _summary_cells(record: Mapping[str, Any]) -> list[str]:
     limits = {budget["quantity"]: budget for budget in record["budgets"]}
+    values: tuple[tuple[Quantity, str], ...] = (
+        ("energy", "energy_mj"), ("runtime", "runtime_ms"), ("power", "power_w"),
+    )  # fmt: skip
     cells = []
-    values = (("energy", "energy_mj"), ("runtime", "runtime_ms"), ("power", "power_w"))
     for quantity, key in values:
         budget, value = limits.get(quantity), record[key]
         if budget is not None:
             per = "/sample" if budget["per"] == "sample" else ""
-            limit = show(quantity, budget["limit"])  # type: ignore[arg-type]
-            cells.append(f"{show(quantity, budget['value'])}{per} of {limit}")  # type: ignore[arg-type]
+            value, limit = (
+                show_in(quantity, budget[name], budget["unit"]) for name in ("value", "limit")
+            )
+            cells.append(f"{value} of {limit}{per}")
         else:
-            cells.append("" if value is None else show(quantity, value))  # type: ignore[arg-type]
+            cells.append("" if value is None else show(quantity, value))
     return cells
 
 
@@ -236,12 +255,9 @@ def strict_text(prediction: Prediction, share: float, limit: float, *, test: str
             f"prediction not trusted: {prediction.model} on {prediction.platform}",
             f"  {show_percent(share)} is {' or '.join(UNTRUSTED)}; "
             f"--np-strict allows {show_percent(limit)}",
-            *_indent(layer_table(flagged[:5], prediction)),
+            layer_table(flagged[:5], prediction, indent=2),
+            *(f"  {line}" for line in caveats(prediction)),
             "  calibrate a platform that covers these layers, or allow more with "
             f'--np-strict-limit={100 * share:.0f} "{test}"',
         ]
     )
-
-
-def _indent(text: str) -> list[str]:
-    return [f"    {line}".rstrip() for line in text.splitlines()]

@@ -7,6 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
+# pytester forgets what an inner run imported; torch cannot be imported twice, so it comes first.
+import pytest_neuralpower.predictor
+import pytest_neuralpower.session
+import pytest_neuralpower.tracing  # noqa: F401
+
 MODELS = """
 import torch
 from torch import nn
@@ -43,7 +48,8 @@ class Repo:
 
     def run(self, *args: str) -> pytest.RunResult:
         """Run in this process, where torch is loaded already; a subprocess takes seconds."""
-        return self.pytester.runpytest_inprocess("-p", "no:cacheprovider", *args)
+        off = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")  # the latter loads for 2 s
+        return self.pytester.runpytest_inprocess(*off, *args)
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ IN_THE_BODY = {
         "pass",
         "the test has a budget but predicted nothing: call neuralpower.predict(model, *inputs)",
     ),
-    "not_a_model": ("neuralpower", "neuralpower.predict('resnet50', image())", "'resnet50'"),
+    "not_a_model": ("neuralpower", "neuralpower.predict('resnet50', image())", "got str"),
     "wrong_channels": (
         "neuralpower",
         "neuralpower.predict(small(), torch.randn(1, 4, 64, 64))",

@@ -27,9 +27,9 @@ def test_the_summary_has_one_line_for_each_guarded_test(repo, workers):
     result = repo.run("--np-platform=titanx", *workers)
     result.assert_outcomes(passed=3, failed=1)
     lines = [line for line in result.outlines if "titanx" in line and "test_guard.py::" in line]
-    assert [line.split()[0] for line in lines] == ["OVER", "ok", "-"]
-    assert "of 1000 J" in lines[1] or "of 1.00 kJ" in lines[1]
-    assert "of 1.00 s" in lines[1]
+    assert [line.split()[0] for line in lines] == ["-", "OVER", "ok"]
+    assert "of 1,000 J" in lines[2]
+    assert "of 1 s" in lines[2]
 
 
 def test_quiet_leaves_the_summary_out(repo):
@@ -51,13 +51,13 @@ def test_top_limits_the_layers_and_says_how_to_see_the_rest(repo):
             '  every layer: pytest --np-top=0 "test_guard.py::test_over"',
         ]
     )
-    result.stdout.no_fnmatch_line("*max_pool2d*")
+    result.stdout.no_fnmatch_line("*relu*")
 
 
 def test_top_zero_shows_every_layer(repo):
     repo.write(THREE)
     result = repo.run("--np-platform=titanx", "--np-top=0")
-    result.stdout.fnmatch_lines(["  all 4 layers:", "*max_pool2d*"])
+    result.stdout.fnmatch_lines(["  all 4 layers:", "*relu*"])
     result.stdout.no_fnmatch_line("*every layer:*")
 
 
@@ -91,7 +91,8 @@ def test_strict_fails_on_too_much_uncovered_energy(repo, pytester, how):
         [
             "prediction not trusted: Spectrum on titanx",
             "  *% is uncovered or fallback or extrapolated; --np-strict allows 5.0%",
-            "*fft_fft2*[[]uncovered*",
+            "*fft_fft2*8x3x64x64*U*",
+            "  U: *% of the energy has no formula: priced by its bytes",
         ]
     )
 
@@ -122,9 +123,7 @@ def test_the_same_session_gives_the_same_figures_twice_and_under_xdist(repo):
 
     def figures(*args: str) -> list[str]:
         result = repo.run("--np-platform=titanx", *args)
-        return sorted(
-            line for line in result.outlines if "test_guard.py::" in line and "ms" in line
-        )
+        return [line for line in result.outlines if "titanx  test_guard.py::" in line]
 
     first = figures()
     assert len(first) == 3

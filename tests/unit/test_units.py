@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_neuralpower.units import UNITS, show, show_percent
+from pytest_neuralpower.units import SYMBOLS, UNITS, show, show_in, show_percent
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,24 @@ def test_a_small_share_is_not_shown_as_nothing(share, text):
 def test_energy_is_power_times_runtime_in_the_packages_units():
     # 1 J over 1 s is 1 W: mJ / ms = W without a factor.
     assert UNITS["energy"]["j"] / UNITS["runtime"]["s"] == UNITS["power"]["w"]
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (300.0, "mj", "300 mJ"),
+        (5934.0, "mj", "5,934 mJ"),
+        (5934.0, "j", "5.93 J"),
+        (0.5, "mj", "0.5 mJ"),
+        (0.000512, "j", "5.1e-07 J"),
+        (85_000.0, "j", "85 J"),
+        (12_345.0, "j", "12.3 J"),
+        (0.001, "uj", "1 µJ"),
+    ],
+)
+def test_a_budget_is_shown_in_the_unit_it_was_written_in(value, unit, text):
+    assert show_in("energy", value, unit) == text
+
+
+def test_every_unit_has_a_symbol():
+    assert {unit for units in UNITS.values() for unit in units} == set(SYMBOLS)
