@@ -35,8 +35,9 @@ def call_script_module(
     kwargs: Any,
 ) -> Any:
     """Call a scripted or traced module; its buffers are written by compiled code."""
-    for buffer in module.buffers():
-        journal.keep(buffer)
+    with torch._C.DisableTorchFunction():
+        for buffer in module.buffers():
+            journal.keep(buffer)
     recorder.seen.update(id(parameter) for parameter in module.parameters())
     return _call_script(recorder, call, args, kwargs)
 

@@ -1,0 +1,128 @@
+"""A user's mistake gets one line: the module, the layer, the shapes, what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_neuralpower.errors import NeuralPowerError, TraceError
+from pytest_neuralpower.tracing import trace
+
+NET = nn.Sequential(
+    nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), nn.Flatten(), nn.Linear(144, 5)
+)
+
+
+def message(model: Any, *args: Any, **kwargs: Any) -> str:
+    with pytest.raises(TraceError) as error:
+        trace(model, *args, **kwargs)
+    text = str(error.value)
+    assert "\n" not in text
+    assert isinstance(error.value, NeuralPowerError)
+    return text
+
+
+def test_wrong_number_of_channels_names_the_convolution() -> None:
+    text = message(NET, torch.randn(1, 4, 8, 8))
+    for part in ("Sequential", "'0.0' (Conv2d)", "conv2d", "(1, 4, 8, 8)", "(4, 3, 3, 3)", "check"):
+        assert part in text
+
+
+def test_wrong_resolution_names_the_classifier() -> None:
+    text = message(NET, torch.randn(1, 3, 9, 9))
+    assert "'2' (Linear)" in text
+    assert "(1, 196)" in text
+
+
+def test_wrong_dtype_is_refused() -> None:
+    text = message(NET, torch.randn(1, 3, 8, 8).double())
+    assert "'0.0' (Conv2d)" in text
+    assert "float64" in text
+
+
+def test_image_too_small_for_the_kernel() -> None:
+    assert "'0.0' (Conv2d)" in message(NET, torch.randn(1, 3, 2, 2))
+
+
+@pytest.mark.parametrize("args", [(), (torch.randn(1, 3, 8, 8), torch.randn(1))])
+def test_wrong_number_of_arguments_shows_the_signature(args: Any) -> None:
+    text = message(NET, *args)
+    assert "does not take these arguments" in text
+    assert "(input)" in text
+
+
+def test_unknown_keyword_is_named() -> None:
+    assert "'mask'" in message(NET, torch.randn(1, 3, 8, 8), mask=None)
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        (torch.relu, "relu"),
+        (nn.Linear, "class Linear"),
+        (None, "NoneType"),
+        ({"state": 1}, "dict"),
+        ("resnet50", "str"),
+    ],
+)
+def test_anything_but_a_module_is_refused(value: Any, named: str) -> None:
+    text = message(value, torch.randn(1))
+    assert "torch.nn.Module" in text
+    assert named in text
+
+
+def test_input_of_a_wrong_type() -> None:
+    assert "Sequential" in message(NET, [1.0, 2.0])
+    assert "Sequential" in message(NET, None)
+
+
+def test_error_of_the_model_s_own_code_is_told() -> None:
+    class Strict(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.shape[-1] != 4:
+                raise ValueError("width must be 4")
+            return x
+
+    text = message(nn.Sequential(Strict()), torch.randn(1, 5))
+    assert "'0' (Strict) given (1, 5) float32" in text
+    assert "ValueError: width must be 4" in text
+
+
+def test_mismatched_matrix_product_names_both_shapes() -> None:
+    class Product(nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return a @ b
+
+    text = message(Product(), torch.randn(2, 3), torch.randn(4, 5))
+    assert "matmul cannot take (2, 3) float32, (4, 5) float32" in text
+
+
+def test_broadcast_mismatch_names_both_shapes() -> None:
+    class Sum(nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return a + b
+
+    assert "add cannot take (3,) float32, (4,) float32" in message(
+        Sum(), torch.randn(3), torch.randn(4)
+    )
+
+
+def test_user_s_own_attention_to_a_torch_error_is_kept() -> None:
+    class Tries(nn.Module):
+        def forward(self, a: torch.Tensor) -> torch.Tensor:
+            try:
+                return a @ torch.ones(7, 7)
+            except RuntimeError:
+                return a * 2
+
+    assert [layer.op for layer in trace(Tries(), torch.randn(2, 3))][-1] == "mul"
+
+
+def test_traceback_shows_none_of_torch() -> None:
+    with pytest.raises(TraceError) as error:
+        trace(NET, torch.randn(1, 4, 8, 8))
+    assert error.value.__cause__ is None
+    assert error.value.__suppress_context__
