@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from pytest_neuralpower.calibrate.card import write_card
 from pytest_neuralpower.calibrate.designs import power_makers, runtime_makers
 from pytest_neuralpower.calibrate.network_power import fit_power, judge_networks
 from pytest_neuralpower.calibrate.profile import read_profile
@@ -58,8 +59,11 @@ def fit_directory(directory: Path, *, data_root: Path | None = None) -> Platform
 
 
 def fit_command(directory: Path, out: Path, *, data_root: Path | None = None) -> Platform:
-    """:func:`fit_directory`, then save to ``out``; returns the saved platform."""
-    return fit_directory(directory, data_root=data_root).save(out)
+    """:func:`fit_directory`, then save to ``out`` and write the folder's card; returns what was
+    saved."""
+    saved = fit_directory(directory, data_root=data_root).save(out)
+    write_card(saved, directory)
+    return saved
 
 
 def _read_source(recipe: Recipe, source: Any, data_root: Path | None) -> Sequence[Row]:

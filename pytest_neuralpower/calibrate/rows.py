@@ -43,7 +43,8 @@ class Row:
                 tensor.shape[-1:] if layer.kind == "linear" else tensor.shape[1:]
                 for tensor in layer.inputs
             ),
-            tuple(tensor.shape for tensor in layer.weights),
+            # A bias makes no other shape of it.
+            tuple(tensor.shape for tensor in layer.weights[:1]),
             layer.params,
         )
 
