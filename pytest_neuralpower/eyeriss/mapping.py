@@ -1,0 +1,281 @@
+"""The row-stationary mapping of a layer: the one of least energy that the hardware can hold.
+
+Chen, Emer, Sze (ISCA 2016, section VI) optimise the mapping of each layer for energy under the
+sizes of the array, the register files and the buffer. The same is done here by search: every tile
+of the buffer is tried in the order of its DRAM energy, against every filling of the array, until
+no remaining tile can win.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from pytest_neuralpower.eyeriss.accesses import (
+    ORDERS,
+    Accesses,
+    Geometry,
+    PassSizes,
+    TileSizes,
+    count_accesses,
+    count_cycles,
+    reloads,
+)
+from pytest_neuralpower.eyeriss.errors import EyerissError
+from pytest_neuralpower.eyeriss.hardware import WORD_BITS, Bits, CostTable, Hardware
+from pytest_neuralpower.eyeriss.rows import strip_sizes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pytest_neuralpower.eyeriss.shapes import ConvShape
+
+__all__ = ["Mapping", "best_mapping", "movement_cost"]
+
+#: Sizes tried per dimension: all nearly equal splits up to this many, thinned beyond it.
+_SIZES: Final = 12
+#: Tiles priced at a time, against all fillings of the array.
+_CHUNK: Final = 16
+#: A mapping may cost this share more energy if it keeps all PEs busy rather than none: idle PEs
+#: still burn clock power, which the energy model leaves out. AlexNet's energies move by under 0.1%.
+_BUSY: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """How one layer runs (parameters of JSSC 2017, Table II, and the buffer's tile).
+
+    Attributes
+    ----------
+    n, m, c, strip
+        Images, filters, channels and output rows that the buffer holds at a time.
+    order
+        Loops over those tiles, outermost first.
+    e, p, q, r, t
+        A pass computes ``e`` output rows of ``p`` x ``t`` filters from ``q`` x ``r`` channels.
+    accesses
+        Words moved at each level, for the whole batch, nothing compressed.
+    cycles
+        Multiply cycles of the whole batch, without the time to fill the array.
+    utilisation
+        Share of the PEs busy in a cycle, on average.
+    """
+
+    n: int
+    m: int
+    c: int
+    strip: int
+    order: str
+    e: int
+    p: int
+    q: int
+    r: int
+    t: int
+    accesses: Accesses
+    cycles: int
+    utilisation: float
+
+
+def movement_cost(accesses: Accesses, costs: CostTable, bits: Bits) -> tuple[float, float, float]:
+    """Energy (MACs) of moving input map, weight and output map; linear in their bit widths."""
+    found = []
+    for name in ("input_map", "weight", "output_map"):
+        counts = getattr(accesses, name)
+        energy = (
+            counts.dram * getattr(costs.dram, name)
+            + counts.buffer * getattr(costs.buffer, name)
+            + counts.array * getattr(costs.array, name)
+            + counts.register_file * getattr(costs.register_file, name)
+        )
+        found.append(energy * (getattr(bits, name) / WORD_BITS))
+    return found[0], found[1], found[2]
+
+
+@lru_cache(maxsize=4096)
+def best_mapping(
+    shape: ConvShape, batch: int, bits: Bits, costs: CostTable, hardware: Hardware
+) -> Mapping:
+    """The mapping of least data movement energy for dense data; cached.
+
+    Zeros do not enter: a mapping is configured before the data are known.
+
+    Raises
+    ------
+    EyerissError
+        Not even the smallest tile fits the buffer or the register file.
+    """
+    widest = max(bits.input_map, bits.weight, bits.output_map)
+    geometry = Geometry(shape, batch, hardware, hardware.register_bytes * 8 // widest)
+    passes = _fillings(geometry, bits)
+    tiles, orders = _tiles(geometry, bits, costs)
+    dram = _dram_energy(geometry, tiles, costs, bits)
+
+    # The buffer could not do better than hold the whole layer: a bound for every tile.
+    whole = _whole_layer(geometry)
+    unbounded = count_accesses(geometry, whole, passes)
+    floor = sum(movement_cost(unbounded, costs, bits)) - _dram_energy(geometry, whole, costs, bits)
+    least = float(np.min(floor))
+
+    macs = shape.macs * batch
+    best, choice = np.inf, (0, 0)
+    by_bound = np.argsort(dram, kind="stable")
+    for start in range(0, len(by_bound), _CHUNK):
+        chosen = by_bound[start : start + _CHUNK]
+        if dram[chosen[0]] + least >= best:
+            break
+        part = TileSizes(*(column[chosen, None] for column in tiles))
+        energy = sum(movement_cost(count_accesses(geometry, part, passes), costs, bits))
+        busy = macs / (count_cycles(geometry, part, passes) * hardware.pes)
+        judged = energy * (1 + _BUSY * (1 - busy))
+        index = np.unravel_index(int(np.argmin(judged)), judged.shape)
+        if judged[index] < best:
+            best, choice = float(judged[index]), (int(chosen[index[0]]), int(index[1]))
+    return _mapping(geometry, tiles, orders, passes, choice)
+
+
+def _mapping(
+    geometry: Geometry,
+    tiles: TileSizes,
+    orders: NDArray[np.intp],
+    passes: PassSizes,
+    choice: tuple[int, int],
+) -> Mapping:
+    tile = TileSizes(*(int(column[choice[0]]) for column in tiles))
+    one = PassSizes(*(int(column[choice[1]]) for column in passes))
+    counted = count_accesses(geometry, tile, one)
+    accesses = Accesses(*(type(counts)(*map(float, counts)) for counts in counted))
+    cycles = count_cycles(geometry, tile, one)
+    macs = geometry.shape.macs * geometry.batch
+    return Mapping(
+        n=tile.n, m=tile.m, c=tile.c, strip=tile.strip, order=ORDERS[int(orders[choice[0]])],
+        e=one.e, p=one.p, q=one.q, r=one.r, t=one.t,
+        accesses=accesses, cycles=cycles, utilisation=macs / (cycles * geometry.hardware.pes),
+    )  # fmt: skip
+
+
+def _fillings(geometry: Geometry, bits: Bits) -> PassSizes:
+    """Every filling of the array that fits its PEs and their register files."""
+    hardware, shape = geometry.hardware, geometry.shape
+    width = geometry.kernel_width
+    found: list[tuple[int, ...]] = []
+    capacity = hardware.register_bytes * 8
+    # A PE holds p x q rows of weights, q windows of inputs and p partial sums (JSSC 2017, IV-A).
+    # A dilated filter slides over every d-th column, one phase after the other: no wider window.
+    interleaved = [
+        (p, q)
+        for p in strip_sizes(geometry.filters, _SIZES, limit=capacity // bits.output_map)
+        for q in strip_sizes(geometry.channels, _SIZES, limit=capacity // bits.weight)
+        if p * q * width * bits.weight + q * width * bits.input_map + p * bits.output_map
+        <= capacity
+    ]
+    if not interleaved:
+        raise EyerissError(
+            f"a register file of {hardware.register_bytes} bytes holds no weight, input and sum: "
+            "enlarge Hardware.register_bytes"
+        )
+    for e in strip_sizes(shape.out_height, _SIZES, limit=hardware.pes // geometry.set_height):
+        stacked, abreast = _parallel_sets(geometry.set_height, e, hardware)
+        if stacked < 1:
+            continue
+        rows = geometry.rows_read(e)
+        most = stacked if hardware.column_sums else stacked * abreast
+        for p, q in interleaved:
+            for r in strip_sizes(-(-geometry.channels // q), _SIZES, limit=most):
+                # More sets on other filters cost nothing and save reads of the input map.
+                sets = stacked // r * abreast if hardware.column_sums else stacked * abreast // r
+                t = min(sets, -(-geometry.filters // p))
+                found.append((e, p, q, r, t, rows))
+    return PassSizes(*np.array(found, dtype=float).T)
+
+
+def _parallel_sets(height: int, e: int, hardware: Hardware) -> tuple[int, int]:
+    """PE sets of ``height`` x ``e`` that fit one above the other, and side by side.
+
+    A set wider than the array is cut into segments placed one above the other (JSSC 2017,
+    section IV-A).
+    """
+    stacked = hardware.rows // height
+    if e <= hardware.columns:
+        return stacked, hardware.columns // e
+    return stacked // -(-e // hardware.columns), 1
+
+
+def _tiles(geometry: Geometry, bits: Bits, costs: CostTable) -> tuple[TileSizes, NDArray[np.intp]]:
+    """Every tile that fits the buffer, each with the order of loops of least DRAM energy."""
+    shape, hardware = geometry.shape, geometry.hardware
+    strips = strip_sizes(shape.out_height, _SIZES)
+    rows = {strip: geometry.rows_read(strip) for strip in strips}
+    reach = shape.dilation[0] * (shape.kernel[0] - 1) + 1
+    held = {strip: min(shape.height, (strip - 1) * shape.stride[0] + reach) for strip in strips}
+    grid = np.meshgrid(
+        strip_sizes(geometry.batch, _SIZES),
+        strips,
+        strip_sizes(geometry.filters, _SIZES),
+        strip_sizes(geometry.channels, _SIZES),
+        indexing="ij",
+    )
+    n, strip, m, c = (axis.ravel().astype(float) for axis in grid)
+    tile_rows = np.vectorize(rows.__getitem__, otypes=[float])(strip)
+    held_rows = np.vectorize(held.__getitem__, otypes=[float])(strip)
+    held_columns = min(
+        shape.width,
+        (geometry.strip_width - 1) * shape.stride[1]
+        + shape.dilation[1] * (shape.kernel[1] - 1)
+        + 1,
+    )
+
+    maps = n * c * held_rows * held_columns * bits.input_map
+    maps = maps + n * m * strip * geometry.strip_width * bits.output_map
+    weights = m * c * (shape.kernel[0] * shape.kernel[1] * bits.weight)
+    streaming = hardware.stream_bytes * 8
+    trips_n = -(-geometry.batch // n) * -(-shape.out_height // strip) * geometry.column_strips
+    trips_m, trips_c = -(-geometry.filters // m), -(-geometry.channels // c)
+
+    best = np.full(n.shape, np.inf)
+    best_order = np.zeros(n.shape, dtype=np.intp)
+    best_reloads = np.ones((3, *n.shape))
+    for index, order in enumerate(ORDERS):
+        factors = reloads(order, trips_n, trips_m, trips_c)
+        # Weights read anew for every tile of the maps stream through; reused ones must stay.
+        stays = np.where(factors[1] < trips_n, weights, 0.0)
+        fits = maps + np.maximum(stays, streaming) <= hardware.buffer_bytes * 8
+        candidate = TileSizes(n, strip, m, c, tile_rows, *factors)
+        energy = np.where(fits, _dram_energy(geometry, candidate, costs, bits), np.inf)
+        better = energy < best
+        best, best_order = np.where(better, energy, best), np.where(better, index, best_order)
+        best_reloads = np.where(better, np.array(factors), best_reloads)
+    possible = np.isfinite(best)
+    if not possible.any():
+        raise EyerissError(
+            f"no tile of {shape} fits a buffer of {hardware.buffer_bytes} bytes: "
+            "enlarge Hardware.buffer_bytes"
+        )
+    tiles = TileSizes(n, strip, m, c, tile_rows, *best_reloads)
+    return TileSizes(*(column[possible] for column in tiles)), best_order[possible]
+
+
+def _dram_energy(
+    geometry: Geometry, tile: TileSizes, costs: CostTable, bits: Bits
+) -> NDArray[np.float64]:
+    shape, batch = geometry.shape, geometry.batch
+    column = shape.channels * batch * geometry.columns_read
+    energy = (
+        column * tile.rows * tile.reload_input * (costs.dram.input_map * bits.input_map)
+        + shape.weights * tile.reload_weight * (costs.dram.weight * bits.weight)
+        + shape.outputs
+        * batch
+        * (2 * tile.reload_output - 1)
+        * (costs.dram.output_map * bits.output_map)
+    )
+    return np.asarray(energy / WORD_BITS)
+
+
+def _whole_layer(geometry: Geometry) -> TileSizes:
+    shape = geometry.shape
+    return TileSizes(
+        geometry.batch, shape.out_height, geometry.filters, geometry.channels,
+        geometry.rows_read(shape.out_height), 1, 1, 1,
+    )  # fmt: skip
