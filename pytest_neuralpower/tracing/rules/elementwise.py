@@ -66,6 +66,9 @@ _FLOAT_BINARY: Final = (
     "arctan2", "logaddexp", "logaddexp2", "xlogy",
 )  # fmt: skip
 
+#: Torch refuses (some) booleans.
+_NOT_OF_BOOLEANS: Final = ("sub", "rsub", "floor_divide", "remainder", "fmod")
+
 _COMPARISONS: Final = (
     "eq", "ne", "not_equal", "lt", "less", "le", "less_equal", "gt", "greater", "ge",
     "greater_equal", "logical_and", "logical_or", "logical_xor", "isclose",
@@ -231,6 +234,10 @@ def _register_pointwise(name: str, dtype_rule: str = "") -> None:
             output = recorder.like(input)
             recorder.record(kind, op, operands, (output,))
             return output
+        if op in _NOT_OF_BOOLEANS and any(
+            getattr(operand, "dtype", type(operand)) in (bool, torch.bool) for operand in operands
+        ):
+            raise NoRule
         dtype = torch.bool if dtype_rule == "bool" else None
         # Rounding division of integers stays among integers.
         to_float = dtype_rule == "float" and rounding_mode is None

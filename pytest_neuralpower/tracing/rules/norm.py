@@ -67,7 +67,7 @@ def batch_norm(
     _list_norm(recorder, "batch_norm", input, weights, input.dtype, ("training", training))
     if is_channels_last(shape, input.stride()):
         return recorder.new(shape, input.dtype, channels_last_strides(tuple(shape)))
-    return recorder.like(input)
+    return recorder.new(shape, input.dtype)
 
 
 @rule("layer_norm")
@@ -119,7 +119,8 @@ def group_norm(
     cudnn_enabled: bool = True,
 ) -> Tensor:
     shape = input.shape
-    if len(shape) < 2 or shape[1] % num_groups:
+    # One value per group has no variance, and torch refuses it.
+    if len(shape) < 2 or shape[1] % num_groups or input.numel() == num_groups:
         raise NoRule
     if weight is not None and weight.shape != shape[1:2]:
         raise NoRule

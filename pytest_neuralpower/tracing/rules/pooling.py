@@ -23,8 +23,10 @@ __all__ = ["adaptive_pool", "pool"]
 Ints = tuple[int, ...]
 
 
-def _result(recorder: Recorder, input: Tensor, out: Ints, dtype: torch.dtype) -> Tensor:
-    if len(out) == input.ndim and is_channels_last(input.shape, input.stride()):
+def _result(
+    recorder: Recorder, dims: int, input: Tensor, out: Ints, dtype: torch.dtype
+) -> Tensor:
+    if len(out) == dims + 2 and is_channels_last(input.shape, input.stride()):
         return recorder.new(out, dtype, channels_last_strides(out))
     return recorder.new(out, dtype)
 
@@ -72,9 +74,9 @@ def pool(
     if max(dilation) > 1:
         params = (("dilation", dilation), *params)
     recorder.add("pool", op, (recorder.spec(input),), (), outputs, params)
-    values = _result(recorder, input, tuple(out), input.dtype)
+    values = _result(recorder, dims, input, tuple(out), input.dtype)
     if indices:
-        return values, _result(recorder, input, tuple(out), torch.int64)
+        return values, _result(recorder, dims, input, tuple(out), torch.int64)
     return values
 
 
@@ -106,9 +108,9 @@ def adaptive_pool(
             ("stride", window),
         )
     recorder.add("pool", op, (recorder.spec(input),), (), outputs, params)
-    values = _result(recorder, input, out, input.dtype)
+    values = _result(recorder, dims, input, out, input.dtype)
     if indices:
-        return values, _result(recorder, input, out, torch.int64)
+        return values, _result(recorder, dims, input, out, torch.int64)
     return values
 
 

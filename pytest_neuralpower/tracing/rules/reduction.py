@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
-from pytest_neuralpower.tracing.strides import contiguous_strides
 from pytest_neuralpower.tracing.rules.table import Entry, enter, rule
 from pytest_neuralpower.tracing.signals import NoRule
 
@@ -227,7 +226,7 @@ def _register_scan(name: str) -> None:
     ) -> Tensor:
         if not -max(input.ndim, 1) <= dim < max(input.ndim, 1):
             raise NoRule
-        output = recorder.like(input, dtype or _widened(name, input.dtype))
+        output = recorder.new(input.shape, dtype or _widened(name, input.dtype))
         recorder.record("reduction", name, (input,), (output,))
         return output
 
@@ -253,16 +252,10 @@ def softmax(
         if not dtype.is_floating_point:
             raise NoRule
     # A dtype converts inside the kernel on CUDA; on the CPU it is a copy of its own, left out.
-    output = recorder.new(input.shape, dtype, _softmax_strides(input))
+    output = recorder.new(input.shape, dtype)  # contiguous whatever the input, as the real kernels
     axis = input.ndim - 1 if dim is None else dim % rank
     recorder.record("softmax", op, (input,), (output,), dim=axis)
     return output
-
-
-def _softmax_strides(input: Tensor) -> Any:
-    from pytest_neuralpower.tracing.strides import dense_like
-
-    return dense_like(input.shape, input.stride()) if input.ndim else contiguous_strides(())
 
 
 def _register_softmax(name: str) -> None:
