@@ -85,7 +85,11 @@ def write(path: Path, content: dict[str, Any]) -> tuple[dict[str, Any], str]:
     PlatformError
         The content is not a valid platform, or the file cannot be written.
     """
-    data = json.loads(json.dumps({"format": FORMAT, "version": VERSION, **content}))
+    try:
+        text = json.dumps({"format": FORMAT, "version": VERSION, **content}, allow_nan=False)
+    except ValueError:
+        raise _error(path, "some value is not a finite number", "refit it") from None
+    data = json.loads(text)
     checked = _content(path, dict(data))
     sha256 = content_hash(data)
     text = json.dumps({**data, "sha256": sha256}, indent=1, ensure_ascii=False) + "\n"

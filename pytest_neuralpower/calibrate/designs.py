@@ -64,7 +64,7 @@ def power_makers(family: str, hardware: Mapping[str, float]) -> Makers:
         "shares": lambda: Shares(
             peak_gflops=float(hardware["peak_gflops"]),
             bandwidth_gbs=float(hardware["bandwidth_gbs"]),
-            limit_w=float(hardware.get("limit_w", float("inf"))),
+            limit_w=hardware.get("limit_w"),
         )
     }
     if family in SIZES:

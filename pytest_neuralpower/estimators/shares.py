@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 import numpy as np
@@ -27,7 +28,7 @@ class Shares(Estimator):
     peak_gflops, bandwidth_gbs
         The device's ceilings.
     limit_w
-        No prediction exceeds it.
+        No prediction exceeds it; None for no limit.
     fixed
         Values (W) of those of ``base_w``, ``compute_w``, ``bandwidth_w`` that are not fitted.
 
@@ -44,7 +45,7 @@ class Shares(Estimator):
         *,
         peak_gflops: float,
         bandwidth_gbs: float,
-        limit_w: float,
+        limit_w: float | None = None,
         fixed: dict[str, float] | None = None,
     ) -> None:
         self.peak_gflops = peak_gflops
@@ -87,7 +88,8 @@ class Shares(Estimator):
         )
         matrix = np.stack([values[name] for name in free], axis=1) / target[:, None]
         # No one cause can draw more than what the board may draw beyond the fixed part.
-        most = self.limit_w - sum(self.fixed.values())
+        limit = math.inf if self.limit_w is None else self.limit_w
+        most = limit - sum(self.fixed.values())
         found = lsq_linear(matrix, rest / target, bounds=(0.0, most), tol=1e-12).x
         fitted = {
             name: float(f"{watts:.8g}") for name, watts in zip(free, found.tolist(), strict=True)
@@ -105,7 +107,7 @@ class Shares(Estimator):
             + self.watts_["compute_w"] * compute
             + self.watts_["bandwidth_w"] * traffic
         )
-        return np.minimum(watts, self.limit_w)
+        return watts if self.limit_w is None else np.minimum(watts, self.limit_w)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -122,7 +124,7 @@ class Shares(Estimator):
         estimator = cls(
             peak_gflops=float(data["peak_gflops"]),
             bandwidth_gbs=float(data["bandwidth_gbs"]),
-            limit_w=float(data["limit_w"]),
+            limit_w=None if data["limit_w"] is None else float(data["limit_w"]),
             fixed={str(name): float(watts) for name, watts in data["fixed"].items()},
         )
         estimator.watts_ = {name: float(data["watts"][name]) for name in _FREE}

@@ -1,0 +1,166 @@
+"""What every estimator promises, whichever it is."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from pytest_neuralpower.calibrate.rows import conv_layer
+from pytest_neuralpower.errors import FitError, MissingExtraError
+from pytest_neuralpower.estimators import (
+    ESTIMATORS,
+    Estimator,
+    NeuralPower,
+    Physical,
+    Shares,
+    from_json,
+)
+from pytest_neuralpower.estimators.regimes import Regime
+from pytest_neuralpower.features import columns
+
+HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0}
+
+MAKERS: dict[str, Callable[[], Estimator]] = {
+    "neuralpower": lambda: NeuralPower("conv"),
+    "neuralpower, power": lambda: NeuralPower("conv", "power"),
+    "physical": lambda: Physical([Regime("all", ("launch", "flops", "bytes_out"))], **HARDWARE),
+    "shares": lambda: Shares(**HARDWARE, limit_w=250.0),
+}
+#: Quantities that must never be negative, however far a layer is from the calibration.
+NEVER_NEGATIVE = ("neuralpower", "physical", "shares")
+
+
+COUNT = 36
+
+
+def rows(count: int = COUNT, seed: int = 0) -> tuple[dict[str, Any], Any]:
+    """Columns of random convolutions and what a simple device would take for them, with noise."""
+    random = np.random.default_rng(seed)
+    layers = [
+        conv_layer(
+            (int(random.integers(1, 16)), int(random.integers(3, 64)), size, size),
+            cout=int(random.integers(8, 128)), kernel=(kernel, kernel), stride=(1, 1),
+            padding=(kernel // 2,) * 2,
+        )
+        for size, kernel in zip(
+            random.integers(7, 56, count).tolist(), random.choice([1, 3, 5], count).tolist(),
+            strict=True,
+        )
+    ]  # fmt: skip
+    found = columns("conv", layers)
+    noise = random.uniform(0.9, 1.1, count)
+    time = (0.2 + found["flops"] / 0.5e9 + found["bytes_out"] / 50e6) * noise
+    found["runtime_ms"] = time
+    return found, time
+
+
+def target_of(name: str, found: dict[str, Any]) -> Any:
+    if name in ("shares", "neuralpower, power"):
+        return 60 + 80 * found["flops"] / (found["runtime_ms"] * 1e9)
+    return found["runtime_ms"]
+
+
+@pytest.fixture(params=list(MAKERS))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_every_estimator_is_under_contract() -> None:
+    assert {make().name for make in MAKERS.values()} == set(ESTIMATORS)
+
+
+def test_fit_returns_the_estimator_itself(name: str) -> None:
+    found, _ = rows()
+    estimator = MAKERS[name]()
+    assert estimator.fit(found, target_of(name, found)) is estimator
+
+
+def test_predictions_are_finite_and_of_the_right_shape(name: str) -> None:
+    found, _ = rows()
+    estimator = MAKERS[name]().fit(found, target_of(name, found))
+    other, _ = rows(17, seed=1)
+    predicted = estimator.predict(other)
+    assert predicted.shape == (17,)
+    assert predicted.dtype == np.float64
+    assert np.isfinite(predicted).all()
+
+
+def test_fits_what_it_saw_to_within_a_fifth(name: str) -> None:
+    found, _ = rows()
+    target = target_of(name, found)
+    predicted = MAKERS[name]().fit(found, target).predict(found)
+    assert np.median(np.abs(predicted / target - 1)) < 0.2
+
+
+@pytest.mark.parametrize("name", NEVER_NEGATIVE)
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_is_positive_far_outside_the_calibration(name: str, scale: float) -> None:
+    found, _ = rows()
+    estimator = MAKERS[name]().fit(found, target_of(name, found))
+    far = {key: np.maximum(values * scale, 1e-3) for key, values in found.items()}
+    assert (estimator.predict(far) > 0).all()
+
+
+def test_json_round_trip_keeps_every_bit(name: str) -> None:
+    found, _ = rows()
+    estimator = MAKERS[name]().fit(found, target_of(name, found))
+    data = json.loads(json.dumps(estimator.to_json(), allow_nan=False))
+    again = from_json(data)
+    assert again.to_json() == estimator.to_json()
+    other, _ = rows(50, seed=2)
+    assert again.predict(other).tobytes() == estimator.predict(other).tobytes()
+
+
+def test_the_same_rows_give_the_same_estimator(name: str) -> None:
+    found, _ = rows()
+    target = target_of(name, found)
+    first, second = (MAKERS[name]().fit(found, target).to_json() for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0, -1.0])
+def test_bad_rows_are_refused_with_their_lines(name: str, bad: float) -> None:
+    found, _ = rows()
+    target = np.array(target_of(name, found))
+    target[[3, 7]] = bad
+    with pytest.raises(FitError, match=r"at line 5, 9: remove"):
+        MAKERS[name]().fit(found, target, lines=list(range(2, COUNT + 2)))
+
+
+def test_many_bad_rows_are_counted(name: str) -> None:
+    found, _ = rows()
+    with pytest.raises(FitError, match=r"at line 1, 2, 3, 4, 5 and 31 more"):
+        MAKERS[name]().fit(found, np.zeros(COUNT))
+
+
+def test_a_set_too_narrow_to_tell_layers_apart_is_refused(name: str) -> None:
+    found, time = rows()
+    same = {key: np.full(COUNT, values[0]) for key, values in found.items()}
+    with pytest.raises(FitError, match="too alike"):
+        MAKERS[name]().fit(same, np.random.default_rng(0).uniform(50, 60, COUNT))
+
+
+def test_no_rows_are_refused(name: str) -> None:
+    found, _ = rows()
+    with pytest.raises(FitError, match="no measured rows"):
+        MAKERS[name]().fit({key: values[:0] for key, values in found.items()}, np.zeros(0))
+
+
+def test_without_the_extra_fitting_says_what_to_install(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = builtins.__import__
+
+    def missing(module: str, *args: Any, **kwargs: Any) -> Any:
+        if module.startswith(("sklearn", "scipy")):
+            raise ImportError(module)
+        return real(module, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    found, _ = rows()
+    with pytest.raises(MissingExtraError, match=r"pip install 'pytest-neuralpower\[calibrate\]'"):
+        MAKERS[name]().fit(found, target_of(name, found))

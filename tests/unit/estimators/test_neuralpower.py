@@ -1,0 +1,99 @@
+"""The paper's estimator has the paper's regressors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pytest_neuralpower.calibrate.rows import conv_layer, linear_layer, pool_layer
+from pytest_neuralpower.estimators import NeuralPower
+from pytest_neuralpower.estimators.neuralpower import FLOOR_MS, regressors
+from pytest_neuralpower.features import columns
+
+CONV = conv_layer((2, 5, 11, 13), cout=7, kernel=(3, 3), stride=(1, 1), padding=(0, 0))
+LAYERS = {
+    "conv": CONV,
+    "linear": linear_layer(2, 5, 7),
+    "pool": pool_layer(
+        (2, 5, 11, 13), (2, 5, 5, 6), op="max_pool2d", kernel=(3, 3), stride=(2, 2), padding=(0, 0)
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "quantity", "count"),
+    [
+        ("conv", "runtime", 7 + 28 + 84 + 8),
+        ("conv", "power", 14 + 105 + 8),
+        ("linear", "runtime", 5 + 15 + 1),
+        ("linear", "power", 10 + 55),
+        ("pool", "runtime", 6 + 21 + 56 + 3),
+        ("pool", "power", 12 + 78 + 3),
+    ],
+)
+def test_the_authors_count_of_regressors(family: str, quantity: str, count: int) -> None:
+    assert len(regressors(family, quantity, columns(family, [LAYERS[family]]))) == count
+
+
+def special(family: str) -> list[float]:
+    found = regressors(family, "runtime", columns(family, [LAYERS[family]]))
+    return [values[0] for name, values in found.items() if name.startswith("special")]
+
+
+def test_special_terms_of_a_convolution() -> None:
+    per_image = 9 * 11 * 7 * 3 * 3 * 5
+    assert special("conv") == [
+        per_image,
+        CONV.macs,
+        2 * 9 * 11 * 3 * 3 * 5,
+        2 * 9 * 11 * 7,
+        3 * 3 * 5 * 7,
+        2 * 11 * 13 * 5,
+        2 * 13 * 5,
+        2 * 11 * 5,
+    ]
+    assert per_image * 2 == CONV.macs
+
+
+def test_special_terms_of_a_pool_and_a_linear_layer() -> None:
+    assert special("pool") == [2 * 5 * 6 * 5 * 3 * 3, 2 * 5 * 6 * 5, 2 * 11 * 13 * 5]
+    assert special("linear") == [2 * 7 * 5]
+
+
+def test_power_regressors_hold_the_logarithms() -> None:
+    found = regressors("conv", "power", columns("conv", [CONV]))
+    assert found["log2(cin).11"][0] == np.log2(5)
+    assert found["cout.5*log2(batch).7"][0] == 7 * 1.0
+
+
+def test_runtime_is_floored_as_the_authors_predictor_does_and_power_is_not() -> None:
+    values = columns("conv", [CONV])
+    runtime = NeuralPower.from_json(
+        {"family": "conv", "quantity": "runtime", "intercept": -5.0, "coefficients": {}}
+    )
+    power = NeuralPower.from_json(
+        {"family": "conv", "quantity": "power", "intercept": -5.0, "coefficients": {}}
+    )
+    assert runtime.predict(values).tolist() == [FLOOR_MS] == [0.105]
+    assert power.predict(values).tolist() == [-5.0]
+
+
+def test_it_fits_a_device_that_only_counts_operations() -> None:
+    layers = [
+        conv_layer((n, c, s, s), cout=o, kernel=(3, 3), stride=(1, 1), padding=(1, 1))
+        for n in (1, 4, 16) for c in (16, 64) for o in (32, 96) for s in (14, 28, 40)
+    ]  # fmt: skip
+    values = columns("conv", layers)
+    target = 0.5 + values["flops"] / 1e9
+    fitted = NeuralPower("conv").fit(values, target)
+    assert np.abs(fitted.predict(values) / target - 1).max() < 0.05
+
+
+def test_a_regressor_it_does_not_know_is_refused() -> None:
+    data = {"family": "conv", "quantity": "runtime", "intercept": 0.0, "coefficients": {"x": 1.0}}
+    with pytest.raises(ValueError, match="unknown regressor 'x'"):
+        NeuralPower.from_json(data)
+
+
+def test_a_family_that_the_paper_does_not_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="not 'norm'"):
+        NeuralPower("norm")

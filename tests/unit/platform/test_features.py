@@ -1,0 +1,115 @@
+"""Columns are the layers' own cost terms, and families keep unlike kernels apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytest_neuralpower.calibrate.rows import conv_layer, linear_layer, matmul_layer, pool_layer
+from pytest_neuralpower.features import columns, family
+from pytest_neuralpower.layers import CostTerms, Layer, TensorSpec, cost_terms
+
+SIZES = st.integers(1, 40)
+
+
+def transposed(layer: Layer) -> Layer:
+    """The layer that undoes a plain convolution's shapes."""
+    return Layer(
+        layer.kind,
+        "conv_transpose2d",
+        "",
+        layer.outputs,
+        layer.weights[:1],
+        layer.inputs,
+        layer.dtype,
+        tuple((name, True if name == "transposed" else value) for name, value in layer.params),
+    )
+
+
+def assert_columns_equal_cost_terms(layers: list[Layer]) -> None:
+    found = columns(family(layers[0]), layers)
+    for name in CostTerms._fields:
+        expected = [getattr(cost_terms(layer), name) for layer in layers]
+        assert found[name].tolist() == expected, name
+    assert found["bytes_moved"].tolist() == [layer.cost.bytes_moved for layer in layers]
+
+
+@settings(deadline=None, max_examples=60)
+@given(SIZES, SIZES, SIZES, st.sampled_from([1, 3, 5]), st.sampled_from([1, 2]), st.booleans())
+def test_conv_columns_are_its_cost_terms(
+    batch: int, channels: int, size: int, kernel: int, groups: int, bias: bool
+) -> None:
+    shape = (batch, channels * groups, size + kernel, size + 2 * kernel)
+    layer = conv_layer(
+        shape, cout=6, kernel=(kernel, kernel), stride=(2, 1), padding=(1, 0), bias=bias,
+        groups=groups,
+    )  # fmt: skip
+    assert_columns_equal_cost_terms([layer, layer])
+    assert_columns_equal_cost_terms([transposed(layer)])
+
+
+@pytest.mark.parametrize("spatial", [(50,), (6, 20, 30)])
+def test_conv_1d_and_3d_columns_are_their_cost_terms(spatial: tuple[int, ...]) -> None:
+    rank = len(spatial)
+    layer = conv_layer(
+        (2, 8, *spatial), cout=4, kernel=(3,) * rank, stride=(1,) * rank, padding=(1,) * rank
+    )
+    assert_columns_equal_cost_terms([layer])
+    assert columns("conv", [layer])["dims"].tolist() == [rank]
+
+
+@given(SIZES, SIZES, SIZES)
+def test_gemm_columns_are_their_cost_terms(rows: int, depth: int, width: int) -> None:
+    assert_columns_equal_cost_terms([linear_layer(rows, depth, width, bias=True)])
+    assert_columns_equal_cost_terms([matmul_layer((3, rows, depth), (3, depth, width))])
+
+
+def test_pool_columns_are_their_cost_terms() -> None:
+    layer = pool_layer(
+        (2, 8, 28, 28), (2, 8, 14, 14), op="max_pool2d", kernel=(3, 3), stride=(2, 2),
+        padding=(1, 1),
+    )  # fmt: skip
+    assert_columns_equal_cost_terms([layer])
+    adaptive = Layer("pool", "adaptive_avg_pool2d", "", layer.inputs, (), layer.outputs, "float32")
+    assert columns("pool", [adaptive])["kernel_area"].tolist() == [4.0]
+
+
+def test_a_convolution_is_a_product_of_positions_channels_and_window() -> None:
+    layer = conv_layer((8, 64, 56, 56), cout=128, kernel=(3, 3), stride=(2, 2), padding=(1, 1))
+    found = columns("conv", [layer])
+    assert [found[name][0] for name in "mnk"] == [8 * 28 * 28, 128, 64 * 9]
+
+
+@pytest.mark.parametrize(
+    ("groups", "cout", "expected"), [(1, 64, "conv"), (64, 64, "conv.depthwise"), (4, 64, "conv")]
+)
+def test_depthwise_convolutions_are_a_family_of_their_own(
+    groups: int, cout: int, expected: str
+) -> None:
+    layer = conv_layer(
+        (1, 64, 14, 14), cout=cout, kernel=(3, 3), stride=(1, 1), padding=(1, 1), groups=groups
+    )
+    assert family(layer) == expected
+    assert family(transposed(layer)) == "conv.transposed"
+
+
+def test_a_convolution_over_the_whole_map_is_a_linear_layer() -> None:
+    conv = conv_layer((64, 512, 7, 7), cout=4096, kernel=(7, 7), stride=(1, 1), padding=(0, 0))
+    same = linear_layer(64, 512 * 49, 4096)
+    assert family(conv) == family(same) == "linear"
+    found, expected = columns("linear", [conv]), columns("linear", [same])
+    assert {name: found[name].tolist() for name in expected} == {
+        name: expected[name].tolist() for name in expected
+    }
+
+
+def test_columns_keep_the_order_of_the_layers() -> None:
+    layers = [linear_layer(rows, 8, 8) for rows in (5, 3, 9)]
+    assert np.array_equal(columns("linear", layers)["m"], [5.0, 3.0, 9.0])
+
+
+def test_half_precision_halves_the_traffic() -> None:
+    shape = TensorSpec((4, 4), "float16")
+    layer = Layer("activation", "relu", "", (shape,), (), (shape,), "float16")
+    assert columns("activation", [layer])["bytes_moved"].tolist() == [64.0]

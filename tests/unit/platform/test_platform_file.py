@@ -1,0 +1,192 @@
+"""A platform file survives a round trip to the bit, and a bad one is refused with one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_neuralpower
+from pytest_neuralpower import list_platforms, load_platform
+from pytest_neuralpower.errors import PlatformError
+from pytest_neuralpower.platform import Platform
+from pytest_neuralpower.platform_file import content_hash
+
+SHIPPED = Path(pytest_neuralpower.__file__).parent / "platforms"
+
+
+@pytest.fixture
+def saved(platform: Platform, tmp_path: Path) -> Path:
+    path = tmp_path / "toy.json"
+    platform.save(path)
+    return path
+
+
+def refusal(path: Path) -> str:
+    """The one line with which a file is refused."""
+    with pytest.raises(PlatformError) as found:
+        load_platform(path)
+    text = str(found.value)
+    assert "\n" not in text
+    assert str(path) in text
+    return text
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object], *, sign: bool = True) -> Path:
+    """Change a saved file, by default with a hash that matches again."""
+    data = json.loads(path.read_text())
+    change(data)
+    if sign:
+        data.pop("sha256")
+        data["sha256"] = content_hash(data)
+    path.write_text(json.dumps(data))
+    return path
+
+
+class TestRoundTrip:
+    def test_keeps_every_bit(self, platform: Platform, saved: Path) -> None:
+        loaded = load_platform(saved)
+        assert loaded.to_json() == platform.to_json()
+        assert loaded.sha256 == load_platform(str(saved)).sha256 != platform.sha256
+
+    def test_of_a_shipped_platform_gives_the_same_bytes(self, tmp_path: Path) -> None:
+        for name in list_platforms():
+            load_platform(name).save(tmp_path / "again.json")
+            assert (tmp_path / "again.json").read_bytes() == (SHIPPED / f"{name}.json").read_bytes()
+
+    def test_the_hash_covers_every_field(self, platform: Platform, tmp_path: Path) -> None:
+        changed = {
+            "device": "Other",
+            "provenance": {"notes": ["other"]},
+            "accuracy": {"runtime": {}},
+            "power": None,
+            "families": {},
+        }
+        hashes = {platform.save(tmp_path / "a.json").sha256}
+        for name, value in changed.items():
+            hashes.add(replace(platform, **{name: value}).save(tmp_path / "b.json").sha256)
+        assert len(hashes) == 1 + len(changed)
+
+    def test_a_number_that_is_none_is_not_saved(self, platform: Platform, tmp_path: Path) -> None:
+        broken = replace(platform, hardware={"peak_gflops": float("nan")})
+        with pytest.raises(PlatformError, match="not a finite number"):
+            broken.save(tmp_path / "nan.json")
+
+    def test_a_failed_save_leaves_the_old_file_and_no_other(
+        self, platform: Platform, saved: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = saved.read_bytes()
+
+        def full(self: Path, target: Path) -> Path:
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(Path, "replace", full)
+        with pytest.raises(PlatformError, match="No space left"):
+            platform.save(saved)
+        assert saved.read_bytes() == before
+        assert [path.name for path in saved.parent.iterdir()] == ["toy.json"]
+
+
+class TestRefusals:
+    def test_a_truncated_file(self, saved: Path) -> None:
+        saved.write_text(saved.read_text()[:-40])
+        assert "not JSON, or truncated (line " in refusal(saved)
+
+    def test_no_json_at_all(self, saved: Path) -> None:
+        saved.write_text("name: titanx")
+        assert "not JSON" in refusal(saved)
+
+    def test_a_binary_file(self, saved: Path) -> None:
+        saved.write_bytes(b"\x80\x04\x95\xff")
+        assert "cannot be read" in refusal(saved)
+
+    @pytest.mark.parametrize("text", ["[]", "{}", '{"format": "other"}', "3"])
+    def test_json_that_is_no_platform(self, saved: Path, text: str) -> None:
+        saved.write_text(text)
+        assert "not a platform" in refusal(saved)
+
+    def test_a_future_version(self, saved: Path) -> None:
+        text = refusal(edit(saved, lambda data: data.update(version=2)))
+        assert "version 2, this release reads up to 1; upgrade pytest-neuralpower" in text
+
+    @pytest.mark.parametrize("version", [None, 0, "1", True, 1.0])
+    def test_a_version_that_is_none(self, saved: Path, version: object) -> None:
+        assert "not a positive whole number" in refusal(
+            edit(saved, lambda data: data.update(version=version))
+        )
+
+    def test_a_hand_edited_file(self, saved: Path) -> None:
+        text = refusal(edit(saved, lambda data: data["fallback"].update(gflops=1.0), sign=False))
+        assert "does not match its sha256" in text
+        assert "refit" in text
+
+    def test_a_file_without_a_hash(self, saved: Path) -> None:
+        text = refusal(edit(saved, lambda data: data.pop("sha256"), sign=False))
+        assert "does not match its sha256" in text
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            (lambda d: d.pop("device"), "field 'device' is missing"),
+            (lambda d: d.update(device=3), "field 'device' must be a string"),
+            (lambda d: d.update(families=[]), "field 'families' must be an object"),
+            (lambda d: d.update(power=3), "field 'power' must be an object or null"),
+            (lambda d: d.update(extra=1), "unknown field 'extra'"),
+            (lambda d: d["fallback"].update(floor_ms=0), "floor_ms must be a positive number"),
+            (lambda d: d["fallback"].update(gflops="9"), "gflops must be a positive number"),
+            (lambda d: d["fallback"].pop("gflops"), "gflops must be a positive number"),
+            (lambda d: d["families"].update(conv=3), "family 'conv' must be an object"),
+            (lambda d: d["families"]["conv"]["ranges"].update(k=[1]), "range 'k'"),
+            (lambda d: d["families"]["conv"].update(speed={}), "unknown field 'speed'"),
+            (lambda d: d["families"]["conv"].update(surcharges={"x": 1.0}), "surcharge 'x'"),
+            (lambda d: d["families"]["conv"].update(runtime={}), "runtime of family 'conv'"),
+            (
+                lambda d: d["families"]["conv"]["runtime"].update(estimator="oracle"),
+                "unknown estimator 'oracle'; there are ",
+            ),
+            (
+                lambda d: d["families"]["conv"]["runtime"]["regimes"][0]["rates"].update(fl=1.0),
+                "rate of 'fl', which is no term of regime 'all'",
+            ),
+            (
+                lambda d: d["families"]["conv"]["runtime"].pop("regimes"),
+                "the estimator of runtime of family 'conv' is invalid (no 'regimes')",
+            ),
+            (lambda d: d["power"].pop("watts"), "the estimator of power is invalid"),
+        ],
+    )
+    def test_a_field_of_a_wrong_type(
+        self, saved: Path, change: Callable[[dict[str, Any]], object], says: str
+    ) -> None:
+        assert says in refusal(edit(saved, change))
+
+    def test_an_absent_file(self, tmp_path: Path) -> None:
+        assert "there is no such file" in refusal(tmp_path / "none.json")
+
+    def test_a_directory(self, tmp_path: Path) -> None:
+        assert "it is a directory" in refusal(tmp_path)
+
+
+class TestNames:
+    def test_an_unknown_one_lists_the_shipped_and_the_closest(self) -> None:
+        with pytest.raises(PlatformError) as found:
+            load_platform("titan-x")
+        text = str(found.value)
+        assert "unknown platform 'titan-x' (did you mean 'titanx'?)" in text
+        assert all(name in text for name in list_platforms())
+
+    def test_a_far_one_suggests_none(self) -> None:
+        with pytest.raises(PlatformError) as found:
+            load_platform("qwerty")
+        assert "did you mean" not in str(found.value)
+
+    def test_the_shipped_ones_load_and_are_small(self) -> None:
+        assert {"titanx", "titanx-tf"} <= set(list_platforms())
+        for name in list_platforms():
+            loaded = load_platform(name)
+            assert loaded.name == name
+            assert loaded.summary()["sha256"] == loaded.sha256
+            assert (SHIPPED / f"{name}.json").stat().st_size < 500_000

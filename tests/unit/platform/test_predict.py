@@ -1,0 +1,172 @@
+"""What a platform predicts, and what it flags."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from pytest_neuralpower import load_platform
+from pytest_neuralpower.calibrate.rows import conv_layer, linear_layer
+from pytest_neuralpower.errors import TraceError
+from pytest_neuralpower.layers import Layer, TensorSpec, Trace
+from pytest_neuralpower.platform import FamilyModel, Platform
+from pytest_neuralpower.prediction import EXTRAPOLATED, FALLBACK, UNCOVERED
+
+
+def conv(*, batch: int = 2, cin: int = 32, kernel: int = 3) -> Layer:
+    pad = kernel // 2
+    return conv_layer(
+        (batch, cin, 14, 14), cout=64, kernel=(kernel, kernel), stride=(1, 1), padding=(pad, pad)
+    )
+
+
+def streaming(kind: str, shape: tuple[int, ...], dtype: str = "float32") -> Layer:
+    """A layer that reads and writes one tensor of ``shape``."""
+    tensor = TensorSpec(shape, dtype)
+    return Layer(kind, kind, "", (tensor,), (), (tensor,), dtype)
+
+
+class TestRuntime:
+    def test_comes_from_the_family_s_estimator(self, platform: Platform) -> None:
+        layer = conv()
+        found = platform.predict([layer]).layers[0]
+        assert found.runtime_ms == pytest.approx(1.0 + 2.0 * layer.cost.flops / 1e9)
+        assert (found.estimator, found.flags) == ("physical", ())
+
+    def test_is_never_below_the_shortest_kernel(self, platform: Platform) -> None:
+        tiny = streaming("activation", (1,))
+        empty = streaming("activation", (0, 8))
+        assert [each.runtime_ms for each in platform.predict([tiny, empty]).layers] == [0.01, 0.01]
+
+    def test_of_the_mode_s_surcharges_is_added(self, platform: Platform) -> None:
+        plain = platform.families["conv"]
+        families = {**platform.families, "conv": replace(plain, surcharges={"layout_pass": 0.5})}
+        layer = conv()
+        extra = replace(platform, families=families).predict([layer]).runtime_ms
+        turned = 2 * layer.cost.bytes_moved / 1e6
+        assert extra - platform.predict([layer]).runtime_ms == pytest.approx(0.5 * turned)
+
+    def test_of_a_layer_does_not_depend_on_its_neighbours(self, platform: Platform) -> None:
+        layers = [conv(), streaming("activation", (8, 8)), conv(batch=3), streaming("norm", (9,))]
+        together = platform.predict(layers).layers
+        alone = [platform.predict([layer]).layers[0] for layer in layers]
+        assert list(together) == alone
+
+    def test_is_the_same_bits_each_time(self) -> None:
+        loaded = load_platform("titanx")
+        layers = [conv(batch=batch) for batch in range(1, 50)]
+        assert loaded.predict(layers) == load_platform("titanx").predict(layers)
+
+
+class TestFlags:
+    def test_a_kind_without_an_estimator_is_priced_by_its_traffic(self, platform: Platform) -> None:
+        layer = streaming("norm", (1000, 1000))
+        found = platform.predict([layer]).layers[0]
+        assert found.runtime_ms == pytest.approx(8e6 / 50e6)
+        assert (found.estimator, found.flags) == ("fallback", (FALLBACK,))
+
+    def test_or_by_its_operations_where_they_take_longer(self, platform: Platform) -> None:
+        found = platform.predict([linear_layer(1000, 1000, 1000)]).layers[0]
+        assert found.runtime_ms == pytest.approx(2e9 / 500e6)
+        assert found.flags == (FALLBACK,)
+
+    def test_an_uncovered_operation_is_priced_and_flagged_as_such(self, platform: Platform) -> None:
+        found = platform.predict([streaming("uncovered", (1000, 1000))]).layers[0]
+        assert found.runtime_ms == pytest.approx(8e6 / 50e6)
+        assert found.flags == (UNCOVERED,)
+
+    @pytest.mark.parametrize(("cin", "kernel"), [(8, 1), (67, 3)])
+    def test_a_size_outside_the_calibrated_range_is_extrapolated(
+        self, platform: Platform, cin: int, kernel: int
+    ) -> None:
+        inside, outside = conv(cin=66), conv(cin=cin, kernel=kernel)  # k is 9 to 600
+        found = platform.predict([inside, outside]).layers
+        assert [each.flags for each in found] == [(), (EXTRAPOLATED,)]
+
+    def test_a_depthwise_convolution_never_borrows_the_dense_efficiency(
+        self, platform: Platform
+    ) -> None:
+        layer = conv_layer(
+            (1, 32, 14, 14), cout=32, kernel=(3, 3), stride=(1, 1), padding=(1, 1), groups=32
+        )
+        assert platform.predict([layer]).layers[0].flags == (FALLBACK,)
+
+    def test_a_transposed_convolution_borrows_it_and_says_so(self, platform: Platform) -> None:
+        plain = conv()
+        params = tuple((k, True if k == "transposed" else v) for k, v in plain.params)
+        layer = Layer(
+            "conv", "conv_transpose2d", "", plain.outputs,
+            (TensorSpec((64, 32, 3, 3), "float32"),), plain.inputs, "float32", params,
+        )  # fmt: skip
+        found = platform.predict([layer]).layers[0]
+        assert (found.estimator, found.flags) == ("physical", (EXTRAPOLATED,))
+
+    def test_another_floating_dtype_is_extrapolated_with_one_note(self, platform: Platform) -> None:
+        half = streaming("activation", (64, 64), "float16")
+        found = platform.predict([half, half, streaming("activation", (64, 64))])
+        assert [each.flags for each in found.layers] == [(EXTRAPOLATED,), (EXTRAPOLATED,), ()]
+        assert found.notes == (
+            "2 of 3 layers compute in float16, platform toy was calibrated in float32: "
+            "flagged extrapolated",
+        )
+
+    def test_integers_are_no_foreign_dtype(self, platform: Platform) -> None:
+        found = platform.predict([streaming("activation", (64, 64), "int64")])
+        assert (found.notes, found.layers[0].flags) == ((), ())
+
+
+class TestPower:
+    def test_energy_is_power_times_time(self, platform: Platform) -> None:
+        prediction = platform.predict([conv(), streaming("norm", (1000, 100))])
+        for each in prediction.layers:
+            assert each.power_w is not None
+            assert each.energy_mj == each.power_w * each.runtime_ms
+        assert prediction.energy_mj == sum(each.energy_mj or 0 for each in prediction.layers)
+
+    def test_grows_with_the_shares(self, platform: Platform) -> None:
+        # At 0.1 ms/MB it moves 10 of 100 GB/s, and computes 1e6 of the 0.8e9 operations possible.
+        found = platform.predict([streaming("activation", (1000, 1000))]).layers[0]
+        assert found.power_w == pytest.approx(50 + 60 * 0.1 + 100 * 1e6 / 0.8e9)
+
+    def test_is_none_on_a_platform_without_a_power_model(self, platform: Platform) -> None:
+        found = replace(platform, power=None).predict([conv()])
+        assert (found.power_w, found.energy_mj, found.layers[0].energy_mj) == (None, None, None)
+
+    def test_of_a_family_comes_first(self, platform: Platform) -> None:
+        model = platform.families["conv"]
+        assert platform.power is not None
+        own = type(platform.power).from_json(
+            {**platform.power.to_json(), "watts": {"base_w": 7, "compute_w": 0, "bandwidth_w": 0}}
+        )
+        families = {"conv": FamilyModel({**model.estimators, "power": own}, model.ranges)}
+        found = replace(platform, families=families).predict([conv(), streaming("norm", (9, 9))])
+        assert found.layers[0].power_w == 7.0
+        assert (found.layers[1].power_w or 0) > 50.0
+
+
+class TestCall:
+    def test_copies_what_the_trace_says_of_the_call(self, platform: Platform) -> None:
+        trace = Trace((conv(),), route="aten", notes=("slow",), batch=8, model="Net")
+        found = platform.predict(trace)
+        assert (found.batch, found.model, found.route) == (8, "Net", "aten")
+        assert (found.notes, found.platform, found.platform_sha256) == (("slow",), "toy", "0" * 64)
+
+    @pytest.mark.parametrize("nothing", [[], Trace(())])
+    def test_of_no_layer_is_an_error(self, platform: Platform, nothing: object) -> None:
+        with pytest.raises(TraceError, match="no layer"):
+            platform.predict(nothing)  # type: ignore[arg-type]
+
+
+def test_predicting_imports_neither_torch_nor_the_fitting_libraries() -> None:
+    program = (
+        "import sys\n"
+        "from pytest_neuralpower.platform import load_platform\n"
+        "from pytest_neuralpower.layers import Layer, TensorSpec\n"
+        "t = TensorSpec((8, 8), 'float32')\n"
+        "load_platform('titanx').predict([Layer('norm', 'n', '', (t,), (), (t,), 'float32')])\n"
+        "print([m for m in ('torch', 'sklearn', 'scipy', 'pandas', 'yaml') if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert done.stdout.strip() == b"[]"
