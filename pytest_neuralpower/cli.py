@@ -44,6 +44,9 @@ Arguments = Annotated[
     list[str] | None,
     typer.Option("--arg", "-a", metavar="NAME=VALUE", help="argument of the factory; repeatable"),
 ]
+Platform = Annotated[
+    str, typer.Option("--platform", "-p", metavar="NAME|PATH", help="see `neuralpower platforms`")
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Csv = Annotated[bool, typer.Option("--csv", help="print CSV, one row a layer")]
 
@@ -89,9 +92,7 @@ def trace_command(
 def predict(
     model: Target,
     inputs: Inputs,
-    platform: Annotated[
-        str, typer.Option("--platform", "-p", metavar="NAME|PATH", help="see `platforms`")
-    ],
+    platform: Platform,
     arg: Arguments = None,
     top: Annotated[int, typer.Option(min=0, help="show the N dearest layers; 0 shows all")] = 10,
     as_json: Json = False,
@@ -129,6 +130,40 @@ def platforms(
         return
     summaries = [load_platform(shipped).summary() for shipped in list_platforms()]
     _print_json(summaries) if as_json else typer.echo(platforms_text(summaries))
+
+
+@app.command(epilog=_example("epr models.yaml --platform titanx --alpha 2 --html epr.html"))
+def epr(
+    models: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="YAML list of models: name, model, inputs, error"),
+    ],
+    platform: Platform,
+    alpha: Annotated[float, typer.Option(min=0, help="weight of the error; 0: energy alone")] = 1.0,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="plot energy against error (extra html)")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Rank models by energy-precision ratio: error^alpha x energy of one sample, lower is better.
+
+    Each entry of FILE has a name, a model (package.module:factory), its inputs (a list of shapes),
+    its error (a share, measured by you) and perhaps arguments of the factory.
+    """
+    from pytest_neuralpower.epr import rank, read_candidates  # noqa: PLC0415
+    from pytest_neuralpower.platform import load_platform  # noqa: PLC0415 - imports numpy
+    from pytest_neuralpower.reports.terminal import epr_text  # noqa: PLC0415
+
+    loaded = load_platform(platform)
+    ranked = rank(read_candidates(models, loaded), alpha=alpha)
+    if html is not None:
+        from pytest_neuralpower.reports.charts import energy_error_figure, write_page  # noqa: PLC0415
+
+        write_page(energy_error_figure(ranked, platform=loaded.name, alpha=alpha), html)
+    if as_json:
+        _print_json([asdict(item) for item in ranked])
+    else:
+        typer.echo(epr_text(ranked, platform=loaded.name, alpha=alpha))
 
 
 @app.command(epilog=_example("fit calibration/mydevice --out mydevice.json"))

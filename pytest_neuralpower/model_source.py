@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +31,27 @@ def build(factory: Callable[..., Model], /, *args: Any, **kwargs: Any) -> Model:
             return factory(*args, **kwargs)
     except (NotImplementedError, RuntimeError):  # torch raises either for a value it lacks
         return factory(*args, **kwargs)
+
+
+def load_call(entry: Mapping[str, Any]) -> tuple[Any, list[torch.Tensor], dict[str, torch.Tensor]]:
+    """The model, positional and keyword inputs that one entry of a YAML file describes.
+
+    ``entry`` has ``model`` (an import path), ``inputs`` (a list of shapes, as `parse_inputs` takes)
+    and perhaps ``arguments`` (of the model's factory).
+
+    Raises
+    ------
+    ImportPathError
+        With one line naming the field.
+    """
+    for field, kind in (("model", str), ("inputs", list)):
+        if not isinstance(entry.get(field), kind):
+            raise ImportPathError(f"{field}: {entry.get(field)!r} must be a {kind.__name__}")
+    arguments = entry.get("arguments") or {}
+    if not isinstance(arguments, dict):
+        raise ImportPathError(f"arguments: {arguments!r} must be a mapping of names to values")
+    positional, keywords = parse_inputs([str(spec) for spec in entry["inputs"]])
+    return load_model(entry["model"], arguments), positional, keywords
 
 
 def load_model(target: str, arguments: dict[str, Any]) -> Any:

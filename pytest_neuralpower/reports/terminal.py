@@ -10,6 +10,7 @@ from pytest_neuralpower.units import Quantity, show, show_in, show_percent
 
 if TYPE_CHECKING:
     from pytest_neuralpower.budget import Verdict
+    from pytest_neuralpower.epr import Ranked
     from pytest_neuralpower.layers import Layer, TensorSpec, Trace
     from pytest_neuralpower.prediction import LayerPrediction, Prediction
 
@@ -245,6 +246,26 @@ def _summary_cells(record: Mapping[str, Any]) -> list[str]:
         else:
             cells.append("" if value is None else show(quantity, value))
     return cells
+
+
+def epr_text(ranked: Sequence[Ranked], *, platform: str, alpha: float) -> str:
+    """Models by energy-precision ratio, best first; a star marks the Pareto front."""
+    from tabulate import tabulate  # noqa: PLC0415 - an idle plugin loads nothing
+
+    rows = [
+        (
+            item.candidate.name,
+            f"{item.candidate.error:.2%}",
+            show("energy", item.candidate.energy_mj),
+            show("energy", item.ratio),
+            "*" if item.efficient else "",
+        )
+        for item in ranked
+    ]
+    headers = ("model", "error", "energy per sample", f"error^{alpha:g} x energy", "front")
+    align = ("left", "right", "right", "right", "left")
+    table = tabulate(rows, headers, tablefmt="plain", colalign=align, disable_numparse=True)
+    return f"{table}\n\npredicted on {platform}; * no other model has both less error and energy"
 
 
 def strict_text(prediction: Prediction, share: float, limit: float, *, test: str) -> str:
