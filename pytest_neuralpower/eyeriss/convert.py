@@ -121,7 +121,7 @@ def _transposed(layer: Layer) -> Work:
         length = (size - 1) * stride[axis] + 1
         reach = dilation[axis] * (weight[axis + 2] - 1)
         before = reach - padding[axis]
-        after = output[axis + 2] - 1 + reach - length - before
+        after = output[axis + 2] + reach - length - before
         # A negative margin drops input values; they are then not read.
         stuffed.append(length + min(before, 0) + min(after, 0))
         sides += [max(before, 0), max(after, 0)]
