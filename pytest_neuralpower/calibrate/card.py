@@ -99,8 +99,8 @@ def _power(found: Mapping[str, Any] | None) -> list[str]:
         for name, each in found["networks"].items()
     ]
     text = (
-        f"{found['free_parameters']} free parameters, fitted to the networks' mean power. RMSPE with "
-        f"the network left out {_percent(found['leave_one_network_out']['rmspe'])}, fitted "
+        f"{found['free_parameters']} free parameters, fitted to the networks' mean power. RMSPE "
+        f"with the network left out {_percent(found['leave_one_network_out']['rmspe'])}, fitted "
         f"{_percent(found['fitted']['rmspe'])}; the mean of the others "
         f"{_percent(found['mean_of_the_others']['rmspe'])}."
     )

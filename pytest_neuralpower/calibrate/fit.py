@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,7 +32,9 @@ _COMPUTING: Final = ("conv", "linear", "matmul")
 _SOURCE_FACTS: Final = ("title", "url", "license", "commit", "note")
 
 
-def fit_directory(directory: Path, *, data_root: Path | None = None) -> Platform:
+def fit_directory(
+    directory: Path, *, data_root: Path | None = None, candidates: Collection[str] = ()
+) -> Platform:
     """Fit the platform whose recipe is in ``directory``.
 
     Parameters
@@ -41,6 +43,8 @@ def fit_directory(directory: Path, *, data_root: Path | None = None) -> Platform
         ``calibration/<platform>``, with ``recipe.yaml`` and, where the rows are ours, a profile.
     data_root
         Folder of the public tables, where the recipe reads any.
+    candidates
+        Estimators that compete, by name; empty for all.
 
     Raises
     ------
@@ -55,7 +59,12 @@ def fit_directory(directory: Path, *, data_root: Path | None = None) -> Platform
     rows: list[Row] = []
     for source in recipe.sources:
         rows += _read_source(recipe, source, data_root)
-    return fit_platform(rows, recipe, lambda other: fit_directory(other, data_root=data_root))
+    return fit_platform(
+        rows,
+        recipe,
+        candidates=candidates,
+        fit_other=lambda other: fit_directory(other, data_root=data_root, candidates=candidates),
+    )
 
 
 def fit_command(directory: Path, out: Path, *, data_root: Path | None = None) -> Platform:
@@ -86,7 +95,11 @@ def _read_source(recipe: Recipe, source: Any, data_root: Path | None) -> Sequenc
 
 
 def fit_platform(
-    rows: Iterable[Row], recipe: Recipe, fit_other: Callable[[Path], Platform] = fit_directory
+    rows: Iterable[Row],
+    recipe: Recipe,
+    *,
+    candidates: Collection[str] = (),
+    fit_other: Callable[[Path], Platform] = fit_directory,
 ) -> Platform:
     """Fit every family that the rows have, choosing each estimator by held-out shapes.
 
@@ -119,7 +132,13 @@ def fit_platform(
         lines = [row.line for row in members]
         try:
             chosen = select(
-                runtime_makers(name, recipe.designs.get(name, {}), recipe.hardware),
+                {
+                    candidate: make
+                    for candidate, make in runtime_makers(
+                        name, recipe.designs.get(name, {}), recipe.hardware
+                    ).items()
+                    if not candidates or candidate in candidates
+                },
                 values,
                 runtime,
                 [row.shape_group for row in members],

@@ -131,9 +131,7 @@ class NeuralPower(Estimator):
         spread[spread == 0] = 1.0  # a constant regressor gets no coefficient
         folds = KFold(min(10, len(target)), shuffle=True, random_state=0)
         # MATLAB's lasso: 100 penalties down to 1e-4 of the largest, regressors standardised.
-        lasso = LassoCV(
-            eps=1e-4, alphas=100, cv=folds, precompute=True, max_iter=500, tol=1e-3
-        )
+        lasso = LassoCV(eps=1e-4, alphas=100, cv=folds, precompute=True, max_iter=500, tol=1e-3)
         with warnings.catch_warnings():
             # The smallest penalties of collinear polynomials never converge fully; they are
             # compared on held-out folds like the others.

@@ -166,7 +166,9 @@ class Physical(Estimator):
         for regime, each in zip(estimator.regimes, data["regimes"], strict=True):
             for term in each["rates"]:
                 if term not in regime.terms:
-                    raise ValueError(f"rate of {term!r}, which is no term of regime {regime.name!r}")
+                    raise ValueError(
+                        f"rate of {term!r}, which is no term of regime {regime.name!r}"
+                    )
         estimator.fitted_ = tuple(
             _Fitted(
                 {str(term): float(rate) for term, rate in each["rates"].items()},

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from pytest_neuralpower.calibrate.rows import conv_layer
 from pytest_neuralpower.errors import FitError, MissingExtraError
 from pytest_neuralpower.estimators import (
@@ -138,7 +139,7 @@ def test_many_bad_rows_are_counted(name: str) -> None:
 
 
 def test_a_set_too_narrow_to_tell_layers_apart_is_refused(name: str) -> None:
-    found, time = rows()
+    found, _time = rows()
     same = {key: np.full(COUNT, values[0]) for key, values in found.items()}
     with pytest.raises(FitError, match="too alike"):
         MAKERS[name]().fit(same, np.random.default_rng(0).uniform(50, 60, COUNT))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from pytest_neuralpower.calibrate.rows import conv_layer, linear_layer, pool_layer
 from pytest_neuralpower.estimators import NeuralPower
 from pytest_neuralpower.estimators.neuralpower import FLOOR_MS, regressors

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
+
 from pytest_neuralpower.calibrate.rows import conv_layer
 from pytest_neuralpower.errors import FitError
 from pytest_neuralpower.estimators import Physical
@@ -19,7 +22,8 @@ def some_columns() -> dict[str, FloatArray]:
         "conv",
         [
             conv_layer((n, c, s, s), cout=o, kernel=(k, k), stride=(1, 1), padding=(k // 2,) * 2)
-            for n in (1, 4, 16) for c in (16, 64) for o in (32, 96) for s in (14, 28) for k in (1, 3)
+            for n in (1, 4, 16) for c in (16, 64) for o in (32, 96)
+            for s in (14, 28) for k in (1, 3)
         ],
     )  # fmt: skip
 
@@ -117,7 +121,7 @@ def test_the_last_regime_must_hold_for_all() -> None:
 
 
 class TestTerms:
-    values = {
+    values: ClassVar = {
         name: np.array([value])
         for name, value in {
             "m": 300.0, "n": 100.0, "k": 5000.0, "groups": 1.0, "kernel_area": 9.0, "batch": 2.0,

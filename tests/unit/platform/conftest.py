@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from pytest_neuralpower.estimators import Physical, Shares
 from pytest_neuralpower.estimators.regimes import Regime
 from pytest_neuralpower.platform import Fallback, FamilyModel, Platform

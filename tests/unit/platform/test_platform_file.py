@@ -6,14 +6,17 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
 import pytest_neuralpower
 from pytest_neuralpower import list_platforms, load_platform
 from pytest_neuralpower.errors import PlatformError
-from pytest_neuralpower.platform import Platform
 from pytest_neuralpower.platform_file import content_hash
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.platform import Platform
 
 SHIPPED = Path(pytest_neuralpower.__file__).parent / "platforms"
 

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+
 from pytest_neuralpower import load_platform
 from pytest_neuralpower.calibrate.rows import conv_layer, linear_layer
 from pytest_neuralpower.errors import TraceError

@@ -1,0 +1,172 @@
+"""From rows and a recipe to a platform."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from pytest_neuralpower import load_platform
+from pytest_neuralpower.calibrate.card import card_text
+from pytest_neuralpower.calibrate.fit import fit_command, fit_directory, fit_platform
+from pytest_neuralpower.calibrate.recipe import Recipe, read_recipe
+from pytest_neuralpower.calibrate.rows import Row, linear_layer, streaming_layer
+from pytest_neuralpower.errors import FitError, ProfileError
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.platform import Platform
+
+RECIPE = """\
+name: toy
+device: Toy
+mode: eager
+hardware: {peak_gflops: 1000, bandwidth_gbs: 100, limit_w: 250}
+sources:
+  - {profile: profile.csv, title: Our own rows}
+"""
+
+
+def device(layer_flops: float, moved: float) -> tuple[float, float]:
+    """Runtime (ms) and power (W) of a simple device."""
+    time = 0.02 + layer_flops / 0.7e9 + moved / 60e6
+    return time, 40 + 120 * layer_flops / (time * 1e9) + 50 * moved / (time * 1e8)
+
+
+def measured(*, power: bool = False) -> list[Row]:
+    random = np.random.default_rng(0)
+    rows = []
+    for line in range(2, 62):
+        size = tuple(random.integers(16, 512, 3).tolist())
+        layers = [linear_layer(*size), streaming_layer("activation", "relu", [size[:2]], size[:2])]
+        for layer in layers:
+            time, watts = device(layer.cost.flops, layer.cost.bytes_moved)
+            rows.append(Row(layer, time, watts if power else None, line))
+    return rows
+
+
+def recipe(folder: Path = Path(), **fields: object) -> Recipe:
+    hardware = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0, "limit_w": 250.0}
+    return Recipe("toy", "Toy", "eager", hardware, folder=folder, **fields)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Platform:
+    return fit_platform(measured(), recipe())
+
+
+class TestPlatform:
+    def test_predicts_what_was_measured(self, fitted: Platform) -> None:
+        assert set(fitted.families) == {"linear", "activation"}
+        for name in fitted.families:
+            assert fitted.accuracy["runtime"][name]["held_out"]["physical"]["mape"] < 12
+        layer = linear_layer(100, 200, 300)
+        expected, _ = device(layer.cost.flops, layer.cost.bytes_moved)
+        found = fitted.predict([layer])
+        assert found.runtime_ms == pytest.approx(expected, rel=0.1)
+        assert found.energy_mj is None
+
+    def test_reports_every_candidate(self, fitted: Platform) -> None:
+        accuracy = fitted.accuracy["runtime"]["linear"]
+        assert set(accuracy["held_out"]) == {"physical", "neuralpower"}
+        assert accuracy["rows"] == 60
+        assert accuracy["chosen"] == "physical"
+
+    def test_learns_power_from_rows_that_have_it(self) -> None:
+        fitted = fit_platform(measured(power=True), recipe())
+        layer = linear_layer(100, 200, 300)
+        _, watts = device(layer.cost.flops, layer.cost.bytes_moved)
+        assert fitted.predict([layer]).power_w == pytest.approx(watts, rel=0.1)
+        assert fitted.accuracy["layer_power"]["linear"]["held_out"]["shares"]["mape"] < 2
+
+    def test_knows_the_range_it_was_fitted_on(self, fitted: Platform) -> None:
+        ranges = fitted.families["linear"].ranges
+        assert ranges["m"][0] >= 16
+        assert ranges["k"][1] < 512
+
+    def test_prices_other_kinds_at_what_streaming_layers_reached(self, fitted: Platform) -> None:
+        fallback = fitted.fallback
+        rows = [row for row in measured() if row.layer.kind == "activation"]
+        moved = sum(row.layer.cost.bytes_moved for row in rows)
+        reached = moved / sum(row.runtime_ms for row in rows) / 1e6
+        assert fallback.bandwidth_gbs == pytest.approx(reached, rel=1e-5)
+        assert fallback.floor_ms == min(row.runtime_ms for row in measured())
+
+    def test_is_the_same_each_time(self, fitted: Platform) -> None:
+        assert fit_platform(measured(), recipe()).to_json() == fitted.to_json()
+
+
+class TestRefusals:
+    def test_no_rows(self) -> None:
+        with pytest.raises(FitError, match="no measured rows"):
+            fit_platform([], recipe())
+
+    def test_a_bad_row_by_platform_family_and_line(self) -> None:
+        rows = measured()
+        rows[4] = Row(rows[4].layer, float("nan"), None, rows[4].line)
+        with pytest.raises(FitError, match=r"^toy, linear: .* at line 4: remove"):
+            fit_platform(rows, recipe())
+
+    def test_a_family_measured_in_one_shape(self) -> None:
+        rows = [
+            Row(linear_layer(batch, 64, 64), 0.1 * batch, None, batch) for batch in range(1, 40)
+        ]
+        with pytest.raises(FitError, match="toy, linear: 1 different layer shapes, 3 are needed"):
+            fit_platform(rows, recipe())
+
+
+class TestDirectory:
+    def write(self, folder: Path, text: str = RECIPE) -> Path:
+        (folder / "recipe.yaml").write_text(text)
+        lines = ["# device: Toy", "kind,inputs,weights,outputs,runtime_ms"]
+        for row in measured():
+            tensors = [
+                ";".join("x".join(map(str, tensor.shape)) for tensor in group)
+                for group in (row.layer.inputs, row.layer.weights, row.layer.outputs)
+            ]
+            lines.append(",".join([row.layer.kind, *tensors, repr(row.runtime_ms)]))
+        (folder / "profile.csv").write_text("\n".join(lines))
+        return folder
+
+    def test_is_fitted_saved_and_given_a_card(self, tmp_path: Path, fitted: Platform) -> None:
+        saved = fit_command(self.write(tmp_path), tmp_path / "toy.json")
+        assert load_platform(tmp_path / "toy.json").sha256 == saved.sha256
+        assert saved.to_json() == fitted.to_json() | {
+            "provenance": {"sources": [{"title": "Our own rows"}], "notes": []}
+        }
+        card = (tmp_path / "README.md").read_text()
+        assert card == card_text(saved)
+        assert "| linear     | physical    | yes " in card
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("- a", "not a mapping"),
+            ("name: toy", "'device' is missing"),
+            (RECIPE + "colour: red", "unknown field 'colour'"),
+            ("name: [", "not readable YAML"),
+            (RECIPE.replace("bandwidth_gbs: 100, ", ""), "hardware needs 'bandwidth_gbs'"),
+        ],
+    )
+    def test_with_a_bad_recipe_is_refused(self, tmp_path: Path, text: str, says: str) -> None:
+        with pytest.raises(ProfileError) as found:
+            read_recipe(self.write(tmp_path, text))
+        assert says in str(found.value)
+        assert "\n" not in str(found.value)
+
+    def test_without_a_recipe_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ProfileError, match="there is no recipe"):
+            fit_directory(tmp_path)
+
+    def test_that_reads_public_tables_needs_to_know_where(self, tmp_path: Path) -> None:
+        text = RECIPE.replace("{profile: profile.csv,", "{reader: deepbench_gemm, path: gemm.csv,")
+        with pytest.raises(ProfileError, match="say where they are"):
+            fit_directory(self.write(tmp_path, text))
+        with pytest.raises(ProfileError, match="there is no such table"):
+            fit_directory(tmp_path, data_root=tmp_path)
+
+    def test_with_an_unknown_reader_lists_those_there_are(self, tmp_path: Path) -> None:
+        text = RECIPE.replace("{profile: profile.csv,", "{reader: mlperf, path: x.csv,")
+        with pytest.raises(ProfileError, match="unknown reader 'mlperf'; there are deepbench_conv"):
+            fit_directory(self.write(tmp_path, text))
