@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -159,3 +161,11 @@ def test_traced_layers_become_rows_and_a_result_table():
     numbers = [float(field) for field in first.split(",")]
     assert numbers[0] == 1
     assert numbers[5] == pytest.approx(sum(numbers[1:5]), rel=1e-4)
+
+
+def test_shipped_example_is_alexnet():
+    path = Path(__file__).parents[3] / "calibration" / "eyeriss" / "alexnet.txt"
+    rows = read_table(path)
+    assert sum(row.shape.macs for row in rows) == 724_406_816
+    assert sum(row.shape.weights for row in rows) == 60_954_656
+    assert {row.batch for row in rows} == {16}
