@@ -34,7 +34,7 @@ def trace_dispatcher(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
     recorder = Recorder()
     journal = WriteJournal()
     paths = ModulePaths(model)
-    calls = ModuleCalls(recorder, paths, journal, bypass=False)
+    calls = ModuleCalls(recorder, paths, journal, compute=True)
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def to_fake(tensor: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def trace_dispatcher(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
     with global_state(), module_state(paths.modules), eager_only():
         given, named = map_inputs(args, to_fake), map_inputs(kwargs, to_fake)
         try:
-            with watched_calls(calls), fake_mode, AtenRecorder(recorder):
+            with watched_calls(calls.replacement), fake_mode, AtenRecorder(recorder):
                 torch.func.functional_call(model, stand_ins, given, named)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             from pytest_neuralpower.tracing.signals import NeedsForward

@@ -37,14 +37,14 @@ def trace_forward(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
     recorder = Recorder(device.type)
     journal = WriteJournal()
     paths = ModulePaths(model)
-    calls = ModuleCalls(recorder, paths, journal, bypass=False)
+    calls = ModuleCalls(recorder, paths, journal, compute=True)
     with global_state(), module_state(paths.modules), _gradients(model), eager_only():
         # Copies: a cache is extended, an input may be written to.
         given, named = map_inputs(args, _copy), map_inputs(kwargs, _copy)
         for buffer in model.buffers():
             journal.keep(buffer)  # batch norm writes its statistics inside the kernel
         try:
-            with watched_calls(calls), FunctionTracer(recorder, journal, device, compute=True):
+            with watched_calls(calls.replacement), FunctionTracer(recorder, journal, device, compute=True):
                 model(*given, **named)
         finally:
             journal.undo()

@@ -7,12 +7,11 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from pytest_neuralpower.tracing.function_mode import FunctionTracer
 from pytest_neuralpower.tracing.inputs import abstract_inputs, input_tensors
 from pytest_neuralpower.tracing.module_calls import ModuleCalls
-from pytest_neuralpower.tracing.module_paths import ModulePaths, watched_calls
+from pytest_neuralpower.tracing.module_paths import watched_calls
 from pytest_neuralpower.tracing.recorder import Recorder
 from pytest_neuralpower.tracing.script_calls import watched_script_functions
 from pytest_neuralpower.tracing.state import WriteJournal, global_state, module_state
@@ -21,10 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
+    from torch import nn
+
+    from pytest_neuralpower.tracing.module_paths import ModulePaths
+
 __all__ = ["eager_only", "home_device", "trace_functions"]
 
 
-def trace_functions(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
+def trace_functions(model: nn.Module, args: Any, kwargs: Any, paths: ModulePaths) -> Recorder:
     """Layers by shape rules.
 
     Raises
@@ -35,13 +38,12 @@ def trace_functions(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
     device = home_device(model, args, kwargs)
     recorder = Recorder(device.type)
     journal = WriteJournal()
-    paths = ModulePaths(model)
-    calls = ModuleCalls(recorder, paths, journal, bypass=True)
+    calls = ModuleCalls(recorder, paths, journal, compute=False)
     with global_state(), module_state(paths.modules), torch.no_grad(), eager_only():
         given, named = abstract_inputs(args), abstract_inputs(kwargs)
         try:
             with (
-                watched_calls(calls),
+                watched_calls(calls.replacement),
                 watched_script_functions(recorder, journal),
                 FunctionTracer(recorder, journal, device),
             ):
@@ -54,15 +56,13 @@ def trace_functions(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
 
 def home_device(model: nn.Module, args: Any, kwargs: Any) -> torch.device:
     """Where the model would run: where its inputs are, or its first parameter; never meta."""
-    for tensor in (*input_tensors((args, kwargs)), *_first(model)):
+    for tensor in input_tensors((args, kwargs)):
         if tensor.device.type != "meta":
             return tensor.device
-    return torch.device("cpu")
-
-
-def _first(model: nn.Module) -> list[torch.Tensor]:
     parameter = next(model.parameters(), None)
-    return [] if parameter is None else [parameter]
+    if parameter is not None and parameter.device.type != "meta":
+        return parameter.device
+    return torch.device("cpu")
 
 
 def eager_only() -> AbstractContextManager[Any]:

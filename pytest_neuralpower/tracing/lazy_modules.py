@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
 
 __all__ = ["has_lazy_modules", "initialised_later"]
 
 
-def has_lazy_modules(model: nn.Module) -> bool:
+def has_lazy_modules(modules: Sequence[nn.Module]) -> bool:
     """Whether a module still has to learn its parameters' shapes."""
-    if not _lazy_types():
-        return False
-    return any(
-        isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
-        for module in model.modules()
+    lazy = {kind for kind in set(map(type, modules)) if issubclass(kind, LazyModuleMixin)}
+    return bool(lazy) and any(
+        module.has_uninitialized_params()  # type: ignore[operator]
+        for module in modules
+        if type(module) in lazy
     )
-
-
-def _lazy_types() -> bool:
-    """Cheap first question: without ``torch.nn.Lazy…`` nobody can have made one."""
-    return True
 
 
 def initialised_later(model: nn.Module) -> nn.Module:

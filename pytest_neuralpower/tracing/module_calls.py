@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,20 +13,23 @@ from pytest_neuralpower.tracing.leaf_modules import LEAVES
 from pytest_neuralpower.tracing.script_calls import call_script_module
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pytest_neuralpower.tracing.module_paths import ModulePaths
     from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.state import WriteJournal
 
 __all__ = ["ModuleCalls"]
 
-#: Leaves whose input is an integer tensor with its values.
-_TAKE_REAL = (nn.Embedding,)
+#: The leaf whose input is an integer tensor with its values.
+_TAKES_REAL = nn.Embedding
+
+#: Private, and only to be safe: global hooks would not run where a forward is bypassed.
+_any_global_hook: Callable[[], bool] = getattr(
+    nn.modules.module, "_has_any_global_hook", lambda: True
+)
 
 
 class ModuleCalls:
-    """Handles every module call of one trace.
+    """Answers every module call of one trace.
 
     Parameters
     ----------
@@ -35,46 +39,68 @@ class ModuleCalls:
         Names of the model's modules.
     journal
         Takes back what scripted code writes.
-    bypass
-        Answer plain leaf modules by their rule, without running their forward; and scripted
-        modules at ATen level. Off where operations are computed for real.
+    compute
+        Operations are computed for real: every module runs its own forward.
+
+    Attributes
+    ----------
+    entered
+        Modules with parameters of their own whose forward ran, with their paths.
     """
 
     def __init__(
-        self, recorder: Recorder, paths: ModulePaths, journal: WriteJournal, *, bypass: bool
+        self, recorder: Recorder, paths: ModulePaths, journal: WriteJournal, *, compute: bool
     ) -> None:
         self.recorder = recorder
         self.paths = paths
         self.journal = journal
         self.entered: dict[int, tuple[nn.Module, str]] = {}
-        self._bypass = bypass and not nn.modules.module._has_any_global_hook()
-        self._scripts = bypass
+        self._compute = compute
         self._special: dict[type, Callable[..., Any] | None] = {}
 
-    def __call__(
+    def replacement(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """What ``Module.__call__`` becomes: plain leaf modules are answered by their rule.
+
+        Local variables and one flat function, as this runs once for every module.
+        """
+        recorder, names, path_of = self.recorder, self.paths.names, self.paths.of
+        bypass = not self._compute and not _any_global_hook()
+        leaves = LEAVES if bypass else {}
+        ordinary = self._ordinary
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            caller = recorder.path
+            name = names.get(id(module))
+            path = recorder.path = name if type(name) is str else path_of(module, caller)
+            try:
+                kind = type(module)
+                leaf = leaves.get(kind)
+                if leaf is not None and len(args) == 1 and not kwargs:
+                    own = module.__dict__
+                    if not (own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own):
+                        try:
+                            with _plainly():
+                                given = args[0]
+                                if given.is_meta or kind is _TAKES_REAL:
+                                    return leaf(recorder, module, given)
+                        except Exception:
+                            pass  # its own forward answers, or says what is wrong
+                return ordinary(original, module, path, args, kwargs)
+            finally:
+                recorder.path = caller
+
+        return call
+
+    def _ordinary(
         self,
         original: Callable[..., Any],
         module: nn.Module,
+        path: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        recorder = self.recorder
-        caller = recorder.path
-        recorder.path = path = self.paths.of(module, caller)
+        """Run a module's own forward, or what stands for it."""
         kind = type(module)
-        leaf = LEAVES.get(kind)
-        if leaf is not None and self._bypass and len(args) == 1 and not kwargs:
-            own = module.__dict__
-            if not (own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own):
-                try:
-                    with _plainly():
-                        input = args[0]
-                        if input.is_meta or kind in _TAKE_REAL:
-                            result = leaf(recorder, module, input)
-                            recorder.path = caller
-                            return result
-                except Exception:
-                    pass  # the ordinary way below answers, or says what is wrong
         try:
             special = self._special[kind]
         except KeyError:
@@ -89,13 +115,11 @@ class ModuleCalls:
             if not hasattr(error, "where"):
                 _locate(error, path, module, args, kwargs)
             raise
-        finally:
-            recorder.path = caller
 
     def _treatment(self, module: nn.Module) -> Callable[..., Any] | None:
         """Another way to call modules of this type, or ``None``."""
         if isinstance(module, torch.jit.ScriptModule):
-            return self._call_script if self._scripts else None
+            return None if self._compute else self._call_script
         if hasattr(module, "_orig_mod") and "_orig_mod" in module._modules:
             return _call_original
         if type(module) in (nn.DataParallel, nn.parallel.DistributedDataParallel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from pytest_neuralpower.tracing.strides import contiguous_strides, dense_like
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["META", "Recorder", "dtype_name"]
+__all__ = ["META", "REMEMBERED", "Plan", "Recorder", "dtype_name", "spec_of"]
 
 META = torch.device("meta")
 
@@ -30,6 +30,33 @@ def dtype_name(dtype: torch.dtype) -> str:
     if name is None:
         name = _DTYPE_NAMES[dtype] = str(dtype).removeprefix("torch.")
     return name
+
+
+def spec_of(shape: Sequence[int], dtype: torch.dtype) -> TensorSpec:
+    return TensorSpec(tuple(shape), dtype_name(dtype))
+
+
+class Plan(NamedTuple):
+    """One layer but for its path, and the tensor that the operation returns.
+
+    Rules of frequent operations derive it from shapes alone and remember it, so that a repeated
+    block costs a look-up.
+    """
+
+    kind: str
+    op: str
+    inputs: tuple[TensorSpec, ...]
+    weights: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    dtype: str
+    params: Params
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    result: torch.dtype
+
+
+#: Plans remembered per rule: more than the distinct layers of any one model.
+REMEMBERED: Final = 4096
 
 
 class Recorder:
@@ -85,6 +112,12 @@ class Recorder:
         self.layers.append(
             Layer(kind, op, self.path, inputs, tuple(weights), outputs, dtype, params)
         )
+
+    def follow(self, plan: Plan) -> Tensor:
+        """List the planned layer and return its result, a tensor without data."""
+        kind, op, inputs, weights, outputs, dtype, params, shape, strides, result = plan
+        self.layers.append(Layer(kind, op, self.path, inputs, weights, outputs, dtype, params))
+        return _new(shape, strides, dtype=result, device=META)
 
     def record(
         self,

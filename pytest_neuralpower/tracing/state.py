@@ -150,23 +150,25 @@ class _ModuleState:
         self._seen: set[int] = set()
         self._modules = modules
         attributes, contents = self._attributes, self._contents
-        holds_only_standard: dict[type, bool] = {}
+        treatments: dict[type, str] = {}
         for module in modules:
-            if isinstance(module, torch.jit.ScriptModule):
-                continue  # keeps its state in compiled code; its buffers are kept by the journal
+            kind = type(module)
+            treatment = treatments.get(kind)
+            if treatment is None:
+                treatment = treatments[kind] = _treatment(kind)
+            if treatment == "compiled":
+                continue
             own = module.__dict__
             attributes.append((own, own.copy()))
-            for name in _CONTENTS:
-                inner = own[name]
-                if inner:
-                    contents.append((inner, inner.copy()))
+            if inner := own["_parameters"]:
+                contents.append((inner, inner.copy()))
+            if inner := own["_buffers"]:
+                contents.append((inner, inner.copy()))
+            if inner := own["_modules"]:
+                contents.append((inner, inner.copy()))
             if own["_forward_hooks"] or own["_forward_pre_hooks"]:
                 self._hooked += [(own[name], own[name].copy()) for name in _HOOKS]
-            kind = type(module)
-            plain = holds_only_standard.get(kind)
-            if plain is None:
-                plain = holds_only_standard[kind] = kind.__module__.startswith("torch.nn.modules.")
-            if not plain:
+            if treatment == "custom":
                 for name, value in own.items():
                     if type(value) not in _ATOMS and name not in _STANDARD:
                         self._keep(value, 0)
@@ -202,26 +204,15 @@ class _ModuleState:
                 same = False
             if not same:
                 _put_back(own, before)
-        for now, before in self._contents:
-            if len(now) != len(before) or not all(map(is_, now.values(), before.values())):
-                _put_back(now, before)
-        for module in self._modules:
-            own = module.__dict__
-            if isinstance(module, torch.jit.ScriptModule):
-                continue
             if own["_forward_hooks"] or own["_forward_pre_hooks"]:
                 self._drop_new_hooks(own)
-        for hooks, before in self._hooked:
-            _put_back(hooks, before)
-        for container, before in self._containers:
-            if isinstance(container, dict):
-                _put_back(container, before)
-            elif isinstance(container, set):
-                container.clear()
-                container.update(before)
-            elif len(container) != len(before) or not all(map(is_, container, before)):
-                container.clear()
-                container.extend(before)
+        for now, inner in self._contents:
+            if len(now) != len(inner) or not all(map(is_, now.values(), inner.values())):
+                _put_back(now, inner)
+        for hooks, known in self._hooked:
+            _put_back(hooks, known)
+        for container, items in self._containers:
+            _put_back(container, items)
 
     def _drop_new_hooks(self, own: dict[str, Any]) -> None:
         known = {id(hooks) for hooks, _ in self._hooked}
@@ -230,9 +221,21 @@ class _ModuleState:
                 own[name].clear()
 
 
-def _put_back(now: dict[Any, Any], before: dict[Any, Any]) -> None:
+def _treatment(kind: type) -> str:
+    """How much of a module type's state a forward may change."""
+    if issubclass(kind, torch.jit.ScriptModule):
+        return "compiled"  # out of reach here; its buffers are kept by the journal
+    # Torch's own modules hold no containers that a forward would fill.
+    return "plain" if kind.__module__.startswith("torch.nn.modules.") else "custom"
+
+
+def _put_back(now: Any, before: Any) -> None:
+    """Contents of a dictionary, set, list or deque."""
     now.clear()
-    now.update(before)
+    if isinstance(now, (dict, set)):
+        now.update(before)
+    else:
+        now.extend(before)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pytest_neuralpower.tracing.forward_route import lacks_values, trace_forward
 from pytest_neuralpower.tracing.function_route import trace_functions
 from pytest_neuralpower.tracing.inputs import batch_size, input_tensors
 from pytest_neuralpower.tracing.lazy_modules import has_lazy_modules, initialised_later
+from pytest_neuralpower.tracing.module_paths import ModulePaths
 from pytest_neuralpower.tracing.signals import NeedsAten, NeedsForward, ShapeMismatch
 
 if TYPE_CHECKING:
@@ -66,11 +67,12 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:
 
 
 def _first_route(model: nn.Module, args: Any, kwargs: Any) -> tuple[str, Recorder]:
-    if has_lazy_modules(model):
-        model, reason = initialised_later(model), "it has lazy modules"
-        return "forward", _forward(model, args, kwargs, NeedsForward(reason))
+    paths = ModulePaths(model)
+    if has_lazy_modules(paths.modules):
+        reason = NeedsForward("it has lazy modules, which were initialised in a copy")
+        return "forward", _forward(initialised_later(model), args, kwargs, reason)
     try:
-        return "function", trace_functions(model, args, kwargs)
+        return "function", trace_functions(model, args, kwargs, paths)
     except NeedsAten as detour:
         try:
             recorder = trace_dispatcher(model, args, kwargs)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from pytest_neuralpower.layers import TensorSpec
-from pytest_neuralpower.tracing.recorder import dtype_name
-from pytest_neuralpower.tracing.strides import channels_last_strides, is_channels_last
+from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, dtype_name, spec_of
+from pytest_neuralpower.tracing.strides import (
+    channels_last_strides,
+    contiguous_strides,
+    is_channels_last,
+)
 from pytest_neuralpower.tracing.rules.table import rule
 from pytest_neuralpower.tracing.signals import NoRule
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from pytest_neuralpower.tracing.recorder import Recorder
@@ -40,48 +45,16 @@ def conv(
     groups: int,
 ) -> Tensor:
     """A convolution of an input ``(N, Cin, *spatial)`` or ``(Cin, *spatial)``."""
-    shape = input.shape
-    kernel = weight.shape
-    dims = len(kernel) - 2
-    batched = len(shape) == dims + 2
-    if not batched:
-        shape = (1, *shape)
-    stride, dilation = full(stride, dims), full(dilation, dims)
-    spatial = kernel[2:]
-    if type(padding) is str:
-        sides = _string_padding(padding, spatial, dilation)
-    else:
-        sides = None
-        padding = full(padding, dims)
-    if (
-        len(shape) != dims + 2
-        or int(op[4]) != dims
-        or kernel[1] * groups != shape[1]
-        or kernel[0] % groups
-        or not recorder.same_dtype(input.dtype, weight.dtype)
-    ):
+    dtype = input.dtype
+    if not recorder.same_dtype(dtype, weight.dtype):
         raise NoRule
-    out: list[int] = [shape[0], kernel[0]]
-    for axis in range(dims):
-        both = 2 * padding[axis] if sides is None else sides[2 * axis] + sides[2 * axis + 1]
-        reach = dilation[axis] * (spatial[axis] - 1)
-        size = (shape[axis + 2] + both - reach - 1) // stride[axis] + 1
-        if size <= 0:
-            raise NoRule
-        out.append(size)
-    if sides is not None:
-        symmetric = all(sides[2 * axis] == sides[2 * axis + 1] for axis in range(dims))
-        padding = sides[::2] if symmetric else sides
-    return _list(
-        recorder, op, input, weight, bias, shape, tuple(out), batched,
-        (
-            ("dilation", dilation),
-            ("groups", groups),
-            ("padding", padding),
-            ("stride", stride),
-            ("transposed", False),
-        ),
+    plan = _plan(
+        op, input.shape, input.stride(), dtype, recorder.autocast(dtype), weight.shape,
+        weight.stride(), weight.dtype, bias is not None, stride, padding, dilation, groups,
     )  # fmt: skip
+    recorder.seen.add(id(weight))
+    recorder.seen.add(id(bias))
+    return recorder.follow(plan)
 
 
 def conv_transpose(
@@ -97,74 +70,158 @@ def conv_transpose(
     dilation: Any,
 ) -> Tensor:
     """A transposed convolution; its weight is ``(Cin, Cout / groups, *kernel)``."""
-    shape = input.shape
-    kernel = weight.shape
-    dims = len(kernel) - 2
+    dtype = input.dtype
+    if not recorder.same_dtype(dtype, weight.dtype):
+        raise NoRule
+    plan = _plan_transposed(
+        op, input.shape, input.stride(), dtype, recorder.autocast(dtype), weight.shape,
+        weight.stride(), weight.dtype, bias is not None, stride, padding, output_padding, groups,
+        dilation,
+    )  # fmt: skip
+    recorder.seen.add(id(weight))
+    recorder.seen.add(id(bias))
+    return recorder.follow(plan)
+
+
+@lru_cache(REMEMBERED)
+def _plan(
+    op: str,
+    shape: Ints,
+    strides: Ints,
+    dtype: torch.dtype,
+    result: torch.dtype,
+    weight: Ints,
+    weight_strides: Ints,
+    weight_dtype: torch.dtype,
+    biased: bool,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+) -> Plan:
+    dims = len(weight) - 2
     batched = len(shape) == dims + 2
-    if not batched:
-        shape = (1, *shape)
+    whole = shape if batched else (1, *shape)
+    stride, dilation = full(stride, dims), full(dilation, dims)
+    kernel = weight[2:]
+    if isinstance(padding, str):
+        sides = _string_padding(padding, kernel, dilation)
+    else:
+        sides = tuple(one for one in full(padding, dims) for _ in range(2))
+    if (
+        len(whole) != dims + 2
+        or int(op[4]) != dims
+        or weight[1] * groups != whole[1]
+        or weight[0] % groups
+    ):
+        raise NoRule
+    out = [whole[0], weight[0]]
+    for axis in range(dims):
+        reach = dilation[axis] * (kernel[axis] - 1)
+        room = whole[axis + 2] + sides[2 * axis] + sides[2 * axis + 1] - reach - 1
+        if room < 0:
+            raise NoRule
+        out.append(room // stride[axis] + 1)
+    symmetric = all(sides[2 * axis] == sides[2 * axis + 1] for axis in range(dims))
+    params: tuple[tuple[str, Any], ...] = (
+        ("dilation", dilation),
+        ("groups", groups),
+        ("padding", sides[::2] if symmetric else sides),
+        ("stride", stride),
+        ("transposed", False),
+    )
+    weights = (weight, (weight[0],)) if biased else (weight,)
+    return _finish(
+        op, batched, whole, strides, dtype, result, weights, weight_strides, weight_dtype, out,
+        params,
+    )  # fmt: skip
+
+
+@lru_cache(REMEMBERED)
+def _plan_transposed(
+    op: str,
+    shape: Ints,
+    strides: Ints,
+    dtype: torch.dtype,
+    result: torch.dtype,
+    weight: Ints,
+    weight_strides: Ints,
+    weight_dtype: torch.dtype,
+    biased: bool,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: int,
+    dilation: Any,
+) -> Plan:
+    dims = len(weight) - 2
+    batched = len(shape) == dims + 2
+    whole = shape if batched else (1, *shape)
     stride, dilation = full(stride, dims), full(dilation, dims)
     padding, output_padding = full(padding, dims), full(output_padding, dims)
     if (
-        len(shape) != dims + 2
+        len(whole) != dims + 2
         or int(op[-2]) != dims
-        or kernel[0] != shape[1]
-        or kernel[0] % groups
-        or not recorder.same_dtype(input.dtype, weight.dtype)
+        or weight[0] != whole[1]
+        or weight[0] % groups
     ):
         raise NoRule
-    out: list[int] = [shape[0], kernel[1] * groups]
+    out = [whole[0], weight[1] * groups]
     for axis in range(dims):
-        reach = dilation[axis] * (kernel[axis + 2] - 1)
-        size = (shape[axis + 2] - 1) * stride[axis] - 2 * padding[axis] + reach
+        reach = dilation[axis] * (weight[axis + 2] - 1)
+        size = (whole[axis + 2] - 1) * stride[axis] - 2 * padding[axis] + reach
         size += output_padding[axis] + 1
         if size <= 0 or output_padding[axis] >= max(stride[axis], dilation[axis]):
             raise NoRule
         out.append(size)
-    return _list(
-        recorder, op, input, weight, bias, shape, tuple(out), batched,
-        (
-            ("dilation", dilation),
-            ("groups", groups),
-            ("output_padding", output_padding),
-            ("padding", padding),
-            ("stride", stride),
-            ("transposed", True),
-        ),
+    params: tuple[tuple[str, Any], ...] = (
+        ("dilation", dilation),
+        ("groups", groups),
+        ("output_padding", output_padding),
+        ("padding", padding),
+        ("stride", stride),
+        ("transposed", True),
+    )
+    weights = (weight, (weight[1] * groups,)) if biased else (weight,)
+    return _finish(
+        op, batched, whole, strides, dtype, result, weights, weight_strides, weight_dtype, out,
+        params,
     )  # fmt: skip
 
 
-def _list(
-    recorder: Recorder,
+def _finish(
     op: str,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    shape: Any,
-    out: Ints,
     batched: bool,
-    params: Any,
-) -> Tensor:
-    dtype = recorder.autocast(input.dtype)
-    name = dtype_name(dtype)
-    recorder.add(
-        "conv",
-        op,
-        (recorder.spec(input) if batched else TensorSpec(tuple(shape), dtype_name(input.dtype)),),
-        recorder.weight_specs(weight, bias),
-        (TensorSpec(out, name),),
-        params,
-        name,
-    )
-    if not batched:
-        return recorder.new(out[1:], dtype)
+    whole: Ints,
+    strides: Ints,
+    dtype: torch.dtype,
+    result: torch.dtype,
+    weights: tuple[Ints, ...],
+    weight_strides: Ints,
+    weight_dtype: torch.dtype,
+    out: list[int],
+    params: tuple[tuple[str, Any], ...],
+) -> Plan:
+    shape = tuple(out) if batched else tuple(out[1:])
+    layout = contiguous_strides(shape)
     # The meta kernel always answers contiguous; oneDNN and cuDNN answer channels_last when either
     # side is. The device's answer matters to what follows, so it is the one kept.
-    if is_channels_last(input.shape, input.stride()) or is_channels_last(
-        weight.shape, weight.stride()
+    if batched and (
+        is_channels_last(whole, strides) or is_channels_last(weights[0], weight_strides)
     ):
-        return recorder.new(out, dtype, channels_last_strides(out))
-    return recorder.new(out, dtype)
+        layout = channels_last_strides(shape)
+    return Plan(
+        "conv",
+        op,
+        (spec_of(whole, dtype),),
+        tuple(spec_of(one, weight_dtype) for one in weights),
+        (spec_of(out, result),),
+        dtype_name(result),
+        params,
+        shape,
+        layout,
+        result,
+    )
 
 
 def _string_padding(padding: str, kernel: Any, dilation: Ints) -> Ints:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from pytest_neuralpower.layers import TensorSpec
-from pytest_neuralpower.tracing.recorder import dtype_name
-from pytest_neuralpower.tracing.strides import elementwise_layout
+from pytest_neuralpower.layers import Layer
+from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, spec_of
 from pytest_neuralpower.tracing.rules.table import Entry, enter, method, rule
 from pytest_neuralpower.tracing.signals import NoRule
+from pytest_neuralpower.tracing.strides import dense_like, elementwise_layout
 
 if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.rules.table import Rule
 
 __all__ = ["activation", "pointwise", "unary"]
+
+Ints = tuple[int, ...]
 
 #: Keep the dtype; an integer input is torch's error (a fallback then says so).
 _ACTIVATIONS: Final = (
@@ -101,17 +104,36 @@ def unary(
     recorder: Recorder, kind: str, op: str, input: Tensor, dtype: torch.dtype, inplace: bool
 ) -> Tensor:
     """One input, one output of its shape."""
+    parameter = type(input) is Parameter
+    if parameter:
+        recorder.seen.add(id(input))
+    plan = _plan_unary(kind, op, input.shape, input.stride(), input.dtype, dtype, parameter)
     if inplace:
-        output = input
-    else:
-        output = recorder.like(input, dtype)
-    if type(input) is Parameter:
-        recorder.record(kind, op, (input,), (output,))
-        return output
-    spec = recorder.spec(input)
-    result = spec if dtype is input.dtype else TensorSpec(spec.shape, dtype_name(dtype))
-    recorder.add(kind, op, (spec,), (), (result,))
-    return output
+        recorder.layers.append(
+            Layer(
+                kind, op, recorder.path, plan.inputs, plan.weights, plan.outputs, plan.dtype
+            )
+        )
+        return input
+    return recorder.follow(plan)
+
+
+@lru_cache(REMEMBERED)
+def _plan_unary(
+    kind: str,
+    op: str,
+    shape: Ints,
+    strides: Ints,
+    dtype: torch.dtype,
+    result: torch.dtype,
+    parameter: bool,
+) -> Plan:
+    given = (spec_of(shape, dtype),)
+    output = spec_of(shape, result)
+    return Plan(
+        kind, op, () if parameter else given, given if parameter else (), (output,), output.dtype,
+        (), shape, dense_like(shape, strides), result,
+    )  # fmt: skip
 
 
 def activation(recorder: Recorder, op: str, input: Tensor, inplace: bool = False) -> Tensor:
@@ -131,30 +153,59 @@ def pointwise(
     kind: str = "elementwise",
 ) -> Tensor:
     """Several operands, tensors or numbers, broadcast against each other."""
-    first = operands[0]
     tensors = [operand for operand in operands if isinstance(operand, Tensor)]
     if dtype is None:
         dtype = tensors[0].dtype
-        if len(operands) > 1 and any(
-            not isinstance(operand, Tensor) or operand.dtype != dtype for operand in operands
-        ):
+        if len(tensors) != len(operands) or any(one.dtype is not dtype for one in tensors):
             dtype = _promote(operands)
         if to_float and not (dtype.is_floating_point or dtype.is_complex):
             dtype = torch.get_default_dtype()
-    if len(tensors) == 1 and not inplace:
-        output = recorder.like(tensors[0], dtype)
-    else:
-        shape, strides = elementwise_layout(
-            tuple([(tensor.shape, tensor.stride()) for tensor in tensors])
+    given = []
+    for tensor in tensors:
+        parameter = type(tensor) is Parameter
+        if parameter:
+            recorder.seen.add(id(tensor))
+        given.append((tensor.shape, tensor.stride(), tensor.dtype, parameter))
+    plan = _plan_pointwise(kind, op, tuple(given), dtype, inplace)
+    if inplace:
+        # Checked by the plan: the first operand has the result's shape.
+        recorder.layers.append(
+            Layer(kind, op, recorder.path, plan.inputs, plan.weights, plan.outputs, plan.dtype)
         )
-        if inplace:
-            if shape != first.shape:
-                raise NoRule
-            output = first
-        else:
-            output = recorder.new(shape, dtype, strides)
-    recorder.record(kind, op, tensors, (output,))
-    return output
+        return operands[0]  # type: ignore[no-any-return]
+    return recorder.follow(plan)
+
+
+@lru_cache(REMEMBERED)
+def _plan_pointwise(
+    kind: str,
+    op: str,
+    given: tuple[tuple[Ints, Ints, torch.dtype, bool], ...],
+    dtype: torch.dtype,
+    inplace: bool,
+) -> Plan:
+    if len(given) == 1:
+        shape, own = given[0][:2]
+        strides = dense_like(shape, own)
+    else:
+        shape, strides = elementwise_layout(tuple((one[0], one[1]) for one in given))
+    if inplace:
+        if shape != given[0][0]:
+            raise NoRule
+        dtype = given[0][2]
+    output = spec_of(shape, dtype)
+    return Plan(
+        kind,
+        op,
+        tuple(spec_of(one[0], one[2]) for one in given if not one[3]),
+        tuple(spec_of(one[0], one[2]) for one in given if one[3]),
+        (output,),
+        output.dtype,
+        (),
+        shape,
+        strides,
+        dtype,
+    )
 
 
 def _promote(operands: tuple[Any, ...]) -> torch.dtype:

@@ -193,8 +193,11 @@ def _ranked(recorder: Recorder, op: str, input: Tensor, dim: int, size: int | No
         if size > shape[dim]:
             raise NoRule
         shape[dim] = size
-    values = recorder.new(tuple(shape), input.dtype)
-    indices = recorder.new(tuple(shape), torch.int64)
+    if size is None:
+        values, indices = recorder.like(input), recorder.like(input, torch.int64)
+    else:
+        values = recorder.new(tuple(shape), input.dtype)
+        indices = recorder.new(tuple(shape), torch.int64)
     recorder.record("uncovered", op, (input,), (values, indices))
     return values, indices
 

@@ -2,62 +2,71 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from pytest_neuralpower.layers import TensorSpec
-from pytest_neuralpower.tracing.recorder import dtype_name
+from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, dtype_name, spec_of
 from pytest_neuralpower.tracing.rules.table import rule
 from pytest_neuralpower.tracing.signals import NoRule
+from pytest_neuralpower.tracing.strides import contiguous_strides
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from pytest_neuralpower.tracing.recorder import Recorder
 
-__all__ = ["linear", "list_linear"]
+__all__ = ["linear"]
+
+Ints = tuple[int, ...]
 
 
 @rule("linear")
 def linear(
     recorder: Recorder, input: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    shape = input.shape
-    wide = weight.shape
-    if (
-        not shape
-        or shape[-1] != wide[-1]
-        or not recorder.same_dtype(input.dtype, weight.dtype)
-        or (bias is not None and (len(wide) != 2 or bias.shape != wide[:1]))
-    ):
+    dtype = input.dtype
+    if not recorder.same_dtype(dtype, weight.dtype):
         raise NoRule
-    dtype = recorder.autocast(input.dtype)
-    # A 1-d weight, as a vector's dot product, yields no feature axis.
-    out = (*shape[:-1], wide[0]) if len(wide) == 2 else shape[:-1]
-    if len(wide) == 1:
-        wide = (1, *wide)
-    list_linear(recorder, "linear", input, weight, bias, out, dtype)
-    return recorder.new(out, dtype)
+    plan = _plan(
+        input.shape,
+        dtype,
+        recorder.autocast(dtype),
+        weight.shape,
+        weight.dtype,
+        None if bias is None else bias.shape,
+    )
+    recorder.seen.add(id(weight))
+    recorder.seen.add(id(bias))
+    return recorder.follow(plan)
 
 
-def list_linear(
-    recorder: Recorder,
-    op: str,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    out: Any,
-    dtype: Any,
-) -> None:
-    """List one projection ``(*, K) -> (*, N)``."""
-    name = dtype_name(dtype)
-    recorder.add(
+@lru_cache(REMEMBERED)
+def _plan(
+    shape: Ints,
+    dtype: torch.dtype,
+    result: torch.dtype,
+    weight: Ints,
+    weight_dtype: torch.dtype,
+    bias: Ints | None,
+) -> Plan:
+    if not shape or shape[-1] != weight[-1] or (bias is not None and bias != weight[:-1]):
+        raise NoRule
+    # A 1-d weight makes a dot product, without a feature axis.
+    out = (*shape[:-1], *weight[:-1])
+    wide = weight if len(weight) == 2 else (1, *weight)
+    return Plan(
         "linear",
-        op,
-        (recorder.spec(input),),
-        recorder.weight_specs(weight, bias),
-        (TensorSpec(out, name),),
+        "linear",
+        (spec_of(shape, dtype),),
+        tuple(spec_of(one, weight_dtype) for one in (wide, bias) if one is not None),
+        (spec_of(out, result),),
+        dtype_name(result),
         (),
-        name,
+        out,
+        contiguous_strides(out),
+        result,
     )
 
 

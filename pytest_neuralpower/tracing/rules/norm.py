@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pytest_neuralpower.layers import TensorSpec
-from pytest_neuralpower.tracing.recorder import dtype_name
-from pytest_neuralpower.tracing.strides import channels_last_strides, is_channels_last
+from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, dtype_name, spec_of
 from pytest_neuralpower.tracing.rules.table import rule
 from pytest_neuralpower.tracing.signals import NoRule
+from pytest_neuralpower.tracing.strides import (
+    channels_last_strides,
+    contiguous_strides,
+    is_channels_last,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +23,8 @@ if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
 
 __all__ = ["batch_norm", "group_norm", "layer_norm"]
+
+Ints = tuple[int, ...]
 
 
 def _list_norm(
@@ -51,23 +59,53 @@ def batch_norm(
     cudnn_enabled: bool = True,
 ) -> Tensor:
     """Running statistics are never updated here: the model stays as it was."""
-    shape = input.shape
-    if len(shape) < 2:
-        raise NoRule
-    channels = (shape[1],)
-    for tensor in (running_mean, running_var, weight, bias):
-        if tensor is not None and tensor.shape != channels:
-            raise NoRule
+    given = []
+    for tensor in (weight, bias) if training else (weight, bias, running_mean, running_var):
+        if tensor is not None:
+            recorder.seen.add(id(tensor))
+            given.append((tensor.shape, tensor.dtype))
     if running_mean is None and not training:
         raise NoRule
-    # Statistics of one value per channel are refused in training, as torch does.
-    if training and input.numel() == shape[1]:
+    return recorder.follow(
+        _plan_batch(input.shape, input.stride(), input.dtype, tuple(given), training)
+    )
+
+
+@lru_cache(REMEMBERED)
+def _plan_batch(
+    shape: Ints,
+    strides: Ints,
+    dtype: torch.dtype,
+    given: tuple[tuple[Ints, torch.dtype], ...],
+    training: bool,
+) -> Plan:
+    if len(shape) < 2 or any(own != shape[1:2] for own, _ in given):
         raise NoRule
-    weights = (weight, bias) if training else (weight, bias, running_mean, running_var)
-    _list_norm(recorder, "batch_norm", input, weights, input.dtype, ("training", training))
-    if is_channels_last(shape, input.stride()):
-        return recorder.new(shape, input.dtype, channels_last_strides(tuple(shape)))
-    return recorder.new(shape, input.dtype)
+    # Statistics of one value per channel are refused in training, as torch does.
+    if training and math.prod(shape) == shape[1]:
+        raise NoRule
+    last = is_channels_last(shape, strides)
+    layout = channels_last_strides(shape) if last else contiguous_strides(shape)
+    weights = tuple(spec_of(own, of) for own, of in given)
+    return _plan_norm(
+        "batch_norm", shape, layout, dtype, dtype, weights, (("training", training),)
+    )
+
+
+def _plan_norm(
+    op: str,
+    shape: Ints,
+    strides: Ints,
+    dtype: torch.dtype,
+    result: torch.dtype,
+    weights: tuple[TensorSpec, ...],
+    params: tuple[tuple[str, Any], ...],
+) -> Plan:
+    output = spec_of(shape, result)
+    return Plan(
+        "norm", op, (spec_of(shape, dtype),), weights, (output,), output.dtype, params, shape,
+        strides, result,
+    )  # fmt: skip
 
 
 @rule("layer_norm")
@@ -80,14 +118,33 @@ def layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> Tensor:
+    given = []
+    for tensor in (weight, bias):
+        if tensor is not None:
+            recorder.seen.add(id(tensor))
+            given.append((tensor.shape, tensor.dtype))
+    dtype = input.dtype
     wanted = tuple(normalized_shape)
-    if not wanted or tuple(input.shape[-len(wanted) :]) != wanted:
+    return recorder.follow(
+        _plan_layer(input.shape, dtype, recorder.autocast_up(dtype), wanted, tuple(given))
+    )
+
+
+@lru_cache(REMEMBERED)
+def _plan_layer(
+    shape: Ints,
+    dtype: torch.dtype,
+    result: torch.dtype,
+    wanted: Ints,
+    given: tuple[tuple[Ints, torch.dtype], ...],
+) -> Plan:
+    if not wanted or shape[-len(wanted) :] != wanted or any(own != wanted for own, _ in given):
         raise NoRule
-    if weight is not None and weight.shape != wanted:
-        raise NoRule
-    dtype = recorder.autocast_up(input.dtype)
-    _list_norm(recorder, "layer_norm", input, (weight, bias), dtype, ("normalized_shape", wanted))
-    return recorder.new(input.shape, dtype)
+    weights = tuple(spec_of(own, of) for own, of in given)
+    return _plan_norm(
+        "layer_norm", shape, contiguous_strides(shape), dtype, result, weights,
+        (("normalized_shape", wanted),),
+    )  # fmt: skip
 
 
 @rule("rms_norm")

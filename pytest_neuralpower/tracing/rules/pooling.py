@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_neuralpower.layers import TensorSpec
-from pytest_neuralpower.tracing.recorder import dtype_name
+from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, spec_of
 from pytest_neuralpower.tracing.rules.conv import full
-from pytest_neuralpower.tracing.strides import channels_last_strides, is_channels_last
-from pytest_neuralpower.tracing.rules.table import Entry, enter, rule
+from pytest_neuralpower.tracing.rules.table import TABLE, Entry, enter
 from pytest_neuralpower.tracing.signals import NoRule
+from pytest_neuralpower.tracing.strides import (
+    channels_last_strides,
+    contiguous_strides,
+    is_channels_last,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,12 +27,11 @@ __all__ = ["adaptive_pool", "pool"]
 Ints = tuple[int, ...]
 
 
-def _result(
-    recorder: Recorder, dims: int, input: Tensor, out: Ints, dtype: torch.dtype
-) -> Tensor:
-    if len(out) == dims + 2 and is_channels_last(input.shape, input.stride()):
-        return recorder.new(out, dtype, channels_last_strides(out))
-    return recorder.new(out, dtype)
+def _follow(recorder: Recorder, plan: Plan, indices: bool) -> Any:
+    values = recorder.follow(plan)
+    if indices:
+        return values, recorder.new(plan.shape, torch.int64, plan.strides)
+    return values
 
 
 def pool(
@@ -44,10 +47,29 @@ def pool(
     indices: bool = False,
 ) -> Any:
     """A window sliding over the last ``dims`` dimensions."""
-    shape = input.shape
     kernel = full(kernel, dims)
     stride = kernel if stride is None or stride in ((), []) else full(stride, dims)
-    padding, dilation = full(padding, dims), full(dilation, dims)
+    plan = _plan(
+        op, dims, input.shape, input.stride(), input.dtype, kernel, stride, full(padding, dims),
+        full(dilation, dims), ceil_mode, indices,
+    )  # fmt: skip
+    return _follow(recorder, plan, indices)
+
+
+@lru_cache(REMEMBERED)
+def _plan(
+    op: str,
+    dims: int,
+    shape: Ints,
+    strides: Ints,
+    dtype: torch.dtype,
+    kernel: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    ceil_mode: bool,
+    indices: bool,
+) -> Plan:
     if len(shape) not in (dims + 1, dims + 2) or not len(kernel) == len(stride) == dims:
         raise NoRule
     out = list(shape)
@@ -55,17 +77,13 @@ def pool(
         size = shape[axis - dims]
         spare = size + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1
         steps = spare // stride[axis]
-        if ceil_mode and spare % stride[axis]:
-            # A last window may overhang, but must start inside the input or its left padding.
-            if (steps + 1) * stride[axis] < size + padding[axis]:
-                steps += 1
+        # A last window may overhang, but must start inside the input or its left padding.
+        overhangs = ceil_mode and spare % stride[axis] > 0
+        if overhangs and (steps + 1) * stride[axis] < size + padding[axis]:
+            steps += 1
         if steps < 0 or 2 * padding[axis] > kernel[axis]:
             raise NoRule
         out[axis - dims] = steps + 1
-    name = dtype_name(input.dtype)
-    outputs = [TensorSpec(tuple(out), name)]
-    if indices:
-        outputs.append(TensorSpec(tuple(out), "int64"))
     params: tuple[tuple[str, Any], ...] = (
         ("kernel", kernel),
         ("padding", padding),
@@ -73,45 +91,64 @@ def pool(
     )
     if max(dilation) > 1:
         params = (("dilation", dilation), *params)
-    recorder.add("pool", op, (recorder.spec(input),), (), outputs, params)
-    values = _result(recorder, dims, input, tuple(out), input.dtype)
-    if indices:
-        return values, _result(recorder, dims, input, tuple(out), torch.int64)
-    return values
+    return _finish(op, dims, shape, strides, dtype, tuple(out), params, indices)
+
+
+def _finish(
+    op: str,
+    dims: int,
+    shape: Ints,
+    strides: Ints,
+    dtype: torch.dtype,
+    out: Ints,
+    params: tuple[tuple[str, Any], ...],
+    indices: bool,
+) -> Plan:
+    last = len(out) == dims + 2 and is_channels_last(shape, strides)
+    layout = channels_last_strides(out) if last else contiguous_strides(out)
+    output = spec_of(out, dtype)
+    outputs = (output, spec_of(out, torch.int64)) if indices else (output,)
+    return Plan(
+        "pool", op, (spec_of(shape, dtype),), (), outputs, output.dtype, params, out, layout, dtype
+    )
 
 
 def adaptive_pool(
     recorder: Recorder, op: str, dims: int, input: Tensor, size: Any, indices: bool = False
 ) -> Any:
     """Pooling to a given size; ``None`` keeps a dimension."""
-    shape = input.shape
+    wanted = tuple(size) if isinstance(size, (tuple, list)) else (size,) * dims
+    plan = _plan_adaptive(
+        op, dims, input.shape, input.stride(), input.dtype, wanted, indices
+    )
+    return _follow(recorder, plan, indices)
+
+
+@lru_cache(REMEMBERED)
+def _plan_adaptive(
+    op: str,
+    dims: int,
+    shape: Ints,
+    strides: Ints,
+    dtype: torch.dtype,
+    wanted: tuple[int | None, ...],
+    indices: bool,
+) -> Plan:
     if len(shape) not in (dims + 1, dims + 2):
         raise NoRule
-    wanted = size if isinstance(size, (tuple, list, torch.Size)) else (size,) * dims
     if len(wanted) == 1:
-        wanted = tuple(wanted) * dims
-    out = (
-        *shape[:-dims],
-        *(have if want is None else want for have, want in zip(shape[-dims:], wanted, strict=True)),
+        wanted *= dims
+    spatial = shape[-dims:]
+    sizes = tuple(
+        have if want is None else want for have, want in zip(spatial, wanted, strict=True)
     )
-    outputs = [TensorSpec(out, dtype_name(input.dtype))]
-    if indices:
-        outputs.append(TensorSpec(out, "int64"))
     # The window is even where the size divides; elsewhere windows differ and none is named.
     params: tuple[tuple[str, Any], ...] = (("adaptive", True),)
-    if all(want and have % want == 0 for have, want in zip(shape[-dims:], out[-dims:], strict=True)):
-        window = tuple(h // w for h, w in zip(shape[-dims:], out[-dims:], strict=True))
-        params = (
-            ("adaptive", True),
-            ("kernel", window),
-            ("padding", (0,) * dims),
-            ("stride", window),
-        )
-    recorder.add("pool", op, (recorder.spec(input),), (), outputs, params)
-    values = _result(recorder, dims, input, out, input.dtype)
-    if indices:
-        return values, _result(recorder, dims, input, out, torch.int64)
-    return values
+    if all(size and have % size == 0 for have, size in zip(spatial, sizes, strict=True)):
+        window = tuple(have // size for have, size in zip(spatial, sizes, strict=True))
+        params += (("kernel", window), ("padding", (0,) * dims), ("stride", window))
+    out = (*shape[:-dims], *sizes)
+    return _finish(op, dims, shape, strides, dtype, out, params, indices)
 
 
 def _register(dims: int) -> None:
@@ -196,8 +233,6 @@ def _register(dims: int) -> None:
     for place in (torch, torch._C._nn):
         function = getattr(place, adaptive_max, None)
         if function is not None:
-            from pytest_neuralpower.tracing.rules.table import TABLE
-
             TABLE[function] = with_indices
 
 
