@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_neuralpower.layers import ITEMSIZE, Layer, cost_terms, multiply_accumulates
+from pytest_neuralpower.layers import (
+    ITEMSIZE,
+    Layer,
+    cost_terms,
+    multiply_accumulates,
+    total_bytes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -179,7 +185,7 @@ def _linear_row(layer: Layer) -> tuple[float, ...]:
     rows = result.numel // max(width, 1)
     return (
         *(rows, width, depth, 1, 2 * rows * width * depth),
-        *(given.nbytes, result.nbytes, sum([weight.nbytes for weight in layer.weights]), 0),
+        *(given.nbytes, result.nbytes, total_bytes(layer.weights), 0),
     )
 
 
@@ -190,8 +196,7 @@ def _matmul_row(layer: Layer) -> tuple[float, ...]:
     height = result.shape[-2] if len(result.shape) > 1 else 1
     groups = math.prod(result.shape[:-2])
     depth = macs // max(result.numel, 1)
-    given = sum([tensor.nbytes for tensor in layer.inputs])
-    held = sum([tensor.nbytes for tensor in layer.weights])
+    given, held = total_bytes(layer.inputs), total_bytes(layer.weights)
     return (height, width, depth, groups, 2 * macs, given, result.nbytes, held, 0)
 
 

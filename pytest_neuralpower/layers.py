@@ -7,7 +7,7 @@ configuration alone, by closed formulas, so a stored layer can be predicted agai
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeAlias, overload
 
@@ -72,6 +72,14 @@ class TensorSpec(NamedTuple):
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * ITEMSIZE.get(self.dtype, 4)
+
+
+def total_bytes(tensors: Iterable[TensorSpec]) -> int:
+    """Bytes of several tensors: a loop, for it runs for every layer of every prediction."""
+    total = 0
+    for shape, dtype in tensors:
+        total += math.prod(shape) * ITEMSIZE.get(dtype, 4)
+    return total
 
 
 class CostTerms(NamedTuple):
@@ -230,9 +238,9 @@ def cost_terms(layer: Layer) -> CostTerms:
     implementation that materialises them would write (FastDeepIoT's ``mem_inter``).
     """
     kind = layer.kind
-    bytes_in = sum(tensor.nbytes for tensor in layer.inputs)
-    bytes_out = sum(tensor.nbytes for tensor in layer.outputs)
-    bytes_weight = sum(tensor.nbytes for tensor in layer.weights)
+    bytes_in = total_bytes(layer.inputs)
+    bytes_out = total_bytes(layer.outputs)
+    bytes_weight = total_bytes(layer.weights)
     workspace = 0
     if kind in _OPS_PER_ELEMENT:
         per_element = _OPS_PER_ELEMENT[kind]
@@ -247,7 +255,7 @@ def cost_terms(layer: Layer) -> CostTerms:
             bytes_weight = rows * itemsize if rows else bytes_out
         elif layer.op in ("getitem", "gather", "index_select", "take_along_dim"):
             # Likewise: indexing touches what it returns, and the index tensors.
-            bytes_in = bytes_out + sum(tensor.nbytes for tensor in layer.inputs[1:])
+            bytes_in = bytes_out + total_bytes(layer.inputs[1:])
     elif kind == "pool":
         window = layer.param("kernel")
         if window is None:  # adaptive: every input element is read about once
