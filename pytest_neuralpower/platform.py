@@ -167,7 +167,10 @@ class Platform:
         """
         items = layers.layers if isinstance(layers, Trace) else tuple(layers)
         if not items:
-            raise TraceError("nothing to predict: the trace has no layer")
+            model = (isinstance(layers, Trace) and layers.model) or "the model"
+            raise TraceError(
+                f"nothing to predict: {model} runs no operation that computes or moves anything"
+            )
         runtime, power, codes, used = self._predict_columns(items)
         foreign = self._foreign_dtypes(items)
         if foreign:

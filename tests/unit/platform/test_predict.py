@@ -154,10 +154,14 @@ class TestCall:
         assert (found.batch, found.model, found.route) == (8, "Net", "aten")
         assert (found.notes, found.platform, found.platform_sha256) == (("slow",), "toy", "0" * 64)
 
-    @pytest.mark.parametrize("nothing", [[], Trace(())])
-    def test_of_no_layer_is_an_error(self, platform: Platform, nothing: object) -> None:
-        with pytest.raises(TraceError, match="no layer"):
-            platform.predict(nothing)  # type: ignore[arg-type]
+    @pytest.mark.parametrize(
+        ("nothing", "named"), [([], "the model"), (Trace((), model="Identity"), "Identity")]
+    )
+    def test_of_no_layer_is_an_error(
+        self, platform: Platform, nothing: Trace | list[Layer], named: str
+    ) -> None:
+        with pytest.raises(TraceError, match=f"^nothing to predict: {named} runs no operation"):
+            platform.predict(nothing)
 
 
 def test_predicting_imports_neither_torch_nor_the_fitting_libraries() -> None:
