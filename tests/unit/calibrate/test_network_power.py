@@ -1,0 +1,129 @@
+"""Power learnt from whole networks, whose runtime is only judged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_neuralpower.calibrate.network_power import fit_power, judge_networks, load_networks
+from pytest_neuralpower.calibrate.recipe import Recipe
+from pytest_neuralpower.errors import ProfileError
+from pytest_neuralpower.estimators import Physical
+from pytest_neuralpower.estimators.regimes import Regime
+from pytest_neuralpower.platform import Fallback, FamilyModel, Platform
+
+HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0, "limit_w": 300.0}
+
+#: Chains of convolutions of different widths: the wider, the more it computes per byte.
+NETWORKS = """\
+from typing import NamedTuple
+from torch import nn
+
+class Network(NamedTuple):
+    name: str
+    width: int
+    paper_ms: float
+    paper_w: float
+    paper_j: float = 0.0
+    input_shape: tuple = (4, 3, 16, 16)
+
+    def factory(self):
+        return nn.Sequential(nn.Conv2d(3, self.width, 3), nn.ReLU(), nn.Conv2d(self.width, 8, 1))
+
+NETWORKS = tuple(
+    Network(f"net{width}", width, 1.0, 100.0 + width, (100.0 + width) / 1e3)
+    for width in (8, 16, 32, 64, 128)
+)
+"""
+
+
+@pytest.fixture
+def platform() -> Platform:
+    """Convolutions at 500 GFLOP/s after a launch of 0.05 ms; everything else at 50 GB/s."""
+    regime = {
+        **Regime("all", ("launch", "flops")).to_json(),
+        "rates": {"launch": 0.05, "flops": 2.0},
+        "scale": 1.0,
+        "time_over_roofline": [0.0, 1e9],
+    }
+    conv = Physical.from_json(
+        {"multiprocessors": 1, "rescale": False, "regimes": [regime], **HARDWARE}
+    )
+    return Platform(
+        "toy", "Toy", "float32", "eager", {}, HARDWARE,
+        {"conv": FamilyModel({"runtime": conv}, {})},
+        Fallback(50.0, 500.0, 0.001), None, accuracy={"runtime": {}},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    (tmp_path / "nets.py").write_text(NETWORKS)
+    power = {"networks": "nets.py", "fixed": {"bandwidth_w": 0}}
+    return Recipe("toy", "Toy", "eager", HARDWARE, power=power, networks="nets.py", folder=tmp_path)
+
+
+def unused(folder: Path) -> Platform:
+    raise AssertionError(folder)
+
+
+def test_the_free_terms_follow_the_networks_power(platform: Platform, recipe: Recipe) -> None:
+    fitted = fit_power(platform, recipe, unused)
+    found = fitted.accuracy["power"]
+    assert found["free_parameters"] == 2
+    assert found["fitted"]["rmspe"] < found["mean_of_the_others"]["rmspe"]
+    assert list(found["networks"]) == ["net8", "net16", "net32", "net64", "net128"]
+    held = [each["held_out_w"] for each in found["networks"].values()]
+    assert held != [each["fitted_w"] for each in found["networks"].values()]
+
+
+def test_the_networks_runtime_changes_no_power_and_no_prediction(
+    platform: Platform, recipe: Recipe
+) -> None:
+    before = fit_power(platform, recipe, unused)
+    path = recipe.folder / "nets.py"
+    path.write_text(NETWORKS.replace("width, 1.0,", "width, 77.0,"))
+    after = fit_power(platform, recipe, unused)
+    assert after.to_json() == before.to_json()
+
+
+def test_power_may_be_that_of_another_recipe(platform: Platform, recipe: Recipe) -> None:
+    other = fit_power(platform, recipe, unused)
+    asked: list[Path] = []
+
+    def fit_other(folder: Path) -> Platform:
+        asked.append(folder)
+        return other
+
+    borrowed = fit_power(platform, replace(recipe, power={"from": "other"}), fit_other)
+    assert asked == [recipe.folder.parent / "other"]
+    assert borrowed.power is other.power
+    assert borrowed.accuracy["power"] == other.accuracy["power"]
+
+
+def test_networks_are_judged_on_runtime_and_energy(platform: Platform, recipe: Recipe) -> None:
+    found = judge_networks(fit_power(platform, recipe, unused), recipe).accuracy["networks"]
+    assert set(found) == {"runtime", "energy", "networks"}
+    first = found["networks"]["net8"]
+    assert (first["measured_ms"], first["measured_j"]) == (1.0, 0.108)
+    assert 0.1 <= first["predicted_ms"] < 0.3
+    alone = judge_networks(platform, recipe).accuracy["networks"]
+    assert set(alone) == {"runtime", "networks"}
+
+
+def test_a_recipe_without_networks_leaves_the_platform_alone(
+    platform: Platform, recipe: Recipe
+) -> None:
+    bare = replace(recipe, power={}, networks="")
+    assert fit_power(platform, bare, unused) is platform
+    assert judge_networks(platform, bare) is platform
+
+
+@pytest.mark.parametrize("text", [None, "x = 1"])
+def test_a_file_without_networks_is_refused(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "nets.py").write_text(text)
+    with pytest.raises(ProfileError, match=r"nets\.py: "):
+        load_networks(tmp_path / "nets.py")
