@@ -39,6 +39,17 @@ def test_a_tensor_may_have_a_dtype_of_its_own(tmp_path: Path) -> None:
     assert (layer.op, layer.dtype, layer.outputs[0].dtype) == ("embedding", "float32", "float32")
 
 
+def test_parameters_are_numbers_words_and_sizes(tmp_path: Path) -> None:
+    line = "rnn,lstm,8x16,,8x32,mode=LSTM;steps=8;eps=0.5;kernel=3x1;bidirectional=false,0.1,,"
+    assert read_profile(write(tmp_path, HEADER, line)).rows[0].layer.params == (
+        ("bidirectional", False),
+        ("eps", 0.5),
+        ("kernel", (3, 1)),
+        ("mode", "LSTM"),
+        ("steps", 8),
+    )
+
+
 def test_energy_gives_power(tmp_path: Path) -> None:
     line = "activation,relu,8x8,,8x8,,0.5,,100"
     assert read_profile(write(tmp_path, HEADER, line)).rows[0].power_w == 200.0
