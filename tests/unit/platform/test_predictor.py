@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from torch import nn
 
 from pytest_neuralpower import load_platform, predict, trace
 from pytest_neuralpower.errors import PlatformError
-from pytest_neuralpower.platform import Platform
 from pytest_neuralpower.predictor import predict_call
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.platform import Platform
 
 
 class Scaled(nn.Module):
@@ -36,7 +39,7 @@ def test_a_model_is_traced_and_predicted() -> None:
     assert found == load_platform("titanx").predict(trace(model, IMAGE))
     assert (found.batch, found.model, found.platform) == (4, "Scaled", "titanx")
     assert found.route
-    assert [layer.layer.path for layer in found.layers][0] == "conv"
+    assert found.layers[0].layer.path == "conv"
 
 
 def test_a_platform_is_taken_loaded_by_name_or_by_path(platform: Platform, tmp_path: Path) -> None:
@@ -50,7 +53,7 @@ def test_a_platform_is_taken_loaded_by_name_or_by_path(platform: Platform, tmp_p
 
 def test_a_model_s_own_keyword_called_platform_is_passed_on() -> None:
     found = predict_call(Scaled(), [IMAGE], {"platform": 2.0}, platform="titanx")
-    assert [layer.layer.op for layer in found.layers][-1] == "mul"
+    assert found.layers[-1].layer.op == "mul"
 
 
 def test_the_package_loads_nothing_heavy_until_it_is_used() -> None:
