@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -10,12 +9,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pytest_neuralpower.layers import TensorSpec
+from pytest_neuralpower.tracing.aten_layers import LISTERS, AtenCall
 from pytest_neuralpower.tracing.fallbacks import tensors_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pytest_neuralpower.tracing.recorder import Recorder
 
 __all__ = ["AtenRecorder"]
@@ -70,11 +67,11 @@ _OPS: Final = {
 }  # fmt: skip
 
 
-class AtenRecorder(TorchDispatchMode):
+class AtenRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Lists every ATen operation; sits above a ``FakeTensorMode``, which answers them."""
 
     def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
         # Views of weights (a linear's transpose) stay weights; kept alive, as identities recur.
         self._weights: dict[int, Tensor] = {}
@@ -87,18 +84,18 @@ class AtenRecorder(TorchDispatchMode):
         name = str(getattr(func, "_opname", "") or func.overloadpacket.__name__)
         bare = name[:-1] if name.endswith("_") and not name.endswith("__") else name
         if func.is_view or bare in _FREE or name in _FREE:
-            if func.is_view and args and isinstance(args[0], Tensor) and self._is_weight(args[0]):
+            if func.is_view and args and isinstance(args[0], Tensor) and self.is_weight(args[0]):
                 for tensor in tensors_in(result):
                     self._weights[id(tensor)] = tensor
             return result
-        special = _SPECIAL.get(bare)
-        if special is not None:
-            special(self, bare, args, kwargs, result)
+        lister = LISTERS.get(bare)
+        if lister is not None:
+            lister(self.recorder, AtenCall(bare, args, result, self.is_weight))
         else:
             self._list(func, bare, args, kwargs, result)
         return result
 
-    def _is_weight(self, tensor: Any) -> bool:
+    def is_weight(self, tensor: Any) -> bool:
         """A parameter, a view of one, or (in a script) a real floating tensor."""
         return isinstance(tensor, Tensor) and (
             id(tensor) in self._weights
@@ -123,137 +120,12 @@ class AtenRecorder(TorchDispatchMode):
             training = args[5] if len(args) > 5 and isinstance(args[5], bool) else False
             params = (("training", training),)
         tensors = tensors_in((args, kwargs))
-        self._add(kind, op, tensors, outputs, params)
-
-    def _add(
-        self,
-        kind: str,
-        op: str,
-        tensors: list[Tensor],
-        outputs: list[Tensor],
-        params: tuple[tuple[str, Any], ...] = (),
-    ) -> None:
         spec = self.recorder.spec
         self.recorder.add(
             kind,
             op,
-            [spec(tensor) for tensor in tensors if not self._is_weight(tensor)],
-            [spec(tensor) for tensor in tensors if self._is_weight(tensor)],
+            [spec(tensor) for tensor in tensors if not self.is_weight(tensor)],
+            [spec(tensor) for tensor in tensors if self.is_weight(tensor)],
             [spec(tensor) for tensor in outputs],
             params,
         )
-
-    def convolution(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
-        input, weight, bias, stride, padding, dilation, transposed, output_padding, groups = args[:9]
-        spec = self.recorder.spec
-        dims = weight.ndim - 2
-
-        def full(values: Any) -> tuple[int, ...]:
-            return tuple(values) * dims if len(values) == 1 else tuple(values)
-
-        params: list[tuple[str, Any]] = [
-            ("dilation", full(dilation)),
-            ("groups", groups),
-            ("padding", full(padding)),
-            ("stride", full(stride)),
-            ("transposed", transposed),
-        ]
-        if transposed:
-            params.insert(2, ("output_padding", full(output_padding)))
-        op = f"conv_transpose{dims}d" if transposed else f"conv{dims}d"
-        weights = [spec(tensor) for tensor in (weight, bias) if tensor is not None]
-        self.recorder.add("conv", op, [spec(input)], weights, [spec(result)], tuple(params))
-
-    def product(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
-        """``mm``, ``addmm``, ``bmm``, ``baddbmm``; by a weight's transpose, a linear layer."""
-        added = name in ("addmm", "baddbmm", "addmv")
-        left, right = (args[1], args[2]) if added else (args[0], args[1])
-        spec = self.recorder.spec
-        if self._is_weight(right) and right.ndim == 2 and left.ndim == 2:
-            inner, outer = right.shape
-            weights = [TensorSpec((outer, inner), spec(right).dtype)]
-            if added:
-                weights.append(spec(args[0]))
-            self.recorder.add("linear", "linear", [spec(left)], weights, [spec(result)])
-            return
-        inputs = [spec(left), spec(right)] + ([spec(args[0])] if added else [])
-        self.recorder.add("matmul", name, inputs, (), [spec(result)])
-
-    def attention(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
-        query, key, value = args[:3]
-        output = result[0] if isinstance(result, (tuple, list)) else result
-        spec = self.recorder.spec
-        self.recorder.add(
-            "attention",
-            "scaled_dot_product_attention",
-            [spec(tensor) for tensor in (query, key, value)],
-            (),
-            [spec(output)],
-        )
-
-    def pooling(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
-        op = name.removesuffix("_with_indices").lstrip("_")
-        outputs = tensors_in(result)
-        dims = int(op[-2])
-        params: tuple[tuple[str, Any], ...] = (("adaptive", True),)
-        if "adaptive" not in op:
-
-            def full(values: Any) -> tuple[int, ...]:
-                return tuple(values) * dims if len(values) == 1 else tuple(values)
-
-            kernel = full(args[1])
-            stride = full(args[2]) if len(args) > 2 and args[2] else kernel
-            padding = full(args[3]) if len(args) > 3 else (0,) * dims
-            params = (("kernel", kernel), ("padding", padding), ("stride", stride))
-        self._add("pool", op, [args[0]], outputs, params)
-
-    def embedding(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
-        weight, indices = args[:2]
-        spec = self.recorder.spec
-        self.recorder.add(
-            "embedding", "embedding", [spec(indices)], [spec(weight)], [spec(result)]
-        )
-
-    def rnn(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
-        """One fused recurrent call (oneDNN's); its layers and directions come one at a time."""
-        input, weight_ih = args[0], args[1]
-        outputs = tensors_in(result)
-        hidden = weight_ih.shape[0] // 4
-        spec = self.recorder.spec
-        self.recorder.add(
-            "rnn",
-            "lstm",
-            [spec(input)],
-            [spec(tensor) for tensor in args[1:5]],
-            [spec(outputs[0])],
-            (
-                ("bidirectional", False),
-                ("hidden_size", hidden),
-                ("mode", "LSTM"),
-                ("num_layers", 1),
-                ("steps", math.prod(input.shape[:-1])),
-            ),
-        )
-
-
-_SPECIAL: Final[dict[str, Callable[[AtenRecorder, str, Any, Any, Any], None]]] = {
-    "convolution": AtenRecorder.convolution,
-    "_convolution": AtenRecorder.convolution,
-    "convolution_overrideable": AtenRecorder.convolution,
-    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm"), AtenRecorder.product),
-    **dict.fromkeys(
-        ("_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
-         "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_cudnn_attention",
-         "_scaled_dot_product_fused_attention_overrideable", "scaled_dot_product_attention"),
-        AtenRecorder.attention,
-    ),
-    **dict.fromkeys(
-        ("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d",
-         "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "max_pool2d",
-         "adaptive_max_pool3d", "avg_pool1d", "max_pool1d", "adaptive_avg_pool1d", "max_pool3d",
-         "adaptive_max_pool1d"),
-        AtenRecorder.pooling,
-    ),
-    "embedding": AtenRecorder.embedding,
-    "mkldnn_rnn_layer": AtenRecorder.rnn,
-}  # fmt: skip

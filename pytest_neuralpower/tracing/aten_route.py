@@ -1,4 +1,4 @@
-"""The ATen route: the whole model on fake tensors, for models that differentiate or batch inside."""
+"""The ATen route: the whole model on fake tensors, where it differentiates or batches inside."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pytest_neuralpower.tracing.inputs import map_inputs
 from pytest_neuralpower.tracing.module_calls import ModuleCalls
 from pytest_neuralpower.tracing.module_paths import ModulePaths, watched_calls
 from pytest_neuralpower.tracing.recorder import Recorder
+from pytest_neuralpower.tracing.signals import NeedsForward
 from pytest_neuralpower.tracing.state import WriteJournal, global_state, module_state
 
 __all__ = ["trace_dispatcher"]
@@ -57,8 +58,6 @@ def trace_dispatcher(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
             with watched_calls(calls.replacement), fake_mode, AtenRecorder(recorder):
                 torch.func.functional_call(model, stand_ins, given, named)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            from pytest_neuralpower.tracing.signals import NeedsForward
-
             raise NeedsForward(f"it depends on values ({error})") from error
         finally:
             journal.undo()

@@ -5,8 +5,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
 from pytest_neuralpower.tracing.function_mode import FunctionTracer
 from pytest_neuralpower.tracing.function_route import eager_only, home_device
 from pytest_neuralpower.tracing.inputs import input_tensors, map_inputs
@@ -17,6 +15,8 @@ from pytest_neuralpower.tracing.state import WriteJournal, global_state, module_
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from torch import Tensor, nn
 
 __all__ = ["lacks_values", "trace_forward"]
 
@@ -44,7 +44,10 @@ def trace_forward(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
         for buffer in model.buffers():
             journal.keep(buffer)  # batch norm writes its statistics inside the kernel
         try:
-            with watched_calls(calls.replacement), FunctionTracer(recorder, journal, device, compute=True):
+            with (
+                watched_calls(calls.replacement),
+                FunctionTracer(recorder, journal, device, compute=True),
+            ):
                 model(*given, **named)
         finally:
             journal.undo()

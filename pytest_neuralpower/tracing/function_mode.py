@@ -16,7 +16,7 @@ from pytest_neuralpower.tracing.rules.table import Entry
 from pytest_neuralpower.tracing.signals import NeedsAten, NeedsForward
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.state import WriteJournal
@@ -31,9 +31,13 @@ REAL_FLOATS = 65_536
 _UNKNOWN = Entry("unknown", "")
 
 
+def _no_level() -> None: ...
 
 
-_peek = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: None)
+#: Private: the innermost ``vmap`` or ``torch.func.grad``; without it those are not noticed.
+_functorch_level: Callable[[], Any] = getattr(
+    getattr(torch._C, "_functorch", None), "peek_interpreter_stack", _no_level
+)
 
 
 class FunctionTracer(TorchFunctionMode):
@@ -75,26 +79,29 @@ class FunctionTracer(TorchFunctionMode):
         treatment, op, rule = TABLE.get(func, _UNKNOWN)
         if kwargs is None:
             kwargs = {}
-        if treatment == "rule":
-            if self.compute or not self.is_abstract(args) and not self.is_abstract(kwargs.values()):
-                return self._run(func, op, rule, args, kwargs)
-            if _peek() is not None:
-                raise NeedsAten("it uses vmap or torch.func inside forward")
-            journal = self.journal
-            if journal.stale:
-                args, kwargs = journal.current(args), journal.current(kwargs)
-            try:
-                result = rule(self.recorder, *args, **kwargs)  # type: ignore[misc]
-            except Exception:
-                return self._fall_back(func, op, args, kwargs)
-            if (result is None or (args and result is args[0])) and not args[0].is_meta:
-                journal.mark_stale(args[0])  # a real tensor now holds an unknown activation
-            return result
         if treatment == "plain":
             return func(*args, **kwargs)
+        if treatment == "rule":
+            return self._rule(func, op, rule, args, kwargs)
         if treatment == "view":
             return self._view(func, op, args, kwargs)
         return getattr(self, f"_{treatment}")(func, op, args, kwargs)
+
+    def _rule(self, func: Any, op: str, rule: Any, args: Any, kwargs: Any) -> Any:
+        if self.compute or not (self.is_abstract(args) or self.is_abstract(kwargs.values())):
+            return self._run(func, op, rule, args, kwargs)
+        if _functorch_level() is not None:
+            raise NeedsAten("it uses vmap or torch.func inside forward")
+        journal = self.journal
+        if journal.stale:
+            args, kwargs = journal.current(args), journal.current(kwargs)
+        try:
+            result = rule(self.recorder, *args, **kwargs)
+        except Exception:
+            return self._fall_back(func, op, args, kwargs)
+        if (result is None or (args and result is args[0])) and not args[0].is_meta:
+            journal.mark_stale(args[0])  # a real tensor now holds an unknown activation
+        return result
 
     def is_abstract(self, values: Iterable[Any]) -> bool:
         """Whether any tensor among (nested) values has unknown values."""
@@ -133,10 +140,10 @@ class FunctionTracer(TorchFunctionMode):
         self.journal.before(func, args, kwargs)
         if func is Tensor.cuda:
             return args[0]
-        with fallbacks.named_errors(recorder, op, args, kwargs):
+        with fallbacks.named_errors(op, args, kwargs):
             result = func(*args, **kwargs)
         if not covered:
-            fallbacks.list_uncovered(recorder, func, op, args, kwargs, result)
+            fallbacks.list_uncovered(recorder, func, op, args=args, kwargs=kwargs, result=result)
         return result
 
     def _at_home(self, op: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -153,19 +160,21 @@ class FunctionTracer(TorchFunctionMode):
         return args, kwargs
 
     def _view(self, func: Any, op: str, args: Any, kwargs: Any) -> Any:
-        self._mark_seen(args)
+        if args and type(args[0]) is Parameter:
+            self.recorder.seen.add(id(args[0]))
         if self.journal.stale:
             args = self.journal.current(args)
-        with fallbacks.named_errors(self.recorder, op, args, kwargs):
+        try:
             return func(*args, **kwargs)
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise fallbacks.mismatch(op, args, kwargs, error) from error
 
     def _read(self, func: Any, op: str, args: Any, kwargs: Any) -> Any:
         if not self.compute:
             for value in (*args, *kwargs.values()):
                 if isinstance(value, Tensor) and (value.is_meta or self.journal.is_stale(value)):
                     raise NeedsForward(f"it reads the value of an activation ({op})")
-        if self.recorder and args and isinstance(args[0], Tensor):
-            self._mark_seen(args)
+        self._mark_seen(args)
         return func(*args, **kwargs)
 
     def _factory(self, func: Any, op: str, args: Any, kwargs: Any) -> Any:
@@ -208,22 +217,18 @@ class FunctionTracer(TorchFunctionMode):
             return -1 if self.device.index is None else self.device.index
         return op == f"is_{self.device.type}"
 
-    def _autograd(self, func: Any, op: str, args: Any, kwargs: Any) -> Any:
+    def _autograd(self, func: Any, _op: str, args: Any, kwargs: Any) -> Any:
         if self.compute:
             return func(*args, **kwargs)
         raise NeedsAten("it differentiates inside forward")
 
-    def _unknown(self, func: Any, op: str, args: Any, kwargs: Any) -> Any:
+    def _unknown(self, func: Any, _op: str, args: Any, kwargs: Any) -> Any:
         op = fallbacks.name_of(func)
         if fallbacks.is_plain(func):
             return func(*args, **kwargs)
-        if (
-            self.compute
-            or not self.is_abstract(args)
-            and not self.is_abstract(kwargs.values())
-        ):
+        if self.compute or (not self.is_abstract(args) and not self.is_abstract(kwargs.values())):
             return self._run(func, op, None, args, kwargs)
-        if _peek() is not None:
+        if _functorch_level() is not None:
             raise NeedsAten("it uses vmap or torch.func inside forward")
         return self._fall_back(func, op, args, kwargs)
 

@@ -44,7 +44,7 @@ def trace_functions(model: nn.Module, args: Any, kwargs: Any, paths: ModulePaths
         try:
             with (
                 watched_calls(calls.replacement),
-                watched_script_functions(recorder, journal),
+                watched_script_functions(recorder),
                 FunctionTracer(recorder, journal, device),
             ):
                 model(*given, **named)

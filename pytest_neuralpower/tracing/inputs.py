@@ -19,9 +19,7 @@ def without_data(tensor: Tensor) -> Tensor:
     """The same shape, strides and dtype on the meta device; small integers stay as they are."""
     if tensor.is_meta:
         # A fresh one, so that writing in place does not reach the caller's.
-        return torch.empty_strided(
-            tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
-        )
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     floating = tensor.dtype.is_floating_point or tensor.dtype.is_complex
     if not floating and tensor.numel() <= _REAL_ELEMENTS:
         return tensor
@@ -40,13 +38,12 @@ def map_inputs(value: Any, change: Any) -> Any:
     kind = type(value)
     if value is None or kind in (int, float, bool, str, bytes, torch.dtype, torch.device):
         return value
-    if kind in (list, tuple):
-        return kind([map_inputs(item, change) for item in value])
+    if isinstance(value, tuple) or kind is list:
+        items = [map_inputs(item, change) for item in value]
+        return kind(*items) if hasattr(kind, "_fields") else kind(items)
     if kind is dict:
         return {key: map_inputs(item, change) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return kind(*[map_inputs(item, change) for item in value])
-    if isinstance(value, torch.nn.Module) or callable(value):
+    if callable(value):  # a module among them
         return value
     # A cache, a dataclass, a model's output: a deep copy whose tensors are changed on the way.
     with _DeepCopy(change):

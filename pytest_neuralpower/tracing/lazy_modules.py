@@ -18,11 +18,11 @@ __all__ = ["has_lazy_modules", "initialised_later"]
 
 def has_lazy_modules(modules: Sequence[nn.Module]) -> bool:
     """Whether a module still has to learn its parameters' shapes."""
-    lazy = {kind for kind in set(map(type, modules)) if issubclass(kind, LazyModuleMixin)}
-    return bool(lazy) and any(
-        module.has_uninitialized_params()  # type: ignore[operator]
+    if not any(issubclass(kind, LazyModuleMixin) for kind in set(map(type, modules))):
+        return False
+    return any(
+        isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
         for module in modules
-        if type(module) in lazy
     )
 
 

@@ -4,6 +4,9 @@ Only for modules of exactly these types, without hooks and with their own forwar
 a hook may do anything.
 """
 
+# ruff: noqa: A002, ARG001
+# A leaf takes what its module is called with, by the name that torch gives it.
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
 
 __all__ = ["LEAVES"]
-
 
 
 def _convolution(op: str) -> Callable[[Recorder, Any, Tensor], Any]:
@@ -127,9 +129,7 @@ def _adaptive_avg_pool(dims: int) -> Callable[[Recorder, Any, Tensor], Any]:
 
 def _activation(op: str) -> Callable[[Recorder, Any, Tensor], Any]:
     def leaf(recorder: Recorder, module: Any, input: Tensor) -> Any:
-        return elementwise.activation(
-            recorder, op, input, module.__dict__.get("inplace", False)
-        )
+        return elementwise.activation(recorder, op, input, module.__dict__.get("inplace", False))
 
     return leaf
 

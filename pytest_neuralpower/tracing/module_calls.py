@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -67,8 +68,12 @@ class ModuleCalls:
         bypass = not self._compute and not _any_global_hook()
         leaves = LEAVES if bypass else {}
         ordinary = self._ordinary
+        get_ident = threading.get_ident
+        owner = get_ident()
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if get_ident() != owner:  # another thread's module is none of this trace's
+                return original(module, *args, **kwargs)
             caller = recorder.path
             name = names.get(id(module))
             path = recorder.path = name if type(name) is str else path_of(module, caller)
@@ -134,18 +139,16 @@ class ModuleCalls:
             self.journal,
             module,
             lambda *given, **named: original(module, *given, **named),
-            args,
-            kwargs,
+            args=args,
+            kwargs=kwargs,
         )
 
 
-def _call_original(
-    original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any
-) -> Any:
+def _call_original(_original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
     return module._orig_mod(*args, **kwargs)  # type: ignore[operator]
 
 
-def _call_wrapped(original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+def _call_wrapped(_original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
     return module.module(*args, **kwargs)  # type: ignore[operator]
 
 

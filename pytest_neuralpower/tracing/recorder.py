@@ -94,7 +94,7 @@ class Recorder:
             found = self._specs[key] = TensorSpec(tuple(tensor.shape), dtype_name(tensor.dtype))
         return found
 
-    def add(
+    def add(  # noqa: PLR0917 - the order of Layer's own fields
         self,
         kind: str,
         op: str,
@@ -164,9 +164,7 @@ class Recorder:
 
     def same_dtype(self, left: torch.dtype, right: torch.dtype) -> bool:
         """Whether a product accepts operands of these dtypes: equal, or cast by autocast."""
-        return left == right or (
-            _any_autocast() and self.autocast(left) == self.autocast(right)
-        )
+        return left == right or (_any_autocast() and self.autocast(left) == self.autocast(right))
 
     @staticmethod
     def new(shape: Any, dtype: torch.dtype, strides: Any = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ def call_script_module(
     journal: WriteJournal,
     module: torch.nn.Module,
     call: Callable[..., Any],
+    *,
     args: Any,
     kwargs: Any,
 ) -> Any:
@@ -60,7 +62,8 @@ def _call_script(recorder: Recorder, call: Callable[..., Any], args: Any, kwargs
         given, named = map_tensors(to_fake, args), map_tensors(to_fake, kwargs)
         try:
             # The profiling executor would fuse what we want to see.
-            with torch.jit.optimized_execution(False), fake_mode, AtenRecorder(recorder):
+            unoptimised = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+            with unoptimised, fake_mode, AtenRecorder(recorder):
                 result = call(*given, **named)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise NeedsForward(f"a TorchScript call depends on values ({error})") from error
@@ -68,21 +71,21 @@ def _call_script(recorder: Recorder, call: Callable[..., Any], args: Any, kwargs
 
 
 @contextmanager
-def watched_script_functions(recorder: Recorder, journal: WriteJournal) -> Iterator[None]:
+def watched_script_functions(recorder: Recorder) -> Iterator[None]:
     """Calls of ``torch.jit.script`` functions, listed while this is active."""
-    function_type = getattr(torch.jit, "ScriptFunction", None)
-    original = getattr(function_type, "__call__", None)
-    if function_type is None or original is None:
-        yield
-        return
+    function_type: Any = torch.jit.ScriptFunction
+    original = function_type.__call__
+    owner = threading.get_ident()
 
     def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != owner:
+            return original(function, *args, **kwargs)
         return _call_script(
             recorder, lambda *given, **named: original(function, *given, **named), args, kwargs
         )
 
-    function_type.__call__ = call  # type: ignore[method-assign]
+    function_type.__call__ = call
     try:
         yield
     finally:
-        function_type.__call__ = original  # type: ignore[method-assign]
+        function_type.__call__ = original

@@ -24,11 +24,11 @@ class NeedsAten(_Detour):
     """The model differentiates or batches inside forward: only the dispatcher sees those."""
 
 
-class NoRule(Exception):
+class NoRule(Exception):  # noqa: N818 - a signal between modules, never an error shown
     """A rule does not cover this use of its operation; a fallback answers it."""
 
 
-class ShapeMismatch(RuntimeError):
+class ShapeMismatch(RuntimeError):  # noqa: N818 - likewise
     """Torch itself refuses these shapes or arguments; carries torch's message.
 
     A ``RuntimeError``, as torch raises, so that a model's own handling keeps working.

@@ -105,7 +105,8 @@ def global_state() -> Iterator[None]:
     numpy_state = numpy_random.get_state() if numpy_random is not None else None
     dtype = torch.get_default_dtype()
     grad = torch.is_grad_enabled()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    initialised = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda = torch.cuda.get_rng_state_all() if initialised else None
     try:
         yield
     finally:

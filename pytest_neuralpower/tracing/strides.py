@@ -98,9 +98,7 @@ def view_strides(shape: Ints, strides: Ints, wanted: Ints) -> Ints | None:
     chunk, base = 1, strides[-1] if strides else 1
     for axis in reversed(range(len(shape))):
         chunk *= shape[axis]
-        ends = axis == 0 or (
-            shape[axis - 1] != 1 and strides[axis - 1] != chunk * base
-        )
+        ends = axis == 0 or (shape[axis - 1] != 1 and strides[axis - 1] != chunk * base)
         if not ends:
             continue
         covered = 1

@@ -71,26 +71,26 @@ def _first_route(model: nn.Module, args: Any, kwargs: Any) -> tuple[str, Recorde
     if has_lazy_modules(paths.modules):
         reason = NeedsForward("it has lazy modules, which were initialised in a copy")
         return "forward", _forward(initialised_later(model), args, kwargs, reason)
+    cause: BaseException
     try:
         return "function", trace_functions(model, args, kwargs, paths)
     except NeedsAten as detour:
         try:
             recorder = trace_dispatcher(model, args, kwargs)
-        except NeedsForward as further:
-            return "forward", _forward(model, args, kwargs, further)
-        except Exception as error:
-            return "forward", _forward(model, args, kwargs, error)
-        recorder.notes[f"Traced at ATen level because {detour.reason}."] = None
-        return "aten", recorder
+        except (NeedsForward, Exception) as error:
+            cause = error
+        else:
+            recorder.notes[f"Traced at ATen level because {detour.reason}."] = None
+            return "aten", recorder
     except NeedsForward as detour:
-        return "forward", _forward(model, args, kwargs, detour)
-    except ShapeMismatch as error:
-        _refuse(model, args, kwargs, error)
+        cause = detour
     except Exception as error:
-        # The model's own code failed: on its inputs, or on tensors without data.
-        if _wrong_arguments(model, args, kwargs) is not None:
+        # Torch refused the inputs, or the model's own code failed: on its inputs, or because
+        # tensors have no data.
+        if isinstance(error, ShapeMismatch) or _wrong_arguments(model, args, kwargs):
             _refuse(model, args, kwargs, error)
-        return "forward", _forward(model, args, kwargs, error)
+        cause = error
+    return "forward", _forward(model, args, kwargs, cause)
 
 
 def _forward(model: nn.Module, args: Any, kwargs: Any, cause: BaseException) -> Recorder:

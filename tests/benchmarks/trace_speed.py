@@ -288,9 +288,7 @@ def explain(result: Trace, theirs: int) -> str:
 def _subsets(items: Any) -> list[tuple[str, ...]]:
     names = list(items)
     return [
-        chosen
-        for size in range(len(names) + 1)
-        for chosen in itertools.combinations(names, size)
+        chosen for size in range(len(names) + 1) for chosen in itertools.combinations(names, size)
     ]
 
 
@@ -353,9 +351,7 @@ def report(rows: list[Row], peers: list[str]) -> None:
         ratios = [row.ratios()[name] for row in rows if name in row.peers]
         if ratios:
             mean = math.exp(statistics.fmean(map(math.log, ratios)))
-            same = sum(
-                row.peers[name].macs == row.ours.macs for row in rows if name in row.peers
-            )
+            same = sum(row.peers[name].macs == row.ours.macs for row in rows if name in row.peers)
             print(
                 f"  {name}: min {min(ratios):.1f}x, geometric mean {mean:.1f}x, "
                 f"median {statistics.median(ratios):.1f}x, on {len(ratios)} models, "

@@ -170,8 +170,10 @@ def main() -> int:
             rows.append((name, verdict, result.macs, reference, remarks[:200], f"{elapsed:.1f}"))
         sys.stdout.flush()
     print(tabulate(rows, ("model", "", "our MACs", "FlopCounterMode", "remarks", "ms")))
-    print(f"\n{traced} models traced; {compared} compared, {equal} with identical MACs; "
-          f"{failed} failed where torch did not")
+    print(
+        f"\n{traced} models traced; {compared} compared, {equal} with identical MACs; "
+        f"{failed} failed where torch did not"
+    )
     return 0 if equal == compared and not failed else 1
 
 

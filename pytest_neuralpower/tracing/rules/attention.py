@@ -1,14 +1,17 @@
 """Attention: the fused call, and multi-head attention as its projections and one attention."""
 
+# ruff: noqa: ARG001, PLR0917
+# A rule has the signature of its torch function, names, order and unused arguments included.
+
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_neuralpower.layers import TensorSpec
 from pytest_neuralpower.tracing.recorder import dtype_name
-from pytest_neuralpower.tracing.strides import broadcast_shapes
 from pytest_neuralpower.tracing.rules.table import rule
 from pytest_neuralpower.tracing.signals import NoRule
+from pytest_neuralpower.tracing.strides import broadcast_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -90,12 +93,17 @@ def scaled_dot_product_attention(
             raise NoRule
     dtype = recorder.autocast(query.dtype)
     recorder.note_seen(query, key, value)
-    _list_attention(
-        recorder, (*batch, *q[-2:]), k, v, dtype, attn_mask, is_causal, dropout_p
-    )
+    _list_attention(recorder, (*batch, *q[-2:]), k, v, dtype, attn_mask, is_causal, dropout_p)
     # The fused kernels answer (B, L, H, E) in memory, the plain one (B, H, L, E); torch's meta
     # kernel of the composite answers the plain one, and so do we.
     return recorder.new(out, dtype)
+
+
+class _Projection(NamedTuple):
+    """One linear layer of a multi-head attention."""
+
+    input: Tensor
+    weight: TensorSpec
 
 
 @rule("multi_head_attention_forward")
@@ -127,19 +135,16 @@ def multi_head_attention(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Inputs ``(L, N, E)`` or ``(L, E)``; its layers are the projections it makes.
-
-    One projection of the whole for self-attention, query alone and key with value together where
-    those two are the same tensor, three otherwise: as ``_in_projection_packed`` does.
-    """
+    """Inputs ``(L, N, E)`` or ``(L, E)``; its layers are the projections it makes, one attention,
+    and the output's projection."""
     batched = query.ndim == 3
-    if static_k is not None or static_v is not None or query.ndim not in (2, 3):
-        raise NoRule
     length, width = query.shape[0], query.shape[-1]
     batch = query.shape[1] if batched else 1
-    source = key.shape[0]
     if (
-        width != embed_dim_to_check
+        static_k is not None
+        or static_v is not None
+        or query.ndim not in (2, 3)
+        or width != embed_dim_to_check
         or width % num_heads
         or key.ndim != query.ndim
         or key.shape[:-1] != value.shape[:-1]
@@ -148,80 +153,80 @@ def multi_head_attention(
     ):
         raise NoRule
     dtype = recorder.autocast(query.dtype)
-    name = dtype_name(dtype)
-
-    def project(tensor: Tensor, rows: int, weight: TensorSpec, biased: bool) -> None:
-        bias = (TensorSpec((rows,), weight.dtype),) if biased else ()
-        recorder.add(
-            "linear",
-            "linear",
-            (recorder.spec(tensor),),
-            (weight, *bias),
-            (TensorSpec((*tensor.shape[:-1], rows), name),),
-            (),
-            name,
-        )
-
-    biased = in_proj_bias is not None
-    if biased:
-        recorder.weight_specs(in_proj_bias)
-    if use_separate_proj_weight:
-        tensors = (query, key, value)
-        weights = (q_proj_weight, k_proj_weight, v_proj_weight)
-        for tensor, weight in zip(tensors, weights, strict=True):
-            if weight is None or weight.shape[-1] != tensor.shape[-1]:
-                raise NoRule
-        for tensor, weight in zip(tensors, weights, strict=True):
-            (spec,) = recorder.weight_specs(weight)
-            project(tensor, spec.shape[0], spec, biased)
-    else:
-        if in_proj_weight is None or in_proj_weight.shape[0] != 3 * width:
-            raise NoRule
-        if key.shape[-1] != width or value.shape[-1] != width:
-            raise NoRule
-        (packed,) = recorder.weight_specs(in_proj_weight)
-        if key is value and query is key:
-            parts = ((query, 3),)
-        elif key is value:
-            parts = ((query, 1), (key, 2))
-        else:
-            parts = ((query, 1), (key, 1), (value, 1))
-        for tensor, times in parts:
-            rows = times * width
-            project(tensor, rows, TensorSpec((rows, width), packed.dtype), biased)
-    if bias_k is not None and bias_v is not None:
-        recorder.weight_specs(bias_k, bias_v)
-        source += 1
-    if add_zero_attn:
-        source += 1
+    apart = (q_proj_weight, k_proj_weight, v_proj_weight) if use_separate_proj_weight else None
+    projections = _projections(recorder, (query, key, value), in_proj_weight, apart)
+    recorder.weight_specs(in_proj_bias, bias_k, bias_v)
+    for projection in projections:
+        _list_projection(recorder, *projection, in_proj_bias is not None, dtype)
+    # A learned key and an all-zero one lengthen the source.
+    source = key.shape[0] + (bias_k is not None) + bool(add_zero_attn)
     head = width // num_heads
+    keys = (batch, num_heads, source, head)
     mask = attn_mask if attn_mask is not None else key_padding_mask
     _list_attention(
         recorder,
         (batch, num_heads, length, head),
-        (batch, num_heads, source, head),
-        (batch, num_heads, source, head),
+        keys,
+        keys,
         dtype,
         mask,
         is_causal and mask is None,
         dropout_p if training else 0.0,
     )
-    out = recorder.new((length * batch, width), dtype)
-    weight_spec, *bias_spec = recorder.weight_specs(out_proj_weight, out_proj_bias)
+    (out_weight,) = recorder.weight_specs(out_proj_weight)
+    recorder.weight_specs(out_proj_bias)
+    joined = recorder.new((length * batch, width), dtype)
+    _list_projection(recorder, joined, out_weight, out_proj_bias is not None, dtype)
+    rows = out_weight.shape[0]
+    output = recorder.new((length, batch, rows) if batched else (length, rows), dtype)
+    if not need_weights:
+        return output, None
+    scores: Ints = (length, source) if average_attn_weights else (num_heads, length, source)
+    return output, recorder.new((batch, *scores) if batched else scores, dtype)
+
+
+def _projections(
+    recorder: Recorder,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    packed: Tensor | None,
+    apart: tuple[Tensor | None, ...] | None,
+) -> list[_Projection]:
+    """One product of the whole for self-attention, query alone and key with value together where
+    those two are the same tensor, three otherwise: as torch's ``_in_projection_packed``."""
+    query, key, value = inputs
+    if apart is not None:
+        if any(
+            weight is None or weight.shape[-1] != given.shape[-1]
+            for weight, given in zip(apart, inputs, strict=True)
+        ):
+            raise NoRule
+        return list(map(_Projection, inputs, recorder.weight_specs(*apart)))
+    width = query.shape[-1]
+    if packed is None or packed.shape != (3 * width, width):
+        raise NoRule
+    if key.shape[-1] != width or value.shape[-1] != width:
+        raise NoRule
+    if key is value:
+        parts = [(query, 3)] if query is key else [(query, 1), (key, 2)]
+    else:
+        parts = [(given, 1) for given in inputs]
+    (spec,) = recorder.weight_specs(packed)
+    return [
+        _Projection(given, TensorSpec((times * width, width), spec.dtype)) for given, times in parts
+    ]
+
+
+def _list_projection(
+    recorder: Recorder, given: Tensor, weight: TensorSpec, biased: bool, dtype: torch.dtype
+) -> None:
+    rows = weight.shape[0]
+    name = dtype_name(dtype)
     recorder.add(
         "linear",
         "linear",
-        (recorder.spec(out),),
-        (weight_spec, *bias_spec),
-        (TensorSpec((length * batch, weight_spec.shape[0]), name),),
+        (recorder.spec(given),),
+        (weight, TensorSpec((rows,), weight.dtype)) if biased else (weight,),
+        (TensorSpec((*given.shape[:-1], rows), name),),
         (),
         name,
     )
-    shape: Ints = (length, batch, weight_spec.shape[0]) if batched else (length, width)
-    output = recorder.new(shape, dtype)
-    if not need_weights:
-        return output, None
-    scores: Ints = (batch, length, source)
-    if not average_attn_weights:
-        scores = (batch, num_heads, length, source)
-    return output, recorder.new(scores if batched else scores[1:], dtype)

@@ -1,18 +1,21 @@
 """Convolutions, plain and transposed, in one to three dimensions."""
 
+# ruff: noqa: A002, PLR0917
+# A rule has the signature of its torch function, names, order and unused arguments included.
+
 from __future__ import annotations
 
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, dtype_name, spec_of
+from pytest_neuralpower.tracing.rules.table import rule
+from pytest_neuralpower.tracing.signals import NoRule
 from pytest_neuralpower.tracing.strides import (
     channels_last_strides,
     contiguous_strides,
     is_channels_last,
 )
-from pytest_neuralpower.tracing.rules.table import rule
-from pytest_neuralpower.tracing.signals import NoRule
 
 if TYPE_CHECKING:
     import torch
@@ -159,12 +162,7 @@ def _plan_transposed(
     whole = shape if batched else (1, *shape)
     stride, dilation = full(stride, dims), full(dilation, dims)
     padding, output_padding = full(padding, dims), full(output_padding, dims)
-    if (
-        len(whole) != dims + 2
-        or int(op[-2]) != dims
-        or weight[0] != whole[1]
-        or weight[0] % groups
-    ):
+    if len(whole) != dims + 2 or int(op[-2]) != dims or weight[0] != whole[1] or weight[0] % groups:
         raise NoRule
     out = [whole[0], weight[1] * groups]
     for axis in range(dims):

@@ -1,5 +1,8 @@
 """Pointwise operations and activations: broadcasting, type promotion, the operands' layout."""
 
+# ruff: noqa: A002, ARG001, PLR0917
+# A rule has the signature of its torch function, names, order and unused arguments included.
+
 from __future__ import annotations
 
 from functools import lru_cache
@@ -110,9 +113,7 @@ def unary(
     plan = _plan_unary(kind, op, input.shape, input.stride(), input.dtype, dtype, parameter)
     if inplace:
         recorder.layers.append(
-            Layer(
-                kind, op, recorder.path, plan.inputs, plan.weights, plan.outputs, plan.dtype
-            )
+            Layer(kind, op, recorder.path, plan.inputs, plan.weights, plan.outputs, plan.dtype)
         )
         return input
     return recorder.follow(plan)

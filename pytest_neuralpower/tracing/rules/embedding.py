@@ -1,8 +1,11 @@
 """Table look-ups: embeddings and bags of them."""
 
+# ruff: noqa: A002, ARG001, PLR0917
+# A rule has the signature of its torch function, names, order and unused arguments included.
+
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_neuralpower.layers import TensorSpec
 from pytest_neuralpower.tracing.recorder import dtype_name

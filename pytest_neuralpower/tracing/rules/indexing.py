@@ -1,5 +1,8 @@
 """Indexing, gathering and scattering."""
 
+# ruff: noqa: A002, ARG001, PLR0917
+# A rule has the signature of its torch function, names, order and unused arguments included.
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -7,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pytest_neuralpower.tracing.strides import broadcast_shapes
 from pytest_neuralpower.tracing.rules.table import Entry, enter, method, rule
 from pytest_neuralpower.tracing.signals import NeedsForward, NoRule
+from pytest_neuralpower.tracing.strides import broadcast_shapes
 
 if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
@@ -96,10 +99,7 @@ def getitem(recorder: Recorder, input: Tensor, index: Any) -> Tensor:
 def setitem(recorder: Recorder, input: Tensor, index: Any, value: Any) -> None:
     """Writes the value into the part that the index names, and nothing else."""
     found = _index_shape(input, index)
-    if found is None:
-        shape, tensors = tuple(input[index].shape), []
-    else:
-        shape, tensors = found
+    shape, tensors = (tuple(input[index].shape), []) if found is None else found
     if isinstance(value, Tensor):
         own = tuple(value.shape)
         while len(own) > len(shape) and own[0] == 1:

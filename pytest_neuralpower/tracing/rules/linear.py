@@ -1,5 +1,8 @@
 """Fully connected layers."""
 
+# ruff: noqa: A002, PLR0917
+# A rule has the signature of its torch function, names, order and unused arguments included.
+
 from __future__ import annotations
 
 from functools import lru_cache
@@ -23,9 +26,7 @@ Ints = tuple[int, ...]
 
 
 @rule("linear")
-def linear(
-    recorder: Recorder, input: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> Tensor:
+def linear(recorder: Recorder, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     dtype = input.dtype
     if not recorder.same_dtype(dtype, weight.dtype):
         raise NoRule

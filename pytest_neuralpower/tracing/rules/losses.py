@@ -1,17 +1,20 @@
 """Losses: a softmax where they hold one, and one reduction of their operands."""
 
+# ruff: noqa: A002, ARG001, PLR0917
+# A rule has the signature of its torch function, names, order and unused arguments included.
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from torch import Tensor
-
 from pytest_neuralpower.tracing.rules.reduction import reduced_shape, softmax
-from pytest_neuralpower.tracing.strides import broadcast_shapes
 from pytest_neuralpower.tracing.rules.table import Entry, enter, rule
 from pytest_neuralpower.tracing.signals import NoRule
+from pytest_neuralpower.tracing.strides import broadcast_shapes
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pytest_neuralpower.tracing.recorder import Recorder
 
 __all__: list[str] = []

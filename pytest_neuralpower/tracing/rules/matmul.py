@@ -1,5 +1,8 @@
 """Products of two activations: matmul, bmm, einsum and their kin."""
 
+# ruff: noqa: A002, ARG001, PLR0917
+# A rule has the signature of its torch function, names, order and unused arguments included.
+
 from __future__ import annotations
 
 import math
@@ -7,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_neuralpower.layers import TensorSpec
 from pytest_neuralpower.tracing.recorder import dtype_name
-from pytest_neuralpower.tracing.strides import broadcast_shapes
 from pytest_neuralpower.tracing.rules.table import rule
 from pytest_neuralpower.tracing.signals import NoRule
+from pytest_neuralpower.tracing.strides import broadcast_shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,9 +54,7 @@ def matmul(recorder: Recorder, input: Tensor, other: Tensor) -> Tensor:
     batch = broadcast_shapes(left[:-2], right[:-2]) if len(left) > 2 or len(right) > 2 else ()
     rows = left[-2:-1] if len(left) > 1 else ()
     columns = right[-1:] if len(right) > 1 else ()
-    return list_matmul(
-        recorder, "matmul", input, other, (*batch, *rows, *columns), left[-1]
-    )
+    return list_matmul(recorder, "matmul", input, other, (*batch, *rows, *columns), left[-1])
 
 
 @rule("__rmatmul__")

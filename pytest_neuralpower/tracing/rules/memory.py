@@ -1,5 +1,8 @@
 """What moves data without computing: copies, concatenation, padding, resampling."""
 
+# ruff: noqa: A002, ARG001, PLR0917
+# A rule has the signature of its torch function, names, order and unused arguments included.
+
 from __future__ import annotations
 
 import math
@@ -9,14 +12,14 @@ import torch
 from torch import Tensor
 
 from pytest_neuralpower.tracing.rules.elementwise import unary
+from pytest_neuralpower.tracing.rules.table import TABLE, Entry, enter, method, rule
+from pytest_neuralpower.tracing.signals import NoRule
 from pytest_neuralpower.tracing.strides import (
     broadcast_shapes,
     channels_last_strides,
     is_channels_last,
     view_strides,
 )
-from pytest_neuralpower.tracing.rules.table import TABLE, Entry, enter, method, rule
-from pytest_neuralpower.tracing.signals import NoRule
 
 if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
@@ -378,8 +381,8 @@ def repeat_interleave(
     output_size: int | None = None,
 ) -> Tensor:
     if dim is None:
-        input = reshape(recorder, "reshape", input, (input.numel(),))
-        dim = 0
+        whole = reshape(recorder, "reshape", input, (input.numel(),))
+        return repeat_interleave(recorder, whole, repeats, 0, output_size=output_size)  # type: ignore[no-any-return]
     shape = list(input.shape)
     dim %= len(shape)
     if isinstance(repeats, int):

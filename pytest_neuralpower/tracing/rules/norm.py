@@ -1,5 +1,8 @@
 """Normalisations."""
 
+# ruff: noqa: A002, ARG001, PLR0917
+# A rule has the signature of its torch function, names, order and unused arguments included.
+
 from __future__ import annotations
 
 import math
@@ -87,9 +90,7 @@ def _plan_batch(
     last = is_channels_last(shape, strides)
     layout = channels_last_strides(shape) if last else contiguous_strides(shape)
     weights = tuple(spec_of(own, of) for own, of in given)
-    return _plan_norm(
-        "batch_norm", shape, layout, dtype, dtype, weights, (("training", training),)
-    )
+    return _plan_norm("batch_norm", shape, layout, dtype, dtype, weights, (("training", training),))
 
 
 def _plan_norm(

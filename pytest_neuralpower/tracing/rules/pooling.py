@@ -1,5 +1,8 @@
 """Pooling: maximum, average, power-average, and the adaptive ones."""
 
+# ruff: noqa: A002, ARG001, PLR0917
+# A rule has the signature of its torch function, names, order and unused arguments included.
+
 from __future__ import annotations
 
 from functools import lru_cache
@@ -118,9 +121,7 @@ def adaptive_pool(
 ) -> Any:
     """Pooling to a given size; ``None`` keeps a dimension."""
     wanted = tuple(size) if isinstance(size, (tuple, list)) else (size,) * dims
-    plan = _plan_adaptive(
-        op, dims, input.shape, input.stride(), input.dtype, wanted, indices
-    )
+    plan = _plan_adaptive(op, dims, input.shape, input.stride(), input.dtype, wanted, indices)
     return _follow(recorder, plan, indices)
 
 
@@ -216,9 +217,7 @@ def _register(dims: int) -> None:
     def adaptive_maximum_with_indices(
         recorder: Recorder, input: Tensor, output_size: Any, return_indices: bool = True
     ) -> Any:
-        return adaptive_pool(
-            recorder, f"adaptive_max_pool{dims}d", dims, input, output_size, True
-        )
+        return adaptive_pool(recorder, f"adaptive_max_pool{dims}d", dims, input, output_size, True)
 
     enter(Entry("rule", max_pool, maximum), max_pool)
     enter(Entry("rule", max_pool, maximum_with_indices), f"{max_pool}_with_indices")
@@ -238,5 +237,3 @@ def _register(dims: int) -> None:
 
 for _dims in (1, 2, 3):
     _register(_dims)
-
-

@@ -1,5 +1,8 @@
 """Reductions, scans and softmax."""
 
+# ruff: noqa: A002, ARG001, PLR0917
+# A rule has the signature of its torch function, names, order and unused arguments included.
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
@@ -7,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
-from pytest_neuralpower.tracing.rules.table import Entry, enter, rule
+from pytest_neuralpower.tracing.rules.elementwise import pointwise
+from pytest_neuralpower.tracing.rules.table import TABLE, Entry, enter, rule
 from pytest_neuralpower.tracing.signals import NoRule
 
 if TYPE_CHECKING:
@@ -157,8 +161,6 @@ def _register_extremum(name: str) -> None:
         if named:
             raise NoRule
         if other is not None:  # torch.max(a, b) is torch.maximum
-            from pytest_neuralpower.tracing.rules.elementwise import pointwise
-
             return pointwise(recorder, f"{name}imum", (input, other))
         shape = reduced_shape(input.shape, dim, keepdim)
         values = recorder.new(shape, input.dtype)
@@ -214,10 +216,7 @@ def _linalg_norm(
     return _norm(recorder, x, 2, dim, keepdim, None, dtype)
 
 
-for _function in (torch.linalg.vector_norm,):
-    from pytest_neuralpower.tracing.rules.table import TABLE
-
-    TABLE[_function] = Entry("rule", "norm", _linalg_norm)
+TABLE[torch.linalg.vector_norm] = Entry("rule", "norm", _linalg_norm)
 
 
 def _register_scan(name: str) -> None:

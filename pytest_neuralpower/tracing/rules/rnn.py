@@ -1,8 +1,13 @@
 """Recurrent layers: LSTM, GRU and plain RNN, their packed form and their cells."""
 
+# ruff: noqa: A002, ARG001, PLR0917
+# A rule has the signature of its torch function, names, order and unused arguments included.
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from pytest_neuralpower.layers import TensorSpec
 from pytest_neuralpower.tracing.recorder import dtype_name
@@ -12,7 +17,6 @@ from pytest_neuralpower.tracing.signals import NoRule
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
     from torch import Tensor
 
     from pytest_neuralpower.tracing.recorder import Recorder
@@ -32,32 +36,24 @@ def _recurrent(mode: str, recorder: Recorder, args: Sequence[Any]) -> Any:
     train, bidirectional)``.
     """
     packed = not isinstance(args[3], bool)
-    if packed:
-        input, batch_sizes, hx, weights = args[:4]
-        _has_biases, layers, _dropout, _train, bidirectional = args[4:9]
-        batch_first = False
-    else:
-        input, hx, weights = args[:3]
-        _has_biases, layers, _dropout, _train, bidirectional, batch_first = args[3:9]
+    data = args[0]
+    hx, weights, _biases, layers, _dropout, _train, bidirectional = args[2 if packed else 1 :][:7]
+    batch_first = not packed and args[8]
     hidden_state = hx[0] if mode == "LSTM" else hx
-    cell_state = hx[1] if mode == "LSTM" else hx
     directions = 2 if bidirectional else 1
     hidden = weights[0].shape[0] // _GATES[mode]
     recurrent = hidden_state.shape[-1]
-    if weights[0].shape[1] != input.shape[-1]:
+    if weights[0].shape[1] != data.shape[-1] or data.ndim != (2 if packed else 3):
         raise NoRule
     if packed:
-        steps = input.shape[0]  # one row of a packed input is one step of one sample
+        steps = data.shape[0]  # one row of a packed input is one step of one sample
         batch = hidden_state.shape[1]
     else:
-        if input.ndim != 3:
-            raise NoRule
-        steps = input.shape[0] * input.shape[1]
-        batch = input.shape[0 if batch_first else 1]
+        steps = data.shape[0] * data.shape[1]
+        batch = data.shape[0 if batch_first else 1]
     if tuple(hidden_state.shape) != (layers * directions, batch, recurrent):
         raise NoRule
-    dtype = recorder.autocast(input.dtype)
-    output = (*input.shape[:-1], recurrent * directions)
+    dtype = recorder.autocast(data.dtype)
     params: list[tuple[str, Any]] = [
         ("bidirectional", bool(bidirectional)),
         ("hidden_size", hidden),
@@ -67,18 +63,15 @@ def _recurrent(mode: str, recorder: Recorder, args: Sequence[Any]) -> Any:
     if recurrent != hidden:
         params.append(("proj_size", recurrent))
     params.append(("steps", steps))
-    outputs = [output, tuple(hidden_state.shape)]
-    if mode == "LSTM":
-        outputs.append(tuple(cell_state.shape))
-    _list_rnn(recorder, mode.partition("_")[0].lower(), input, weights, outputs, params, dtype)
+    output: Ints = (*data.shape[:-1], recurrent * directions)
+    states = [tuple(state.shape) for state in (hx if mode == "LSTM" else (hx,))]
+    op = mode.partition("_")[0].lower()
+    _list_rnn(recorder, op, data, weights, [output, *states], params, dtype)
     # With batch_first torch computes time-major and answers a transposed view.
-    swapped = None
-    if not packed and batch_first:
-        samples, times, width = output
-        swapped = (width, samples * width, 1)
+    width = output[-1]
+    swapped = (width, output[0] * width, 1) if batch_first else None
     results = [recorder.new(output, dtype, swapped)]
-    results += [recorder.new(shape, dtype) for shape in outputs[1:]]
-    return tuple(results)
+    return (*results, *[recorder.new(shape, dtype) for shape in states])
 
 
 def _list_rnn(
@@ -214,8 +207,6 @@ def pack_padded_sequence(
     recorder: Recorder, input: Tensor, lengths: Tensor, batch_first: bool
 ) -> tuple[Tensor, Tensor]:
     """Rows of the samples still running at each step; the lengths are real by then."""
-    import torch
-
     if lengths.is_meta:
         raise NoRule
     times = [int(length) for length in lengths.tolist()]
@@ -234,8 +225,6 @@ def pad_packed_sequence(
     padding_value: float,
     total_length: int = -1,
 ) -> tuple[Tensor, Tensor]:
-    import torch
-
     if batch_sizes.is_meta:
         raise NoRule
     sizes = batch_sizes.tolist()

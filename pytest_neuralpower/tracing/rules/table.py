@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
-
-if TYPE_CHECKING:
-    from pytest_neuralpower.tracing.recorder import Recorder
 
 __all__ = ["TABLE", "Entry", "Rule", "enter", "functions_named", "rule"]
 
@@ -80,5 +77,3 @@ def method(name: str, entry: Entry) -> None:
     attribute = getattr(torch.Tensor, name, None)
     if attribute is not None:
         TABLE[attribute if callable(attribute) else attribute.__get__] = entry
-
-

@@ -138,9 +138,7 @@ def unique(self: Any, x: torch.Tensor) -> torch.Tensor:
     return self.fc(x) + len(torch.unique(x))
 
 
-@pytest.mark.parametrize(
-    "forward", [branch, item, to_numpy, mask_of_activations, nonzero, unique]
-)
+@pytest.mark.parametrize("forward", [branch, item, to_numpy, mask_of_activations, nonzero, unique])
 def test_code_that_reads_activations_is_run_for_real(forward: Any) -> None:
     model = Wrap(forward, fc=nn.Linear(4, 4))
     result = trace(model, torch.ones(2, 4))

@@ -436,9 +436,7 @@ def test_attention(
     layers=st.integers(1, 2), both=st.booleans(), first=st.booleans(),
     proj=st.sampled_from([0, 2]), steps=sizes, batch=sizes,
 )  # fmt: skip
-def test_recurrent(
-    layers: int, both: bool, first: bool, proj: int, steps: int, batch: int
-) -> None:
+def test_recurrent(layers: int, both: bool, first: bool, proj: int, steps: int, batch: int) -> None:
     from pytest_neuralpower.tracing import trace
 
     lstm = torch.nn.LSTM(3, 4, layers, bidirectional=both, batch_first=first, proj_size=proj)
