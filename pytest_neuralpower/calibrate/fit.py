@@ -12,7 +12,7 @@ from pytest_neuralpower.calibrate.card import write_card
 from pytest_neuralpower.calibrate.designs import power_makers, runtime_makers
 from pytest_neuralpower.calibrate.network_power import fit_power, judge_networks
 from pytest_neuralpower.calibrate.profile import read_profile
-from pytest_neuralpower.calibrate.public_data import READERS
+from pytest_neuralpower.calibrate.readers import READERS
 from pytest_neuralpower.calibrate.recipe import Recipe, read_recipe
 from pytest_neuralpower.errors import FitError, ProfileError
 from pytest_neuralpower.estimators.base import refuse_bad_rows

@@ -10,7 +10,7 @@ import pytest
 from pytest_neuralpower import load_platform
 from pytest_neuralpower.calibrate.card import card_text
 from pytest_neuralpower.calibrate.fit import fit_directory
-from pytest_neuralpower.calibrate.public_data import data_root
+from pytest_neuralpower.calibrate.readers import data_root
 from pytest_neuralpower.errors import ProfileError
 
 REPOSITORY = Path(__file__).parents[2]

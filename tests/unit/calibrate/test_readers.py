@@ -8,13 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_neuralpower.calibrate.public_data import (
-    DATA_VARIABLE,
-    caffe_layers,
-    data_root,
-    deepbench_conv,
-    deepbench_gemm,
-)
+from pytest_neuralpower.calibrate.readers import DATA_VARIABLE, data_root
+from pytest_neuralpower.calibrate.readers.caffe import caffe_layers
+from pytest_neuralpower.calibrate.readers.deepbench import deepbench_conv, deepbench_gemm
 from pytest_neuralpower.errors import ProfileError
 
 if TYPE_CHECKING:

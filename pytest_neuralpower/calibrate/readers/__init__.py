@@ -1,0 +1,23 @@
+"""Readers of public tables, one file a source: measured rows in memory, never copied here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pytest_neuralpower.calibrate.readers.caffe import caffe_layers
+from pytest_neuralpower.calibrate.readers.deepbench import deepbench_conv, deepbench_gemm
+from pytest_neuralpower.calibrate.readers.table import DATA_VARIABLE, Options, data_root
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.calibrate.rows import Row
+
+__all__ = ["DATA_VARIABLE", "READERS", "data_root"]
+
+#: Readers by the name that recipes use.
+READERS: Final[Mapping[str, Callable[[Path, Options], list[Row]]]] = {
+    "deepbench_conv": deepbench_conv,
+    "deepbench_gemm": deepbench_gemm,
+    "caffe_layers": caffe_layers,
+}
