@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 from collections.abc import Callable
 
 import pytest
+import sklearn.linear_model  # noqa: F401 - see `everything_loaded`
+import torch
 
-# pytester forgets what an inner run imported; torch cannot be imported twice, so it comes first.
-import pytest_neuralpower.predictor
-import pytest_neuralpower.session
-import pytest_neuralpower.tracing  # noqa: F401
+import pytest_neuralpower.session  # noqa: F401
+from pytest_neuralpower import NeuralPowerError, predict
 
 MODELS = """
 import torch
@@ -24,6 +25,24 @@ def small():
 def image(batch=8):
     return torch.randn(batch, 3, 64, 64)
 """
+
+
+class Spectrum(torch.nn.Module):
+    """An operation without a shape rule."""
+
+    def forward(self, signal: torch.Tensor) -> torch.Tensor:
+        return torch.fft.fft2(signal).abs()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def everything_loaded() -> None:
+    """Load all that an inner run may load: pytester makes it forget what it loaded itself.
+
+    Compiled modules, such as those of numpy and torch, cannot be loaded twice in one process.
+    """
+    predict(Spectrum(), torch.ones(4, 4), platform="titanx")
+    with contextlib.suppress(NeuralPowerError):
+        predict(torch.nn.Conv2d(3, 4, 3), torch.ones(1, 2, 8, 8), platform="titanx")
 
 
 @pytest.fixture
