@@ -161,6 +161,7 @@ class _ModuleState:
                 continue
             own = module.__dict__
             attributes.append((own, own.copy()))
+            # An empty collection needs no copy; restore() empties it again.
             if inner := own["_parameters"]:
                 contents.append((inner, inner.copy()))
             if inner := own["_buffers"]:
@@ -197,6 +198,7 @@ class _ModuleState:
                 self._keep(item, depth + 1)
 
     def restore(self) -> None:
+        kept = {id(now) for now, _ in self._contents}
         for own, before in self._attributes:
             # `==` sees identical values first, so an unchanged module costs no comparison.
             try:
@@ -207,9 +209,13 @@ class _ModuleState:
                 _put_back(own, before)
             if own["_forward_hooks"] or own["_forward_pre_hooks"]:
                 self._drop_new_hooks(own)
-        for now, inner in self._contents:
-            if len(now) != len(inner) or not all(map(is_, now.values(), inner.values())):
-                _put_back(now, inner)
+            for name in _CONTENTS:
+                inner = own[name]
+                if inner and id(inner) not in kept:
+                    inner.clear()
+        for now, values in self._contents:
+            if len(now) != len(values) or not all(map(is_, now.values(), values.values())):
+                _put_back(now, values)
         for hooks, known in self._hooked:
             _put_back(hooks, known)
         for container, items in self._containers:

@@ -9,9 +9,9 @@ that reads values, an operation without a meta kernel), the model counts as trac
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -47,7 +47,6 @@ def pytorchcv_cases(step: int) -> Iterator[Case]:
 
 def transformers_cases(step: int) -> Iterator[Case]:
     """Every family with a base model, from a small configuration of its own."""
-    import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
@@ -82,7 +81,6 @@ def transformers_cases(step: int) -> Iterator[Case]:
             yield name, build, (), {"input_features": torch.empty(1, 80, 3000)}
         else:
             yield name, build, (), {"input_ids": torch.full((1, 32), 5)}
-    del transformers
 
 
 def shrink(config: Any) -> Any:
@@ -134,47 +132,50 @@ def main() -> int:
         cases += transformers_cases(1 if wanted else step)
 
     rows = []
-    traced = equal = compared = failed = 0
+    verdicts: Counter[str] = Counter()
     for name, build, args, kwargs in cases:
         if wanted and name not in wanted:
             continue
-        try:
-            with torch.device("meta"):
-                model = build().eval()
-        except BaseException as error:
-            if options.verbose:
-                rows.append((name, "not built", "", "", str(error)[:70], ""))
-            continue
-        start = time.perf_counter()
-        try:
-            result = trace(model, *args, **kwargs)
-        except Exception as error:
-            reference = reference_macs(model, args, kwargs)
-            # Inputs that torch refuses, too, were ours to get right, not the tracer's.
-            verdict = "FAILED" if isinstance(reference, int) else "refused"
-            failed += verdict == "FAILED"
-            if verdict == "FAILED" or options.verbose:
-                rows.append((name, verdict, "", reference, str(error)[:200], ""))
-            continue
-        elapsed = (time.perf_counter() - start) * 1e3
-        traced += 1
-        reference = reference_macs(model, args, kwargs)
-        verdict = "traced"
-        if isinstance(reference, int):
-            compared += 1
-            verdict = "equal" if reference == result.macs else "DIFFERS"
-            equal += verdict == "equal"
-        unusual = verdict == "DIFFERS" or result.fallbacks or result.notes
-        if unusual or options.verbose or wanted:
-            remarks = "; ".join((*result.fallbacks, *result.notes))
-            rows.append((name, verdict, result.macs, reference, remarks[:200], f"{elapsed:.1f}"))
-        sys.stdout.flush()
+        row = sweep_one(name, build, args, kwargs)
+        verdicts[row[1]] += 1
+        told = row[1] in ("DIFFERS", "FAILED") or row[4]
+        if (told and row[1] not in ("refused", "not built")) or options.verbose or wanted:
+            rows.append(row)
     print(tabulate(rows, ("model", "", "our MACs", "FlopCounterMode", "remarks", "ms")))
+    compared = verdicts["equal"] + verdicts["DIFFERS"]
     print(
-        f"\n{traced} models traced; {compared} compared, {equal} with identical MACs; "
-        f"{failed} failed where torch did not"
+        f"\n{compared + verdicts['traced']} models traced; {compared} compared, "
+        f"{verdicts['equal']} with identical MACs; {verdicts['FAILED']} failed where torch did "
+        f"not; {verdicts['refused']} refused these inputs by torch, too; "
+        f"{verdicts['not built']} not built"
     )
-    return 0 if equal == compared and not failed else 1
+    return 1 if verdicts["DIFFERS"] or verdicts["FAILED"] else 0
+
+
+def sweep_one(
+    name: str, build: Callable[[], torch.nn.Module], args: Any, kwargs: Any
+) -> tuple[str, str, Any, Any, str, str]:
+    """Name, verdict, our MACs, the reference or why there is none, remarks, milliseconds."""
+    try:
+        with torch.device("meta"):
+            model = build().eval()
+    except Exception as error:
+        return name, "not built", "", "", str(error)[:70], ""
+    start = time.perf_counter()
+    try:
+        result = trace(model, *args, **kwargs)
+    except Exception as error:
+        reference = reference_macs(model, args, kwargs)
+        # Inputs that torch refuses, too, were ours to get right, not the tracer's.
+        verdict = "FAILED" if isinstance(reference, int) else "refused"
+        return name, verdict, "", reference, str(error)[:200], ""
+    elapsed = f"{(time.perf_counter() - start) * 1e3:.1f}"
+    reference = reference_macs(model, args, kwargs)
+    verdict = "traced"
+    if isinstance(reference, int):
+        verdict = "equal" if reference == result.macs else "DIFFERS"
+    remarks = "; ".join((*result.fallbacks, *result.notes))[:200]
+    return name, verdict, result.macs, reference, remarks, elapsed
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_neuralpower.layers import TensorSpec
-from pytest_neuralpower.tracing.recorder import dtype_name
+from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, dtype_name, spec_of
 from pytest_neuralpower.tracing.rules.table import rule
 from pytest_neuralpower.tracing.signals import NoRule
-from pytest_neuralpower.tracing.strides import broadcast_shapes
+from pytest_neuralpower.tracing.strides import broadcast_shapes, contiguous_strides
 
 if TYPE_CHECKING:
     import torch
@@ -34,31 +35,6 @@ def _four(shape: Any) -> Ints:
     return (1,) * (2 - len(lead)) + lead + rest
 
 
-def _list_attention(
-    recorder: Recorder,
-    query: Ints,
-    key: Ints,
-    value: Ints,
-    dtype: torch.dtype,
-    mask: Tensor | None,
-    causal: bool,
-    dropout: float,
-) -> None:
-    name = dtype_name(dtype)
-    inputs = [TensorSpec(_four(shape), name) for shape in (query, key, value)]
-    if mask is not None:
-        inputs.append(recorder.spec(mask))
-    recorder.add(
-        "attention",
-        "scaled_dot_product_attention",
-        inputs,
-        (),
-        (TensorSpec((*_four(query)[:-1], value[-1]), name),),
-        (("causal", causal), ("dropout", float(dropout)), ("masked", mask is not None)),
-        name,
-    )
-
-
 @rule("scaled_dot_product_attention")
 def scaled_dot_product_attention(
     recorder: Recorder,
@@ -71,32 +47,64 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    q, k, v = tuple(query.shape), tuple(key.shape), tuple(value.shape)
-    if (
-        min(len(q), len(k), len(v)) < 2
-        or q[-1] != k[-1]
-        or k[-2] != v[-2]
-        or not recorder.same_dtype(query.dtype, key.dtype)
-        or not recorder.same_dtype(query.dtype, value.dtype)
-    ):
+    dtype = query.dtype
+    if not recorder.same_dtype(dtype, key.dtype) or not recorder.same_dtype(dtype, value.dtype):
         raise NoRule
-    if enable_gqa and len(q) >= 3 and q[-3] != k[-3]:
-        if q[-3] % k[-3] or k[-3] != v[-3]:
-            raise NoRule
-        batch = (*broadcast_shapes(q[:-3], k[:-3], v[:-3]), q[-3])
-    else:
-        batch = broadcast_shapes(q[:-2], k[:-2], v[:-2])
-    out = (*batch, q[-2], v[-1])
-    if attn_mask is not None:
-        scores = (*batch, q[-2], k[-2])
-        if broadcast_shapes(tuple(attn_mask.shape), scores) != scores:
-            raise NoRule
-    dtype = recorder.autocast(query.dtype)
     recorder.note_seen(query, key, value)
-    _list_attention(recorder, (*batch, *q[-2:]), k, v, dtype, attn_mask, is_causal, dropout_p)
-    # The fused kernels answer (B, L, H, E) in memory, the plain one (B, H, L, E); torch's meta
-    # kernel of the composite answers the plain one, and so do we.
-    return recorder.new(out, dtype)
+    return recorder.follow(
+        _plan(
+            query.shape,
+            key.shape,
+            value.shape,
+            recorder.autocast(dtype),
+            None if attn_mask is None else recorder.spec(attn_mask),
+            bool(is_causal),
+            float(dropout_p),
+            enable_gqa,
+        )
+    )
+
+
+@lru_cache(REMEMBERED)
+def _plan(
+    query: Ints,
+    key: Ints,
+    value: Ints,
+    dtype: torch.dtype,
+    mask: TensorSpec | None,
+    causal: bool,
+    dropout: float,
+    grouped: bool,
+) -> Plan:
+    if min(map(len, (query, key, value))) < 2 or query[-1] != key[-1] or key[-2] != value[-2]:
+        raise NoRule
+    if grouped and len(query) >= 3 and query[-3] != key[-3]:
+        if query[-3] % key[-3] or key[-3] != value[-3]:
+            raise NoRule
+        batch = (*broadcast_shapes(query[:-3], key[:-3], value[:-3]), query[-3])
+    else:
+        batch = broadcast_shapes(query[:-2], key[:-2], value[:-2])
+    scores = (*batch, query[-2], key[-2])
+    if mask is not None and broadcast_shapes(mask.shape, scores) != scores:
+        raise NoRule
+    out = (*batch, query[-2], value[-1])
+    inputs = [spec_of(_four(shape), dtype) for shape in ((*batch, *query[-2:]), key, value)]
+    if mask is not None:
+        inputs.append(mask)
+    return Plan(
+        "attention",
+        "scaled_dot_product_attention",
+        tuple(inputs),
+        (),
+        (spec_of(_four(out), dtype),),
+        dtype_name(dtype),
+        (("causal", causal), ("dropout", dropout), ("masked", mask is not None)),
+        out,
+        # The fused kernels answer (B, L, H, E) in memory, the plain one (B, H, L, E); torch's
+        # meta kernel of the composite answers the plain one, and so do we.
+        contiguous_strides(out),
+        dtype,
+    )
 
 
 class _Projection(NamedTuple):
@@ -163,16 +171,22 @@ def multi_head_attention(
     head = width // num_heads
     keys = (batch, num_heads, source, head)
     mask = attn_mask if attn_mask is not None else key_padding_mask
-    _list_attention(
-        recorder,
+    attention = _plan(
         (batch, num_heads, length, head),
         keys,
         keys,
         dtype,
-        mask,
+        None,
         is_causal and mask is None,
-        dropout_p if training else 0.0,
+        float(dropout_p) if training else 0.0,
+        False,
     )
+    if mask is not None:
+        # Listed as it was given: torch widens a padding mask to every head and query.
+        masked = (*attention.params[:2], ("masked", True))
+        inputs = (*attention.inputs, recorder.spec(mask))
+        attention = attention._replace(inputs=inputs, params=masked)
+    recorder.follow(attention)
     (out_weight,) = recorder.weight_specs(out_proj_weight)
     recorder.weight_specs(out_proj_bias)
     joined = recorder.new((length * batch, width), dtype)

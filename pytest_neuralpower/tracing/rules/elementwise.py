@@ -19,6 +19,8 @@ from pytest_neuralpower.tracing.signals import NoRule
 from pytest_neuralpower.tracing.strides import dense_like, elementwise_layout
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.rules.table import Rule
 
@@ -144,32 +146,40 @@ def activation(recorder: Recorder, op: str, input: Tensor, inplace: bool = False
     return unary(recorder, "activation", op, input, input.dtype, inplace)
 
 
+#: A tensor as (shape, strides, dtype, is a parameter), a number as its type.
+_Operand = tuple[Ints, Ints, torch.dtype, bool] | type
+
+
 def pointwise(
     recorder: Recorder,
     op: str,
-    operands: tuple[Any, ...],
+    operands: Sequence[Any],
     inplace: bool = False,
-    dtype: torch.dtype | None = None,
-    to_float: bool = False,
+    result: torch.dtype | str = "promoted",
     kind: str = "elementwise",
 ) -> Tensor:
-    """Several operands, tensors or numbers, broadcast against each other."""
-    tensors = [operand for operand in operands if isinstance(operand, Tensor)]
-    if dtype is None:
-        dtype = tensors[0].dtype
-        if len(tensors) != len(operands) or any(one.dtype is not dtype for one in tensors):
-            dtype = _promote(operands)
-        if to_float and not (dtype.is_floating_point or dtype.is_complex):
-            dtype = torch.get_default_dtype()
-    given = []
-    for tensor in tensors:
-        parameter = type(tensor) is Parameter
-        if parameter:
-            recorder.seen.add(id(tensor))
-        given.append((tensor.shape, tensor.stride(), tensor.dtype, parameter))
-    plan = _plan_pointwise(kind, op, tuple(given), dtype, inplace)
+    """Several operands, tensors or numbers, broadcast against each other.
+
+    ``result`` is the dtype, or ``"promoted"`` (the operands' common one), or ``"float"`` (the
+    same, but integers become floats).
+    """
+    given: list[_Operand] = []
+    for operand in operands:
+        own = type(operand)
+        if own is Tensor:
+            given.append((operand.shape, operand.stride(), operand.dtype, False))
+        elif own is Parameter:
+            recorder.seen.add(id(operand))
+            given.append((operand.shape, operand.stride(), operand.dtype, True))
+        elif own in _NUMBERS:
+            given.append(own)
+        elif isinstance(operand, Tensor):
+            given.append((operand.shape, operand.stride(), operand.dtype, False))
+        else:
+            given.append(_number_type(operand))
+    plan = _plan_pointwise(kind, op, tuple(given), result, inplace, torch.get_default_dtype())
     if inplace:
-        # Checked by the plan: the first operand has the result's shape.
+        # The plan has checked that the first operand has the result's shape.
         recorder.layers.append(
             Layer(kind, op, recorder.path, plan.inputs, plan.weights, plan.outputs, plan.dtype)
         )
@@ -177,29 +187,53 @@ def pointwise(
     return recorder.follow(plan)
 
 
+_NUMBERS: Final = (int, float, bool, complex)
+
+
+def _number_type(value: Any) -> type:
+    """``float`` for numpy's ``float64``, which is one."""
+    for number in (bool, int, float, complex):
+        if isinstance(value, number):
+            return number
+    raise NoRule
+
+
 @lru_cache(REMEMBERED)
 def _plan_pointwise(
     kind: str,
     op: str,
-    given: tuple[tuple[Ints, Ints, torch.dtype, bool], ...],
-    dtype: torch.dtype,
+    given: tuple[_Operand, ...],
+    result: torch.dtype | str,
     inplace: bool,
+    default: torch.dtype,
 ) -> Plan:
-    if len(given) == 1:
-        shape, own = given[0][:2]
+    tensors = [one for one in given if isinstance(one, tuple)]
+    if op in _NOT_OF_BOOLEANS and any(
+        (one[2] if isinstance(one, tuple) else one) in (torch.bool, bool) for one in given
+    ):
+        raise NoRule
+    if isinstance(result, torch.dtype):
+        dtype = result
+    else:
+        dtype = _promote(given, default)
+        if result == "float" and not (dtype.is_floating_point or dtype.is_complex):
+            dtype = default
+    if len(tensors) == 1:
+        shape, own = tensors[0][:2]
         strides = dense_like(shape, own)
     else:
-        shape, strides = elementwise_layout(tuple((one[0], one[1]) for one in given))
+        shape, strides = elementwise_layout(tuple((one[0], one[1]) for one in tensors))
     if inplace:
-        if shape != given[0][0]:
+        first = given[0]
+        if not isinstance(first, tuple) or shape != first[0]:
             raise NoRule
-        dtype = given[0][2]
+        dtype = first[2]
     output = spec_of(shape, dtype)
     return Plan(
         kind,
         op,
-        tuple(spec_of(one[0], one[2]) for one in given if not one[3]),
-        tuple(spec_of(one[0], one[2]) for one in given if one[3]),
+        tuple(spec_of(one[0], one[2]) for one in tensors if not one[3]),
+        tuple(spec_of(one[0], one[2]) for one in tensors if one[3]),
         (output,),
         output.dtype,
         (),
@@ -209,18 +243,38 @@ def _plan_pointwise(
     )
 
 
-def _promote(operands: tuple[Any, ...]) -> torch.dtype:
-    if len(operands) == 2:
-        return torch.result_type(*operands)
-    # Three operands promote by category: dimensioned tensors, then 0-d ones, then numbers.
-    ranked = sorted(
-        operands, key=lambda operand: -operand.ndim if isinstance(operand, Tensor) else 1
-    )
-    dtype = torch.result_type(ranked[0], ranked[1])
-    for operand in ranked[2:]:
-        if isinstance(operand, Tensor):
-            dtype = torch.promote_types(dtype, operand.dtype) if operand.ndim else dtype
-    return dtype
+def _promote(given: tuple[_Operand, ...], default: torch.dtype) -> torch.dtype:
+    """Common dtype: tensors with dimensions decide, unless a 0-d tensor or a number is of a
+    higher category (boolean, integer, floating, complex). Torch's ``result_type``."""
+    of_rank: list[torch.dtype | None] = [None, None, None]
+    numbers = {
+        bool: torch.bool,
+        int: torch.int64,
+        float: default,
+        complex: torch.complex128 if default is torch.float64 else torch.complex64,
+    }
+    for one in given:
+        rank, dtype = (0 if one[0] else 1, one[2]) if isinstance(one, tuple) else (2, numbers[one])
+        known = of_rank[rank]
+        of_rank[rank] = dtype if known is None else torch.promote_types(known, dtype)
+    common: torch.dtype | None = None
+    for dtype_or_none in of_rank:
+        if dtype_or_none is None:
+            continue
+        if common is None:
+            common = dtype_or_none
+        elif _category(dtype_or_none) > _category(common):
+            common = torch.promote_types(common, dtype_or_none)
+    assert common is not None
+    return common
+
+
+def _category(dtype: torch.dtype) -> int:
+    if dtype.is_complex:
+        return 3
+    if dtype.is_floating_point:
+        return 2
+    return 0 if dtype is torch.bool else 1
 
 
 def _register_unary(name: str, kind: str, dtype_rule: str) -> None:
@@ -259,7 +313,7 @@ def _enter_with_inplace(name: str, op: str, forward: Rule) -> None:
     enter(Entry("rule", op, changed), f"{name}_")
 
 
-def _register_pointwise(name: str, dtype_rule: str = "") -> None:
+def _register_pointwise(name: str, result: torch.dtype | str = "promoted") -> None:
     op = _spell(name)
     kind = "activation" if op == "prelu" else "elementwise"
 
@@ -275,9 +329,7 @@ def _register_pointwise(name: str, dtype_rule: str = "") -> None:
         **named: Any,
     ) -> Tensor:
         operands = (input, *others, *named.values())
-        if out is not None or not all(
-            isinstance(operand, (Tensor, int, float, complex)) for operand in operands
-        ):
+        if out is not None:
             raise NoRule
         if op == "prelu":
             weight = operands[1]
@@ -286,14 +338,9 @@ def _register_pointwise(name: str, dtype_rule: str = "") -> None:
             output = recorder.like(input)
             recorder.record(kind, op, operands, (output,))
             return output
-        if op in _NOT_OF_BOOLEANS and any(
-            getattr(operand, "dtype", type(operand)) in (bool, torch.bool) for operand in operands
-        ):
-            raise NoRule
-        dtype = torch.bool if dtype_rule == "bool" else None
         # Rounding division of integers stays among integers.
-        to_float = dtype_rule == "float" and rounding_mode is None
-        return pointwise(recorder, op, operands, inplace, dtype, to_float, kind)
+        rounds = result == "float" and rounding_mode is not None
+        return pointwise(recorder, op, operands, inplace, "promoted" if rounds else result, kind)
 
     _enter_with_inplace(name, op, forward)
 
@@ -313,7 +360,7 @@ for _name in _BINARY:
 for _name in _FLOAT_BINARY:
     _register_pointwise(_name, "float")
 for _name in _COMPARISONS:
-    _register_pointwise(_name, "bool")
+    _register_pointwise(_name, torch.bool)
 
 
 def _register_inplace_operator(name: str) -> None:
@@ -361,7 +408,7 @@ def _where(recorder: Recorder, condition: Tensor, input: Any, other: Any) -> Ten
         raise NoRule
     dtype = torch.result_type(input, other)
     tensors = tuple(operand for operand in (condition, input, other) if isinstance(operand, Tensor))
-    return pointwise(recorder, "where", tensors, dtype=dtype)
+    return pointwise(recorder, "where", tensors, result=dtype)
 
 
 def _where_method(recorder: Recorder, input: Tensor, condition: Any, other: Any) -> Tensor:
@@ -373,7 +420,7 @@ rule("where")(_where)
 
 
 def _masked_fill(recorder: Recorder, input: Tensor, mask: Tensor, value: Any) -> Tensor:
-    return pointwise(recorder, "masked_fill", (input, mask), dtype=input.dtype)
+    return pointwise(recorder, "masked_fill", (input, mask), result=input.dtype)
 
 
 def _masked_fill_(recorder: Recorder, input: Tensor, mask: Tensor, value: Any) -> Tensor:

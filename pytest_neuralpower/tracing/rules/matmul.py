@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from pytest_neuralpower.layers import TensorSpec
-from pytest_neuralpower.tracing.recorder import dtype_name
+from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, spec_of
 from pytest_neuralpower.tracing.rules.table import rule
 from pytest_neuralpower.tracing.signals import NoRule
-from pytest_neuralpower.tracing.strides import broadcast_shapes
+from pytest_neuralpower.tracing.strides import broadcast_shapes, contiguous_strides
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
+    from pytest_neuralpower.layers import TensorSpec
     from pytest_neuralpower.tracing.recorder import Recorder
 
 __all__ = ["list_matmul", "matmul"]
@@ -28,20 +30,30 @@ def list_matmul(
     """List one product; ``more`` are addends, such as ``baddbmm``'s."""
     if not recorder.same_dtype(left.dtype, right.dtype):
         raise NoRule
-    dtype = recorder.autocast(left.dtype)
-    name = dtype_name(dtype)
     recorder.note_seen(left, right, *more)
-    recorder.add(
+    # A parameter stays an operand here: the formulas read both operands as inputs.
+    inputs = tuple([recorder.spec(tensor) for tensor in (left, right, *more)])
+    return recorder.follow(_plan(op, inputs, tuple(out), reduced, recorder.autocast(left.dtype)))
+
+
+@lru_cache(REMEMBERED)
+def _plan(
+    op: str, inputs: tuple[TensorSpec, ...], out: tuple[int, ...], reduced: int, dtype: torch.dtype
+) -> Plan:
+    left = inputs[0].shape
+    output = spec_of(out, dtype)
+    return Plan(
         "matmul",
         op,
-        # A parameter stays an operand here: the formulas read both operands as inputs.
-        [recorder.spec(tensor) for tensor in (left, right, *more)],
+        inputs,
         (),
-        (TensorSpec(tuple(out), name),),
-        () if left.ndim and reduced == left.shape[-1] else (("reduced", reduced),),
-        name,
+        (output,),
+        output.dtype,
+        () if left and reduced == left[-1] else (("reduced", reduced),),
+        out,
+        contiguous_strides(out),
+        dtype,
     )
-    return recorder.new(tuple(out), dtype)
 
 
 @rule("matmul", "__matmul__")

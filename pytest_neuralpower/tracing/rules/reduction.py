@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
 
+from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, spec_of
 from pytest_neuralpower.tracing.rules.elementwise import pointwise
 from pytest_neuralpower.tracing.rules.table import TABLE, Entry, enter, rule
 from pytest_neuralpower.tracing.signals import NoRule
+from pytest_neuralpower.tracing.strides import contiguous_strides
 
 if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
@@ -243,18 +246,33 @@ def softmax(
     dim: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    rank = max(input.ndim, 1)
-    if dim is not None and not -rank <= dim < rank:
+    own = input.dtype
+    return recorder.follow(
+        _plan_softmax(op, input.shape, own, dtype or recorder.autocast_up(own), dim)
+    )
+
+
+@lru_cache(REMEMBERED)
+def _plan_softmax(
+    op: str, shape: tuple[int, ...], own: torch.dtype, dtype: torch.dtype, dim: int | None
+) -> Plan:
+    rank = max(len(shape), 1)
+    if not dtype.is_floating_point or (dim is not None and not -rank <= dim < rank):
         raise NoRule
-    if dtype is None:
-        dtype = recorder.autocast_up(input.dtype)
-        if not dtype.is_floating_point:
-            raise NoRule
-    # A dtype converts inside the kernel on CUDA; on the CPU it is a copy of its own, left out.
-    output = recorder.new(input.shape, dtype)  # contiguous whatever the input, as the real kernels
-    axis = input.ndim - 1 if dim is None else dim % rank
-    recorder.record("softmax", op, (input,), (output,), dim=axis)
-    return output
+    output = spec_of(shape, dtype)
+    return Plan(
+        "softmax",
+        op,
+        # A dtype converts inside the kernel on CUDA; on the CPU that is a copy, left out here.
+        (spec_of(shape, own),),
+        (),
+        (output,),
+        output.dtype,
+        (("dim", rank - 1 if dim is None else dim % rank),),
+        shape,
+        contiguous_strides(shape),  # whatever the input's, as the real kernels answer
+        dtype,
+    )
 
 
 def _register_softmax(name: str) -> None:

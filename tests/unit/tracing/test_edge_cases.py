@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 - torch's own spelling
 from torch import nn
 
 from pytest_neuralpower.errors import TraceError
@@ -385,7 +385,7 @@ def test_torchscript_function_is_listed() -> None:
         return torch.mm(x, x).relu()
 
     scripted = torch.jit.script(square)
-    result = trace(Wrap(lambda self, x: scripted(x)), torch.randn(4, 4))
+    result = trace(Wrap(lambda _self, x: scripted(x)), torch.randn(4, 4))
     assert [layer.op for layer in result] == ["mm", "relu"]
     assert result.macs == 64
 
@@ -500,13 +500,13 @@ def test_lazy_modules_stay_lazy() -> None:
 
 def test_user_hooks_run_and_are_listed() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
-    model[0].register_forward_hook(lambda module, args, output: output * 2)
-    model[0].register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    model[0].register_forward_hook(lambda _module, _args, output: output * 2)
+    model[0].register_forward_pre_hook(lambda _module, args: (args[0] + 1,))
     assert ops(trace(model, torch.randn(2, 4))) == ["add", "linear", "mul"]
 
 
 def test_global_hooks_run() -> None:
-    handle = nn.modules.module.register_module_forward_hook(lambda m, a, out: out * 2)
+    handle = nn.modules.module.register_module_forward_hook(lambda _module, _args, out: out * 2)
     try:
         assert ops(trace(nn.Linear(4, 4), torch.randn(2, 4))) == ["linear", "mul"]
     finally:
@@ -515,7 +515,7 @@ def test_global_hooks_run() -> None:
 
 def test_forward_replaced_on_the_instance_is_the_one_traced() -> None:
     layer = nn.Linear(4, 4)
-    layer.forward = lambda x: F.relu(x)  # type: ignore[method-assign]
+    layer.forward = F.relu  # type: ignore[method-assign]
     assert ops(trace(nn.Sequential(layer), torch.randn(2, 4))) == ["relu"]
 
 
@@ -609,11 +609,11 @@ def test_vmap_over_positions_stays_real() -> None:
 def test_custom_autograd_function_is_traced_inside() -> None:
     class Double(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        def forward(_ctx: Any, x: torch.Tensor) -> torch.Tensor:
             return x * 2
 
         @staticmethod
-        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        def backward(_ctx: Any, grad: torch.Tensor) -> torch.Tensor:
             return grad * 2
 
     model = Wrap(lambda self, x: Double.apply(self.fc(x)), fc=nn.Linear(4, 4))
@@ -655,7 +655,7 @@ def test_custom_operation_is_uncovered_with_its_tensors(
 
 
 def test_fft_is_uncovered_and_says_who_answered() -> None:
-    result = trace(Wrap(lambda self, x: torch.fft.rfft(x).abs()), torch.randn(2, 8))
+    result = trace(Wrap(lambda _self, x: torch.fft.rfft(x).abs()), torch.randn(2, 8))
     assert result[0].kind == "uncovered"
     assert result[0].outputs[0] == ((2, 5), "complex64")
     assert result.fallbacks[0].startswith("fft_rfft: ")

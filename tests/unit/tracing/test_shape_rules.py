@@ -1,4 +1,4 @@
-"""Each shape rule answers as torch's own kernel does: shape, dtype and strides, or refuses alike."""
+"""Each shape rule answers as torch's kernel does: shape, dtype and strides, or refuses alike."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 - torch's own spelling
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -421,7 +421,7 @@ def test_boolean_indexing(shape: tuple[int, ...], data: st.DataObject) -> None:
     batch=sizes, heads=sizes, length=sizes, source=sizes, width=sizes, value=sizes,
     wrong=st.booleans(),
 )  # fmt: skip
-def test_attention(
+def test_attention(  # noqa: PLR0917 - hypothesis passes them by name
     batch: int, heads: int, length: int, source: int, width: int, value: int, wrong: bool
 ) -> None:
     query = torch.empty(batch, heads, length, width, device="meta")
@@ -436,7 +436,9 @@ def test_attention(
     layers=st.integers(1, 2), both=st.booleans(), first=st.booleans(),
     proj=st.sampled_from([0, 2]), steps=sizes, batch=sizes,
 )  # fmt: skip
-def test_recurrent(layers: int, both: bool, first: bool, proj: int, steps: int, batch: int) -> None:
+def test_recurrent(  # noqa: PLR0917 - likewise
+    layers: int, both: bool, first: bool, proj: int, steps: int, batch: int
+) -> None:
     from pytest_neuralpower.tracing import trace
 
     lstm = torch.nn.LSTM(3, 4, layers, bidirectional=both, batch_first=first, proj_size=proj)

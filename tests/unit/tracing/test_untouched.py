@@ -42,9 +42,11 @@ class Busy(nn.Module):
         self.plain[0] = 5.0
         self.fc.marked = True
         self.register_buffer("late", torch.ones(3))
-        self.fc.register_forward_hook(lambda module, args, out: out + 1)
+        self.fc.register_forward_hook(lambda _module, _args, out: out + 1)
         self.norm.eval()
         self.extra = nn.Linear(4, 4)
+        self.fc.register_buffer("late", torch.ones(3))
+        self.fc.late_module = nn.ReLU()
         torch.manual_seed(99)
         random.random()
         np.random.rand()
@@ -67,6 +69,7 @@ def snapshot(model: Busy) -> dict[str, Any]:
         "calls": model.calls,
         "attributes": set(model.__dict__),
         "leaf": set(model.fc.__dict__),
+        "leaf_buffers": list(model.fc._buffers),
         "modules": [name for name, _ in model.named_modules()],
         "hooks": len(model.fc._forward_hooks),
         "training": [module.training for module in model.modules()],
