@@ -12,7 +12,8 @@ to be trained and used.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -61,6 +62,21 @@ class Network(NamedTuple):
     golden_ms: float
 
 
+_NAMES = {"Conv2d": "conv", "MaxPool2d": "pool", "AvgPool2d": "pool", "ReLU": "relu"}
+
+
+def _network(name: str, layers: Iterable[nn.Module]) -> nn.Module:
+    """The layers in a row under readable names: conv1, conv2, pool1, ..."""
+    counts: Counter[str] = Counter()
+    network = type(name, (nn.Sequential,), {})()
+    for layer in layers:
+        kind = type(layer).__name__
+        stem = _NAMES.get(kind, kind.lower())
+        counts[stem] += 1
+        network.add_module(f"{stem}{counts[stem]}", layer)
+    return network.eval()
+
+
 def _conv(
     cin: int, cout: int, kernel: int, *, stride: int = 1, padding: int = 0, activations: bool
 ) -> list[nn.Module]:
@@ -91,13 +107,13 @@ def vgg16(*, activations: bool = False) -> nn.Module:
             cin = cout
         layers.append(nn.MaxPool2d(2, 2))
     layers += _dense((512, 4096, 4096, 1000), 7, activations=activations)
-    return nn.Sequential(*layers).eval()
+    return _network("VGG16", layers)
 
 
 def alexnet_v2(*, activations: bool = False) -> nn.Module:
     """AlexNet v2, "one weird trick" (tf-slim), for ``(N, 3, 224, 224)``; ``(N, 1000, 1, 1)``."""
     on = activations
-    return nn.Sequential(
+    layers = [
         *_conv(3, 64, 11, stride=4, activations=on),
         nn.MaxPool2d(3, 2),
         *_conv(64, 192, 5, padding=2, activations=on),
@@ -107,13 +123,14 @@ def alexnet_v2(*, activations: bool = False) -> nn.Module:
         *_conv(384, 256, 3, padding=1, activations=on),
         nn.MaxPool2d(3, 2),
         *_dense((256, 4096, 4096, 1000), 5, activations=on),
-    ).eval()
+    ]
+    return _network("AlexNetV2", layers)
 
 
 def nin(*, activations: bool = False) -> nn.Module:
     """Network in Network (ImageNet), for ``(N, 3, 224, 224)``; returns ``(N, 1000, 1, 1)``."""
     on = activations
-    return nn.Sequential(
+    layers = [
         *_conv(3, 96, 11, stride=4, activations=on),
         *_conv(96, 96, 1, activations=on),
         *_conv(96, 96, 1, activations=on),
@@ -131,13 +148,14 @@ def nin(*, activations: bool = False) -> nn.Module:
         *_conv(1024, 1024, 1, activations=on),
         *_conv(1024, 1000, 1, activations=on),
         nn.AvgPool2d(5, 1),
-    ).eval()
+    ]
+    return _network("NIN", layers)
 
 
 def overfeat(*, activations: bool = False) -> nn.Module:
     """OverFeat (tf-slim), for inputs of ``(N, 3, 231, 231)``; returns ``(N, 1000, 1, 1)``."""
     on = activations
-    return nn.Sequential(
+    layers = [
         *_conv(3, 64, 11, stride=4, activations=on),
         nn.MaxPool2d(2, 2),
         *_conv(64, 256, 5, activations=on),
@@ -147,7 +165,8 @@ def overfeat(*, activations: bool = False) -> nn.Module:
         *_conv(1024, 1024, 3, padding=1, activations=on),
         nn.MaxPool2d(2, 2),
         *_dense((1024, 3072, 4096, 1000), 6, activations=on),
-    ).eval()
+    ]
+    return _network("Overfeat", layers)
 
 
 def cifar10_6conv(*, activations: bool = False) -> nn.Module:
@@ -161,7 +180,7 @@ def cifar10_6conv(*, activations: bool = False) -> nn.Module:
         if cout != 512:
             layers.append(nn.MaxPool2d(2, 2))
     layers += _dense((512, 1024, 1024, 10), 8, activations=activations)
-    return nn.Sequential(*layers).eval()
+    return _network("Cifar10SixConv", layers)
 
 
 #: Measured rows of the paper (ACML 2017, network level, GTX Titan X Maxwell, TensorFlow), beside

@@ -19,29 +19,29 @@ if TYPE_CHECKING:
     Guard = Callable[[str], Prediction]
 
 
-@pytest.mark.energy_budget(j=85)
-@pytest.mark.runtime_budget(ms=360)
+@pytest.mark.energy_budget(j=54)
+@pytest.mark.runtime_budget(ms=295)
 def test_vgg16(guard: Guard) -> None:
     guard("VGG-16")
 
 
-@pytest.mark.energy_budget(j=9.5)
-@pytest.mark.runtime_budget(ms=45)
+@pytest.mark.energy_budget(j=6.8)
+@pytest.mark.runtime_budget(ms=37)
 def test_alexnet_v2(guard: Guard) -> None:
     guard("AlexNet v2")
 
 
-@pytest.mark.energy_budget(mj=110, per="sample")
+@pytest.mark.energy_budget(mj=86, per="sample")
 def test_nin(guard: Guard) -> None:
     guard("NIN")
 
 
-@pytest.mark.energy_budget(j=28.5)
+@pytest.mark.energy_budget(j=19)
 def test_overfeat(guard: Guard) -> None:
     guard("Overfeat")
 
 
-@pytest.mark.energy_budget(j=7.6)
+@pytest.mark.energy_budget(j=4.8)
 @pytest.mark.power_budget(w=250)
 def test_cifar10_6conv(guard: Guard) -> None:
     prediction = guard("CIFAR10-6conv")
