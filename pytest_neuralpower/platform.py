@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from pytest_neuralpower.prediction import (
     EXTRAPOLATED,
     FALLBACK,
     UNCOVERED,
+    Interval,
     LayerPrediction,
     Prediction,
 )
@@ -34,10 +36,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_neuralpower.estimators import Estimator
+    from pytest_neuralpower.intervals import Intervals, LayerErrors
+    from pytest_neuralpower.units import Quantity
 
 __all__ = ["Fallback", "FamilyModel", "Platform", "list_platforms", "load_platform"]
 
 _SHIPPED: Final = Path(__file__).parent / "platforms"
+
+_INTERVAL_FIELDS: Final[tuple[tuple[Quantity, str], ...]] = (
+    ("runtime", "runtime_interval_ms"),
+    ("energy", "energy_interval_mj"),
+    ("power", "power_interval_w"),
+)
 
 _FLOATING: Final = ("float", "bfloat", "complex")
 
@@ -135,6 +145,9 @@ class Platform:
         Sources of the rows, licences, versions, what was left out and why.
     accuracy
         Held-out error of every candidate per family; of networks; of power.
+    intervals
+        How far measured layers and calls lay from predictions made without them; None where that
+        is not known.
     sha256
         Hash of all the above; baselines and reports quote it.
     """
@@ -150,6 +163,7 @@ class Platform:
     power: Estimator | None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     accuracy: Mapping[str, Any] = field(default_factory=dict)
+    intervals: Intervals | None = None
     sha256: str = ""
 
     def predict(self, layers: Trace | Iterable[Layer]) -> Prediction:
@@ -171,7 +185,7 @@ class Platform:
             raise TraceError(
                 f"nothing to predict: {model} runs no operation that computes or moves anything"
             )
-        runtime, power, codes, used = self._predict_columns(items)
+        runtime, power, codes, used, families = self._predict_columns(items)
         foreign = self._foreign_dtypes(items)
         if foreign:
             for index, layer in enumerate(items):
@@ -179,19 +193,32 @@ class Platform:
                     codes[index] |= 4
         watts: Sequence[float | None]
         energy: Sequence[float | None]
-        if power is None:
+        millijoules = None if power is None else power * runtime
+        if power is None or millijoules is None:
             watts = energy = [None] * len(items)
         else:
-            watts, energy = power.tolist(), (power * runtime).tolist()
+            watts, energy = power.tolist(), millijoules.tolist()
         flags = [_FLAGS[code] for code in codes.tolist()]
-        predicted = tuple(map(LayerPrediction, items, runtime.tolist(), watts, energy, used, flags))
+        values: list[Iterable[Any]] = [items, runtime.tolist(), watts, energy, used, flags]
+        intervals: dict[str, Any] = {}
+        if self.intervals is not None:
+            errors = self.intervals.errors(
+                families,
+                runtime,
+                millijoules,
+                outside=codes == 4,
+                foreign=np.array([layer.dtype in foreign for layer in items]),
+            )
+            values += [_layer_intervals(errors, each) for each in ("runtime", "energy")]
+            intervals = _call_intervals(errors)
+        predicted = tuple(map(LayerPrediction, *values))
         notes = tuple(
             f"{count} of {len(items)} layers compute in {dtype}, platform {self.name} was "
             f"calibrated in {self.dtype}: flagged {EXTRAPOLATED}"
             for dtype, count in sorted(foreign.items())
         )
         if not isinstance(layers, Trace):
-            return Prediction(predicted, self.name, self.sha256, notes=notes)
+            return Prediction(predicted, self.name, self.sha256, notes=notes, **intervals)
         return Prediction(
             predicted,
             self.name,
@@ -200,12 +227,13 @@ class Platform:
             model=layers.model,
             route=layers.route,
             notes=(*layers.notes, *notes),
+            **intervals,
         )
 
     def _predict_columns(
         self, items: Sequence[Layer]
-    ) -> tuple[FloatArray, FloatArray | None, NDArray[np.intp], list[str]]:
-        """Runtime, power, flag code and estimator's name of each layer."""
+    ) -> tuple[FloatArray, FloatArray | None, NDArray[np.intp], list[str], list[str]]:
+        """Runtime, power, flag code, estimator's name and family of each layer."""
         members: dict[str, list[int]] = {}
         for index, layer in enumerate(items):
             members.setdefault(family(layer), []).append(index)
@@ -215,7 +243,7 @@ class Platform:
         )
         power = np.empty(len(items)) if has_power else None
         codes = np.zeros(len(items), dtype=np.intp)
-        used = [""] * len(items)
+        used, families = [""] * len(items), [""] * len(items)
         for name, where in members.items():
             values = columns(name, [items[index] for index in where])
             model = self.families.get(name) or self.families.get(STAND_INS.get(name, ""))
@@ -230,7 +258,7 @@ class Platform:
             estimated = np.maximum(estimated, self.fallback.floor_ms)
             runtime[where], codes[where] = estimated, code
             for index in where:
-                used[index] = label
+                used[index], families[index] = label, name
             if power is not None:
                 watts = model.estimators.get("power", self.power) if model else self.power
                 if watts is None:
@@ -241,7 +269,7 @@ class Platform:
                         if model
                         else {**values, "runtime_ms": estimated}
                     )
-        return runtime, power, codes, used
+        return runtime, power, codes, used, families
 
     def _foreign_dtypes(self, items: Sequence[Layer]) -> dict[str, int]:
         """Floating dtypes other than the platform's, with the number of layers in each."""
@@ -302,11 +330,30 @@ class Platform:
             "power": self.power.to_json() if self.power else None,
             "provenance": dict(self.provenance),
             "accuracy": dict(self.accuracy),
+            **({} if self.intervals is None else {"intervals": self.intervals.to_json()}),
         }
 
     def save(self, path: Path | str) -> Platform:
         """Write the platform file, all of it or nothing; return the platform with its hash."""
         return _from_content(*write(Path(path), self.to_json()))
+
+
+def _layer_intervals(
+    errors: LayerErrors, quantity: Literal["runtime", "energy"]
+) -> Iterable[Interval | None]:
+    if not errors.knows(quantity):
+        return repeat(None)
+    low, high = errors.layers(quantity)
+    return map(Interval, low.tolist(), high.tolist(), repeat(errors.coverage))
+
+
+def _call_intervals(errors: LayerErrors) -> dict[str, Any]:
+    """Fields of a prediction: the intervals of its totals, and what they are made of."""
+    fields: dict[str, Any] = {"errors": errors}
+    for quantity, name in _INTERVAL_FIELDS:
+        if errors.knows(quantity):
+            fields[name] = Interval(*errors.total(quantity), errors.coverage)
+    return fields
 
 
 def list_platforms() -> tuple[str, ...]:

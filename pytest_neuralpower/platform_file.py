@@ -13,6 +13,7 @@ from typing import Any, Final
 from pytest_neuralpower.errors import PlatformError
 from pytest_neuralpower.estimators import from_json
 from pytest_neuralpower.estimators.terms import is_term
+from pytest_neuralpower.intervals import Intervals
 
 FORMAT: Final = "pytest-neuralpower platform"
 VERSION: Final = 1
@@ -20,7 +21,7 @@ VERSION: Final = 1
 #: Quantities that a family may have an estimator of.
 FAMILY_QUANTITIES: Final = ("runtime", "power")
 
-#: Every field and its type; all are required.
+#: Every field and its type; all are required but ``intervals``, which not every platform knows.
 _FIELDS: Final[dict[str, type | tuple[type, ...]]] = {
     "name": str,
     "device": str,
@@ -31,6 +32,7 @@ _FIELDS: Final[dict[str, type | tuple[type, ...]]] = {
     "fallback": dict,
     "families": dict,
     "power": (dict, type(None)),
+    "intervals": dict,
     "provenance": dict,
     "accuracy": dict,
 }
@@ -136,6 +138,8 @@ def _content(path: Path, data: dict[str, Any]) -> dict[str, Any]:
     content = {key: data[key] for key in data if key not in ("format", "version")}
     for key, kind in _FIELDS.items():
         if key not in content:
+            if key == "intervals":
+                continue
             raise _error(path, f"field {key!r} is missing", "refit it")
         if not isinstance(content[key], kind):
             wanted = "an object or null" if key == "power" else _JSON_NAMES[kind]  # type: ignore[index]
@@ -155,6 +159,8 @@ def _content(path: Path, data: dict[str, Any]) -> dict[str, Any]:
     }
     if content["power"] is not None:
         content["power"] = _estimator(path, "power", content["power"])
+    if "intervals" in content:
+        content["intervals"] = _intervals(path, content["intervals"])
     return content
 
 
@@ -189,6 +195,14 @@ def _family(path: Path, name: str, data: Any) -> dict[str, Any]:
             if quantity in data
         },
     }
+
+
+def _intervals(path: Path, data: Any) -> Intervals:
+    try:
+        return Intervals.from_json(data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise _error(path, f"field 'intervals' is invalid ({reason})", "refit it") from None
 
 
 def _estimator(path: Path, where: str, data: Any) -> Any:

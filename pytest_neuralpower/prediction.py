@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from pytest_neuralpower.intervals import LayerErrors
     from pytest_neuralpower.layers import Layer
 
 #: Flags a layer's prediction can carry.
@@ -47,7 +48,8 @@ class Prediction:
     """The sum over the layers of one call: ``T = sum Tn``, ``E = sum Pn Tn``, ``P = E / T``.
 
     Energy is gross device energy of one forward call of the given inputs, idle power included
-    (NeuralPower, section 3.3). ``batch`` is the number of samples in that call.
+    (NeuralPower, section 3.3). ``batch`` is the number of samples in that call. ``errors`` is what
+    intervals of sums and of differences are made of; None where the platform knows none.
     """
 
     layers: tuple[LayerPrediction, ...]
@@ -60,6 +62,7 @@ class Prediction:
     runtime_interval_ms: Interval | None = None
     energy_interval_mj: Interval | None = None
     power_interval_w: Interval | None = None
+    errors: LayerErrors | None = field(default=None, repr=False, compare=False)
 
     @property
     def runtime_ms(self) -> float:
