@@ -21,6 +21,9 @@ MARKERS: Mapping[str, Quantity] = {
 
 _PER = ("call", "sample")
 
+#: Which end of its interval a prediction is judged by.
+Judge = Literal["point", "certain", "safe"]
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:
@@ -38,15 +41,35 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One budget held against one prediction; ``value`` is in the budget's unit (mJ, ms or W)."""
+    """One budget held against one prediction; ``value`` and ``interval`` are in mJ, ms or W.
+
+    ``judge`` says what is held against the limit: the ``point``; the interval's lower end, so that
+    only what is ``certain`` to be over fails; or its upper end, so that only what is ``safe``
+    passes. The last two need an interval.
+    """
 
     budget: Budget
     value: float
     interval: Interval | None = None
+    judge: Judge = "point"
+
+    @property
+    def judged(self) -> float:
+        """The value that is held against the limit."""
+        if self.interval is None or self.judge == "point":
+            return self.value
+        return self.interval.low if self.judge == "certain" else self.interval.high
 
     @property
     def passed(self) -> bool:
-        return self.value <= self.budget.limit
+        return self.judged <= self.budget.limit
+
+    @property
+    def sure(self) -> bool | None:
+        """Whether the limit lies outside the interval; None without an interval."""
+        if self.interval is None:
+            return None
+        return not self.interval.low <= self.budget.limit <= self.interval.high
 
     def show(self, value: float) -> str:
         """``value`` (mJ, ms or W) as the budget was written."""
@@ -107,13 +130,14 @@ def closest_budgets(budgets: Iterable[Budget]) -> tuple[Budget, ...]:
     return tuple(kept.values())
 
 
-def check(budget: Budget, prediction: Prediction) -> Verdict:
+def check(budget: Budget, prediction: Prediction, judge: Judge = "point") -> Verdict:
     """Hold ``prediction`` against ``budget``.
 
     Raises
     ------
     BudgetError
-        If the platform predicts no power and the budget is on energy or power.
+        If the platform predicts no power and the budget is on energy or power, or ``judge`` needs
+        an interval and the platform has none.
     """
     value: float | None
     if budget.quantity == "runtime":
@@ -127,10 +151,16 @@ def check(budget: Budget, prediction: Prediction) -> Verdict:
             f"{budget.quantity} budget: platform {prediction.platform!r} is calibrated for runtime "
             "alone; use runtime_budget(ms=...) or a platform with power (`neuralpower platforms`)"
         )
+    if interval is None and judge != "point":
+        raise BudgetError(
+            f"{budget.quantity} budget: np_judge={judge} needs intervals and platform "
+            f"{prediction.platform!r} has none; refit it (`neuralpower fit`) or use "
+            "--np-judge=point"
+        )
     if budget.per == "sample":
         value /= prediction.batch
         if interval is not None:
             interval = interval._replace(
                 low=interval.low / prediction.batch, high=interval.high / prediction.batch
             )
-    return Verdict(budget, value, interval)
+    return Verdict(budget, value, interval, judge)

@@ -177,7 +177,8 @@ class GuardSession:
     def _judge_one(self, guard: Guard, prediction: Prediction) -> dict[str, Any]:
         from pytest_neuralpower.reports import terminal  # noqa: PLC0415 - only once used
 
-        verdicts = [check(budget, prediction) for budget in guard.budgets]
+        judge = self.settings.judge
+        verdicts = [check(budget, prediction, judge) for budget in guard.budgets]
         broken = [verdict for verdict in verdicts if not verdict.passed]
         untrusted = prediction.share(*UNTRUSTED)
         failures = []
@@ -211,6 +212,9 @@ def _verdict_record(verdict: Verdict) -> dict[str, Any]:
         "limit": budget.limit,
         "value": verdict.value,
         "passed": verdict.passed,
+        "judge": verdict.judge,
+        "interval": None if verdict.interval is None else list(verdict.interval),
+        "sure": verdict.sure,
     }
 
 

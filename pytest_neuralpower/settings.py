@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import shlex
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pytest
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.budget import Judge
 
 PLATFORM_VARIABLE = "NEURALPOWER_PLATFORM"
 
 DEFAULT_TOP = 5
 DEFAULT_STRICT_LIMIT_PERCENT = 5.0
+JUDGES = ("point", "certain", "safe")
 
 
 class Settings(NamedTuple):  # a dataclass would double the plugin's import time
@@ -21,6 +25,7 @@ class Settings(NamedTuple):  # a dataclass would double the plugin's import time
     top: int = DEFAULT_TOP
     strict: bool = False
     strict_limit: float = DEFAULT_STRICT_LIMIT_PERCENT / 100
+    judge: Judge = "point"
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -52,6 +57,12 @@ def add_options(parser: pytest.Parser) -> None:
         help="share of the energy that --np-strict lets be uncovered or extrapolated "
         f"(default {DEFAULT_STRICT_LIMIT_PERCENT:g})",
     )
+    group.addoption(
+        "--np-judge",
+        choices=JUDGES,
+        help="what a budget is held against: the predicted point (default); the lower end of its "
+        "interval, failing what is certain to be over; or the upper end, passing what is safe",
+    )
     parser.addini("np_platform", "platforms to predict on, as --np-platform", type="args")
     parser.addini("np_top", "as --np-top", type="int", default=DEFAULT_TOP)
     parser.addini("np_strict", "as --np-strict", type="bool", default=False)
@@ -61,6 +72,7 @@ def add_options(parser: pytest.Parser) -> None:
         type="float",
         default=DEFAULT_STRICT_LIMIT_PERCENT,
     )
+    parser.addini("np_judge", "as --np-judge: point, certain or safe", default="point")
 
 
 def read_settings(config: pytest.Config) -> Settings:
@@ -84,11 +96,15 @@ def read_settings(config: pytest.Config) -> Settings:
     percent = _ini(config, "np_strict_limit") if percent is None else percent
     if not 0 <= percent <= 100:
         raise pytest.UsageError(f"--np-strict-limit={percent:g}: must be between 0 and 100 percent")
+    judge = config.getoption("--np-judge") or _ini(config, "np_judge")
+    if judge not in JUDGES:
+        raise pytest.UsageError(f"np_judge={judge!r}: allowed: {', '.join(JUDGES)}")
     return Settings(
         platforms=tuple(dict.fromkeys(platforms)),
         top=top,
         strict=bool(config.getoption("--np-strict") or _ini(config, "np_strict")),
         strict_limit=percent / 100,
+        judge=cast("Judge", judge),
     )
 
 

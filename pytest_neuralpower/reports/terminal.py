@@ -178,19 +178,20 @@ def failure_text(prediction: Prediction, broken: Sequence[Verdict], *, top: int,
     lines = []
     for verdict in broken:
         budget = verdict.budget
-        ratio = verdict.value / budget.limit
-        times = f"{ratio:.3g} times the budget" if ratio >= 2 else f"{show_percent(ratio - 1)} over"
-        excess = verdict.show(verdict.value - budget.limit)
+        what = "exceeded" if verdict.value > budget.limit else "not safe"
         lines += [
-            f"{budget.quantity} budget exceeded: {prediction.model} on {prediction.platform}",
+            f"{budget.quantity} budget {what}: {prediction.model} on {prediction.platform}",
             f"  budget     {verdict.show(budget.limit)} per {budget.per}",
-            f"  predicted  {verdict.show(verdict.value)} per {budget.per}, {times} (by {excess})",
+            f"  predicted  {verdict.show(verdict.value)} per {budget.per}, {_distance(verdict)}",
         ]
         if verdict.interval is not None:
-            low, high, coverage = verdict.interval
+            low, high, _ = verdict.interval
             lines.append(
-                f"  interval   {verdict.show(low)} to {verdict.show(high)} ({coverage:.0%})"
+                f"  interval   {verdict.show(low)} to {verdict.show(high)}: {_sureness(verdict)}"
             )
+        if verdict.judge != "point":
+            end = "lower" if verdict.judge == "certain" else "upper"
+            lines.append(f"  judged by  its {end} end (np_judge={verdict.judge})")
     shown = prediction.dearest(top) if top else prediction.layers
     basis = "gross device energy, idle included"
     if prediction.energy_mj is None:
@@ -207,6 +208,26 @@ def failure_text(prediction: Prediction, broken: Sequence[Verdict], *, top: int,
     if len(shown) < len(prediction.layers):
         lines += ["", f'  every layer: pytest --np-top=0 "{test}"']
     return "\n".join(lines)
+
+
+def _distance(verdict: Verdict) -> str:
+    """How far the point is from the limit."""
+    ratio = verdict.value / verdict.budget.limit
+    by = verdict.show(abs(verdict.value - verdict.budget.limit))
+    if ratio >= 2:
+        return f"{ratio:.3g} times the budget (by {by})"
+    return f"{show_percent(abs(ratio - 1))} {'over' if ratio > 1 else 'under'} (by {by})"
+
+
+def _sureness(verdict: Verdict) -> str:
+    """How sure it is that the budget is over or kept, from where the limit lies."""
+    assert verdict.interval is not None  # the caller has looked
+    low, high, coverage = verdict.interval
+    limit = verdict.budget.limit
+    if verdict.sure:
+        return f"{coverage:.0%} sure to be {'over' if limit < low else 'within'}"
+    place = (limit - low) / (high - low) if high > low else 0.5
+    return f"not sure, the limit lies {place:.0%} of the way up this {coverage:.0%} interval"
 
 
 def summary_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -229,6 +250,10 @@ def _summary_order(record: Mapping[str, Any]) -> tuple[str, str]:
     return record["test"], record["platform"]
 
 
+#: Whether the limit lies outside the interval -> what the summary adds.
+_SURE: Mapping[bool | None, str] = {None: "", True: " (sure)", False: " (not sure)"}
+
+
 def _summary_cells(record: Mapping[str, Any]) -> list[str]:
     limits = {budget["quantity"]: budget for budget in record["budgets"]}
     values: tuple[tuple[Quantity, str], ...] = (
@@ -242,7 +267,7 @@ def _summary_cells(record: Mapping[str, Any]) -> list[str]:
             value, limit = (
                 show_in(quantity, budget[name], budget["unit"]) for name in ("value", "limit")
             )
-            cells.append(f"{value} of {limit}{per}")
+            cells.append(f"{value} of {limit}{per}{_SURE[budget['sure']]}")
         else:
             cells.append("" if value is None else show(quantity, value))
     return cells
