@@ -344,7 +344,7 @@ def difference_interval(
     """Interval of ``head - base``, both predicted on one platform.
 
     What both have in common cancels, so it is narrower than either total's interval where little
-    has changed; two equal predictions differ by exactly 0.
+    has changed; two equal predictions differ by 0.
 
     Parameters
     ----------

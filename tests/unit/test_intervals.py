@@ -1,0 +1,253 @@
+"""What intervals promise: of layers, of totals, and of differences where what is common cancels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from pytest_neuralpower.calibrate.rows import linear_layer
+from pytest_neuralpower.errors import PlatformError
+from pytest_neuralpower.estimators import Shares
+from pytest_neuralpower.intervals import (
+    Intervals,
+    LayerErrors,
+    QuantitySpreads,
+    Spread,
+    difference_interval,
+    ratio_interval,
+)
+from pytest_neuralpower.platform import Fallback, Platform
+from pytest_neuralpower.prediction import Interval
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.layers import Layer
+    from pytest_neuralpower.prediction import Prediction
+
+CONV = Spread(0.1, 0.3, 0.0)
+OTHER = Spread(0.5, 0.5, 1.0)
+
+
+def intervals(
+    correlation: float = 0.0, *, whole: float = 0.0, power: Spread | None = None
+) -> Intervals:
+    conv = replace(CONV, correlation=correlation)
+    watts = None if power is None else QuantitySpreads({}, power)
+    return Intervals(0.9, QuantitySpreads({"conv": conv}, OTHER, whole), watts)
+
+
+def errors(
+    found: Intervals,
+    runtime: list[float],
+    families: list[str] | None = None,
+    *,
+    energy: list[float] | None = None,
+    outside: list[int] = [],  # noqa: B006 - never changed
+    foreign: list[int] = [],  # noqa: B006
+) -> LayerErrors:
+    count = np.arange(len(runtime))
+    return found.errors(
+        families or ["conv"] * len(runtime),
+        np.array(runtime),
+        None if energy is None else np.array(energy),
+        outside=np.isin(count, outside),
+        foreign=np.isin(count, foreign),
+    )
+
+
+class TestLayers:
+    def test_lie_within_their_family_s_factor(self) -> None:
+        low, high = errors(intervals(), [2.0, 2.0], ["conv", "norm"]).layers("runtime")
+        assert high == pytest.approx([2 * math.exp(0.1), 2 * math.exp(0.5)])
+        assert low == pytest.approx([2 * math.exp(-0.1), 2 * math.exp(-0.5)])
+
+    def test_outside_the_calibrated_ranges_are_less_sure(self) -> None:
+        _, high = errors(intervals(), [1.0, 1.0], outside=[1]).layers("runtime")
+        assert high == pytest.approx([math.exp(0.1), math.exp(0.3)])
+
+    def test_of_a_foreign_dtype_are_no_surer_than_the_fallback(self) -> None:
+        _, high = errors(intervals(), [1.0], outside=[0], foreign=[0]).layers("runtime")
+        assert high == pytest.approx([math.exp(0.5)])
+
+    def test_are_off_in_energy_by_runtime_and_power(self) -> None:
+        found = errors(intervals(power=Spread(0.2, 0.2, 1.0)), [1.0], energy=[50.0])
+        assert found.layers("energy")[1] == pytest.approx([50 * math.exp(math.hypot(0.1, 0.2))])
+
+    def test_with_measured_power_are_off_in_energy_as_their_rows_were(self) -> None:
+        joint = QuantitySpreads({"conv": Spread(0.05, 0.05, 0.0)}, None)
+        found = replace(intervals(power=Spread(0.2, 0.2, 1.0)), energy=joint)
+        _, high = errors(found, [1.0, 1.0], ["conv", "norm"], energy=[50.0, 50.0]).layers("energy")
+        assert high == pytest.approx([50 * math.exp(0.05), 50 * math.exp(math.hypot(0.5, 0.2))])
+
+
+class TestTotals:
+    def test_of_one_layer_is_the_layer_s(self) -> None:
+        found = errors(intervals(), [2.0])
+        assert found.total("runtime") == pytest.approx((2 * math.exp(-0.1), 2 * math.exp(0.1)))
+
+    def test_independent_errors_average_out(self) -> None:
+        four = [1.0, 1.001, 1.002, 1.003]
+        _, high = errors(intervals(), four).total("runtime")
+        assert high - sum(four) == pytest.approx(2 * math.expm1(0.1), rel=0.01)
+
+    def test_errors_that_a_family_shares_do_not(self) -> None:
+        four = [1.0, 1.001, 1.002, 1.003]
+        _, high = errors(intervals(correlation=1.0), four).total("runtime")
+        assert high == pytest.approx(sum(four) * math.exp(0.1))
+
+    def test_one_configuration_run_four_times_is_off_four_times(self) -> None:
+        _, high = errors(intervals(), [1.0] * 4).total("runtime")
+        assert high == pytest.approx(4 * math.exp(0.1))
+
+    def test_families_err_apart_but_all_fallbacks_together(self) -> None:
+        apart = errors(intervals(correlation=1.0), [1.0, 2.0], ["conv", "norm"])
+        assert apart.total("runtime")[1] - 3 == pytest.approx(
+            math.hypot(math.expm1(0.1), 2 * math.expm1(0.5))
+        )
+        together = errors(intervals(), [1.0, 2.0], ["softmax", "norm"])
+        assert together.total("runtime")[1] == pytest.approx(3 * math.exp(0.5))
+
+    def test_never_get_surer_than_the_whole(self) -> None:
+        many = np.linspace(1, 2, 500).tolist()
+        low, high = errors(intervals(whole=0.3), many).total("runtime")
+        assert sum(many) * math.exp(0.3) < high < sum(many) * math.exp(0.302)
+        assert low == pytest.approx(sum(many) ** 2 / high)
+
+    def test_stay_above_0_however_unsure(self) -> None:
+        found = replace(intervals(whole=3.0, power=Spread(3.0, 3.0, 1.0)))
+        low, _ = errors(found, [1.0], ["norm"], energy=[10.0]).total("energy")
+        assert 0 < low < 1
+
+    def test_of_power_are_no_wider_for_an_unsure_runtime(self) -> None:
+        found = errors(intervals(whole=3.0, power=Spread(0.1, 0.1, 1.0)), [1.0], energy=[80.0])
+        assert found.total("power") == pytest.approx((80 * math.exp(-0.1), 80 * math.exp(0.1)))
+
+    @pytest.mark.parametrize("correlation", [0.0, 0.4, 1.0])
+    def test_hold_what_layers_with_such_errors_add_up_to(self, correlation: float) -> None:
+        # 1.645 standard deviations are the 90% half-width that a spread states.
+        random = np.random.default_rng(1)
+        sizes = random.lognormal(0, 1, 30)
+        low, high = errors(intervals(correlation), sizes.tolist()).total("runtime")
+        sigma = 0.1 / 1.645
+        common = random.normal(0, sigma * correlation**0.5, (4000, 1))
+        own = random.normal(0, sigma * (1 - correlation) ** 0.5, (4000, 30))
+        truth = (sizes * np.exp(common + own)).sum(axis=1)
+        assert 0.87 < ((low <= truth) & (truth <= high)).mean() < 0.94
+
+
+@pytest.fixture
+def platform() -> Platform:
+    """Everything at the fallback's 1 GB/s or 1 GFLOP/s, 50 W."""
+    power = Shares(peak_gflops=1.0, bandwidth_gbs=1.0)
+    power.watts_ = {"base_w": 50.0, "compute_w": 0.0, "bandwidth_w": 0.0}
+    spreads = Intervals(
+        0.9,
+        QuantitySpreads({"linear": Spread(0.2, 0.2, 0.25)}, OTHER, 0.3),
+        QuantitySpreads({}, Spread(0.1, 0.1, 1.0)),
+    )
+    return Platform(
+        "toy", "Toy", "float32", "eager", {}, {"peak_gflops": 1.0, "bandwidth_gbs": 1.0}, {},
+        Fallback(1.0, 1.0, 1e-6), power, intervals=spreads, sha256="0" * 64,
+    )  # fmt: skip
+
+
+def net(platform: Platform, *widths: int) -> Prediction:
+    layers: list[Layer] = []
+    for place, width in enumerate(widths):
+        layers.append(replace(linear_layer(64, 256, width), path=f"layer{place}"))
+    return platform.predict(layers)
+
+
+def relative_width(prediction: Prediction) -> float:
+    found = prediction.energy_interval_mj
+    assert found is not None
+    assert prediction.energy_mj is not None
+    return (found.high - found.low) / prediction.energy_mj
+
+
+class TestDifferences:
+    def test_of_equal_predictions_is_0(self, platform: Platform) -> None:
+        one, other = net(platform, 100, 200), net(platform, 100, 200)
+        nothing = Interval(0.0, 0.0, 0.9)
+        for quantity in ("energy", "runtime", "power"):
+            assert difference_interval(one, other, quantity) == pytest.approx(nothing, abs=1e-9)
+            assert ratio_interval(one, other, quantity) == pytest.approx(Interval(1.0, 1.0, 0.9))
+
+    def test_of_one_changed_layer_is_far_surer_than_the_totals(self, platform: Platform) -> None:
+        base, head = net(platform, 1000, 900, 800, 100), net(platform, 1000, 900, 800, 120)
+        found, ratio = difference_interval(base, head), ratio_interval(base, head)
+        assert found is not None
+        assert ratio is not None
+        point = (head.energy_mj or 0) - (base.energy_mj or 0)
+        assert found.low < point < found.high
+        assert (found.high - found.low) / (base.energy_mj or 1) < relative_width(base) / 10
+        assert ratio.high - ratio.low < relative_width(base) / 10
+
+    def test_turns_round_with_base_and_head(self, platform: Platform) -> None:
+        base, head = net(platform, 300, 100), net(platform, 300, 140, 50)
+        forth, back = difference_interval(base, head), difference_interval(head, base)
+        assert forth is not None
+        assert back is not None
+        assert (back.low, back.high) == pytest.approx((-forth.high, -forth.low))
+
+    def test_of_one_common_factor_leaves_the_ratio_sure(self, platform: Platform) -> None:
+        assert platform.intervals is not None
+        shared = QuantitySpreads({"linear": Spread(0.5, 0.5, 1.0)}, OTHER, 0.5)
+        common = replace(platform, intervals=replace(platform.intervals, runtime=shared))
+        base, head = net(common, 100, 200), net(common, 110, 220)
+        ratio = ratio_interval(base, head, "runtime")
+        assert ratio is not None
+        assert (ratio.low, ratio.high) == pytest.approx((1.1, 1.1), rel=0.01)
+
+    def test_of_unrelated_models_does_not_cancel(self, platform: Platform) -> None:
+        base = net(platform, 1000)
+        other = platform.predict([replace(linear_layer(64, 256, 1001), path="elsewhere")])
+        found = difference_interval(base, other, "runtime")
+        total = base.runtime_interval_ms
+        assert found is not None
+        assert total is not None
+        assert found.high - found.low > 1.2 * (total.high - total.low) / 1.1
+
+    def test_of_two_platforms_is_refused_in_one_line(self, platform: Platform) -> None:
+        other = net(replace(platform, sha256="1" * 64), 100)
+        with pytest.raises(PlatformError, match="both predictions of one platform") as found:
+            difference_interval(net(platform, 100), other)
+        assert "\n" not in str(found.value)
+
+    def test_is_none_where_nothing_is_known(self, platform: Platform) -> None:
+        bare = net(replace(platform, intervals=None), 100)
+        assert difference_interval(bare, bare) is None
+        without = net(replace(platform, power=None), 100)
+        assert difference_interval(without, without, "energy") is None
+        assert difference_interval(without, without, "runtime") is not None
+
+
+class TestPredictions:
+    def test_carry_an_interval_around_every_figure(self, platform: Platform) -> None:
+        found = net(platform, 100, 200)
+        for value, interval in (
+            (found.runtime_ms, found.runtime_interval_ms),
+            (found.energy_mj, found.energy_interval_mj),
+            (found.power_w, found.power_interval_w),
+            *((each.runtime_ms, each.runtime_interval_ms) for each in found.layers),
+            *((each.energy_mj, each.energy_interval_mj) for each in found.layers),
+        ):
+            assert value is not None
+            assert interval is not None
+            assert interval.low < value < interval.high
+            assert interval.coverage == 0.9
+
+    def test_have_none_on_a_platform_without(self, platform: Platform) -> None:
+        found = net(replace(platform, intervals=None), 100)
+        assert found.errors is None
+        assert found.energy_interval_mj is None
+        assert found.layers[0].runtime_interval_ms is None
+
+    def test_without_power_have_one_of_runtime_alone(self, platform: Platform) -> None:
+        found = net(replace(platform, power=None), 100)
+        assert found.runtime_interval_ms is not None
+        assert found.energy_interval_mj is None
+        assert found.layers[0].energy_interval_mj is None
