@@ -11,9 +11,16 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_neuralpower.tracing import fallbacks
 from pytest_neuralpower.tracing.rules import TABLE
-from pytest_neuralpower.tracing.rules.factories import FREE
+from pytest_neuralpower.tracing.rules.factories import (
+    FREE,
+    REAL_ELEMENTS,
+    REAL_FLOATS,
+    WRAPPERS,
+    is_large,
+)
 from pytest_neuralpower.tracing.rules.table import Entry
 from pytest_neuralpower.tracing.signals import NeedsAten, NeedsForward
+from pytest_neuralpower.tracing.state import written_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -21,12 +28,10 @@ if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.state import WriteJournal
 
-__all__ = ["REAL_ELEMENTS", "FunctionTracer"]
+__all__ = ["FunctionTracer"]
 
-#: Integer and boolean tensors up to this many elements keep their values.
-REAL_ELEMENTS = 1_000_000
-#: Floating tensors made inside forward keep theirs up to this many: enough for masks and indices.
-REAL_FLOATS = 65_536
+#: Arguments of a factory that make sense for real tensors only.
+_OF_VALUES = ("device", "pin_memory", "generator")
 
 _UNKNOWN = Entry("unknown", "")
 
@@ -38,6 +43,12 @@ def _no_level() -> None: ...
 _functorch_level: Callable[[], Any] = getattr(
     getattr(torch._C, "_functorch", None), "peek_interpreter_stack", _no_level
 )
+
+
+def _too_many(tensor: Tensor) -> bool:
+    """Too large to compute with for the sake of its values."""
+    count = tensor.numel()
+    return count > REAL_FLOATS and (count > REAL_ELEMENTS or tensor.is_floating_point())
 
 
 class FunctionTracer(TorchFunctionMode):
@@ -93,14 +104,20 @@ class FunctionTracer(TorchFunctionMode):
         if _functorch_level() is not None:
             raise NeedsAten("it uses vmap or torch.func inside forward")
         journal = self.journal
-        if journal.stale:
+        if journal.stale and (journal.touches(args) or journal.touches(kwargs.values())):
             args, kwargs = journal.current(args), journal.current(kwargs)
+        layers = self.recorder.layers
+        before = len(layers)
         try:
             result = rule(self.recorder, *args, **kwargs)
         except Exception:
+            del layers[before:]
             return self._fall_back(func, op, args, kwargs)
-        if (result is None or (args and result is args[0])) and not args[0].is_meta:
-            journal.mark_stale(args[0])  # a real tensor now holds an unknown activation
+        if args and (result is None or result is args[0]):
+            # A real tensor that is written to now holds an unknown activation.
+            for tensor in written_by(func, args, kwargs):
+                if not tensor.is_meta:
+                    journal.mark_stale(tensor)
         return result
 
     def is_abstract(self, values: Iterable[Any]) -> bool:
@@ -108,9 +125,7 @@ class FunctionTracer(TorchFunctionMode):
         for value in values:
             kind = type(value)
             if kind is Tensor:
-                if value.is_meta or value.numel() > REAL_ELEMENTS:
-                    return True
-                if self.journal.stale and self.journal.is_stale(value):
+                if value.is_meta or self._stands_for_unknown(value):
                     return True
             elif kind is Parameter:
                 self.recorder.seen.add(id(value))
@@ -120,9 +135,17 @@ class FunctionTracer(TorchFunctionMode):
             elif kind is tuple or kind is list:
                 if self.is_abstract(value):
                     return True
-            elif isinstance(value, Tensor) and (value.is_meta or value.numel() > REAL_ELEMENTS):
+            elif isinstance(value, Tensor) and (value.is_meta or _too_many(value)):
                 return True
         return False
+
+    def _stands_for_unknown(self, tensor: Tensor) -> bool:
+        """A real tensor whose values are not worth having, or not right any more."""
+        if type(tensor._base) is Parameter:  # a view of a weight is a weight
+            self.recorder.seen.add(id(tensor._base))
+            return True
+        stale = self.journal.stale
+        return _too_many(tensor) or (bool(stale) and self.journal.is_stale(tensor))
 
     def _run(self, func: Any, op: str, rule: Any, args: Any, kwargs: Any) -> Any:
         """Compute for real, and list what was computed."""
@@ -133,10 +156,15 @@ class FunctionTracer(TorchFunctionMode):
         # The rule comes first: an operation in place would change what it describes.
         if rule is not None:
             try:
-                rule(recorder, *args, **kwargs)
+                planned = rule(recorder, *args, **kwargs)
                 covered = True
             except Exception:
                 del recorder.layers[before:]
+            else:
+                # Small operands may broadcast to a result not worth computing.
+                abstract = type(planned) is Tensor and planned.is_meta and _too_many(planned)
+                if abstract and not self.compute:
+                    return planned
         self.journal.before(func, args, kwargs)
         if func is Tensor.cuda:
             return args[0]
@@ -169,6 +197,10 @@ class FunctionTracer(TorchFunctionMode):
         except (RuntimeError, IndexError, ValueError) as error:
             raise fallbacks.mismatch(op, args, kwargs, error) from error
 
+    def _assign(self, func: Any, op: str, args: Any, kwargs: Any) -> Any:
+        self.journal.before_assignment(args[0], op)
+        return func(*args, **kwargs)
+
     def _read(self, func: Any, op: str, args: Any, kwargs: Any) -> Any:
         if not self.compute:
             for value in (*args, *kwargs.values()):
@@ -179,19 +211,16 @@ class FunctionTracer(TorchFunctionMode):
 
     def _factory(self, func: Any, op: str, args: Any, kwargs: Any) -> Any:
         """A new tensor: with values while small, without beyond."""
-        if self.compute:
+        if op in WRAPPERS and not self.compute:
+            result = self._wrap(func, op, args, kwargs)
+        elif self.compute or not is_large(op, args, kwargs):
             args, kwargs = self._at_home(op, args, kwargs)
+            if not self.compute:
+                kwargs = {**kwargs, "device": "cpu"}
             result = func(*args, **kwargs)
         else:
-            limited = {**kwargs, "device": "meta"}
-            if op in ("tensor", "as_tensor", "from_numpy", "asarray", "new_tensor"):
-                return self._wrap(func, op, args, kwargs)
-            limited.pop("pin_memory", None)
-            limited.pop("generator", None)
-            result = func(*args, **limited)
-            floating = result.dtype.is_floating_point or result.dtype.is_complex
-            if result.numel() <= (REAL_FLOATS if floating else REAL_ELEMENTS):
-                result = func(*args, **{**kwargs, "device": "cpu"})
+            given = {name: kwargs[name] for name in kwargs if name not in _OF_VALUES}
+            result = func(*args, **{**given, "device": "meta"})
         if op not in FREE:
             self.recorder.record("memory", op, (), (result,))
         return result
@@ -235,7 +264,13 @@ class FunctionTracer(TorchFunctionMode):
     def _fall_back(self, func: Any, op: str, args: Any, kwargs: Any) -> Any:
         self._mark_seen(args)
         self._mark_seen(kwargs.values())
-        return fallbacks.answer(self.recorder, func, op, args, kwargs)
+        result = fallbacks.answer(self.recorder, func, op, args, kwargs)
+        out = kwargs.get("out")
+        if isinstance(out, Tensor):
+            if not out.is_meta:
+                self.journal.mark_stale(out)
+            return out
+        return result
 
     def _mark_seen(self, values: Iterable[Any]) -> None:
         for value in values:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["abstract_inputs", "batch_size", "input_tensors", "map_inputs"]
+from pytest_neuralpower.tracing.rules.factories import REAL_ELEMENTS
 
-#: As in the function mode: integers beyond this many elements lose their values, too.
-_REAL_ELEMENTS = 1_000_000
+__all__ = ["abstract_inputs", "batch_size", "input_tensors", "map_inputs"]
 
 
 def without_data(tensor: Tensor) -> Tensor:
@@ -21,7 +20,7 @@ def without_data(tensor: Tensor) -> Tensor:
         # A fresh one, so that writing in place does not reach the caller's.
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     floating = tensor.dtype.is_floating_point or tensor.dtype.is_complex
-    if not floating and tensor.numel() <= _REAL_ELEMENTS:
+    if not floating and tensor.numel() <= REAL_ELEMENTS:
         return tensor
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 

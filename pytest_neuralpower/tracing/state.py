@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
 
 from pytest_neuralpower.tracing.fallbacks import tensors_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["WriteJournal", "global_state", "module_state"]
+__all__ = ["WriteJournal", "global_state", "module_state", "written_by"]
 
 
 class WriteJournal:
@@ -34,17 +34,11 @@ class WriteJournal:
     def __init__(self) -> None:
         self.stale: dict[int, tuple[Tensor, Tensor]] = {}
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
+        self._assigned: list[tuple[Tensor, str, Any]] = []
 
     def before(self, func: Any, args: Any, kwargs: Any) -> None:
         """Keep what a function is about to overwrite."""
-        name = getattr(func, "__name__", "")
-        written = tensors_in(kwargs["out"]) if kwargs.get("out") is not None else []
-        # relu_, __iadd__ and __setitem__ write into their first argument; __add__ does not.
-        if name.endswith("_") and (not name.endswith("__") or name in _INPLACE_OPERATORS):
-            written += [args[0]] if args and isinstance(args[0], Tensor) else []
-        elif kwargs.get("inplace"):
-            written += tensors_in(args[:1])
-        for tensor in written:
+        for tensor in written_by(func, args, kwargs):
             self.keep(tensor)
 
     def keep(self, tensor: Tensor) -> None:
@@ -53,7 +47,15 @@ class WriteJournal:
         if not whole.is_meta and id(whole) not in self._before:
             self._before[id(whole)] = (whole, whole.detach().clone())
 
+    def before_assignment(self, tensor: Tensor, attribute: str) -> None:
+        """Remember ``data``, ``grad`` or ``requires_grad``, about to be replaced."""
+        if not tensor.is_meta or type(tensor) is Parameter:
+            self._assigned.append((tensor, attribute, getattr(tensor, attribute)))
+
     def undo(self) -> None:
+        for tensor, attribute, value in reversed(self._assigned):
+            setattr(tensor, attribute, value)
+        self._assigned.clear()
         with torch.no_grad():
             for whole, values in self._before.values():
                 if whole.shape == values.shape:
@@ -72,9 +74,21 @@ class WriteJournal:
             tensor._base is not None and id(tensor._base) in self.stale
         )
 
+    def touches(self, values: Iterable[Any]) -> bool:
+        """Whether a stale tensor is among (nested) values."""
+        for value in values:
+            if isinstance(value, Tensor):
+                if not value.is_meta and self.is_stale(value):
+                    return True
+            elif isinstance(value, (tuple, list)) and self.touches(value):
+                return True
+        return False
+
     def current(self, value: Any) -> Any:
         """Arguments with every stale tensor replaced by its stand-in."""
         if isinstance(value, Tensor):
+            if value.is_meta:
+                return value
             if id(value) in self.stale:
                 return self.stale[id(value)][1]
             return _without_data(value) if self.is_stale(value) else value
@@ -83,6 +97,17 @@ class WriteJournal:
         if type(value) is dict:
             return {name: self.current(item) for name, item in value.items()}
         return value
+
+
+def written_by(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """Tensors that a function writes into."""
+    name = getattr(func, "__name__", "")
+    written = tensors_in(kwargs["out"]) if kwargs.get("out") is not None else []
+    # relu_, __iadd__ and __setitem__ write into their first argument; __add__ does not.
+    changes = name.endswith("_") and (not name.endswith("__") or name in _INPLACE_OPERATORS)
+    if changes or kwargs.get("inplace"):
+        written += tensors_in(args[:1])
+    return written
 
 
 _INPLACE_OPERATORS: Final = frozenset(

@@ -203,15 +203,15 @@ class Row:
         return {name: peer.time_ms / self.ours.time_ms for name, peer in self.peers.items()}
 
 
-def timed(call: Callable[[], Any], times: int) -> tuple[float, Any]:
-    """Median milliseconds of several calls, and the last result."""
+def timed(call: Callable[[], Any], times: int) -> tuple[list[float], Any]:
+    """Milliseconds of several calls after one to warm up, and the last result."""
     result = call()
     taken = []
     for _ in range(times):
         start = time.perf_counter()
         result = call()
         taken.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(taken), result
+    return taken, result
 
 
 @contextlib.contextmanager
@@ -231,13 +231,16 @@ def torch_restored() -> Iterator[None]:
 def measure_peer(case: Case, peer: Callable[..., int], times: int) -> Measured | str:
     """On meta where that works, else with real weights on the CPU."""
     problem = ""
-    for device in ("meta", "cpu"):
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in case.build().parameters())
+    # Real weights beyond this would not fit everywhere.
+    for device in ("meta", "cpu") if size < 3e8 else ("meta",):
         try:
             with torch_restored(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
                 model, args, kwargs = case.on(device)
                 peer(copy.copy(model), args, kwargs)
                 taken, macs = timed(lambda: peer(model, args, kwargs), times)  # noqa: B023
-            return Measured(taken, macs, device)
+            return Measured(statistics.median(taken), macs, device)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
@@ -296,11 +299,12 @@ def explain(result: Trace, theirs: int) -> str:
 def measure(case: Case, peers: dict[str, Callable[..., int]], times: int) -> Row:
     with torch.device("meta"):
         model = case.build().eval()
-    # Before and after the peers, so that a slow spell of the machine is not theirs alone.
-    before, result = timed(lambda: trace(model, *case.args, **case.kwargs), 3 * times)
-    row = Row(case.name, Measured(before, result.macs))
+    # Before, between and after the peers: a slow spell of the machine is then not theirs alone.
+    taken, result = timed(lambda: trace(model, *case.args, **case.kwargs), times)
+    row = Row(case.name, Measured(0.0, result.macs))
     for name, peer in peers.items():
         found = measure_peer(case, peer, times)
+        taken += timed(lambda: trace(model, *case.args, **case.kwargs), times)[0]
         if isinstance(found, str):
             row.remarks.append(f"{name} fails ({found})")
             continue
@@ -308,8 +312,7 @@ def measure(case: Case, peers: dict[str, Callable[..., int]], times: int) -> Row
         why = explain(result, found.macs)
         if why:
             row.remarks.append(f"{name}: {why}")
-    after, _ = timed(lambda: trace(model, *case.args, **case.kwargs), 3 * times)
-    row.ours.time_ms = (before + after) / 2
+    row.ours.time_ms = statistics.median(taken)
     return row
 
 

@@ -19,7 +19,7 @@ _PROPERTIES: Final = (
 _METHODS: Final = (
     "size", "dim", "numel", "nelement", "stride", "is_contiguous", "is_floating_point",
     "is_complex", "element_size", "storage_offset", "ndimension", "__len__", "is_same_size",
-    "requires_grad_", "has_names", "is_set_to", "result_type", "can_cast", "is_tensor",
+    "has_names", "is_set_to", "result_type", "can_cast", "is_tensor",
     "is_inference", "is_conj", "is_neg", "promote_types", "is_pinned", "is_shared",
     "_is_view", "is_signed", "register_hook", "retain_grad", "__hash__", "__repr__", "dim_order",
     "untyped_storage", "storage", "data_ptr", "is_nonzero_", "__dir__", "broadcast_shapes",
@@ -29,8 +29,10 @@ for _name in _PROPERTIES:
     method(_name, Entry("plain", _name))
 for _name in _METHODS:
     enter(Entry("plain", _name), _name)
-for _name in ("requires_grad", "grad"):
-    TABLE[getattr(torch.Tensor, _name).__set__] = Entry("plain", _name)
+#: Assigned, and taken back after the trace.
+for _name in ("requires_grad", "grad", "data"):
+    TABLE[getattr(torch.Tensor, _name).__set__] = Entry("assign", _name)
+enter(Entry("assign", "requires_grad"), "requires_grad_")
 
 #: Where a tensor lives: answered as if it were on the device of the example inputs.
 for _name in ("device", "is_cuda", "is_cpu", "is_meta", "is_xpu", "is_mps"):

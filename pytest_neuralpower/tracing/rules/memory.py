@@ -282,9 +282,11 @@ def pad(
         if shape[-1 - axis] < 0:
             raise NoRule
     if not any(pad):
-        # Padding by nothing still copies.
-        pad = (0, 0)
-    output = _format(recorder, input, tuple(shape), input.dtype)
+        output = recorder.like(input)  # padding by nothing still copies
+    elif max(pad) <= 0:
+        raise NoRule  # a crop copies its view, whose layout decides
+    else:
+        output = _format(recorder, input, tuple(shape), input.dtype)
     recorder.record(
         "memory", "pad", (input,), (output,), mode=mode if isinstance(mode, str) else "constant",
         padding=pad,

@@ -84,7 +84,8 @@ def _plan(
         overhangs = ceil_mode and spare % stride[axis] > 0
         if overhangs and (steps + 1) * stride[axis] < size + padding[axis]:
             steps += 1
-        if steps < 0 or 2 * padding[axis] > kernel[axis]:
+        # Under the ceiling a window wider than its input fits some kernels and not others.
+        if spare < 0 or 2 * padding[axis] > kernel[axis]:
             raise NoRule
         out[axis - dims] = steps + 1
     params: tuple[tuple[str, Any], ...] = (

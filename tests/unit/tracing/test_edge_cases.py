@@ -857,3 +857,28 @@ def test_module_that_runs_unseen_code_is_noted() -> None:
     with warnings.catch_warnings():
         result = trace(nn.Sequential(Extension()), torch.randn(2, 4))
     assert any("'0' (Extension) ran, but none of its parameters" in note for note in result.notes)
+
+
+def test_conversion_that_changes_nothing_keeps_a_weight_a_weight() -> None:
+    class Converts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.scale.to(x.dtype).contiguous()
+
+    (layer,) = trace(Converts(), torch.randn(2, 4))
+    assert layer.weights == (((4,), "float32"),)
+    assert layer.inputs == (((2, 4), "float32"),)
+
+
+def test_result_written_into_a_given_tensor_is_that_tensor() -> None:
+    def forward(_self: Any, x: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros(2, 4)
+        torch.add(x, x, out=out)
+        return out * 2 if out.sum() > 0 else out  # unknown by then: only a real forward can tell
+
+    result = trace(Wrap(forward), torch.ones(2, 4))
+    assert result.route == "forward"
+    assert ops(result)[-1] == "mul"

@@ -15,7 +15,7 @@ PYTORCHCV = (
     "resnext50_32x4d", "seresnet18", "densenet121", "squeezenet_v1_1", "mobilenet_w1",
     "mobilenetv2_w1", "mobilenetv3_large_w1", "efficientnet_b0", "shufflenetv2_w1",
     "shufflenet_g3_w1", "mnasnet_b1", "ghostnet", "sepreresnet18", "igcv3_w1", "darknet53",
-    "densenet40_k12_cifar10", "pyramidnet110_a48_cifar10", "nin_cifar10", "dla34",
+    "densenet40_k12_cifar10", "resnet20_cifar10", "nin_cifar10", "dla34",
     "hrnet_w18_small_v1", "bagnet17", "seresnext50_32x4d", "menet108_8x1_g3", "fdmobilenet_w1",
     "vovnet27s", "proxylessnas_cpu", "spnasnet", "diapreresnet20_cifar10",
 )  # fmt: skip

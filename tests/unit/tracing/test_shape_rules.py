@@ -16,7 +16,7 @@ from pytest_neuralpower.tracing.recorder import Recorder
 from pytest_neuralpower.tracing.rules import TABLE
 
 small = settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
@@ -293,8 +293,10 @@ def pools(draw: Any) -> tuple[Any, ...]:
 def test_pooling(case: tuple[Any, ...]) -> None:
     dims, x, kernel, stride, padding, ceil = case
     # The real kernels: those on meta keep channels_last for some dimensions only.
-    check(getattr(F, f"avg_pool{dims}d"), x, kernel, stride, padding, ceil, device="cpu")
-    check(getattr(torch, f"max_pool{dims}d"), x, kernel, stride, padding, 1, ceil, device="cpu")
+    # A window wider than its input is left to a fallback: kernels differ.
+    average, maximum = getattr(F, f"avg_pool{dims}d"), getattr(torch, f"max_pool{dims}d")
+    check(average, x, kernel, stride, padding, ceil, device="cpu", refused=False)
+    check(maximum, x, kernel, stride, padding, 1, ceil, device="cpu", refused=False)
 
 
 @small

@@ -150,6 +150,32 @@ def test_gradients_of_an_earlier_backward_stay() -> None:
     assert torch.equal(gradient, values)
 
 
+def test_parameters_replaced_by_forward_come_back() -> None:
+    class Replaces(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            weight = self.fc.weight
+            weight.requires_grad = False
+            weight.data = weight.data * 2
+            weight.view(-1).zero_()
+            weight.grad = torch.ones(4, 4)
+            self.fc.bias.requires_grad_(False)
+            return self.fc(x)
+
+    model = Replaces()
+    weight, pointer = model.fc.weight.clone(), model.fc.weight.data_ptr()
+    for inputs in (torch.randn(2, 4), torch.zeros(2, 4)):
+        trace(model, inputs)
+        assert torch.equal(model.fc.weight, weight)
+        assert model.fc.weight.data_ptr() == pointer
+        assert model.fc.weight.requires_grad
+        assert model.fc.bias.requires_grad
+        assert model.fc.weight.grad is None
+
+
 def test_module_call_is_the_original_again() -> None:
     original = nn.Module._call_impl
     call = nn.Module.__call__
