@@ -49,6 +49,20 @@ RANGE_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 _DEFAULT_RANGE: Final = ("bytes_moved",)
 
+#: Columns that trees may split on: the sizes that decide how a kernel runs. Of layers that only
+#: stream their tensors that is how much there is of them.
+SIZE_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
+    "conv": (
+        *("batch", "cin", "h", "cout", "oh", "kernel_area", "stride", "groups", "m", "n", "k"),
+    ),
+    "conv.depthwise": ("batch", "groups", "oh", "ow", "kernel_area", "stride", "m"),
+    "conv.transposed": ("batch", "cin", "h", "cout", "oh", "kernel_area", "stride", "m", "n", "k"),
+    "linear": ("m", "n", "k"),
+    "matmul": ("groups", "m", "n", "k"),
+    "pool": ("batch", "channels", "h", "oh", "ow", "kernel_area"),
+}
+_DEFAULT_SIZES: Final = ("flops", "bytes_in", "bytes_out", "bytes_weight")
+
 
 def family(layer: Layer) -> str:
     """The layer's family: its kind, or ``conv.depthwise``, ``conv.transposed``, or ``linear`` for
@@ -71,6 +85,11 @@ def family(layer: Layer) -> str:
 def range_columns(family_name: str) -> tuple[str, ...]:
     """Names of the columns whose calibrated range is checked for this family."""
     return RANGE_COLUMNS.get(family_name, _DEFAULT_RANGE)
+
+
+def size_columns(family_name: str) -> tuple[str, ...]:
+    """Names of the columns that trees may split on."""
+    return SIZE_COLUMNS.get(family_name, _DEFAULT_SIZES)
 
 
 def columns(family_name: str, layers: Sequence[Layer]) -> dict[str, FloatArray]:

@@ -1,13 +1,22 @@
-"""Designs: which estimators compete for a family, and the physical terms they may use."""
+"""Designs: which estimators compete for a family, and what they may look at."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from pytest_neuralpower.estimators import Estimator, NeuralPower, Physical, Shares
+from pytest_neuralpower.estimators import (
+    Boosted,
+    Estimator,
+    NeuralPower,
+    NeuralPowerRelative,
+    Physical,
+    Shares,
+    Tree,
+)
 from pytest_neuralpower.estimators.neuralpower import SIZES
 from pytest_neuralpower.estimators.regimes import Regime
+from pytest_neuralpower.features import GEMM_FAMILIES, range_columns, size_columns
 
 Makers = dict[str, Callable[[], Estimator]]
 
@@ -30,43 +39,114 @@ DEFAULT_REGIMES: Final[Mapping[str, list[dict[str, Any]]]] = {
 }
 
 
+#: What the leaves of a tree run over: operations, memory and parameters (FastDeepIoT, section 4).
+TREE_TERMS: Final = ("launch", "flops", "bytes_io", "bytes_workspace", "bytes_weight")
+
+#: The same per unit of time, for power.
+TREE_POWER_TERMS: Final = ("launch", "flop_rate", "io_rate", "weight_rate")
+
+#: What tells how well matrix products fill vectors, tiles and waves.
+_FILLS: Final = (
+    *("align(k, 64)", "align(n, 64)"),
+    *("fill(m, 128)", "fill(m, 64)", "fill(n, 128)", "fill(n, 64)"),
+)
+
+
 def runtime_makers(family: str, design: Mapping[str, Any], hardware: Mapping[str, float]) -> Makers:
-    """Candidates for a family's runtime.
+    """Candidates for a family's runtime, the simplest first.
 
     Parameters
     ----------
+    family
+        The family of layers.
     design
-        ``regimes`` and ``rescale`` of the physical estimator, where not the defaults.
+        ``regimes`` and ``rescale`` of the physical estimator and ``tree_terms`` of the tree's
+        leaves, where not the defaults.
     hardware
         ``peak_gflops``, ``bandwidth_gbs`` and, for tile terms, ``multiprocessors``.
     """
-    regimes = [
-        Regime.from_json({"when": [], **regime})
-        for regime in design.get("regimes") or DEFAULT_REGIMES.get(family, [_STREAM])
-    ]
-    makers: Makers = {
-        "physical": lambda: Physical(
-            regimes,
-            multiprocessors=int(hardware.get("multiprocessors", 1)),
-            peak_gflops=float(hardware["peak_gflops"]),
-            bandwidth_gbs=float(hardware["bandwidth_gbs"]),
-            rescale=bool(design.get("rescale", True)),
-        )
-    }
-    if family in SIZES:
-        makers["neuralpower"] = lambda: NeuralPower(family)
-    return makers
+    return _work_makers("runtime", family, design, hardware)
+
+
+def energy_makers(family: str, design: Mapping[str, Any], hardware: Mapping[str, float]) -> Makers:
+    """Candidates for a family's energy (mJ), where rows have it measured: as for its runtime, for
+    both grow with what a layer does.
+
+    Parameters are those of :func:`runtime_makers`.
+    """
+    return _work_makers("energy", family, design, hardware)
 
 
 def power_makers(family: str, hardware: Mapping[str, float]) -> Makers:
-    """Candidates for a family's power, where its rows have one."""
-    makers: Makers = {
-        "shares": lambda: Shares(
+    """Candidates for a family's power, where its rows have one, the simplest first.
+
+    All but ``neuralpower`` need the column ``runtime_ms``.
+    """
+
+    def shares() -> Shares:
+        return Shares(
             peak_gflops=float(hardware["peak_gflops"]),
             bandwidth_gbs=float(hardware["bandwidth_gbs"]),
             limit_w=hardware.get("limit_w"),
         )
+
+    rates = ("runtime_ms", "flops/runtime_ms", "bytes_moved/runtime_ms")
+    makers: Makers = {
+        "shares": shares,
+        **_paper_makers(family, "power"),
+        "tree": lambda: Tree((*size_columns(family), "runtime_ms"), TREE_POWER_TERMS),
+        "boosted": lambda: Boosted(
+            shares(), (*_inputs(family, hardware), *rates), range_columns(family)
+        ),
     }
-    if family in SIZES:
-        makers["neuralpower"] = lambda: NeuralPower(family, "power")
     return makers
+
+
+def _work_makers(
+    quantity: str, family: str, design: Mapping[str, Any], hardware: Mapping[str, float]
+) -> Makers:
+    regimes = [
+        Regime.from_json({"when": [], **regime})
+        for regime in design.get("regimes") or DEFAULT_REGIMES.get(family, [_STREAM])
+    ]
+    multiprocessors = int(hardware.get("multiprocessors", 1))
+
+    def physical() -> Physical:
+        return Physical(
+            regimes,
+            multiprocessors=multiprocessors,
+            peak_gflops=float(hardware["peak_gflops"]),
+            bandwidth_gbs=float(hardware["bandwidth_gbs"]),
+            rescale=bool(design.get("rescale", True)),
+        )
+
+    return {
+        "physical": physical,
+        **_paper_makers(family, quantity),
+        "tree": lambda: Tree(
+            size_columns(family),
+            design.get("tree_terms", TREE_TERMS),
+            multiprocessors=multiprocessors,
+        ),
+        "boosted": lambda: Boosted(physical(), _inputs(family, hardware), range_columns(family)),
+    }
+
+
+def _paper_makers(family: str, quantity: str) -> Makers:
+    if family not in SIZES:
+        return {}
+    return {
+        "neuralpower": lambda: NeuralPower(family, quantity),
+        "neuralpower-relative": lambda: NeuralPowerRelative(family, quantity),
+    }
+
+
+def _inputs(family: str, hardware: Mapping[str, float]) -> tuple[str, ...]:
+    """What the boosted residual looks at."""
+    sizes = dict.fromkeys((*size_columns(family), "flops", "bytes_moved", "flops/bytes_moved"))
+    if family not in GEMM_FAMILIES:
+        return tuple(sizes)
+    at_once = int(hardware.get("multiprocessors", 1))
+    # Without waves, on a processor of few cores, their fill says nothing.
+    waves = [f"wave_fill({tile}, {at_once})" for tile in ("128x128", "128x64")]
+    return (*sizes, *_FILLS, *(waves if at_once > 1 else ()))

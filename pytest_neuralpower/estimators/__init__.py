@@ -5,15 +5,28 @@ from __future__ import annotations
 from typing import Any, Final
 
 from pytest_neuralpower.estimators.base import Estimator
+from pytest_neuralpower.estimators.boosted import Boosted
 from pytest_neuralpower.estimators.neuralpower import NeuralPower
+from pytest_neuralpower.estimators.neuralpower_relative import NeuralPowerRelative
 from pytest_neuralpower.estimators.physical import Physical
 from pytest_neuralpower.estimators.shares import Shares
+from pytest_neuralpower.estimators.tree import Tree
 
-__all__ = ["ESTIMATORS", "Estimator", "NeuralPower", "Physical", "Shares", "from_json"]
+__all__ = [
+    "ESTIMATORS",
+    "Boosted",
+    "Estimator",
+    "NeuralPower",
+    "NeuralPowerRelative",
+    "Physical",
+    "Shares",
+    "Tree",
+    "from_json",
+]
 
 #: Every estimator by the name it carries in platform files.
 ESTIMATORS: Final[dict[str, type[Estimator]]] = {
-    each.name: each for each in (NeuralPower, Physical, Shares)
+    each.name: each for each in (NeuralPower, NeuralPowerRelative, Physical, Shares, Tree, Boosted)
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -11,6 +11,8 @@ import numpy as np
 from pytest_neuralpower.errors import FitError, MissingExtraError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pytest_neuralpower.features import Columns, FloatArray
 
 #: Line numbers named in one message; the rest are counted.
@@ -18,7 +20,7 @@ _NAMED_LINES = 5
 
 
 class Estimator(ABC):
-    """Predicts one quantity (runtime in ms, power in W) of one family of layers.
+    """Predicts one quantity (runtime in ms, power in W, energy in mJ) of one family of layers.
 
     Constructor arguments are hyper-parameters; attributes that end in ``_`` exist once it is
     fitted. Fitting may need the extra ``calibrate``; predicting needs numpy only.
@@ -27,8 +29,17 @@ class Estimator(ABC):
     #: Name in recipes, platform files and reports.
     name: ClassVar[str]
 
+    #: Columns in which predictions never fall: a layer that has more of one of them, all other
+    #: columns as they were and within one :meth:`part`, is never predicted less.
+    never_falls_in: ClassVar[tuple[str, ...]] = ()
+
     def fit(
-        self, columns: Columns, target: FloatArray, *, lines: Sequence[int] | None = None
+        self,
+        columns: Columns,
+        target: FloatArray,
+        *,
+        lines: Sequence[int] | None = None,
+        groups: Sequence[Hashable] | None = None,
     ) -> Self:
         """Fit to measured rows.
 
@@ -40,6 +51,9 @@ class Estimator(ABC):
             Measured values, shape ``(rows,)``, in the quantity's unit.
         lines
             Line of each row in its file, for messages; row numbers from 1 by default.
+        groups
+            Rows that must stay together where hyper-parameters are chosen by cross-validation:
+            the layer's shape. Each row is its own group by default.
 
         Raises
         ------
@@ -49,9 +63,16 @@ class Estimator(ABC):
             The extra ``calibrate`` is not installed.
         """
         refuse_bad_rows(columns, target, lines)
-        self._fit(columns, np.asarray(target, dtype=np.float64))
+        target = np.asarray(target, dtype=np.float64)
+        self._tune(columns, target, range(len(target)) if groups is None else groups)
+        self._fit(columns, target)
         refuse_constant(self, columns, target)
         return self
+
+    def _tune(  # noqa: B027 - most estimators have nothing to choose
+        self, columns: Columns, target: FloatArray, groups: Sequence[Hashable]
+    ) -> None:
+        """Choose hyper-parameters by grouped cross-validation, where there are any to choose."""
 
     @abstractmethod
     def _fit(self, columns: Columns, target: FloatArray) -> None:
@@ -60,6 +81,10 @@ class Estimator(ABC):
     @abstractmethod
     def predict(self, columns: Columns) -> FloatArray:
         """Predicted values, shape ``(rows,)``."""
+
+    def part(self, columns: Columns) -> NDArray[np.intp]:
+        """Which part of the estimator (regime, leaf) predicts each row, shape ``(rows,)``."""
+        return np.zeros(len(columns["flops"]), dtype=np.intp)
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:

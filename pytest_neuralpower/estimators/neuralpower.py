@@ -62,7 +62,8 @@ def regressors(family: str, quantity: str, columns: Columns) -> dict[str, FloatA
     family
         ``conv``, ``linear`` or ``pool``.
     quantity
-        ``runtime`` or ``power``.
+        ``runtime``, ``power``, or ``energy``, which the authors do not model and which gets the
+        regressors of runtime.
     columns
         What :func:`pytest_neuralpower.features.columns` made of the layers.
 
@@ -76,13 +77,13 @@ def regressors(family: str, quantity: str, columns: Columns) -> dict[str, FloatA
     sizes = [(name, base[name]) for name in SIZES[family]]
     if quantity == "power":
         sizes += [(f"log2({name})", np.log2(values)) for name, values in sizes]
-    degree = DEGREE[family] if quantity == "runtime" else 2
+    degree = 2 if quantity == "power" else DEGREE[family]
     products: dict[str, FloatArray] = {}
     for order in range(1, degree + 1):
         for places in combinations_with_replacement(range(len(sizes)), order):
             label = "*".join(f"{sizes[place][0]}.{place}" for place in places)
             products[label] = np.prod([sizes[place][1] for place in places], axis=0)
-    if family != "linear" or quantity == "runtime":  # power of a fully connected layer has none
+    if family != "linear" or quantity != "power":  # power of a fully connected layer has none
         for number, names in enumerate(SPECIAL[family], start=1):
             products[f"special{number}:{'*'.join(names)}"] = np.prod(
                 [base[name] for name in names], axis=0
@@ -98,7 +99,7 @@ class NeuralPower(Estimator):
     family
         ``conv``, ``linear`` or ``pool``: the paper models no other layer.
     quantity
-        ``runtime`` (floored at 0.105 ms as the authors' predictor does) or ``power``.
+        ``runtime`` (floored at 0.105 ms as the authors' predictor does), ``power`` or ``energy``.
 
     Attributes
     ----------
@@ -146,11 +147,15 @@ class NeuralPower(Estimator):
         }
 
     def predict(self, columns: Columns) -> FloatArray:
+        total = self._line(columns)
+        return np.maximum(total, FLOOR_MS) if self.quantity == "runtime" else total
+
+    def _line(self, columns: Columns) -> FloatArray:
         terms = regressors(self.family, self.quantity, columns)
         total = np.full(len(columns["flops"]), self.intercept_)
         for name, weight in self.coefficients_.items():
             total += weight * terms[name]
-        return np.maximum(total, FLOOR_MS) if self.quantity == "runtime" else total
+        return total
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -37,7 +37,23 @@ class Condition:
         return _COMPARE[self.op](columns[self.column], self.value)
 
     def __str__(self) -> str:
-        return f"{self.column} {self.op} {self.value:g}"
+        if self.op == "%":
+            return f"{self.column} is a multiple of {self.value:g}"
+        return f"{self.column} {self.op} {self.value:.10g}"
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> Condition:
+        """The condition ``[column, op, value]``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is none, or there is no such comparison.
+        """
+        column, op, value = data
+        if op not in _COMPARE:
+            raise ValueError(f"unknown comparison {op!r}")
+        return cls(str(column), str(op), float(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +89,10 @@ class Regime:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Regime:
-        conditions = tuple(
-            Condition(str(column), str(op), float(value)) for column, op, value in data["when"]
-        )
-        for condition in conditions:
-            if condition.op not in _COMPARE:
-                raise ValueError(f"unknown comparison {condition.op!r} in regime {data['name']!r}")
+        try:
+            conditions = tuple(Condition.from_json(each) for each in data["when"])
+        except ValueError as error:
+            raise ValueError(f"{error} in regime {data['name']!r}") from None
         terms = tuple(str(term) for term in data["terms"])
         for term in terms:
             if not is_term(term):

@@ -44,7 +44,15 @@ _PLAIN: Final[dict[str, Callable[[Columns], FloatArray]]] = {
     "bytes_out": lambda columns: columns["bytes_out"] * _MEGA,
     "bytes_weight": lambda columns: columns["bytes_weight"] * _MEGA,
     "bytes_moved": lambda columns: columns["bytes_moved"] * _MEGA,
+    # Inputs and outputs, without parameters, MB.
+    "bytes_io": lambda columns: (columns["bytes_in"] + columns["bytes_out"]) * _MEGA,
     "bytes_workspace": lambda columns: columns["bytes_workspace"] * _MEGA,
+    # What was done per unit of time, for power: TFLOP/s and GB/s. Need the column runtime_ms.
+    "flop_rate": lambda columns: columns["flops"] / columns["runtime_ms"] * _GIGA,
+    "io_rate": lambda columns: (
+        (columns["bytes_in"] + columns["bytes_out"]) / columns["runtime_ms"] * _MEGA
+    ),
+    "weight_rate": lambda columns: columns["bytes_weight"] / columns["runtime_ms"] * _MEGA,
     # Steps of one multiprocessor through the reduction: nothing hides them in a small product.
     "depth": lambda columns: columns["k"] * 1e-3,
     # A bias added by a kernel of its own reads and writes the output once more, MB.

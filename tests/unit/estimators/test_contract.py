@@ -14,10 +14,13 @@ from pytest_neuralpower.calibrate.rows import conv_layer
 from pytest_neuralpower.errors import FitError, MissingExtraError
 from pytest_neuralpower.estimators import (
     ESTIMATORS,
+    Boosted,
     Estimator,
     NeuralPower,
+    NeuralPowerRelative,
     Physical,
     Shares,
+    Tree,
     from_json,
 )
 from pytest_neuralpower.estimators.regimes import Regime
@@ -25,17 +28,35 @@ from pytest_neuralpower.features import columns
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0}
 
+SIZES = ("batch", "cin", "cout", "oh", "kernel_area")
+
+
+def physical() -> Physical:
+    return Physical([Regime("all", ("launch", "flops", "bytes_out"))], **HARDWARE)
+
+
+def shares() -> Shares:
+    return Shares(**HARDWARE, limit_w=250.0)
+
+
 MAKERS: dict[str, Callable[[], Estimator]] = {
     "neuralpower": lambda: NeuralPower("conv"),
     "neuralpower, power": lambda: NeuralPower("conv", "power"),
-    "physical": lambda: Physical([Regime("all", ("launch", "flops", "bytes_out"))], **HARDWARE),
-    "shares": lambda: Shares(**HARDWARE, limit_w=250.0),
+    "neuralpower-relative": lambda: NeuralPowerRelative("conv"),
+    "neuralpower-relative, power": lambda: NeuralPowerRelative("conv", "power"),
+    "neuralpower-relative, energy": lambda: NeuralPowerRelative("conv", "energy"),
+    "physical": physical,
+    "shares, power": shares,
+    "tree": lambda: Tree(SIZES, ("launch", "flops", "bytes_io", "bytes_weight")),
+    "tree, power": lambda: Tree(SIZES, ("launch", "flop_rate", "io_rate", "weight_rate")),
+    "boosted": lambda: Boosted(physical(), (*SIZES, "flops/bytes_moved", "fill(n, 64)"), ("m",)),
+    "boosted, power": lambda: Boosted(shares(), (*SIZES, "flops/runtime_ms"), ("m",)),
 }
 #: Quantities that must never be negative, however far a layer is from the calibration.
-NEVER_NEGATIVE = ("neuralpower", "physical", "shares")
+NEVER_NEGATIVE = [each for each in MAKERS if each != "neuralpower, power"]
 
 
-COUNT = 36
+COUNT = 90
 
 
 def rows(count: int = COUNT, seed: int = 0) -> tuple[dict[str, Any], Any]:
@@ -60,7 +81,7 @@ def rows(count: int = COUNT, seed: int = 0) -> tuple[dict[str, Any], Any]:
 
 
 def target_of(name: str, found: dict[str, Any]) -> Any:
-    if name in ("shares", "neuralpower, power"):
+    if name.endswith("power") and name != "neuralpower":
         return 60 + 80 * found["flops"] / (found["runtime_ms"] * 1e9)
     return found["runtime_ms"]
 
@@ -134,7 +155,7 @@ def test_bad_rows_are_refused_with_their_lines(name: str, bad: float) -> None:
 
 def test_many_bad_rows_are_counted(name: str) -> None:
     found, _ = rows()
-    with pytest.raises(FitError, match=r"at line 1, 2, 3, 4, 5 and 31 more"):
+    with pytest.raises(FitError, match=r"at line 1, 2, 3, 4, 5 and 85 more"):
         MAKERS[name]().fit(found, np.zeros(COUNT))
 
 

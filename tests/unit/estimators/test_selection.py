@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from pytest_neuralpower.errors import FitError
 from pytest_neuralpower.estimators import Estimator
-from pytest_neuralpower.estimators.selection import Score, grouped_folds, held_out, select
+from pytest_neuralpower.estimators.folds import grouped_folds
+from pytest_neuralpower.estimators.selection import Score, held_out, select
 
 if TYPE_CHECKING:
     from pytest_neuralpower.features import Columns, FloatArray
@@ -117,5 +118,12 @@ def test_too_few_shapes_to_hold_any_out_are_refused(groups: list[int]) -> None:
 def test_scores_are_percentages_of_the_measured_value() -> None:
     score = Score.of(np.array([1.05, 0.8, 3.0]), np.array([1.0, 1.0, 3.0]))
     assert score == Score(
-        mape=8.33, median_ape=5.0, rmspe=11.9, bias=-5.0, total=-3.0, within_10=66.67
+        mape=8.33,
+        median_ape=5.0,
+        rmspe=11.9,
+        bias=-5.0,
+        total=-3.0,
+        within_5=33.33,
+        within_10=66.67,
+        within_20=100.0,
     )
