@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,6 +46,12 @@ Arguments = Annotated[
 ]
 Platform = Annotated[
     str, typer.Option("--platform", "-p", metavar="NAME|PATH", help="see `neuralpower platforms`")
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="NEURALPOWER_DATA", metavar="DIR", help="folder of public tables, if it uses any"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Csv = Annotated[bool, typer.Option("--csv", help="print CSV, one row a layer")]
@@ -174,22 +180,61 @@ def fit(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="platform file to write [NAME.json]")
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="NEURALPOWER_DATA", metavar="DIR", help="folder of public tables, if it uses any"
-        ),
-    ] = None,
+    data: Data = None,
 ) -> None:
-    """Fit a platform from measured rows: choose each estimator by held-out configurations."""
-    from pytest_neuralpower.calibrate.fit import fit_directory  # noqa: PLC0415 - imports numpy
+    """Fit a platform from measured rows: choose each estimator by held-out configurations.
+
+    Writes the platform file, and its card beside the recipe.
+    """
+    from pytest_neuralpower.calibrate.fit import fit_command  # noqa: PLC0415 - imports numpy
     from pytest_neuralpower.reports.platforms import platforms_text  # noqa: PLC0415
 
-    fitted = fit_directory(directory, data_root=data)
-    path = out or Path(f"{fitted.name}.json")
-    saved = fitted.save(path)
+    path, saved = fit_command(directory, out, data_root=data)
     typer.echo(platforms_text([saved.summary()]))
     typer.echo(f"wrote {path}: use it with pytest --np-platform={path}")
+    typer.echo(f"wrote {directory / 'README.md'}: its card")
+
+
+@app.command(epilog=_example("accuracy titanx --data ../data --html accuracy.html"))
+def accuracy(
+    platform: Annotated[
+        str,
+        typer.Argument(
+            metavar="PLATFORM", help="name of a folder in calibration/, or a calibration folder"
+        ),
+    ],
+    profile: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="judge these measured rows, not the recipe's"),
+    ] = None,
+    networks: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="judge these measured networks, not the recipe's"),
+    ] = None,
+    data: Data = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="plot predicted against measured (html)")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Refit PLATFORM with held-out groups, and print how wrong it is beside baselines."""
+    from pytest_neuralpower.calibrate.accuracy import (  # noqa: PLC0415 - imports numpy
+        find_calibration,
+        measure,
+        points,
+    )
+    from pytest_neuralpower.reports.accuracy import accuracy_text  # noqa: PLC0415
+
+    fitted = measure(find_calibration(platform), data_root=data, profile=profile, networks=networks)
+    name = fitted.platform.name
+    if html is not None:
+        from pytest_neuralpower.reports.charts import accuracy_figure, write_page  # noqa: PLC0415
+
+        write_page(accuracy_figure(list(points(fitted)), platform=name), html)
+    if as_json:
+        _print_json(dict(fitted.platform.accuracy))
+    else:
+        typer.echo(accuracy_text(name, fitted.platform.accuracy))
 
 
 def _trace(target: str, inputs: list[str], arguments: list[str] | None) -> Trace:
@@ -239,12 +284,15 @@ def _prediction_row(item: LayerPrediction) -> dict[str, Any]:
         "energy_mj": item.energy_mj,
         "estimator": item.estimator,
         "flags": list(item.flags),
+        "runtime_interval_ms": item.runtime_interval_ms and list(item.runtime_interval_ms),
+        "energy_interval_mj": item.energy_interval_mj and list(item.energy_interval_mj),
     }
 
 
 def prediction_record(prediction: Prediction) -> dict[str, Any]:
     """The whole prediction in JSON types."""
-    record = asdict(prediction)
+    record = asdict(replace(prediction, errors=None))
+    del record["errors"]
     record["layers"] = [_prediction_row(layer) for layer in prediction.layers]
     for total in ("energy_mj", "runtime_ms", "power_w"):
         record[total] = getattr(prediction, total)

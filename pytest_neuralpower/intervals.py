@@ -320,8 +320,8 @@ def _spread_of_sum(
     family = np.concatenate([at[each.family] for at, each in zip(place, errors, strict=True)])
     # Layers of one family and equal predicted runtime are one configuration: telling them apart by
     # their shapes would cost more, and taking two for one is on the safe side.
-    _, same = np.unique(np.stack([family, key]), axis=1, return_inverse=True)
-    same = same.reshape(-1)
+    _, same = np.unique(key, return_inverse=True)
+    same = same * len(names) + family
     down = up = 0.0
     for parts in zip(*(each._parts[quantity] for each in errors), strict=True):
         distance = np.concatenate([part.distance for part in parts])

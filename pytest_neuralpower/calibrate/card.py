@@ -6,6 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
+from pytest_neuralpower.reports.accuracy import (
+    intervals_table,
+    layers_table,
+    networks_line,
+    networks_table,
+    percent,
+    power_table,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -29,13 +38,14 @@ def card_text(platform: Platform) -> str:
         f"{platform.device}, {platform.dtype}. {platform.mode}.",
         f"Tiers: {tiers}. Content hash `{platform.sha256[:16]}`.",
         "## Layers, held out by shape",
-        _held_out(platform.accuracy["runtime"]),
-        "Errors are of runtime, relative to the measured one. All batch sizes of a shape are held "
+        layers_table(platform.accuracy, "github"),
+        "Errors are relative to the measured one. All batch sizes of a shape are held "
         "out together. Other kinds of layer are priced by their traffic at "
         f"{platform.fallback.bandwidth_gbs:g} GB/s, or their operations at "
         f"{platform.fallback.gflops:g} GFLOP/s, and flagged.",
-        *_networks(platform.accuracy.get("networks")),
-        *_power(platform.accuracy.get("power")),
+        *_intervals(platform.accuracy),
+        *_networks(platform.accuracy),
+        *_power(platform.accuracy),
         "## Calibrated ranges",
         _ranges(platform),
         "A layer outside is flagged as extrapolated.",
@@ -46,66 +56,41 @@ def card_text(platform: Platform) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _table(rows: list[list[Any]], headers: list[str]) -> str:
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
-
-
-def _percent(value: float) -> str:
-    return f"{value:.1f}%"
-
-
-def _held_out(found: Mapping[str, Any]) -> str:
-    rows = []
-    for name, each in found.items():
-        for candidate, score in each["held_out"].items():
-            chosen = "yes" if candidate == each["chosen"] else ""
-            size = [str(each["rows"]), str(each["groups"])]
-            if "refused" in score:
-                rows.append([name, candidate, chosen, *size, "refused", "", "", ""])
-                continue
-            figures = [score[key] for key in ("mape", "median_ape", "rmspe", "bias")]
-            rows.append([name, candidate, chosen, *size, *map(_percent, figures)])
-    headers = ["family", "estimator", "chosen", "rows", "shapes"]
-    return _table(rows, [*headers, "MAPE", "median", "RMSPE", "bias"])
-
-
-def _networks(found: Mapping[str, Any] | None) -> list[str]:
-    if not found:
+def _intervals(accuracy: Mapping[str, Any]) -> list[str]:
+    table = intervals_table(accuracy, "github")
+    if not table:
         return []
-    rows = []
-    for name, each in found["networks"].items():
-        error = each["predicted_ms"] / each["measured_ms"] - 1
-        row = [name, f"{each['measured_ms']:.2f}", f"{each['predicted_ms']:.2f}", f"{error:+.1%}"]
-        if "measured_j" in each:
-            error = each["predicted_j"] / each["measured_j"] - 1
-            row += [f"{each['measured_j']:.2f}", f"{each['predicted_j']:.2f}", f"{error:+.1%}"]
-        rows.append(row)
-    headers = ["network", "measured ms", "predicted ms", "off", "measured J", "predicted J", "off"]
-    text = f"Runtime RMSPE {_percent(found['runtime']['rmspe'])}"
-    if "energy" in found:
-        text += f", energy RMSPE {_percent(found['energy']['rmspe'])}"
-    text += (
-        ". Paleo's runtime RMSPE on the same networks is 28%, NeuralPower's in sample 11.8%. No "
-        "network's runtime was fitted."
+    text = (
+        f"Intervals are made to hold {accuracy['intervals']['coverage']:.0%} of the values. What "
+        "they hold is counted on shapes (each once) and rows that neither the estimator nor the "
+        "interval saw; on networks, with each network left out in turn."
     )
-    return ["## Whole networks", _table(rows, headers[: len(rows[0])]), text]
+    return ["## Intervals", table, text]
 
 
-def _power(found: Mapping[str, Any] | None) -> list[str]:
-    if not found:
+def _networks(accuracy: Mapping[str, Any]) -> list[str]:
+    table = networks_table(accuracy, "github")
+    if not table:
         return []
-    rows = [
-        [name, *(f"{each[key]:.1f}" for key in ("measured_w", "held_out_w", "fitted_w"))]
-        for name, each in found["networks"].items()
-    ]
+    text = (
+        f"{_sentence(networks_line(accuracy))}. Paleo's runtime RMSPE on the same networks is 28%, "
+        "NeuralPower's in sample 11.8%. No network's runtime was fitted."
+    )
+    return ["## Whole networks", table, text]
+
+
+def _power(accuracy: Mapping[str, Any]) -> list[str]:
+    table = power_table(accuracy, "github")
+    if not table:
+        return []
+    found = accuracy["power"]
     text = (
         f"{found['free_parameters']} free parameters, fitted to the networks' mean power. RMSPE "
-        f"with the network left out {_percent(found['leave_one_network_out']['rmspe'])}, fitted "
-        f"{_percent(found['fitted']['rmspe'])}; the mean of the others "
-        f"{_percent(found['mean_of_the_others']['rmspe'])}."
+        f"with the network left out {percent(found['leave_one_network_out']['rmspe'])}, fitted "
+        f"{percent(found['fitted']['rmspe'])}; the mean of the others "
+        f"{percent(found['mean_of_the_others']['rmspe'])}."
     )
-    headers = ["network", "measured W", "left out W", "fitted W"]
-    return ["## Power", _table(rows, headers), text]
+    return ["## Power", table, text]
 
 
 def _ranges(platform: Platform) -> str:
@@ -114,7 +99,8 @@ def _ranges(platform: Platform) -> str:
         for name, model in platform.families.items()
         for column, (low, high) in model.ranges.items()
     ]
-    return _table(rows, ["family", "size", "from", "to"])
+    headers = ["family", "size", "from", "to"]
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
 def _source(source: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,9 +15,11 @@ from pytest_neuralpower.calibrate.network_power import fit_power, judge_networks
 from pytest_neuralpower.calibrate.profile import read_profile
 from pytest_neuralpower.calibrate.readers import READERS
 from pytest_neuralpower.calibrate.recipe import Recipe, read_recipe
+from pytest_neuralpower.calibrate.uncertainty import FamilyFit, with_intervals
 from pytest_neuralpower.errors import FitError, ProfileError
 from pytest_neuralpower.estimators.base import refuse_bad_rows
-from pytest_neuralpower.estimators.selection import Selection, select
+from pytest_neuralpower.estimators.baselines import baseline_makers
+from pytest_neuralpower.estimators.selection import Score, Selection, held_out, select
 from pytest_neuralpower.features import Columns, FloatArray, columns, family
 from pytest_neuralpower.platform import Fallback, FamilyModel, Platform, calibrated_ranges
 
@@ -35,12 +38,27 @@ _SOURCE_FACTS: Final = ("title", "url", "license", "commit", "note")
 def fit_directory(
     directory: Path, *, data_root: Path | None = None, candidates: Collection[str] = ()
 ) -> Platform:
-    """Fit the platform whose recipe is in ``directory``.
+    """The platform of :func:`fit_recipe` for the recipe in ``directory``; raises as that does."""
+    return fit_recipe(read_recipe(directory), data_root=data_root, candidates=candidates).platform
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A platform, and by family the rows and the held-out predictions it was chosen by."""
+
+    platform: Platform
+    families: Mapping[str, FamilyFit]
+
+
+def fit_recipe(
+    recipe: Recipe, *, data_root: Path | None = None, candidates: Collection[str] = ()
+) -> Fitted:
+    """Fit the platform that a recipe describes.
 
     Parameters
     ----------
-    directory
-        ``calibration/<platform>``, with ``recipe.yaml`` and, where the rows are ours, a profile.
+    recipe
+        Of ``calibration/<platform>/recipe.yaml``; where the rows are ours, a profile is beside it.
     data_root
         Folder of the public tables, where the recipe reads any.
     candidates
@@ -55,11 +73,10 @@ def fit_directory(
     MissingExtraError
         The extra ``calibrate`` is not installed.
     """
-    recipe = read_recipe(directory)
     rows: list[Row] = []
     for source in recipe.sources:
         rows += _read_source(recipe, source, data_root)
-    return fit_platform(
+    return fit_rows(
         rows,
         recipe,
         candidates=candidates,
@@ -67,12 +84,16 @@ def fit_directory(
     )
 
 
-def fit_command(directory: Path, out: Path, *, data_root: Path | None = None) -> Platform:
-    """:func:`fit_directory`, then save to ``out`` and write the folder's card; returns what was
-    saved."""
-    saved = fit_directory(directory, data_root=data_root).save(out)
+def fit_command(
+    directory: Path, out: Path | None, *, data_root: Path | None = None
+) -> tuple[Path, Platform]:
+    """:func:`fit_directory`, then save to ``out`` (``NAME.json`` by default) and write the folder's
+    card; returns where the platform was saved, and what was."""
+    fitted = fit_directory(directory, data_root=data_root)
+    path = out or Path(f"{fitted.name}.json")
+    saved = fitted.save(path)
     write_card(saved, directory)
-    return saved
+    return path, saved
 
 
 def _read_source(recipe: Recipe, source: Any, data_root: Path | None) -> Sequence[Row]:
@@ -95,12 +116,19 @@ def _read_source(recipe: Recipe, source: Any, data_root: Path | None) -> Sequenc
 
 
 def fit_platform(
+    rows: Iterable[Row], recipe: Recipe, *, candidates: Collection[str] = ()
+) -> Platform:
+    """The platform of :func:`fit_rows`; raises as that does."""
+    return fit_rows(rows, recipe, candidates=candidates).platform
+
+
+def fit_rows(
     rows: Iterable[Row],
     recipe: Recipe,
     *,
     candidates: Collection[str] = (),
     fit_other: Callable[[Path], Platform] = fit_directory,
-) -> Platform:
+) -> Fitted:
     """Fit every family that the rows have, choosing each estimator by held-out shapes.
 
     ``fit_other`` fits the calibration folder whose power the recipe borrows.
@@ -127,6 +155,7 @@ def fit_platform(
     for name, members in by_family.items():
         _refuse(recipe, name, tables[name], members)
     fallback = _fallback(tables, recipe)
+    fits: dict[str, FamilyFit] = {}
     for name, members in by_family.items():
         values, runtime = tables[name]
         lines = [row.line for row in members]
@@ -148,7 +177,9 @@ def fit_platform(
             power = _fit_family_power(name, members, values, runtime, recipe)
         except FitError as error:
             raise FitError(f"{recipe.name}, {name}: {error}") from None
-        accuracy["runtime"][name] = chosen.accuracy()
+        fits[name] = FamilyFit(members, values, runtime, chosen, power)
+        baselines = _score_baselines(fits[name], recipe)
+        accuracy["runtime"][name] = {**chosen.accuracy(), "baselines": baselines}
         if power is not None:
             estimators["power"] = power.estimator
             accuracy.setdefault("layer_power", {})[name] = power.accuracy()
@@ -167,8 +198,13 @@ def fit_platform(
         provenance=_provenance(recipe),
         accuracy=accuracy,
     )
-    platform = fit_power(platform, recipe, fit_other)
-    return judge_networks(platform, recipe)
+    platform = judge_networks(fit_power(platform, recipe, fit_other), recipe)
+    left_out = {
+        name: _fallback({other: tables[other] for other in tables if other != name}, recipe)
+        for name in tables
+        if len(tables) > 1
+    }
+    return Fitted(with_intervals(platform, recipe, fits, left_out), fits)
 
 
 def _refuse(
@@ -178,6 +214,18 @@ def _refuse(
         refuse_bad_rows(*table, [row.line for row in members])
     except FitError as error:
         raise FitError(f"{recipe.name}, {name}: {error}") from None
+
+
+def _score_baselines(fit: FamilyFit, recipe: Recipe) -> dict[str, Any]:
+    """What FLOPs alone and the roofline score on the same held-out shapes."""
+    scores: dict[str, Any] = {}
+    for name, make in baseline_makers(recipe.hardware).items():
+        try:
+            predicted = held_out(make, fit.columns, fit.runtime_ms, fit.runtime.fold)
+            scores[name] = Score.of(predicted, fit.runtime_ms).to_json()
+        except FitError as error:
+            scores[name] = {"refused": str(error)}
+    return scores
 
 
 def _fit_family_power(

@@ -68,6 +68,7 @@ def fit_power(
     mean = (measured.sum() - measured) / (len(measured) - 1)
     accuracy = {
         "free_parameters": len(model.watts_) - len(model.fixed),
+        "effective_layers": round(float(np.mean([_layers(fitted, trace) for trace in traced])), 2),
         "leave_one_network_out": Score.of(held_out, measured).to_json(),
         "fitted": Score.of(inside, measured).to_json(),
         "mean_of_the_others": Score.of(mean, measured).to_json(),
@@ -147,6 +148,12 @@ def network_power(platform: Platform, trace: Trace) -> float:
     if power is None:
         raise FitError(f"{platform.name} has no power model")
     return power
+
+
+def _layers(platform: Platform, trace: Trace) -> float:
+    """Number of equally long layers over which errors would average out as over these."""
+    time = np.array([layer.runtime_ms for layer in platform.predict(trace).layers])
+    return float(time.sum() ** 2 / (time**2).sum())
 
 
 def _mean_shares(platform: Platform, model: Shares, trace: Trace) -> tuple[float, float]:

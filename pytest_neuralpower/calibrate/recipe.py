@@ -39,6 +39,10 @@ class Recipe:
         How power is known: ``networks`` or ``from``; empty for rows with power, or none.
     networks
         File and name of whole measured networks to judge the platform by.
+    totals
+        What tells how far a call is from the sum of its layers: ``networks`` (the default where
+        there are any; they must have run in this mode), or how the rows were timed: ``alone``
+        (the other default) or ``in place``, inside networks.
     notes
         Sentences for the card: what a reader must know before trusting the platform.
     """
@@ -54,6 +58,7 @@ class Recipe:
     surcharges: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     power: Mapping[str, Any] = field(default_factory=dict)
     networks: str = ""
+    totals: str = ""
     notes: tuple[str, ...] = ()
     folder: Path = Path()
 

@@ -76,7 +76,9 @@ def intervals_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
         [quantity, "whole networks", "", f"{each['inside']} of {each['networks']}", ""]
         for quantity, each in (found.get("networks") or {}).items()
     ]
-    return _table(rows, ["quantity", "family", "within a factor", "holds shapes", "holds rows"], style)
+    return _table(
+        rows, ["quantity", "family", "within a factor", "holds shapes", "holds rows"], style
+    )
 
 
 def _aim(accuracy: Mapping[str, Any]) -> str:

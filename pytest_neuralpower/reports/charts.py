@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_neuralpower.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from pytest_neuralpower.calibrate.accuracy import Point
     from pytest_neuralpower.epr import Ranked
 
 _HEIGHT = 620
@@ -28,6 +29,47 @@ def plotly_graphs() -> Any:
             "charts need plotly, which is not installed: pip install 'pytest-neuralpower[html]'"
         ) from error
     return graphs
+
+
+def accuracy_figure(points: Sequence[Point], *, platform: str) -> Any:
+    """Predicted against measured runtime, both logarithmic; one colour a family of layers."""
+    graphs = plotly_graphs()
+    values = [value for point in points for value in (point.measured, point.predicted)]
+    ends = [min(values), max(values)]
+    figure = graphs.Figure()
+    for off, dash in ((1.0, "solid"), (1.2, "dot"), (1 / 1.2, "dot")):
+        figure.add_scatter(
+            x=ends,
+            y=[off * end for end in ends],
+            mode="lines",
+            line={"color": "grey", "width": 1, "dash": dash},
+            name="as measured" if off == 1.0 else "a factor of 1.2 off",
+            legendgroup=dash,
+            showlegend=off >= 1.0,
+            hoverinfo="skip",
+        )
+    for group in dict.fromkeys(point.group for point in points):
+        members = [point for point in points if point.group == group]
+        networks = group == "networks"
+        figure.add_scatter(
+            x=[point.measured for point in members],
+            y=[point.predicted for point in members],
+            mode="markers",
+            text=[point.text for point in members],
+            customdata=[100 * (point.predicted / point.measured - 1) for point in members],
+            marker={"size": 12, "symbol": "diamond"} if networks else {"size": 6, "opacity": 0.7},
+            hovertemplate="%{text}<br>measured %{x:.4g} ms, predicted %{y:.4g} ms, "
+            "%{customdata:+.1f}%<extra></extra>",
+            name=f"{group} ({len(members)})",
+        )
+    figure.update_layout(
+        title=f"Runtime on {platform}: what was predicted of held-out shapes, and was measured",
+        xaxis={"title": "measured, ms", "type": "log"},
+        yaxis={"title": "predicted, ms", "type": "log"},
+        height=_HEIGHT,
+        template="plotly_white",
+    )
+    return figure
 
 
 def energy_error_figure(ranked: Sequence[Ranked], *, platform: str, alpha: float) -> Any:

@@ -1,0 +1,108 @@
+"""Accuracy of a platform, measured anew: its recipe refitted with held-out groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pytest_neuralpower.calibrate.fit import Fitted, fit_recipe
+from pytest_neuralpower.calibrate.recipe import read_recipe
+from pytest_neuralpower.errors import ProfileError
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.layers import Layer
+
+__all__ = ["Point", "find_calibration", "measure", "points"]
+
+#: Where calibration folders are, in a checkout.
+CALIBRATION: Final = Path("calibration")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One measured value and what was predicted without it.
+
+    Attributes
+    ----------
+    group
+        The layer's family, or ``networks``.
+    text
+        The layer, or the network's name.
+    measured, predicted
+        ms.
+    """
+
+    group: str
+    text: str
+    measured: float
+    predicted: float
+
+
+def find_calibration(name: str) -> Path:
+    """The calibration folder of a platform: a folder with a recipe, or its name here.
+
+    Raises
+    ------
+    ProfileError
+        There is none; one line says where it was looked for.
+    """
+    for folder in (Path(name), CALIBRATION / name):
+        if (folder / "recipe.yaml").is_file():
+            return folder
+    raise ProfileError(
+        f"no recipe of {name!r}: neither {Path(name) / 'recipe.yaml'} nor "
+        f"{CALIBRATION / name / 'recipe.yaml'} exists; give a calibration folder, or see what was "
+        f"measured when it was fitted: neuralpower platforms {name}"
+    )
+
+
+def measure(
+    directory: Path,
+    *,
+    data_root: Path | None = None,
+    profile: Path | None = None,
+    networks: Path | None = None,
+) -> Fitted:
+    """Refit a platform with held-out groups.
+
+    Parameters
+    ----------
+    directory
+        Calibration folder, with its recipe.
+    data_root
+        Folder of the public tables, where the recipe reads any.
+    profile
+        Measured rows to fit and judge instead of the recipe's.
+    networks
+        Python file of whole measured networks to judge by instead of the recipe's.
+
+    Raises
+    ------
+    ProfileError, FitError, MissingExtraError
+        As :func:`~pytest_neuralpower.calibrate.fit.fit_recipe`.
+    """
+    recipe = read_recipe(directory)
+    if profile is not None:
+        source = {"profile": str(profile.resolve()), "title": profile.name}
+        recipe = replace(recipe, sources=(source,))
+    if networks is not None:
+        recipe = replace(recipe, networks=str(networks.resolve()))
+    return fit_recipe(recipe, data_root=data_root)
+
+
+def points(fitted: Fitted) -> Iterator[Point]:
+    """Every held-out row, and every network, as measured and predicted runtime."""
+    for name, fit in fitted.families.items():
+        for row, predicted in zip(fit.rows, fit.runtime.held_out.tolist(), strict=True):
+            yield Point(name, _layer_text(row.layer), row.runtime_ms, predicted)
+    networks = fitted.platform.accuracy.get("networks") or {"networks": {}}
+    for name, each in networks["networks"].items():
+        yield Point("networks", name, each["measured_ms"], each["predicted_ms"])
+
+
+def _layer_text(layer: Layer) -> str:
+    tensors = (*layer.inputs[:1], *layer.weights[:1], *layer.outputs[:1])
+    shapes = ("x".join(map(str, tensor.shape)) for tensor in tensors)
+    return f"{layer.op} {', '.join(shapes)}"

@@ -1,0 +1,137 @@
+"""Accuracy measured anew: which recipe, which rows, what is printed and drawn."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from pytest_neuralpower.calibrate.accuracy import find_calibration, measure, points
+from pytest_neuralpower.calibrate.rows import linear_layer
+from pytest_neuralpower.errors import FitError, ProfileError
+from pytest_neuralpower.reports.accuracy import accuracy_text
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.calibrate.fit import Fitted
+
+RECIPE = """\
+name: toy
+device: Toy
+mode: eager
+hardware: {peak_gflops: 1000, bandwidth_gbs: 100}
+sources:
+  - {profile: profile.csv, title: Our own rows}
+"""
+
+
+def write_rows(path: Path, rate: float, count: int = 40) -> None:
+    """Products of a device of ``rate`` TFLOP/s, each 5% off up or down."""
+    random = np.random.default_rng(0)
+    lines = ["# device: Toy", "kind,inputs,weights,outputs,runtime_ms"]
+    for row in range(count):
+        layer = linear_layer(*random.integers(32, 512, 3).tolist())
+        shapes = [
+            "x".join(map(str, tensor.shape))
+            for tensor in (*layer.inputs, *layer.weights, *layer.outputs)
+        ]
+        time = (0.02 + layer.cost.flops / (rate * 1e9)) * (1.05 if row % 2 else 0.95)
+        lines.append(",".join(["linear", *shapes, repr(time)]))
+    path.write_text("\n".join(lines))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkout") / "calibration" / "toy"
+    path.mkdir(parents=True)
+    (path / "recipe.yaml").write_text(RECIPE)
+    write_rows(path / "profile.csv", 0.5)
+    return path
+
+
+@pytest.fixture(scope="module")
+def fitted(folder: Path) -> Fitted:
+    return measure(folder)
+
+
+class TestMeasuring:
+    def test_scores_every_candidate_beside_both_baselines(self, fitted: Fitted) -> None:
+        found = fitted.platform.accuracy["runtime"]["linear"]
+        assert {"physical", "neuralpower"} <= set(found["held_out"])
+        assert set(found["baselines"]) == {"flops-only", "roofline"}
+        assert found["baselines"]["flops-only"]["mape"] == pytest.approx(5, abs=1.5)
+
+    def test_gives_each_row_as_it_was_predicted_without_its_shape(self, fitted: Fitted) -> None:
+        found = list(points(fitted))
+        assert len(found) == 40
+        error = [abs(each.predicted / each.measured - 1) for each in found]
+        chosen = fitted.platform.accuracy["runtime"]["linear"]
+        mape = chosen["held_out"][chosen["chosen"]]["mape"]
+        assert 100 * np.mean(error) == pytest.approx(mape, abs=0.01)
+        assert found[0].group == "linear"
+        assert re.fullmatch(r"linear \d+x\d+, \d+x\d+, \d+x\d+", found[0].text)
+
+    def test_makes_intervals_that_hold_what_they_should(self, fitted: Fitted) -> None:
+        found = fitted.platform.accuracy["intervals"]["runtime"]["linear"]
+        assert 80 <= found["shapes_percent"] <= 100
+        assert 1.04 < found["factor"] < 1.15
+        assert fitted.platform.intervals is not None
+        assert fitted.platform.intervals.runtime.whole == pytest.approx(2.06 * 0.145, abs=1e-3)
+
+    def test_takes_the_rows_of_another_profile(self, folder: Path, tmp_path: Path) -> None:
+        write_rows(tmp_path / "slow.csv", 0.05)
+        slow = measure(folder, profile=tmp_path / "slow.csv")
+        assert sum(each.measured for each in points(slow)) > 5 * 40 * 0.05
+        assert slow.platform.provenance["sources"] == [{"title": "slow.csv"}]
+
+    def test_of_too_few_rows_is_refused(self, folder: Path, tmp_path: Path) -> None:
+        write_rows(tmp_path / "few.csv", 0.5, count=2)
+        with pytest.raises(FitError, match="toy, linear: "):
+            measure(folder, profile=tmp_path / "few.csv")
+
+
+class TestFinding:
+    def test_takes_a_folder_or_a_name_in_the_checkout(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert find_calibration(str(folder)) == folder
+        monkeypatch.chdir(folder.parent.parent)
+        assert find_calibration("toy") == Path("calibration/toy")
+
+    def test_says_where_it_looked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ProfileError) as found:
+            find_calibration("titanx")
+        text = str(found.value)
+        assert "calibration/titanx/recipe.yaml" in text
+        assert "neuralpower platforms titanx" in text
+        assert "\n" not in text
+
+
+class TestText:
+    def test_has_the_figures_that_were_asked_for(self, fitted: Fitted) -> None:
+        text = accuracy_text("toy", fitted.platform.accuracy)
+        head = next(line for line in text.splitlines() if line.startswith("family"))
+        assert re.split(r"\s{2,}", head) == [
+            "family", "estimator", "chosen", "rows", "shapes", "MAPE", "median", "RMSPE", "bias",
+            "within 5%", "10%", "20%",
+        ]  # fmt: skip
+        for estimator in ("physical", "neuralpower", "flops-only", "roofline"):
+            assert re.search(rf"^linear +{estimator} .*%$", text, re.MULTILINE)
+        assert re.search(r"^runtime +linear +1\.\d\d +[\d.]+% +[\d.]+%$", text, re.MULTILINE)
+        assert "Whole networks" not in text
+
+    def test_draws_predicted_against_measured_in_one_file(
+        self, fitted: Fitted, tmp_path: Path
+    ) -> None:
+        from pytest_neuralpower.reports.charts import accuracy_figure, write_page
+
+        figure = accuracy_figure(list(points(fitted)), platform="toy")
+        (trace,) = [each for each in figure.data if each.mode == "markers"]
+        assert (trace.name, len(trace.x)) == ("linear (40)", 40)
+        assert figure.layout.xaxis.type == figure.layout.yaxis.type == "log"
+        write_page(figure, tmp_path / "a.html")
+        html = (tmp_path / "a.html").read_text(encoding="utf-8")
+        assert not re.search(r"<(script|link)[^>]+(src|href)=", html)
