@@ -228,8 +228,10 @@ def _register(dims: int) -> None:
     enter(Entry("rule", adaptive_avg, adaptive_average), adaptive_avg)
     with_indices = Entry("rule", adaptive_max, adaptive_maximum_with_indices)
     enter(with_indices, f"{adaptive_max}_with_indices")
-    # Only the functional's inner function returns values alone; torch's own returns both.
-    enter(Entry("rule", adaptive_max, adaptive_maximum), f"_adaptive_max_pool{dims}d")
+    # Only the functional returns values alone; torch's own function of that name returns both.
+    TABLE[getattr(torch.nn.functional, adaptive_max)] = Entry(
+        "rule", adaptive_max, adaptive_maximum
+    )
     for place in (torch, torch._C._nn):
         function = getattr(place, adaptive_max, None)
         if function is not None:
