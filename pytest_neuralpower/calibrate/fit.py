@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,7 +33,7 @@ _STREAMING: Final = ("activation", "elementwise")
 #: Families whose operations count: what rate they reach bounds the fallback.
 _COMPUTING: Final = ("conv", "linear", "matmul")
 
-_SOURCE_FACTS: Final = ("title", "url", "license", "commit", "note")
+_SOURCE_FACTS: Final = ("title", "url", "license", "commit", "note", "rows", "left_out")
 
 
 def fit_directory(
@@ -74,8 +75,14 @@ def fit_recipe(
         The extra ``calibrate`` is not installed.
     """
     rows: list[Row] = []
+    sources = []
     for source in recipe.sources:
-        rows += _read_source(recipe, source, data_root)
+        found = _read_source(recipe, source, data_root)
+        sound = [row for row in found if not row.flaw]
+        flaws = Counter(row.flaw for row in found if row.flaw)
+        sources.append({**source, "rows": len(sound), "left_out": dict(sorted(flaws.items()))})
+        rows += sound
+    recipe = replace(recipe, sources=tuple(sources))
     return fit_rows(
         rows,
         recipe,

@@ -24,12 +24,15 @@ class Row:
         Mean gross board power during it, W; None where it was not measured.
     line
         Line in the source file, the header being line 1.
+    flaw
+        Why the row must be left out; empty for a sound one.
     """
 
     layer: Layer
     runtime_ms: float
     power_w: float | None = None
     line: int = 0
+    flaw: str = ""
 
     @property
     def shape_group(self) -> Hashable:

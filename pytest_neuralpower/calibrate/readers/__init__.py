@@ -6,8 +6,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pytest_neuralpower.calibrate.readers.aiconfigurator import (
+    aiconfigurator_attention,
+    aiconfigurator_gemm,
+)
 from pytest_neuralpower.calibrate.readers.caffe import caffe_layers
 from pytest_neuralpower.calibrate.readers.deepbench import deepbench_conv, deepbench_gemm
+from pytest_neuralpower.calibrate.readers.neusight import (
+    neusight_bmm,
+    neusight_conv,
+    neusight_linear,
+    neusight_vec,
+)
+from pytest_neuralpower.calibrate.readers.pytorch_power import rapl_layers
 from pytest_neuralpower.calibrate.readers.table import DATA_VARIABLE, Options, data_root
 
 if TYPE_CHECKING:
@@ -20,4 +31,11 @@ READERS: Final[Mapping[str, Callable[[Path, Options], list[Row]]]] = {
     "deepbench_conv": deepbench_conv,
     "deepbench_gemm": deepbench_gemm,
     "caffe_layers": caffe_layers,
+    "neusight_conv": neusight_conv,
+    "neusight_linear": neusight_linear,
+    "neusight_bmm": neusight_bmm,
+    "neusight_vec": neusight_vec,
+    "aiconfigurator_gemm": aiconfigurator_gemm,
+    "aiconfigurator_attention": aiconfigurator_attention,
+    "rapl_layers": rapl_layers,
 }

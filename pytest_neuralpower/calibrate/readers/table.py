@@ -53,7 +53,7 @@ def read_table(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def selected(path: Path, options: Options) -> Iterator[tuple[int, Record]]:
-    """Lines whose columns have the values of the option ``select``: one value, or a list of them."""
+    """Lines whose columns have the values that the option ``select`` gives, one or a list."""
     wanted = {str(column): value for column, value in options.get("select", {}).items()}
     for line, record in read_table(path):
         if all(
