@@ -19,7 +19,6 @@ from pytest_neuralpower.features import (
     FloatArray,
     columns,
     family,
-    range_columns,
 )
 from pytest_neuralpower.layers import Layer, Trace
 from pytest_neuralpower.platform_file import FAMILY_QUANTITIES, read, write
@@ -31,6 +30,7 @@ from pytest_neuralpower.prediction import (
     LayerPrediction,
     Prediction,
 )
+from pytest_neuralpower.ranges import outside
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,7 +67,8 @@ class FamilyModel:
     estimators
         By quantity: ``runtime`` (ms), and ``power`` (W) where rows with power were measured.
     ranges
-        Smallest and largest calibrated value of each of the family's range columns.
+        Smallest and largest calibrated value of each of the family's range columns, and of some
+        products and ratios of them (:mod:`pytest_neuralpower.ranges`).
     surcharges
         What the execution mode adds to the kernels that were measured: ms per unit of a physical
         term (:mod:`pytest_neuralpower.estimators.terms`). Never fitted, known from how the
@@ -93,13 +94,6 @@ class FamilyModel:
         )
         moved = values["bytes_moved"] + extra
         return {**values, "runtime_ms": runtime_ms, "bytes_moved": moved}
-
-    def outside(self, values: Columns) -> NDArray[np.bool_]:
-        """Rows with any size outside what was calibrated."""
-        mask = np.zeros(len(values["flops"]), dtype=bool)
-        for name, (low, high) in self.ranges.items():
-            mask |= (values[name] < low) | (values[name] > high)
-        return mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +246,7 @@ class Platform:
                 label, code = "fallback", np.full(len(where), 1 if name == "uncovered" else 2)
             else:
                 estimated, label = model.runtime(values), model.estimators["runtime"].name
-                code = np.where(model.outside(values), 4, 0)
+                code = np.where(outside(model.ranges, values), 4, 0)
                 if name not in self.families:
                     code[:] = 4
             estimated = np.maximum(estimated, self.fallback.floor_ms)
@@ -403,11 +397,3 @@ def _from_content(content: dict[str, Any], sha256: str) -> Platform:
         **{**content, "families": families, "fallback": Fallback(**content["fallback"])},
         sha256=sha256,
     )
-
-
-def calibrated_ranges(family_name: str, values: Columns) -> dict[str, tuple[float, float]]:
-    """Smallest and largest of each range column of a family's calibration rows."""
-    return {
-        name: (float(values[name].min()), float(values[name].max()))
-        for name in range_columns(family_name)
-    }

@@ -14,6 +14,7 @@ from pytest_neuralpower.errors import PlatformError
 from pytest_neuralpower.estimators import from_json
 from pytest_neuralpower.estimators.terms import is_term
 from pytest_neuralpower.intervals import Intervals
+from pytest_neuralpower.ranges import is_range
 
 FORMAT: Final = "pytest-neuralpower platform"
 VERSION: Final = 1
@@ -175,6 +176,8 @@ def _family(path: Path, name: str, data: Any) -> dict[str, Any]:
     if not isinstance(data, dict) or not isinstance(data.get("ranges"), dict):
         raise _error(path, f"family {name!r} must be an object with ranges", "refit it")
     for column, ends in data["ranges"].items():
+        if not is_range(column):
+            raise _error(path, f"range {column!r} of family {name!r} names no sizes", "refit it")
         if not (isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends))):
             raise _error(path, f"range {column!r} of family {name!r} must be two numbers", "refit")
     surcharges = data.get("surcharges")

@@ -48,7 +48,7 @@ def card_text(platform: Platform) -> str:
         *_power(platform.accuracy),
         "## Calibrated ranges",
         _ranges(platform),
-        "A layer outside is flagged as extrapolated.",
+        "A layer outside any of these is flagged as extrapolated.",
         "## Sources",
         "\n".join(_source(source) for source in platform.provenance.get("sources", ())),
         *_notes(platform.provenance.get("notes", ())),

@@ -22,7 +22,8 @@ from pytest_neuralpower.estimators.base import refuse_bad_rows
 from pytest_neuralpower.estimators.baselines import baseline_makers
 from pytest_neuralpower.estimators.selection import Score, Selection, held_out, select
 from pytest_neuralpower.features import Columns, FloatArray, columns, family
-from pytest_neuralpower.platform import Fallback, FamilyModel, Platform, calibrated_ranges
+from pytest_neuralpower.platform import Fallback, FamilyModel, Platform
+from pytest_neuralpower.ranges import calibrated_ranges
 
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.rows import Row

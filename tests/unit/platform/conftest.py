@@ -6,6 +6,7 @@ import pytest
 
 from pytest_neuralpower.estimators import Physical, Shares
 from pytest_neuralpower.estimators.regimes import Regime
+from pytest_neuralpower.intervals import Intervals, QuantitySpreads, Spread
 from pytest_neuralpower.platform import Fallback, FamilyModel, Platform
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0}
@@ -52,5 +53,10 @@ def platform() -> Platform:
         families={"conv": conv, "activation": activation},
         fallback=Fallback(bandwidth_gbs=50.0, gflops=500.0, floor_ms=0.01),
         power=power,
+        intervals=Intervals(
+            0.9,
+            QuantitySpreads({"conv": Spread(0.1, 0.2, 0.5)}, Spread(0.7, 0.7, 1.0), 0.15),
+            QuantitySpreads({}, Spread(0.3, 0.3, 0.25)),
+        ),
         sha256="0" * 64,
     )

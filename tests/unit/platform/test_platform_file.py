@@ -67,6 +67,7 @@ class TestRoundTrip:
             "accuracy": {"runtime": {}},
             "power": None,
             "families": {},
+            "intervals": None,
         }
         hashes = {platform.save(tmp_path / "a.json").sha256}
         for name, value in changed.items():
@@ -143,6 +144,31 @@ class TestRefusals:
             (lambda d: d["fallback"].pop("gflops"), "gflops must be a positive number"),
             (lambda d: d["families"].update(conv=3), "family 'conv' must be an object"),
             (lambda d: d["families"]["conv"]["ranges"].update(k=[1]), "range 'k'"),
+            (lambda d: d["families"]["conv"]["ranges"].update({"k-n": [1, 2]}), "names no sizes"),
+            (lambda d: d.update(intervals=[]), "field 'intervals' must be an object"),
+            (lambda d: d.update(intervals={}), "field 'intervals' is invalid (no 'coverage')"),
+            (
+                lambda d: d["intervals"].update(coverage=1.0),
+                "'intervals' is invalid (coverage 1 is not between 0 and 1)",
+            ),
+            (lambda d: d["intervals"].pop("runtime"), "invalid (no 'runtime')"),
+            (lambda d: d["intervals"].update(memory={}), "invalid (unknown field 'memory')"),
+            (
+                lambda d: d["intervals"]["runtime"].update(whole=-1),
+                "invalid (whole must be a number from 0 to 10, not -1)",
+            ),
+            (
+                lambda d: d["intervals"]["runtime"]["families"]["conv"].update(inside="wide"),
+                "invalid (inside must be a number from 0 to 10, not 'wide')",
+            ),
+            (
+                lambda d: d["intervals"]["runtime"]["families"]["conv"].update(outside=0.01),
+                "invalid (outside 0.01 is less than inside 0.1)",
+            ),
+            (
+                lambda d: d["intervals"]["power"]["other"].update(correlation=2),
+                "invalid (correlation must be a number from 0 to 1, not 2)",
+            ),
             (lambda d: d["families"]["conv"].update(speed={}), "unknown field 'speed'"),
             (lambda d: d["families"]["conv"].update(surcharges={"x": 1.0}), "surcharge 'x'"),
             (lambda d: d["families"]["conv"].update(runtime={}), "runtime of family 'conv'"),

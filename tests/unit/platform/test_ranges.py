@@ -1,0 +1,54 @@
+"""When a layer is inside what was measured: in each size, and in sizes taken together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pytest_neuralpower.calibrate.rows import linear_layer
+from pytest_neuralpower.features import columns
+from pytest_neuralpower.ranges import calibrated_ranges, is_range, outside
+
+#: Flat deep products and tall shallow ones: (rows, depth, width).
+MEASURED = [(16, 4096, 256), (32, 2048, 256), (4096, 64, 256), (2048, 128, 512)]
+
+
+def flagged(*sizes: tuple[int, int, int]) -> list[bool]:
+    measured = columns("linear", [linear_layer(*size) for size in MEASURED])
+    asked = columns("linear", [linear_layer(*size) for size in sizes])
+    return outside(calibrated_ranges("linear", measured), asked).tolist()
+
+
+def test_every_measured_row_is_inside() -> None:
+    assert flagged(*MEASURED) == [False] * len(MEASURED)
+
+
+@pytest.mark.parametrize("size", [(15, 4096, 256), (16, 4097, 256), (32, 2048, 255)])
+def test_one_size_just_outside_is_outside(size: tuple[int, int, int]) -> None:
+    assert flagged(size) == [True]
+
+
+def test_sizes_that_were_never_large_or_small_together_are_outside() -> None:
+    # 16 to 4096 rows and depths of 64 to 4096 were measured, but never both large or both small.
+    assert flagged((4096, 4096, 256), (16, 64, 256), (1024, 256, 256)) == [True, True, False]
+
+
+def test_a_family_without_matrix_products_has_single_ranges() -> None:
+    values = {name: np.array([1.0, 9.0]) for name in ("bytes_moved", "kernel_area", "flops")}
+    assert set(calibrated_ranges("pool", values)) == {"bytes_moved", "kernel_area"}
+    assert set(calibrated_ranges("norm", values)) == {"bytes_moved"}
+
+
+def test_ends_survive_being_rounded() -> None:
+    values = {"m": np.array([3.0, 7.0]), "n": np.array([7.0, 3.0]), "k": np.array([11.0, 13.0])}
+    values |= {"groups": np.ones(2), "flops": np.ones(2)}
+    ranges = calibrated_ranges("linear", values)
+    assert ranges["m/n"] == (0.428571, 2.33333)
+    assert not outside(ranges, values).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"), [("m", True), ("m*n", True), ("m/groups", True), ("m*", False), ("", False)]
+)
+def test_a_range_is_named_by_one_or_two_columns(name: str, is_one: bool) -> None:
+    assert is_range(name) is is_one
