@@ -148,5 +148,7 @@ def _inputs(family: str, hardware: Mapping[str, float]) -> tuple[str, ...]:
         return tuple(sizes)
     at_once = int(hardware.get("multiprocessors", 1))
     # Without waves, on a processor of few cores, their fill says nothing.
+    # Winograd's minimal filtering computes outputs in tiles of 2 x 2 or 4 x 4.
+    winograd = ("fill(oh, 2)", "fill(oh, 4)") if family == "conv" else ()
     waves = [f"wave_fill({tile}, {at_once})" for tile in ("128x128", "128x64")]
-    return (*sizes, *_FILLS, *(waves if at_once > 1 else ()))
+    return (*sizes, *_FILLS, *winograd, *(waves if at_once > 1 else ()))

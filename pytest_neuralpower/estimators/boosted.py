@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from pytest_neuralpower.features import Columns, FloatArray
 
 #: Numbers of trees, and fewest rows of a leaf, that cross-validation chooses among.
-TREES: Final = (0, 25, 50, 100, 200)
+TREES: Final = (0, 20, 50, 100, 150)
 LEAST_ROWS: Final = (8, 25)
-DEPTH: Final = 3
+DEPTH: Final = 4
 
 #: Fewer rows than this say nothing about the residual of an estimator fitted to them.
 MIN_ROWS: Final = 80
 
 #: The cross-validation that chooses them: its folds, and the most rows it looks at.
 _TUNING_FOLDS: Final = 3
-_TUNING_ROWS: Final = 3000
+_TUNING_ROWS: Final = 2500
 
 #: What the residual may be added to.
 _BASES: Final[dict[str, type[Estimator]]] = {each.name: each for each in (Physical, Shares)}

@@ -26,7 +26,7 @@ UNIT: Final = 1e-5
 MAX_DEPTH: Final = 6
 
 #: Rows evaluated at once: the comparisons of a few hundred trees then stay in the cache.
-_CHUNK: Final = 256
+_CHUNK: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +71,15 @@ class BoostedTrees:
         if not len(self):
             return np.zeros(rows)
         single = values.astype(np.float32)
+        asked, thresholds = self.inputs.ravel(), self.thresholds.reshape(-1, 1)
+        first = np.arange(0, self.leaves.size, self.leaves.shape[1])[:, None]
         result = np.empty(rows, dtype=np.int64)
         for start in range(0, rows, _CHUNK):
-            result[start : start + _CHUNK] = self._sum(single[:, start : start + _CHUNK])
+            some = single[:, start : start + _CHUNK]
+            above = (some.take(asked, axis=0) > thresholds).view(np.uint8)
+            reached = _reached(above.reshape(*self.inputs.shape, -1))
+            result[start : start + _CHUNK] = self.leaves.take(reached + first).sum(axis=0)
         return result.astype(np.float64) * UNIT
-
-    def _sum(self, values: NDArray[np.float32]) -> NDArray[np.int64]:
-        above = values[self.inputs] > self.thresholds[:, :, None]
-        # From the lowest nodes up: the number of the leaf that is reached within each subtree.
-        width = len(above) // 2 + 1
-        reached = above[width - 1 :].astype(np.uint8)
-        place = 1
-        while width > 1:
-            width //= 2
-            place *= 2
-            here = above[width - 1 : 2 * width - 1]
-            reached = np.where(here, reached[1::2] + np.uint8(place), reached[::2])
-        first = np.arange(0, self.leaves.size, self.leaves.shape[1])
-        found = self.leaves.ravel().take(reached[0] + first[:, None])
-        return np.asarray(found.sum(axis=0))
 
     def to_json(self) -> list[str]:
         """One line a tree: ``input:threshold`` of each node (``*`` where all go to the first
@@ -128,6 +118,24 @@ class BoostedTrees:
             np.ascontiguousarray(numbers[:, 1 : 2 * nodes : 2].T.astype(np.float32)),
             numbers[:, 2 * nodes :].astype(np.int64),
         )
+
+
+def _reached(above: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Number of the leaf that each row reaches in each tree, shape ``(trees, rows)``.
+
+    ``above`` is 1 where a row goes to a node's second child, shape ``(nodes, trees, rows)``.
+    """
+    # From the lowest nodes up: the number of the leaf within each subtree. Bytes wrap around, so
+    # that one multiplication chooses between the two children.
+    width = len(above) // 2 + 1
+    reached = above[width - 1 :]
+    size = np.uint8(1)
+    while width > 1:
+        width //= 2
+        size = np.uint8(2 * size)
+        first, second = reached[::2], reached[1::2]
+        reached = first + above[width - 1 : 2 * width - 1] * (second + size - first)
+    return np.asarray(reached[0])
 
 
 def no_trees(depth: int) -> BoostedTrees:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.features import FloatArray
 
 #: Share of what a tree found that is added to the sum.
-LEARNING_RATE: Final = 0.1
+LEARNING_RATE: Final = 0.2
 
 
 class Boosting:

@@ -7,6 +7,8 @@ here the fill of a tile, of a wave and of a vector are numbers that one split ca
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import cache, partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 _RATIO: Final = re.compile(r"(\w+)/(\w+)")
 _CALL: Final = re.compile(r"(\w+)\((\w+), (\d+)\)")
+#: Keeps a division by an empty size finite.
+_TINY: Final = 1e-30
 _WAVE: Final = re.compile(r"wave_fill\((\d+)x(\d+), (\d+)\)")
 
 
@@ -38,27 +42,45 @@ def evaluate_input(name: str, columns: Columns) -> FloatArray:
     ValueError
         There is no such input.
     """
-    if name in columns:
-        return columns[name]
+    return columns[name] if name in columns else _compiled(name)(columns)
+
+
+@cache
+def _compiled(name: str) -> Callable[[Columns], FloatArray]:
+    """What evaluates one input that is no column; the name is read once."""
     if wave := _WAVE.fullmatch(name):
-        rows, cols, at_once = (float(each) for each in wave.groups())
-        tiles = np.ceil(columns["m"] / rows) * np.ceil(columns["n"] / cols) * columns["groups"]
-        waves = np.maximum(np.ceil(tiles / at_once), 1.0)
-        return np.asarray(tiles / (waves * at_once))
+        rows, cols, at_once = (int(each) for each in wave.groups())
+        return partial(_wave_fill, rows=rows, cols=cols, at_once=at_once)
     if ratio := _RATIO.fullmatch(name):
-        return np.asarray(columns[ratio[1]] / np.maximum(columns[ratio[2]], 1e-30))
+        return partial(_ratio, over=ratio[1], under=ratio[2])
     call = _CALL.fullmatch(name)
-    if call is None or call[1] not in ("fill", "align"):
+    if call is None or call[1] not in _CALLS:
         raise ValueError(
             f"unknown input {name!r}: a column, a/b, fill(n, 128), align(k, 64) or "
             "wave_fill(128x64, 24)"
         )
-    values, size = columns[call[2]], int(call[3])
-    if call[1] == "fill":
-        return np.asarray(values / np.maximum(np.ceil(values / size) * size, 1e-30))
-    found = np.ones_like(values)
-    power = 2
-    while power <= size:
-        found[values % power == 0] = power
-        power *= 2
-    return found
+    return partial(_CALLS[call[1]], column=call[2], size=int(call[3]))
+
+
+def _ratio(columns: Columns, *, over: str, under: str) -> FloatArray:
+    return np.asarray(columns[over] / np.maximum(columns[under], _TINY))
+
+
+def _fill(columns: Columns, *, column: str, size: int) -> FloatArray:
+    values = columns[column]
+    return np.asarray(values / np.maximum(np.ceil(values / size) * size, _TINY))
+
+
+def _align(columns: Columns, *, column: str, size: int) -> FloatArray:
+    # The lowest bit of a whole number is the largest power of two that divides it.
+    whole = columns[column].astype(np.int64)
+    return np.asarray(np.minimum(whole & -whole, size), dtype=np.float64)
+
+
+def _wave_fill(columns: Columns, *, rows: int, cols: int, at_once: int) -> FloatArray:
+    tiles = np.ceil(columns["m"] / rows) * np.ceil(columns["n"] / cols) * columns["groups"]
+    waves = np.maximum(np.ceil(tiles / at_once), 1.0)
+    return np.asarray(tiles / (waves * at_once))
+
+
+_CALLS: Final[dict[str, Callable[..., FloatArray]]] = {"fill": _fill, "align": _align}
