@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.budget import Verdict
     from pytest_neuralpower.epr import Ranked
     from pytest_neuralpower.layers import Layer, TensorSpec, Trace
-    from pytest_neuralpower.prediction import LayerPrediction, Prediction
+    from pytest_neuralpower.prediction import Interval, LayerPrediction, Prediction
 
 #: Lines stay within this; a nested module path keeps its end, where layers differ.
 _WIDTH = 80
@@ -166,14 +167,22 @@ def prediction_text(prediction: Prediction, top: int) -> str:
 
 
 def _interval_lines(prediction: Prediction) -> list[str]:
-    interval = prediction.energy_interval_mj
-    if interval is None:
-        return []
-    low, high = show("energy", interval.low), show("energy", interval.high)
-    return [f"{interval.coverage:.0%} interval of the energy: {low} to {high}"]
+    """One line with the interval of each total; none on a platform without."""
+    found: tuple[tuple[Quantity, Interval | None], ...] = (
+        ("energy", prediction.energy_interval_mj), ("runtime", prediction.runtime_interval_ms),
+    )  # fmt: skip
+    parts = [
+        f"{quantity} {show(quantity, interval.low)} to {show(quantity, interval.high)}"
+        for quantity, interval in found
+        if interval is not None
+    ]
+    interval = prediction.runtime_interval_ms
+    return [f"{interval.coverage:.0%} sure: {', '.join(parts)}"] if interval else []
 
 
-def failure_text(prediction: Prediction, broken: Sequence[Verdict], *, top: int, test: str) -> str:
+def failure_text(
+    prediction: Prediction, broken: Sequence[Verdict], *, top: int, again: tuple[str, str]
+) -> str:
     """What people read when budgets are broken: which, by how much, where it goes, what next."""
     lines = []
     for verdict in broken:
@@ -206,7 +215,7 @@ def failure_text(prediction: Prediction, broken: Sequence[Verdict], *, top: int,
     ]
     lines += [f"  {line}" for line in caveats(prediction)]
     if len(shown) < len(prediction.layers):
-        lines += ["", f'  every layer: pytest --np-top=0 "{test}"']
+        lines += ["", f"  every layer: {again[0]} --np-top=0 {again[1]}"]
     return "\n".join(lines)
 
 
@@ -230,14 +239,23 @@ def _sureness(verdict: Verdict) -> str:
     return f"not sure, the limit lies {place:.0%} of the way up this {coverage:.0%} interval"
 
 
+#: Outcome of a record -> how a summary line starts.
+_STATUS = {
+    "ok": "ok",
+    "over": "OVER",
+    "untrusted": "UNSURE",
+    "misused": "ERROR",
+    "failed": "failed",
+    "unbounded": "-",
+}
+
+
 def summary_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """One aligned line for each prediction of each guarded test (records of session.judge)."""
-    rows = []
-    for record in sorted(records, key=_summary_order):
-        status = "OVER" if record["failure"] else "ok"
-        if not record["budgets"]:
-            status = "-" if status == "ok" else status
-        rows.append([status, *_summary_cells(record), record["platform"], record["test"]])
+    rows = [
+        [_STATUS[record["outcome"]], *_summary_cells(record), record["platform"], record["test"]]
+        for record in sorted(records, key=_summary_order)
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     return [
         "  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + row[-1:])
@@ -255,21 +273,24 @@ _SURE: Mapping[bool | None, str] = {None: "", True: " (sure)", False: " (not sur
 
 
 def _summary_cells(record: Mapping[str, Any]) -> list[str]:
-    limits = {budget["quantity"]: budget for budget in record["budgets"]}
     values: tuple[tuple[Quantity, str], ...] = (
         ("energy", "energy_mj"), ("runtime", "runtime_ms"), ("power", "power_w"),
     )  # fmt: skip
     cells = []
     for quantity, key in values:
-        budget, value = limits.get(quantity), record[key]
-        if budget is not None:
-            per = "/sample" if budget["per"] == "sample" else ""
+        budgets = [each for each in record["budgets"] if each["quantity"] == quantity]
+        if budgets:
+            # Of several budgets of one quantity the tightest is shown: a broken one, if any.
+            budget = max(budgets, key=lambda each: each["value"] / each["limit"])
+            per = ""
+            if budget["per"] == "sample":
+                per = f" per sample of {budget['samples'] or record['batch']}"
             value, limit = (
                 show_in(quantity, budget[name], budget["unit"]) for name in ("value", "limit")
             )
             cells.append(f"{value} of {limit}{per}{_SURE[budget['sure']]}")
         else:
-            cells.append("" if value is None else show(quantity, value))
+            cells.append("" if record[key] is None else show(quantity, record[key]))
     return cells
 
 
@@ -293,7 +314,7 @@ def epr_text(ranked: Sequence[Ranked], *, platform: str, alpha: float) -> str:
     return f"{table}\n\npredicted on {platform}; * no other model has both less error and energy"
 
 
-def strict_text(prediction: Prediction, share: float, limit: float, *, test: str) -> str:
+def strict_text(prediction: Prediction, share: float, limit: float, again: tuple[str, str]) -> str:
     """Why ``--np-strict`` failed a test: the share, and the layers that make it up."""
     flagged = [item for item in prediction.dearest(len(prediction.layers)) if item.flags]
     return "\n".join(
@@ -303,7 +324,7 @@ def strict_text(prediction: Prediction, share: float, limit: float, *, test: str
             f"--np-strict allows {show_percent(limit)}",
             layer_table(flagged[:5], prediction, indent=2),
             *(f"  {line}" for line in caveats(prediction)),
-            "  calibrate a platform that covers these layers, or allow more with "
-            f'--np-strict-limit={100 * share:.0f} "{test}"',
+            "  calibrate a platform that covers these layers, or allow more:",
+            f"  {again[0]} --np-strict --np-strict-limit={math.ceil(100 * share)} {again[1]}",
         ]
     )

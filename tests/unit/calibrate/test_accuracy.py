@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from pytest_neuralpower import cli
 from pytest_neuralpower.calibrate.accuracy import find_calibration, measure, points
 from pytest_neuralpower.calibrate.rows import linear_layer
 from pytest_neuralpower.errors import FitError, ProfileError
@@ -84,12 +87,46 @@ class TestMeasuring:
         write_rows(tmp_path / "slow.csv", 0.05)
         slow = measure(folder, profile=tmp_path / "slow.csv")
         assert sum(each.measured for each in points(slow)) > 5 * 40 * 0.05
-        assert slow.platform.provenance["sources"] == [{"title": "slow.csv"}]
+        assert [each["title"] for each in slow.platform.provenance["sources"]] == ["slow.csv"]
 
     def test_of_too_few_rows_is_refused(self, folder: Path, tmp_path: Path) -> None:
         write_rows(tmp_path / "few.csv", 0.5, count=2)
         with pytest.raises(FitError, match="toy, linear: "):
             measure(folder, profile=tmp_path / "few.csv")
+
+
+class TestCommand:
+    @pytest.fixture
+    def run(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> Callable[..., tuple[int, str, str]]:
+        """Run ``neuralpower accuracy``: exit code, standard output, standard error."""
+
+        def run(*arguments: str) -> tuple[int, str, str]:
+            monkeypatch.setattr(sys, "argv", ["neuralpower", "accuracy", *arguments])
+            with pytest.raises(SystemExit) as stopped:
+                cli.main()
+            captured = capsys.readouterr()
+            return int(stopped.value.code or 0), captured.out, captured.err
+
+        return run
+
+    def test_prints_the_tables_and_draws_the_page(
+        self, run: Callable[..., tuple[int, str, str]], folder: Path, tmp_path: Path
+    ) -> None:
+        code, out, err = run(str(folder), "--html", str(tmp_path / "a.html"))
+        assert (code, err) == (0, "")
+        assert out.startswith("toy: layers held out by shape")
+        assert "roofline" in out
+        assert (tmp_path / "a.html").stat().st_size > 1_000_000  # plotly's script is inside
+
+    def test_of_no_recipe_is_one_line_and_exit_code_2(
+        self, run: Callable[..., tuple[int, str, str]], tmp_path: Path
+    ) -> None:
+        code, out, err = run(str(tmp_path))
+        assert (code, out) == (2, "")
+        assert err.startswith("neuralpower: no recipe of ")
+        assert err.count("\n") == 1
 
 
 class TestFinding:
