@@ -54,6 +54,11 @@ class BoostedTrees:
     def __len__(self) -> int:
         return int(self.inputs.shape[1])
 
+    @property
+    def used(self) -> NDArray[np.bool_]:
+        """Nodes that ask anything, shape ``(nodes, trees)``."""
+        return np.isfinite(self.thresholds)
+
     def first(self, count: int) -> BoostedTrees:
         """The first so many trees."""
         inputs, thresholds = self.inputs[:, :count], self.thresholds[:, :count]

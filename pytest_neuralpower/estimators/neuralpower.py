@@ -148,7 +148,12 @@ class NeuralPower(Estimator):
 
     def predict(self, columns: Columns) -> FloatArray:
         total = self._line(columns)
-        return np.maximum(total, FLOOR_MS) if self.quantity == "runtime" else total
+        return total if self.floor is None else np.maximum(total, self.floor)
+
+    @property
+    def floor(self) -> float | None:
+        """Smallest prediction; None without one."""
+        return FLOOR_MS if self.quantity == "runtime" else None
 
     def _line(self, columns: Columns) -> FloatArray:
         terms = regressors(self.family, self.quantity, columns)

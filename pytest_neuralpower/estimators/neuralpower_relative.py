@@ -58,5 +58,6 @@ class NeuralPowerRelative(NeuralPower):
             name: weight for name, weight in zip(terms, weights[1:], strict=True) if weight > 0
         }
 
-    def predict(self, columns: Columns) -> FloatArray:
-        return self._line(columns)
+    @property
+    def floor(self) -> float | None:
+        return None

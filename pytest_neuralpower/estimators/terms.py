@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -53,6 +53,14 @@ _PLAIN: Final[dict[str, Callable[[Columns], FloatArray]]] = {
         (columns["bytes_in"] + columns["bytes_out"]) / columns["runtime_ms"] * _MEGA
     ),
     "weight_rate": lambda columns: columns["bytes_weight"] / columns["runtime_ms"] * _MEGA,
+    # Rows that a norm or softmax treats alike, millions: one block or warp each.
+    "rows": lambda columns: columns["rows"] * _MEGA,
+    # MB that raising to a constant power writes: it computes more per element than it moves.
+    "pow_bytes": lambda columns: np.where(columns["pow"] > 0, columns["bytes_out"] * _MEGA, 0.0),
+    # GFLOP of an attention without the scores that its causal mask skips.
+    "scored_flops": lambda columns: columns["scored_flops"] * _GIGA,
+    # Scores of an attention, millions: each is exponentiated.
+    "scores": lambda columns: columns["scored_flops"] / np.maximum(4 * columns["width"], 1) * _MEGA,
     # Steps of one multiprocessor through the reduction: nothing hides them in a small product.
     "depth": lambda columns: columns["k"] * 1e-3,
     # A bias added by a kernel of its own reads and writes the output once more, MB.
@@ -82,8 +90,14 @@ def evaluate(name: str, columns: Columns, multiprocessors: int) -> FloatArray:
         - ``wave_depth[128x64]``: waves x reduction length, thousands;
         - ``tiles[128x64]``: thousands of tiles;
         - ``reread[128x64]``: MB of both operands as the tiles read them;
-        - ``winograd_flops[2x32]``: GFLOP of a 3x3 convolution as Winograd's minimal filtering
-          computes it in output tiles of 2 x 2, channels padded to 32.
+        - ``winograd_flops[2x32]``: GFLOP of a 3x3 convolution of stride 1 as Winograd's minimal
+          filtering computes it in output tiles of 2 x 2, channels padded to 32; of others, plain
+          GFLOP;
+        - ``wide_bytes[1x1024]``: MB read of rows wider than 1024, which a block of threads reads
+          again for each of its passes;
+        - ``attention_flops[128x128]``: GFLOP of an attention with queries and keys padded to the
+          tile, scores above a causal mask's diagonal skipped by whole tiles, and the last wave
+          of query tiles filled up.
     multiprocessors
         Tiles that run at once.
 
@@ -142,7 +156,21 @@ def _winograd_flops(columns: Columns, size: int, channels: int, _: int) -> Float
     tiles = columns["batch"] * np.ceil(columns["oh"] / size) * np.ceil(columns["ow"] / size)
     padded = np.ceil(columns["n"] / channels) * channels * columns["groups"]
     products = (size + 2) ** 2  # Lavin and Gray, "Fast Algorithms for Convolutional Networks"
-    return np.asarray(2 * tiles * products * padded * columns["k"] / columns["kernel_area"] * _GIGA)
+    found = 2 * tiles * products * padded * columns["k"] / columns["kernel_area"] * _GIGA
+    suits = (columns["kernel_area"] == 9) & (columns["stride"] == 1)
+    return np.asarray(np.where(suits, found, columns["flops"] * _GIGA))
+
+
+def _wide_bytes(columns: Columns, _: int, width: int, __: int) -> FloatArray:
+    return np.asarray(np.where(columns["width"] > width, columns["bytes_in"] * _MEGA, 0.0))
+
+
+def _attention_flops(columns: Columns, queries: int, keys: int, multiprocessors: int) -> FloatArray:
+    tiles = columns["heads"] * np.ceil(columns["queries"] / queries)
+    filled = np.ceil(tiles / multiprocessors) * multiprocessors
+    padded = np.ceil(columns["keys"] / keys) * keys
+    swept = np.where(columns["causal"] > 0, (padded + keys) / 2, padded)
+    return np.asarray(4 * filled * queries * swept * columns["width"] * _GIGA)
 
 
 def _wave_depth(columns: Columns, rows: int, cols: int, multiprocessors: int) -> FloatArray:
@@ -168,4 +196,50 @@ _TILED: Final[dict[str, Callable[[Columns, int, int, int], FloatArray]]] = {
     "wave_depth": _wave_depth,
     "tiles": _tile_count,
     "reread": _reread,
+    "wide_bytes": _wide_bytes,
+    "attention_flops": _attention_flops,
 }
+
+
+class Meaning(NamedTuple):
+    """How to read a term: its value over ``factor`` is a number of ``unit``."""
+
+    factor: float
+    unit: str
+    text: str
+
+
+_MEANINGS: Final[dict[str, Meaning]] = {
+    "launch": Meaning(1.0, "", "once a layer"),
+    "flops": Meaning(_GIGA, "FLOPs", "operations, 2 per multiply-accumulate"),
+    "pointwise_flops": Meaning(_GIGA, "FLOPs", "operations of a convolution of kernel 1 x 1"),
+    "bytes_in": Meaning(_MEGA, "bytes", "inputs"),
+    "bytes_out": Meaning(_MEGA, "bytes", "outputs"),
+    "bytes_weight": Meaning(_MEGA, "bytes", "parameters"),
+    "bytes_moved": Meaning(_MEGA, "bytes", "inputs, outputs and parameters"),
+    "bytes_io": Meaning(_MEGA, "bytes", "inputs and outputs"),
+    "bytes_workspace": Meaning(_MEGA, "bytes", "unfolded input, or score matrix"),
+    "flop_rate": Meaning(_GIGA, "FLOPs per ms", "operations over runtime"),
+    "io_rate": Meaning(_MEGA, "bytes per ms", "inputs and outputs over runtime"),
+    "weight_rate": Meaning(_MEGA, "bytes per ms", "parameters over runtime"),
+    "depth": Meaning(1e-3, "", "length of the reduction, k"),
+    "bias_pass": Meaning(_MEGA, "bytes", "outputs read and written once more to add a bias"),
+    "layout_pass": Meaning(_MEGA, "bytes", "tensors turned to channels-first and back"),
+    "tile_flops": Meaning(_GIGA, "FLOPs", "operations with rows and columns padded to the tile"),
+    "wave_flops": Meaning(_GIGA, "FLOPs", "padded operations, the last wave of tiles filled up"),
+    "split_wave_flops": Meaning(
+        _GIGA, "FLOPs", "operations padded to waves, a long reduction cut into pieces side by side"
+    ),
+    "chosen_wave_flops": Meaning(
+        _GIGA, "FLOPs", "operations padded to waves of the cheapest of several tiles"
+    ),
+    "winograd_flops": Meaning(_GIGA, "FLOPs", "operations of Winograd's minimal filtering"),
+    "wave_depth": Meaning(1e-3, "", "waves of tiles x length of the reduction"),
+    "tiles": Meaning(1e-3, "", "tiles"),
+    "reread": Meaning(_MEGA, "bytes", "both operands as often as the tiles read them"),
+}
+
+
+def meaning(name: str) -> Meaning:
+    """How to read a term that :func:`evaluate` knows."""
+    return _MEANINGS[name.split("[", maxsplit=1)[0]]

@@ -31,6 +31,9 @@ _WORK: Final = ("flops", "bytes", "runtime")
 #: A split must leave this share of its node's squared error at most.
 _WORTH: Final = 0.99
 
+#: Mean squared relative error (0.1%, squared) that no split needs to explain.
+_NOTHING: Final = 1e-6
+
 
 def grow(
     columns: Columns,
@@ -140,10 +143,11 @@ class _Grower:
         yes = np.stack(masks).astype(np.float64) @ part
         left = self.squares(yes) + self.squares(whole - yes)
         least = float(left.min())
-        if least > _WORTH * float(self.squares(whole[None])[0]):
+        undivided = float(self.squares(whole[None])[0])
+        if undivided < _NOTHING * len(rows) or least > _WORTH * undivided:
             return None
         # Of splits equally good but for rounding the first, whatever the unit of the target.
-        best = int(np.flatnonzero(left <= least * (1 + 1e-9))[0])
+        best = int(np.flatnonzero(left <= least + 1e-9 * len(rows))[0])
         return conditions[best], masks[best]
 
     def squares(self, sums: FloatArray) -> FloatArray:

@@ -1,0 +1,170 @@
+"""Fitted estimators as text: every coefficient in base units, under the conditions it holds for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from pytest_neuralpower import load_platform
+from pytest_neuralpower.calibrate.rows import linear_layer
+from pytest_neuralpower.errors import PlatformError
+from pytest_neuralpower.estimators import (
+    Boosted,
+    Estimator,
+    NeuralPower,
+    NeuralPowerRelative,
+    Physical,
+    Shares,
+    Tree,
+)
+from pytest_neuralpower.estimators.regimes import Condition, Regime
+from pytest_neuralpower.features import columns
+from pytest_neuralpower.platform import FamilyModel
+from pytest_neuralpower.reports.equations import explain_text
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.platform import Platform
+
+HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0}
+SIZES = [(m, k, n) for m in (1, 7, 64, 200) for k in (16, 100, 512) for n in (8, 64, 300)] * 3
+VALUES = columns("linear", [linear_layer(*each) for each in SIZES])
+TIME = np.where(VALUES["m"] <= 7, 1.0, 3.0) * (0.25 + 2e-9 * VALUES["flops"])
+REGIMES = [
+    Regime("few", ("launch", "flops"), (Condition("m", "<=", 7),)),
+    Regime("many", ("launch", "flops")),
+]
+
+
+def explained(**estimators: Estimator) -> list[str]:
+    platform = load_platform("titanx")
+    model = FamilyModel(estimators, {"m": (1.0, 200.0)})
+    return explain_text(
+        replace(platform, families={"linear": model}, power=None, accuracy={}), "linear"
+    ).splitlines()
+
+
+def fitted(estimator: Estimator, target: Any = TIME) -> Estimator:
+    return estimator.fit({**VALUES, "runtime_ms": TIME}, target)
+
+
+def test_regimes_are_equations_under_their_conditions() -> None:
+    physical = Physical(REGIMES, **HARDWARE, rescale=False)
+    lines = explained(runtime=fitted(physical))
+    assert lines[:12] == [
+        "linear on titanx: NVIDIA GeForce GTX Titan X (Maxwell, GM200), float32",
+        "",
+        "runtime_ms, by physical",
+        "  if m <= 7 (few):",
+        "    runtime_ms = 0.25",
+        "               + 2e-09 * flops",
+        lines[6],
+        "  else (many):",
+        "    runtime_ms = 0.75",
+        "               + 6e-09 * flops",
+        lines[10],
+        "  the roofline: flops at 1000 GFLOP/s, then bytes_moved at 100 GB/s",
+    ]
+    assert lines[6].startswith("    kept between ")
+    assert lines[-3:] == [
+        "where",
+        "  flops  operations, 2 per multiply-accumulate, in FLOPs",
+        "  m      rows of the matrix product (of a convolution: batch x output positions)",
+    ]
+
+
+def test_a_scale_is_multiplied_in() -> None:
+    physical = Physical([Regime("all", ("launch", "flops"))], **HARDWARE)
+    fitted(physical)
+    scaled = physical.fitted_[0]
+    equation = next(line for line in explained(runtime=physical) if "* flops" in line)
+    assert f"{scaled.rates['flops'] * scaled.scale * 1e-9:.4g} * flops" in equation
+
+
+def test_a_tree_is_its_splits_indented() -> None:
+    tree = Tree(("m",), ("launch", "flops"), depth=2, least_rows=9)
+    lines = explained(runtime=fitted(tree))
+    start = lines.index("  if m <= 20:")
+    assert lines[start + 1 : start + 6] == [
+        "    runtime_ms = 0.25",
+        "               + 2e-09 * flops   (54 rows)",
+        "  else:",
+        "    runtime_ms = 0.75",
+        "               + 6e-09 * flops   (54 rows)",
+    ]
+
+
+def test_boosted_is_its_base_and_the_size_of_the_residual() -> None:
+    base = Physical([Regime("all", ("launch", "flops"))], **HARDWARE)
+    boosted = Boosted(base, ("m", "n"), ("m", "n"), trees=20, least_rows=8)
+    text = "\n".join(explained(runtime=fitted(boosted)))
+    assert "* flops" in text
+    assert f"a sum of 20 trees of depth 4, which moves it by {boosted.spread_:.0%}" in text
+    assert "the residual asks most about m" in text
+    assert "fades beyond m 1..200, n 8..300: halved one doubling away" in text
+    none = Boosted(base, ("m",), ("m",), trees=0, least_rows=8)
+    assert "chose to add no tree" in "\n".join(explained(runtime=fitted(none)))
+
+
+def test_power_is_explained_likewise() -> None:
+    watts = 60 + 30 * VALUES["flops"] / (TIME * 1e9) + 20 * VALUES["bytes_moved"] / (TIME * 1e8)
+    lines = explained(runtime=fitted(Physical(REGIMES, **HARDWARE)), power=fitted(
+        Shares(**HARDWARE, limit_w=250.0), watts))  # fmt: skip
+    start = lines.index("power_w, by shares")
+    assert lines[start + 1 : start + 5] == [
+        "  power_w = 60",
+        "          + 30 * compute_share",
+        "          + 20 * bandwidth_share",
+        "  at most 250, the board's limit",
+    ]
+
+
+@pytest.mark.parametrize("kind", [NeuralPower, NeuralPowerRelative])
+def test_the_paper_s_polynomial_is_written_with_its_sizes(kind: type[NeuralPower]) -> None:
+    estimator = kind("linear")
+    estimator.intercept_ = 0.5
+    estimator.coefficients_ = {"m.0*n.1": 2.0, "special1:m*n*one*one*k": 3e-9}
+    lines = explained(runtime=estimator)
+    start = lines.index(f"runtime_ms, by {kind.name}")
+    assert lines[start + 1 : start + 4] == [
+        "  runtime_ms = 0.5",
+        "             + 2 * m * n",
+        "             + 3e-09 * m * n * one * one * k",
+    ]
+    assert ("  at least 0.105" in lines) == (kind is NeuralPower)
+
+
+def test_an_estimator_without_an_equation_shows_what_it_stores() -> None:
+    class Plain(Estimator):
+        name = "plain"
+
+        def _fit(self, columns: Any, target: Any) -> None: ...
+        def predict(self, columns: Any) -> Any: ...
+        def to_json(self) -> dict[str, Any]:
+            return {"estimator": "plain", "watts": 7}
+
+        @classmethod
+        def from_json(cls, data: dict[str, Any]) -> Plain:
+            raise NotImplementedError
+
+    lines = explained(runtime=Plain())
+    assert '    "watts": 7' in lines
+
+
+def test_an_unknown_family_names_those_there_are() -> None:
+    with pytest.raises(PlatformError) as error:
+        explain_text(load_platform("titanx"), "rnn")
+    assert "\n" not in str(error.value)
+    assert "has no estimator of 'rnn'; it has conv, linear, matmul" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["titanx", "titanx-tf"])
+def test_every_shipped_family_is_explained_with_its_held_out_error(name: str) -> None:
+    platform: Platform = load_platform(name)
+    for family in platform.families:
+        text = explain_text(platform, family)
+        assert "% on held-out shapes" in text
+        assert "runtime_ms = " in text
+        assert "power_w = " in text
