@@ -9,24 +9,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.errors import NeuralPowerError
+    from pytest_neuralpower.errors import (
+        BudgetError,
+        NeuralPowerError,
+        PlatformError,
+        TraceError,
+    )
     from pytest_neuralpower.layers import Layer, Trace
     from pytest_neuralpower.platform import Platform, list_platforms, load_platform
     from pytest_neuralpower.prediction import LayerPrediction, Prediction
     from pytest_neuralpower.predictor import predict
-    from pytest_neuralpower.session import BudgetExceeded
+    from pytest_neuralpower.session import BudgetExceeded, NeuralPower, PredictionUntrusted
     from pytest_neuralpower.tracing import trace
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BudgetError",
     "BudgetExceeded",
     "Layer",
     "LayerPrediction",
+    "NeuralPower",
     "NeuralPowerError",
     "Platform",
+    "PlatformError",
     "Prediction",
+    "PredictionUntrusted",
     "Trace",
+    "TraceError",
     "list_platforms",
     "load_platform",
     "predict",
@@ -34,13 +44,18 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BudgetError": "errors",
     "BudgetExceeded": "session",
     "Layer": "layers",
     "LayerPrediction": "prediction",
+    "NeuralPower": "session",
     "NeuralPowerError": "errors",
     "Platform": "platform",
+    "PlatformError": "errors",
     "Prediction": "prediction",
+    "PredictionUntrusted": "session",
     "Trace": "layers",
+    "TraceError": "errors",
     "list_platforms": "platform",
     "load_platform": "platform",
     "predict": "predictor",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -29,7 +30,8 @@ Judge = Literal["point", "certain", "safe"]
 class Budget:
     """``limit`` is in mJ, ms or W; ``unit`` is the one it was written in, for messages.
 
-    ``platform`` None means the platforms chosen for the session.
+    ``platform`` None means the platforms chosen for the session. ``samples`` is how many samples
+    one call has, where the first dimension of its first tensor does not say.
     """
 
     quantity: Quantity
@@ -37,6 +39,7 @@ class Budget:
     unit: str
     per: Literal["call", "sample"] = "call"
     platform: str | None = None
+    samples: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +89,15 @@ def parse_marker(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     """
     quantity = MARKERS[name]
     units = UNITS[quantity]
-    allowed = [*units, "platform"] + (["per"] if quantity != "power" else [])
+    allowed = [*units, "platform"] + (["per", "samples"] if quantity != "power" else [])
     usage = f"write {name}({next(iter(units))}=120)"
     if args:
         raise BudgetError(f"{name}: positional argument {args[0]!r} has no unit; {usage}")
     for key in kwargs:
         if key not in allowed:
-            reason = "power does not add up over samples" if key == "per" else "unknown argument"
             raise BudgetError(
-                f"{name}: {reason}: {key}={kwargs[key]!r}; allowed: {', '.join(allowed)}"
+                f"{name}: {_why_not(key, allowed)}: {key}={kwargs[key]!r}; "
+                f"allowed: {', '.join(allowed)}"
             )
     given = [key for key in kwargs if key in units]
     if len(given) != 1:
@@ -114,19 +117,41 @@ def parse_marker(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
             f"{name}: platform={platform!r} must be one platform's name or path; "
             "repeat the marker for a second platform"
         )
+    samples = kwargs.get("samples")
+    if samples is not None and (type(samples) is not int or samples < 1 or per != "sample"):
+        raise BudgetError(
+            f"{name}: samples={samples!r} must be a whole number from 1, together with per='sample'"
+        )
     unit = given[0]
-    return Budget(quantity, float(limit) * units[unit], unit, cast("Any", per), platform)
+    factor = units[unit]
+    return Budget(quantity, float(limit) * factor, unit, cast("Any", per), platform, samples)
 
 
-def closest_budgets(budgets: Iterable[Budget]) -> tuple[Budget, ...]:
-    """Drop a budget that a closer one overrides; ``budgets`` come closest first.
+def _why_not(key: str, allowed: Sequence[str]) -> str:
+    """What is wrong with an argument's name."""
+    if key in ("per", "samples"):
+        return "power does not add up over samples"
+    for marker, quantity in MARKERS.items():
+        if key in UNITS[quantity]:
+            return f"{key} is a unit of {marker}"
+    close = difflib.get_close_matches(key.lower(), allowed, n=1)
+    return "unknown argument" + (f", did you mean {close[0]}?" if close else "")
 
-    A function's marker overrides its class's or module's of the same quantity, platform and
-    ``per``, so that a global default can be loosened or tightened locally.
+
+def closest_budgets(budgets: Iterable[tuple[int, Budget]]) -> tuple[Budget, ...]:
+    """Drop every budget that a closer one overrides.
+
+    Parameters
+    ----------
+    budgets
+        Those that apply to the test's platform, each with its distance: 0 on the function, more on
+        its class and module. A closer budget of the same quantity and ``per`` overrides one further
+        out, so that a default can be loosened or tightened locally; at one distance the budget that
+        names the platform does.
     """
-    kept: dict[tuple[str, str, str | None], Budget] = {}
-    for budget in budgets:
-        kept.setdefault((budget.quantity, budget.per, budget.platform), budget)
+    kept: dict[tuple[str, str], Budget] = {}
+    for _, budget in sorted(budgets, key=lambda each: (each[0], each[1].platform is None)):
+        kept.setdefault((budget.quantity, budget.per), budget)
     return tuple(kept.values())
 
 
@@ -136,8 +161,8 @@ def check(budget: Budget, prediction: Prediction, judge: Judge = "point") -> Ver
     Raises
     ------
     BudgetError
-        If the platform predicts no power and the budget is on energy or power, or ``judge`` needs
-        an interval and the platform has none.
+        If the platform predicts no power and the budget is on energy or power, ``judge`` needs an
+        interval and the platform has none, or a budget per sample meets an empty batch.
     """
     value: float | None
     if budget.quantity == "runtime":
@@ -158,9 +183,13 @@ def check(budget: Budget, prediction: Prediction, judge: Judge = "point") -> Ver
             "--np-judge=point"
         )
     if budget.per == "sample":
-        value /= prediction.batch
-        if interval is not None:
-            interval = interval._replace(
-                low=interval.low / prediction.batch, high=interval.high / prediction.batch
+        samples = budget.samples or prediction.batch
+        if not samples:
+            raise BudgetError(
+                f"{budget.quantity} budget: the call has 0 samples; predict at least one, or say "
+                "samples=N in the marker"
             )
+        value /= samples
+        if interval is not None:
+            interval = interval._replace(low=interval.low / samples, high=interval.high / samples)
     return Verdict(budget, value, interval, judge)

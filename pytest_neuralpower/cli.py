@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pytest_neuralpower import __version__
 from pytest_neuralpower.errors import ImportPathError, NeuralPowerError
 
 if TYPE_CHECKING:
@@ -22,10 +23,21 @@ app = typer.Typer(
     name="neuralpower",
     help="Predict what one inference of a PyTorch model costs on a device, without the device.",
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+) -> None:
+    if version:
+        typer.echo(f"pytest-neuralpower {__version__}")
+        raise typer.Exit
+
 
 Target = Annotated[
     str,
@@ -242,7 +254,8 @@ def _trace(target: str, inputs: list[str], arguments: list[str] | None) -> Trace
     from pytest_neuralpower.tracing import trace  # noqa: PLC0415 - imports torch
 
     positional, keywords = parse_inputs(inputs)
-    return trace(load_model(target, _parse_arguments(arguments or [])), *positional, **keywords)
+    model = load_model(target, _parse_arguments(arguments or []))
+    return trace(model.eval(), *positional, **keywords)  # one inference is what people ask for
 
 
 def _parse_arguments(pairs: list[str]) -> dict[str, Any]:

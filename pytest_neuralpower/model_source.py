@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -75,11 +76,16 @@ def load_model(target: str, arguments: dict[str, Any]) -> Any:
             f"{target!r} is a {type(found).__name__}; it must be a model or a factory of one"
         )
     try:
-        return build(found, **arguments)
+        inspect.signature(found).bind(**arguments)
     except TypeError as error:
         raise ImportPathError(
             f"{target!r} could not be called: {error}; give its arguments as --arg name=value"
-        ) from error
+        ) from None
+    try:
+        return build(found, **arguments)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ImportPathError(f"{target!r} raised {type(error).__name__}: {reason}") from error
 
 
 def _is_module(value: Any) -> bool:

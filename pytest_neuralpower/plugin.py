@@ -8,21 +8,24 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_neuralpower.errors import NeuralPowerError
+from pytest_neuralpower.mistakes import OneLineMistakes
 from pytest_neuralpower.settings import add_options, read_settings
+from pytest_neuralpower.summary import Summary
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.session import Guard, GuardSession, NeuralPower
+    from pytest_neuralpower.session import Guard, GuardSession, NeuralPower, PlacedMarker
 
 _MARKERS = {
-    "energy_budget": "energy_budget(mj=None, j=None, uj=None, platform=None, per='call'): upper "
-    "limit on the predicted gross device energy of one call (or per='sample') of each model that "
-    "the test predicts",
-    "runtime_budget": "runtime_budget(ms=None, us=None, s=None, platform=None, per='call'): upper "
-    "limit on the predicted runtime of one call (or per='sample')",
+    "energy_budget": "energy_budget(mj=None, j=None, uj=None, platform=None, per='call', "
+    "samples=None): upper limit on the predicted gross device energy of one call (or "
+    "per='sample') of each model that the test predicts",
+    "runtime_budget": "runtime_budget(ms=None, us=None, s=None, platform=None, per='call', "
+    "samples=None): upper limit on the predicted runtime of one call (or per='sample')",
     "power_budget": "power_budget(w=None, mw=None, platform=None): upper limit on the predicted "
     "mean power of one call",
 }
 
+_SETTINGS = pytest.StashKey["Settings"]()
 _SESSION = pytest.StashKey["GuardSession"]()
 _GUARD = pytest.StashKey["Guard"]()
 _RECORDS = pytest.StashKey[list[dict[str, Any]]]()
@@ -35,8 +38,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for marker in _MARKERS.values():
         config.addinivalue_line("markers", marker)
-    config.pluginmanager.register(_Summary(), "neuralpower-summary")
-    settings = read_settings(config)
+    config.pluginmanager.register(OneLineMistakes(), "neuralpower-mistakes")
+    config.pluginmanager.register(Summary(), "neuralpower-summary")
+    settings = config.stash[_SETTINGS] = read_settings(config)
     for name in settings.platforms:
         try:
             _session(config).load(name)
@@ -49,18 +53,28 @@ def _session(config: pytest.Config) -> GuardSession:
     if _SESSION not in config.stash:
         from pytest_neuralpower.session import GuardSession  # noqa: PLC0415
 
-        config.stash[_SESSION] = GuardSession(read_settings(config))
+        given = config.getoption("--np-platform") or ()
+        command = " ".join(["pytest", *(f"--np-platform={name}" for name in given)])
+        config.stash[_SESSION] = GuardSession(config.stash[_SETTINGS], config.rootpath, command)
     return config.stash[_SESSION]
 
 
-def _budget_markers(node: pytest.Item) -> list[pytest.Mark]:
-    """The test's budget markers, closest first."""
-    return [mark for mark in node.iter_markers() if mark.name in _MARKERS]
+def _budget_markers(node: pytest.Item) -> list[PlacedMarker]:
+    """The test's budget markers, closest first; empty for what can take no fixture (doctests)."""
+    if not isinstance(node, pytest.Function):
+        return []
+    found = [pair for pair in node.iter_markers_with_node() if pair[1].name in _MARKERS]
+    if not found:
+        return []
+    from pytest_neuralpower.session import PlacedMarker  # noqa: PLC0415
+
+    chain = node.listchain()
+    return [PlacedMarker(len(chain) - 1 - chain.index(place), mark) for place, mark in found]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a guarded test once per platform, where there are several."""
-    if "neuralpower" in metafunc.fixturenames:
+    if "neuralpower_platform" in metafunc.fixturenames:
         markers = _budget_markers(metafunc.definition)
         platforms = _session(metafunc.config).platforms_for(markers)
         if len(platforms) > 1:
@@ -68,17 +82,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if "neuralpower" in getattr(item, "fixturenames", ()) or _budget_markers(item):
+    if _RECORDS in item.stash:  # a rerun: nothing of the last attempt may stay
+        del item.stash[_RECORDS]
+        kept = [pair for pair in item.user_properties if not pair[0].startswith("neuralpower")]
+        item.user_properties[:] = kept
+    if "neuralpower_platform" in getattr(item, "fixturenames", ()) or _budget_markers(item):
         item.stash[_GUARD] = _new_guard(item)
 
 
 def _new_guard(item: pytest.Item) -> Guard:
     callspec = getattr(item, "callspec", None)
     parametrised = callspec.params.get("neuralpower_platform") if callspec else None
-    try:
-        return _session(item.config).guard(item.nodeid, _budget_markers(item), parametrised)
-    except NeuralPowerError as error:
-        raise pytest.fail.Exception(str(error), pytrace=False) from None
+    return _session(item.config).guard(item.nodeid, _budget_markers(item), parametrised)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -86,17 +101,33 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Fail the call itself, so that xfail and JUnit see a failure of the test."""
     try:
         result = yield
-        guard = item.stash.get(_GUARD, None)
-        records = _session(item.config).judge(guard) if guard else []
-    except NeuralPowerError as error:
-        raise pytest.fail.Exception(str(error), pytrace=False) from None
+    except pytest.skip.Exception:
+        raise
+    except BaseException:  # the test's own failure wins; what it predicted is still listed
+        _judge(item, failed=True)
+        raise
+    records = _judge(item)
     if records:
-        from pytest_neuralpower.session import properties, raise_failures  # noqa: PLC0415
+        from pytest_neuralpower.session import raise_failures  # noqa: PLC0415
+
+        raise_failures(records)
+    return result
+
+
+def _judge(item: pytest.Item, *, failed: bool = False) -> list[dict[str, Any]]:
+    """Judge what the test predicted and keep the records for its report."""
+    markers = _budget_markers(item)
+    if _GUARD not in item.stash and (failed or not markers):
+        return []
+    if _GUARD not in item.stash:  # a marker was added while the test ran
+        item.stash[_GUARD] = _new_guard(item)
+    records = _session(item.config).judge(item.stash[_GUARD], markers, failed=failed)
+    if records:
+        from pytest_neuralpower.session import properties  # noqa: PLC0415
 
         item.stash[_RECORDS] = records
         item.user_properties.extend(properties(records))
-        raise_failures(records)
-    return result
+    return records
 
 
 @pytest.hookimpl(wrapper=True)
@@ -107,27 +138,6 @@ def pytest_runtest_makereport(
     if call.when == "call" and _RECORDS in item.stash:
         report.neuralpower = item.stash[_RECORDS]  # JSON types only: it survives xdist
     return report
-
-
-class _Summary:
-    """Gathers the records of all reports, also those from xdist workers, and shows them."""
-
-    def __init__(self) -> None:
-        self.records: list[dict[str, Any]] = []
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.records += getattr(report, "neuralpower", ())
-
-    def pytest_terminal_summary(
-        self, terminalreporter: pytest.TerminalReporter, config: pytest.Config
-    ) -> None:
-        verbosity = config.get_verbosity()
-        if self.records and verbosity >= 0:
-            from pytest_neuralpower.reports.terminal import summary_lines  # noqa: PLC0415
-
-            terminalreporter.section("predicted energy and runtime (neuralpower)")
-            for line in summary_lines(self.records):
-                terminalreporter.line(line)
 
 
 @pytest.fixture

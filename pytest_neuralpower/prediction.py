@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_neuralpower.units import show
+
 if TYPE_CHECKING:
     from pytest_neuralpower.intervals import LayerErrors
     from pytest_neuralpower.layers import Layer
@@ -42,6 +44,12 @@ class LayerPrediction:
     runtime_interval_ms: Interval | None = None
     energy_interval_mj: Interval | None = None
 
+    def __repr__(self) -> str:
+        cost = show("runtime", self.runtime_ms)
+        if self.energy_mj is not None:
+            cost = f"{show('energy', self.energy_mj)}, {cost}"
+        return f"<{self.layer.op} {self.layer.path or '(root)'}: {cost}>"
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
@@ -63,6 +71,16 @@ class Prediction:
     energy_interval_mj: Interval | None = None
     power_interval_w: Interval | None = None
     errors: LayerErrors | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        """Short: asserts and prints show it, and there may be thousands of layers."""
+        values = [show("runtime", self.runtime_ms)]
+        if self.energy_mj is not None:
+            values.insert(0, show("energy", self.energy_mj))
+        return (
+            f"<Prediction of {self.model or 'a call'} on {self.platform}: {', '.join(values)}, "
+            f"{len(self.layers)} layers>"
+        )
 
     @property
     def runtime_ms(self) -> float:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_neuralpower.platform import Platform, load_platform
+from pytest_neuralpower.errors import PlatformError, TraceError
+from pytest_neuralpower.platform import Platform, list_platforms, load_platform
 
 if TYPE_CHECKING:
     from pytest_neuralpower.prediction import Prediction
+
+_TRAINING_NOTE = "the model is in training mode; call .eval() on it to price inference"
 
 __all__ = ["predict", "predict_call"]
 
 
 def predict(
-    model: Any, /, *args: Any, platform: Platform | str | Path, **kwargs: Any
+    model: Any, /, *args: Any, platform: Platform | str | Path | None = None, **kwargs: Any
 ) -> Prediction:
     """Predict runtime, power and energy of ``model(*args, **kwargs)`` on a platform.
 
@@ -25,7 +29,7 @@ def predict(
     Parameters
     ----------
     model
-        A ``torch.nn.Module`` or another callable.
+        A ``torch.nn.Module``; one in training mode is priced as it is, with a note.
     *args, **kwargs
         The call's inputs. A model whose own keyword is ``platform`` needs :func:`predict_call`.
     platform
@@ -44,6 +48,11 @@ def predict(
     PlatformError
         The platform is unknown or its file is broken.
     """
+    if platform is None:
+        raise PlatformError(
+            "predict() needs platform=, a name or a path; "
+            f"shipped platforms: {', '.join(list_platforms())}"
+        )
     return predict_call(model, args, kwargs, platform=platform)
 
 
@@ -57,5 +66,13 @@ def predict_call(
     """:func:`predict` with the call's inputs given as one sequence and one mapping."""
     from pytest_neuralpower.tracing import trace  # noqa: PLC0415 - imports torch
 
-    loaded = platform if isinstance(platform, Platform) else load_platform(platform)
-    return loaded.predict(trace(model, *args, **kwargs))
+    loaded = load_platform(platform) if isinstance(platform, str | Path) else platform
+    traced = trace(model, *args, **kwargs)
+    if not traced:
+        raise TraceError(
+            f"{traced.model} does nothing that costs anything with these inputs: no layer was "
+            "recorded; predict the model that does the work"
+        )
+    if getattr(model, "training", False):
+        traced = replace(traced, notes=(*traced.notes, _TRAINING_NOTE))
+    return loaded.predict(traced)

@@ -6,15 +6,18 @@ plain records that travels on its report, also from an xdist worker to its contr
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pytest
 
 from pytest_neuralpower.budget import Budget, check, closest_budgets, parse_marker
 from pytest_neuralpower.errors import BudgetError
 from pytest_neuralpower.prediction import UNTRUSTED
+from pytest_neuralpower.settings import platform_at
 
 if TYPE_CHECKING:
     from pytest_neuralpower.budget import Verdict
@@ -26,18 +29,31 @@ Model = TypeVar("Model")
 
 
 class BudgetExceeded(pytest.fail.Exception):
-    """A guarded test is over its budget, or its prediction is not trusted under ``--np-strict``."""
+    """A prediction of a guarded test is over its budget."""
 
     __module__ = "builtins"  # as pytest's own outcomes: its name alone in the short summary
 
 
+class PredictionUntrusted(pytest.fail.Exception):
+    """Too much of a prediction is not vouched for by measurements, under ``--np-strict``."""
+
+    __module__ = "builtins"
+
+
+class PlacedMarker(NamedTuple):
+    """A budget marker and how far out it stands: 0 on the function, more on class and module."""
+
+    distance: int
+    mark: pytest.Mark
+
+
 @dataclass
 class Guard:
-    """What one test is held against, and what it predicted."""
+    """Where one test runs, and what it predicted. ``name`` is the platform as it was asked for."""
 
     nodeid: str
+    name: str
     platform: Platform
-    budgets: tuple[Budget, ...]
     predictions: list[Prediction] = field(default_factory=list)
 
 
@@ -62,7 +78,7 @@ class NeuralPower:
 
         Parameters
         ----------
-        model : torch.nn.Module or callable
+        model : torch.nn.Module
         *args, **kwargs
             The call's inputs, as the model takes them; the first dimension of the first tensor is
             the batch.
@@ -76,6 +92,8 @@ class NeuralPower:
         ------
         TraceError
             If the model cannot be traced with these inputs.
+        PlatformError
+            If the platform cannot price one of its layers.
         """
         from pytest_neuralpower.predictor import predict_call  # noqa: PLC0415 - imports torch
 
@@ -96,9 +114,15 @@ class NeuralPower:
 
 @dataclass
 class GuardSession:
-    """One pytest process: its settings and its loaded platforms."""
+    """One pytest process: its settings and its loaded platforms.
+
+    ``rootpath`` is where paths in markers start; ``command`` is how pytest was asked to run, as far
+    as a failure's advice must repeat it.
+    """
 
     settings: Settings
+    rootpath: Path = field(default_factory=Path)
+    command: str = "pytest"
     _loaded: dict[str, Platform] = field(default_factory=dict)
 
     def load(self, name: str) -> Platform:
@@ -109,52 +133,74 @@ class GuardSession:
             self._loaded[name] = load_platform(name)
         return self._loaded[name]
 
-    def platforms_for(self, markers: Sequence[pytest.Mark]) -> tuple[str, ...]:
+    def platforms_for(self, markers: Sequence[PlacedMarker]) -> tuple[str, ...]:
         """Platforms a test runs on: those its markers name, and for the rest the session's.
 
         A misused marker is passed over here; `guard` reports it.
         """
-        named = [mark.kwargs["platform"] for mark in markers if mark.kwargs.get("platform")]
+        given = [placed.mark.kwargs.get("platform") for placed in markers]
+        named = [platform_at(name, self.rootpath) for name in given if name and type(name) is str]
         if len(named) < len(markers) or not markers:
             named += self.settings.platforms
-        return tuple(dict.fromkeys(name for name in named if isinstance(name, str)))
+        return tuple(dict.fromkeys(named))
 
-    def guard(self, nodeid: str, markers: Sequence[pytest.Mark], parametrised: str | None) -> Guard:
-        """Parse a test's markers (closest first) and settle its platform.
+    def guard(
+        self, nodeid: str, markers: Sequence[PlacedMarker], parametrised: str | None
+    ) -> Guard:
+        """Settle a test's platform, and check its markers before it runs.
 
         Raises
         ------
         NeuralPowerError
             With one line, for a misused marker, or no single loadable platform to run on.
         """
-        budgets = closest_budgets([parse_marker(m.name, m.args, m.kwargs) for m in markers])
+        parsed = _parse(markers)
         platforms = (parametrised,) if parametrised else self.platforms_for(markers)
         if not platforms:
             raise BudgetError(_no_platform_text())
         if len(platforms) > 1:
             raise BudgetError(
                 f"this test runs on {len(platforms)} platforms ({', '.join(platforms)}): take the "
-                "`neuralpower` fixture as an argument, so that it runs once for each"
+                "`neuralpower` fixture as an argument, so that it runs once for each, or choose one"
             )
         name = platforms[0]
-        # A budget that names no platform is meant for the session's platforms; where the session
-        # has chosen none, for whichever platform the other markers name.
-        for_default = name in self.settings.platforms or not self.settings.platforms
-        applicable = tuple(
-            budget
-            for budget in budgets
-            if budget.platform == name or (budget.platform is None and for_default)
-        )
-        if budgets and not applicable:
-            others = ", ".join(sorted({budget.platform for budget in budgets if budget.platform}))
+        if parsed and not self._applicable(name, parsed):
+            others = ", ".join(sorted({each.platform for _, each in parsed if each.platform}))
             raise BudgetError(
                 f"this test runs on {name!r}, but its budgets are for {others}: add a budget for "
                 f"{name!r} or leave out platform="
             )
-        return Guard(nodeid, self.load(name), applicable)
+        return Guard(nodeid, name, self.load(name))
 
-    def judge(self, guard: Guard) -> list[dict[str, Any]]:
-        """Hold every prediction of one test against its budgets.
+    def _applicable(
+        self, name: str, parsed: Sequence[tuple[int, Budget]]
+    ) -> list[tuple[int, Budget]]:
+        """The budgets for a platform, each with its distance.
+
+        A budget that names no platform is meant for the session's platforms; where the session has
+        chosen none, for whichever platform the other markers name.
+        """
+        for_default = name in self.settings.platforms or not self.settings.platforms
+        return [
+            (distance, budget)
+            for distance, budget in parsed
+            if (for_default if budget.platform is None else self._is(budget.platform, name))
+        ]
+
+    def _is(self, written: str, name: str) -> bool:
+        return platform_at(written, self.rootpath) == name
+
+    def judge(
+        self, guard: Guard, markers: Sequence[PlacedMarker], *, failed: bool = False
+    ) -> list[dict[str, Any]]:
+        """Hold every prediction of one test against its budgets, once it has run.
+
+        Parameters
+        ----------
+        markers
+            As they are now: a test or a fixture may have added one.
+        failed
+            The test failed by itself: its predictions are listed, and nothing is demanded.
 
         Returns
         -------
@@ -165,29 +211,44 @@ class GuardSession:
         Raises
         ------
         BudgetError
-            If the test predicted nothing, or a budget needs a power model the platform lacks.
+            If the test has a budget and predicted nothing.
         """
-        if guard.budgets and not guard.predictions:
+        budgets = closest_budgets(self._applicable(guard.name, _parse(markers)))
+        if budgets and not guard.predictions and not failed:
             raise BudgetError(
                 "the test has a budget but predicted nothing: call "
                 "neuralpower.predict(model, *inputs) in it (`neuralpower` is a fixture)"
             )
-        return [self._judge_one(guard, prediction) for prediction in guard.predictions]
+        records = [self._judge_one(guard, budgets, each) for each in guard.predictions]
+        return [{**each, "outcome": "failed"} for each in records] if failed else records
 
-    def _judge_one(self, guard: Guard, prediction: Prediction) -> dict[str, Any]:
+    def _judge_one(
+        self, guard: Guard, budgets: Sequence[Budget], prediction: Prediction
+    ) -> dict[str, Any]:
         from pytest_neuralpower.reports import terminal  # noqa: PLC0415 - only once used
 
-        judge = self.settings.judge
-        verdicts = [check(budget, prediction, judge) for budget in guard.budgets]
-        broken = [verdict for verdict in verdicts if not verdict.passed]
+        verdicts, failures, outcome = [], [], "ok" if budgets else "unbounded"
         untrusted = prediction.share(*UNTRUSTED)
-        failures = []
-        if broken:
-            top = self.settings.top
-            failures.append(terminal.failure_text(prediction, broken, top=top, test=guard.nodeid))
         if self.settings.strict and untrusted > self.settings.strict_limit:
-            limit = self.settings.strict_limit
-            failures.append(terminal.strict_text(prediction, untrusted, limit, test=guard.nodeid))
+            outcome = "untrusted"
+            failures.append(
+                terminal.strict_text(
+                    prediction, untrusted, self.settings.strict_limit, self._again(guard)
+                )
+            )
+        for budget in budgets:
+            try:
+                verdicts.append(check(budget, prediction, self.settings.judge))
+            except BudgetError as error:
+                outcome = "misused"
+                failures.append(str(error))
+        broken = [verdict for verdict in verdicts if not verdict.passed]
+        if broken:
+            outcome = "over"
+            text = terminal.failure_text(
+                prediction, broken, top=self.settings.top, again=self._again(guard)
+            )
+            failures.insert(0, text)
         return {
             "test": guard.nodeid,
             "platform": prediction.platform,
@@ -199,8 +260,19 @@ class GuardSession:
             "power_w": prediction.power_w,
             "untrusted_share": untrusted,
             "budgets": [_verdict_record(verdict) for verdict in verdicts],
+            "outcome": outcome,
             "failure": "\n\n".join(failures),
         }
+
+    def _again(self, guard: Guard) -> tuple[str, str]:
+        """The command that runs one test again, in two parts: an option fits between them."""
+        return self.command, shlex.quote(guard.nodeid)
+
+
+def _parse(markers: Sequence[PlacedMarker]) -> list[tuple[int, Budget]]:
+    return [
+        (distance, parse_marker(mark.name, mark.args, mark.kwargs)) for distance, mark in markers
+    ]
 
 
 def _verdict_record(verdict: Verdict) -> dict[str, Any]:
@@ -208,6 +280,7 @@ def _verdict_record(verdict: Verdict) -> dict[str, Any]:
     return {
         "quantity": budget.quantity,
         "unit": budget.unit,
+        "samples": budget.samples,
         "per": budget.per,
         "limit": budget.limit,
         "value": verdict.value,
@@ -224,18 +297,23 @@ def _no_platform_text() -> str:
     names = ", ".join(list_platforms())
     return (
         f"no platform chosen; shipped platforms: {names}; choose one with --np-platform=NAME, "
-        "np_platform in the ini file, or platform= in the marker"
+        "np_platform in the ini file, NEURALPOWER_PLATFORM, or platform= in the marker"
     )
 
 
 def raise_failures(records: Sequence[Mapping[str, Any]]) -> None:
-    """Fail the test with every broken budget among ``records``."""
-    failures = [record["failure"] for record in records if record["failure"]]
-    if failures:
-        raise BudgetExceeded("\n\n".join(failures), pytrace=False)
+    """Fail the test with everything that was broken among ``records``."""
+    text = "\n\n".join(record["failure"] for record in records if record["failure"])
+    outcomes = {record["outcome"] for record in records}
+    if "over" in outcomes:
+        raise BudgetExceeded(text, pytrace=False)
+    if "untrusted" in outcomes:
+        raise PredictionUntrusted(text, pytrace=False)
+    if text:
+        raise pytest.fail.Exception(text, pytrace=False)
 
 
-def properties(records: list[dict[str, Any]]) -> list[tuple[str, Any]]:
+def properties(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
     """JUnit properties of one test: scalars only, numbered when it predicted more than once."""
     pairs = []
     for number, record in enumerate(records, 1):
@@ -246,7 +324,14 @@ def properties(records: list[dict[str, Any]]) -> list[tuple[str, Any]]:
             if record[key] is not None
         ]
         pairs += [
-            (f"{prefix}.{budget['quantity']}_budget_per_{budget['per']}", budget["limit"])
+            (f"{prefix}.{_BUDGET_KEYS[budget['quantity']]}_per_{budget['per']}", budget["limit"])
             for budget in record["budgets"]
         ]
     return pairs
+
+
+_BUDGET_KEYS = {
+    "energy": "energy_budget_mj",
+    "runtime": "runtime_budget_ms",
+    "power": "power_budget_w",
+}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import shlex
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pytest
@@ -85,9 +86,10 @@ def read_settings(config: pytest.Config) -> Settings:
     """
     platforms = config.getoption("--np-platform")
     if not platforms:
-        platforms = shlex.split(os.environ.get(PLATFORM_VARIABLE, "").replace(",", " "))
+        platforms = re.findall(r"[^,\s]+", os.environ.get(PLATFORM_VARIABLE, ""))
     if not platforms:
-        platforms = _ini(config, "np_platform")
+        folder = config.inipath.parent if config.inipath else config.rootpath
+        platforms = [platform_at(name, folder) for name in _ini(config, "np_platform")]
     top = config.getoption("--np-top")
     top = _ini(config, "np_top") if top is None else top
     if top < 0:
@@ -106,6 +108,13 @@ def read_settings(config: pytest.Config) -> Settings:
         strict_limit=percent / 100,
         judge=cast("Judge", judge),
     )
+
+
+def platform_at(name: str, folder: Path) -> str:
+    """A platform written in a file of ``folder``: a name as it is, a path relative to that file."""
+    if not name.endswith(".json") and len(Path(name).parts) < 2:
+        return name
+    return os.path.relpath(folder / name)
 
 
 def _ini(config: pytest.Config, name: str) -> Any:

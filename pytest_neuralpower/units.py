@@ -58,8 +58,8 @@ def show_in(quantity: Quantity, value: float, unit: str) -> str:
     """
     scaled = value / UNITS[quantity][unit]
     digits = 0 if abs(scaled) >= 99.95 else 1 if abs(scaled) >= 9.995 else 2
-    text = f"{scaled:.2g}" if 0 < abs(scaled) < 0.1 else f"{scaled:,.{digits}f}"
-    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} {SYMBOLS[unit]}"
+    text = f"{scaled:.3g}" if 0 < abs(scaled) < 1 else f"{scaled:,.{digits}f}"
+    return f"{text} {SYMBOLS[unit]}"
 
 
 def show_percent(share: float) -> str:

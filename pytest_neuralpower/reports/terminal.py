@@ -154,7 +154,7 @@ def prediction_text(prediction: Prediction, top: int) -> str:
     order = "dearest first" if top else "in order of execution"
     lines = [
         f"{prediction.model} on {prediction.platform}: {totals_text(prediction)}",
-        f"predicted gross device energy (idle included) of {call_text(prediction)}; "
+        f"predicted gross device energy (idle included) of {call_text(prediction)}",
         f"{len(shown)} of {len(prediction.layers)} layers, {order}",
         *_interval_lines(prediction),
         "",
@@ -187,11 +187,12 @@ def failure_text(
     lines = []
     for verdict in broken:
         budget = verdict.budget
+        per = "" if budget.quantity == "power" else f" per {budget.per}"
         what = "exceeded" if verdict.value > budget.limit else "not safe"
         lines += [
             f"{budget.quantity} budget {what}: {prediction.model} on {prediction.platform}",
-            f"  budget     {verdict.show(budget.limit)} per {budget.per}",
-            f"  predicted  {verdict.show(verdict.value)} per {budget.per}, {_distance(verdict)}",
+            f"  budget     {verdict.show(budget.limit)}{per}",
+            f"  predicted  {verdict.show(verdict.value)}{per}, {_distance(verdict)}",
         ]
         if verdict.interval is not None:
             low, high, _ = verdict.interval
@@ -206,11 +207,12 @@ def failure_text(
     if prediction.energy_mj is None:
         basis = "runtime"
     lines += [
-        f"  {call_text(prediction)}: {totals_text(prediction)} ({basis})",
+        f"  {call_text(prediction)}: {totals_text(prediction)}",
+        f"  ({basis})",
         "",
         f"  the {len(shown)} dearest of {len(prediction.layers)} layers:"
         if top and len(shown) < len(prediction.layers)
-        else f"  all {len(shown)} layers:",
+        else "  layers:",
         layer_table(shown, prediction, indent=2),
     ]
     lines += [f"  {line}" for line in caveats(prediction)]
@@ -224,7 +226,8 @@ def _distance(verdict: Verdict) -> str:
     ratio = verdict.value / verdict.budget.limit
     by = verdict.show(abs(verdict.value - verdict.budget.limit))
     if ratio >= 2:
-        return f"{ratio:.3g} times the budget (by {by})"
+        times = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
+        return f"{times} times the budget (by {by})"
     return f"{show_percent(abs(ratio - 1))} {'over' if ratio > 1 else 'under'} (by {by})"
 
 
@@ -253,12 +256,21 @@ _STATUS = {
 def summary_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """One aligned line for each prediction of each guarded test (records of session.judge)."""
     rows = [
-        [_STATUS[record["outcome"]], *_summary_cells(record), record["platform"], record["test"]]
+        [
+            _STATUS[record["outcome"]],
+            *_summary_cells(record),
+            f"{record['untrusted_share']:.0%} unsure" if record["untrusted_share"] > 0 else "",
+            record["platform"],
+            record["test"],
+        ]
         for record in sorted(records, key=_summary_order)
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     return [
-        "  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + row[-1:])
+        "  ".join(
+            [cell.ljust(width) for cell, width in zip(row, widths, strict=False) if width]
+            + row[-1:]
+        )
         for row in rows
     ]
 

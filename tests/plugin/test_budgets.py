@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
+
+from pytest_neuralpower import load_platform
 
 GUARDED = """
     @pytest.mark.{marker}
@@ -43,8 +46,9 @@ def test_the_failure_says_budget_prediction_excess_and_dearest_layers(repo):
             "energy budget exceeded: Sequential on titanx",
             "  budget     0.5 mJ per call",
             "  predicted  * per call, * times the budget (by *)",
-            "  one call of 8 samples: *J, *s, * W (gross device energy, idle included)",
-            "  all 4 layers:",
+            "  one call of 8 samples: *J, *s, * W",
+            "  (gross device energy, idle included)",
+            "  layers:",
             "*share*energy*runtime*operation*output*layer*",
             "*%*J*conv2d*8x128x30x30*3*",
         ]
@@ -121,8 +125,8 @@ def test_every_prediction_of_a_test_is_held_against_its_budget(repo):
     """)
     result = repo.run("--np-platform=titanx")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*one call of 512 samples*"])
-    result.stdout.no_fnmatch_line("*one call of 1 sample:*")
+    result.stdout.fnmatch_lines(["  one call of 512 samples*"])
+    result.stdout.no_fnmatch_line("  one call of 1 sample:*")
 
 
 def test_a_plain_assert_on_a_prediction_works_without_a_marker(repo):
@@ -200,3 +204,165 @@ def test_a_model_built_on_the_meta_device_is_predicted_the_same(repo):
             assert meta.layers == real.layers
     """)
     repo.run("--np-platform=titanx").assert_outcomes(passed=1)
+
+
+def test_samples_in_the_marker_beat_the_guess(repo):
+    repo.write("""
+        import torch
+
+        @pytest.mark.parametrize("per_sample", [
+            pytest.param(False, marks=pytest.mark.energy_budget(mj=1e-6, per="sample")),
+            pytest.param(True, marks=pytest.mark.energy_budget(mj=1e-6, per="sample", samples=2)),
+        ])
+        def test_time_first(neuralpower, per_sample):
+            neuralpower.predict(torch.nn.LSTM(32, 64).eval(), torch.randn(100, 2, 32))
+    """)
+    text = repo.run("--np-platform=titanx").stdout.str()
+    guessed, said = re.findall(r"predicted  ([\d.e-]+) mJ per sample", text)
+    assert float(said) == pytest.approx(50 * float(guessed), rel=0.02)
+
+
+def test_a_closer_budget_for_the_platform_overrides_a_wider_one_for_all(repo):
+    repo.write("""
+        @pytest.mark.energy_budget(uj=1)
+        class TestSmall:
+            @pytest.mark.energy_budget(j=1000, platform="titanx")
+            def test_loosened(self, neuralpower):
+                neuralpower.predict(small(), image())
+    """)
+    repo.run("--np-platform=titanx").assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("where", ["fixture", "body"])
+def test_a_marker_added_while_the_test_runs_counts(repo, where):
+    add = "request.node.add_marker(pytest.mark.energy_budget(uj=1))"
+    repo.write(f"""
+        @pytest.fixture
+        def tight(request):
+            {add if where == "fixture" else "pass"}
+
+        def test_late(request, tight, neuralpower):
+            {add if where == "body" else "pass"}
+            neuralpower.predict(small(), image())
+    """)
+    repo.run("--np-platform=titanx").assert_outcomes(failed=1)
+
+
+def test_only_the_last_attempt_of_a_rerun_counts(repo, pytester):
+    pytester.makeconftest("""
+        from _pytest.runner import runtestprotocol
+
+        def pytest_runtest_protocol(item, nextitem):
+            for _ in range(2):
+                item._initrequest()
+                reports = runtestprotocol(item, nextitem=nextitem, log=False)
+            for report in reports:
+                item.ihook.pytest_runtest_logreport(report=report)
+            return True
+    """)
+    repo.write("""
+        attempts = []
+
+        @pytest.mark.energy_budget(uj=1)
+        def test_flaky(neuralpower):
+            attempts.append(1)
+            assert len(attempts) == 1
+            neuralpower.predict(small(), image())
+    """)
+    result = repo.run("--np-platform=titanx", "--junit-xml=report.xml", "-o", "junit_family=xunit1")
+    result.assert_outcomes(failed=1)
+    result.stdout.no_fnmatch_line("OVER*")
+    assert "neuralpower.energy_mj" not in (pytester.path / "report.xml").read_text()
+
+
+def test_a_module_marker_leaves_doctests_alone(repo):
+    repo.write('''
+        pytestmark = pytest.mark.energy_budget(j=1000)
+
+        def double(x):
+            """
+            >>> double(2)
+            4
+            """
+            return 2 * x
+
+        def test_one(neuralpower):
+            neuralpower.predict(small(), image())
+    ''')
+    repo.run("--np-platform=titanx", "--doctest-modules").assert_outcomes(passed=2)
+
+
+def test_a_unittest_case_is_guarded_through_an_autouse_fixture(repo):
+    repo.write("""
+        import unittest
+
+        class TestSmall(unittest.TestCase):
+            @pytest.fixture(autouse=True)
+            def power(self, neuralpower):
+                self.neuralpower = neuralpower
+
+            @pytest.mark.energy_budget(uj=1)
+            def test_small(self):
+                self.neuralpower.predict(small(), image())
+    """)
+    result = repo.run("--np-platform=titanx")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["energy budget exceeded: *"])
+
+
+def test_a_mistake_in_a_users_fixture_is_one_line_at_its_place(repo):
+    repo.write("""
+        import torch
+
+        @pytest.fixture
+        def prediction(neuralpower):
+            return neuralpower.predict(small(), torch.randn(1, 4, 8, 8))
+
+        def test_it(prediction):
+            pass
+    """)
+    result = repo.run("--np-platform=titanx")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["test_guard.py:*: cannot trace Sequential: *4 channels*"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_training_mode_is_noted(repo):
+    repo.write("""
+        @pytest.mark.parametrize("train", [True, False])
+        @pytest.mark.energy_budget(uj=1)
+        def test_mode(neuralpower, train):
+            neuralpower.predict(small().train(train), image())
+    """)
+    text = repo.run("--np-platform=titanx").stdout.str()
+    assert text.count("note: the model is in training mode") == 1
+
+
+def test_a_platform_without_power_says_so(repo, pytester):
+    titanx = load_platform("titanx")
+    families = {
+        name: dataclasses.replace(family, estimators={"runtime": family.estimators["runtime"]})
+        for name, family in titanx.families.items()
+    }
+    dataclasses.replace(titanx, power=None, families=families).save(pytester.path / "slow.json")
+    repo.write("""
+        @pytest.mark.energy_budget(mj=1)
+        def test_energy(neuralpower):
+            neuralpower.predict(small(), image())
+
+        @pytest.mark.runtime_budget(s=1)
+        def test_runtime(neuralpower):
+            assert neuralpower.predict(small(), image()).energy_mj is None
+    """)
+    result = repo.run("--np-platform=slow.json")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        ["energy budget: platform 'titanx' is calibrated for runtime alone*"]
+    )
+
+
+@pytest.mark.parametrize("off", ["no:terminal", "no:neuralpower"])
+def test_other_plugins_may_be_switched_off(repo, off):
+    repo.write("def test_one(): pass")
+    platform = [] if off == "no:neuralpower" else ["--np-platform=titanx"]
+    assert repo.run("-p", off, *platform).ret == pytest.ExitCode.OK

@@ -18,8 +18,10 @@ def test_nothing_heavy_is_loaded():
     assert ours == [
         "pytest_neuralpower",
         "pytest_neuralpower.errors",
+        "pytest_neuralpower.mistakes",
         "pytest_neuralpower.plugin",
         "pytest_neuralpower.settings",
+        "pytest_neuralpower.summary",
     ]
 """
 

@@ -22,9 +22,17 @@ IN_A_TEST = {
         "@pytest.mark.energy_budget(kwh=1)",
         "energy_budget: unknown argument: kwh=1; allowed: mj, j, uj, platform, per",
     ),
+    "unit_in_capitals": (
+        "@pytest.mark.energy_budget(mJ=5)",
+        "energy_budget: unknown argument, did you mean mj?: mJ=5; allowed: mj, j, uj, platform",
+    ),
+    "samples_without_per": (
+        "@pytest.mark.energy_budget(mj=5, samples=4)",
+        "energy_budget: samples=4 must be a whole number from 1, together with per='sample'",
+    ),
     "unit_of_another_quantity": (
         "@pytest.mark.runtime_budget(mj=1)",
-        "runtime_budget: unknown argument: mj=1; allowed: ms, s, us, platform, per",
+        "runtime_budget: mj is a unit of energy_budget: mj=1; allowed: ms, s, us, platform, per",
     ),
     "no_limit": (
         "@pytest.mark.energy_budget()",
@@ -87,14 +95,27 @@ IN_THE_BODY = {
     "wrong_channels": (
         "neuralpower",
         "neuralpower.predict(small(), torch.randn(1, 4, 64, 64))",
-        "4",
+        "4 channels",
     ),
-    "inputs_missing": ("neuralpower", "neuralpower.predict(small())", "input"),
-    "too_many_inputs": ("neuralpower", "neuralpower.predict(small(), image(), image())", "Seq"),
+    "inputs_missing": (
+        "neuralpower",
+        "neuralpower.predict(small())",
+        "missing a required argument",
+    ),
+    "too_many_inputs": (
+        "neuralpower",
+        "neuralpower.predict(small(), image(), image())",
+        "too many positional arguments",
+    ),
     "nothing_to_cost": (
         "neuralpower",
         "neuralpower.predict(torch.nn.Identity(), image())",
-        "Identity",
+        "Identity does nothing that costs anything with these inputs",
+    ),
+    "empty_batch": (
+        "neuralpower",
+        "neuralpower.predict(small(), image(0))",
+        "0 samples",
     ),
 }
 
@@ -107,7 +128,8 @@ def _misuse_file() -> str:
         )
     for name, (argument, body, _) in IN_THE_BODY.items():
         parts.append(
-            f"@pytest.mark.energy_budget(j=1000)\ndef test_{name}({argument}):\n    {body}"
+            f"@pytest.mark.energy_budget(j=1000, per='sample')\n"
+            f"def test_{name}({argument}):\n    {body}"
         )
     return "\n\n".join(parts)
 
@@ -163,9 +185,13 @@ def test_no_platform_anywhere_fails_guarded_tests_with_the_list(repo, workers):
     result = repo.run(*workers)
     result.assert_outcomes(errors=2, failed=1, passed=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    lines = [line for line in result.outlines if line.startswith("no platform chosen")]
+    lines = [
+        line
+        for line in result.outlines
+        if "no platform chosen; shipped" in line and not line.startswith(("ERROR", "FAILED"))
+    ]
     assert len(lines) == 3
-    assert all("titanx, titanx-tf" in line and "--np-platform=NAME" in line for line in lines)
+    assert all("titanx" in line and "--np-platform=NAME" in line for line in lines)
 
 
 def test_several_platforms_need_the_fixture_as_an_argument(repo):
@@ -197,14 +223,22 @@ def test_a_budget_for_another_platform_than_the_tests_own_says_so(repo):
 #: (arguments, ini text, the line that answers). Each ends the session with exit code 4.
 AT_THE_START = {
     "unknown_platform": (["--np-platform=titanz"], "", "unknown platform 'titanz'"),
-    "missing_file": (["--np-platform=./nope.json"], "", "nope.json"),
-    "empty_file": (["--np-platform=empty.json"], "", "empty.json"),
-    "not_json": (["--np-platform=text.json"], "", "text.json"),
-    "truncated": (["--np-platform=truncated.json"], "", "truncated.json"),
-    "another_json": (["--np-platform=list.json"], "", "list.json"),
-    "hand_edited": (["--np-platform=edited.json"], "", "edited.json"),
-    "from_the_future": (["--np-platform=future.json"], "", "future.json"),
-    "a_folder": (["--np-platform=."], "", "."),
+    "missing_file": (["--np-platform=./nope.json"], "", "nope.json: there is no such file"),
+    "empty_file": (["--np-platform=empty.json"], "", "empty.json: not JSON, or truncated"),
+    "not_json": (["--np-platform=text.json"], "", "text.json: not JSON, or truncated"),
+    "truncated": (["--np-platform=truncated.json"], "", "truncated.json: not JSON, or truncated"),
+    "another_json": (["--np-platform=list.json"], "", "list.json: not a platform"),
+    "hand_edited": (
+        ["--np-platform=edited.json"],
+        "",
+        "edited.json: its content does not match its sha256",
+    ),
+    "from_the_future": (
+        ["--np-platform=future.json"],
+        "",
+        "future.json: version 999, this release reads up to",
+    ),
+    "a_folder": (["--np-platform=./folder.json"], "", "folder.json: it is a directory"),
     "negative_top": (["--np-top=-1"], "", "--np-top=-1: must be 0 (all layers) or more"),
     "top_of_wrong_type": (["--np-top=many"], "", "--np-top"),
     "limit_out_of_range": (
@@ -213,6 +247,8 @@ AT_THE_START = {
         "--np-strict-limit=200: must be between 0 and 100 percent",
     ),
     "ini_of_wrong_type": ([], "np_top = many", "np_top"),
+    "judge_unknown": (["--np-judge=perhaps"], "", "--np-judge"),
+    "ini_judge_unknown": ([], "np_judge = perhaps", "np_judge='perhaps': allowed: point, certain"),
     "ini_unknown_platform": ([], "np_platform = titanz", "unknown platform 'titanz'"),
 }
 
@@ -225,8 +261,10 @@ def test_a_mistake_in_the_settings_ends_the_session_with_one_line(repo, pytester
     repo.write("def test_one(): pass")
     result = repo.run(*arguments)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    errors = [text for text in result.errlines if line in text]
-    assert errors, result.errlines
+    said = [text for text in result.errlines if text.strip() and not text.startswith("  ")]
+    assert any(line in text for text in said), said
+    # argparse puts its usage above the error; everything else is one line.
+    assert len(said) == 1 or said[0].startswith("ERROR: usage:"), said
     assert "Traceback" not in result.stderr.str()
     assert "INTERNALERROR" not in result.stdout.str()
 
@@ -243,9 +281,8 @@ def _write_broken_platforms(pytester: pytest.Pytester) -> None:
     document = json.loads(text)
     edited = json.loads(text)
     edited["device"] = "a faster one"
-    version = next(key for key in document if "version" in key or "schema" in key)
-    future = dict(document)
-    future[version] = 999 if isinstance(document[version], int) else "999"
+    future = {**document, "version": 999}
+    (pytester.path / "folder.json").mkdir()
     files = {
         "empty": "",
         "text": "titanx",

@@ -120,3 +120,20 @@ def test_a_budget_without_platform_is_for_the_sessions_platforms(repo):
     result.stdout.fnmatch_lines(
         ["*test_one[[]titanx[]] PASSED*", "*test_one[[]titanx-tf[]] FAILED*"]
     )
+
+
+def test_a_path_in_the_ini_file_starts_at_the_ini_file(repo, pytester, monkeypatch):
+    shutil.copy(SHIPPED / "titanx.json", pytester.path / "mine.json")
+    pytester.makeini("[pytest]\nnp_platform = ./mine.json\n")
+    repo.write(ONE)
+    folder = pytester.mkdir("below")
+    monkeypatch.chdir(folder)
+    repo.run("..").assert_outcomes(passed=1)
+
+
+def test_a_quote_in_the_environment_is_no_crash(repo, monkeypatch):
+    monkeypatch.setenv("NEURALPOWER_PLATFORM", "it's")
+    repo.write(ONE)
+    result = repo.run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*unknown platform*it's*"])

@@ -52,10 +52,10 @@ def test_energy_is_power_times_runtime_in_the_packages_units():
         (5934.0, "mj", "5,934 mJ"),
         (5934.0, "j", "5.93 J"),
         (0.5, "mj", "0.5 mJ"),
-        (0.000512, "j", "5.1e-07 J"),
-        (85_000.0, "j", "85 J"),
+        (0.000512, "j", "5.12e-07 J"),
+        (85_000.0, "j", "85.0 J"),
         (12_345.0, "j", "12.3 J"),
-        (0.001, "uj", "1 µJ"),
+        (0.001, "uj", "1.00 µJ"),
     ],
 )
 def test_a_budget_is_shown_in_the_unit_it_was_written_in(value, unit, text):

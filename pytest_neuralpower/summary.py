@@ -1,0 +1,29 @@
+"""The summary section: one line for each prediction of each guarded test."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest
+
+
+class Summary:
+    """Gathers the records of all reports, also those from xdist workers, and shows them."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, list[dict[str, Any]]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if hasattr(report, "neuralpower"):
+            self.records[report.nodeid] = report.neuralpower  # the last attempt of a rerun counts
+
+    def pytest_terminal_summary(
+        self, terminalreporter: pytest.TerminalReporter, config: pytest.Config
+    ) -> None:
+        if self.records and config.get_verbosity("neuralpower") >= 0:
+            from pytest_neuralpower.reports.terminal import summary_lines  # noqa: PLC0415
+
+            terminalreporter.section("predicted energy and runtime (neuralpower)")
+            for line in summary_lines([each for found in self.records.values() for each in found]):
+                terminalreporter.line(line)
