@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -204,7 +205,7 @@ class Platform:
                 foreign=np.array([layer.dtype in foreign for layer in items]),
             )
             values += [_layer_intervals(errors, each) for each in ("runtime", "energy")]
-            intervals = _call_intervals(errors)
+            intervals = _call_intervals(errors, self.hardware.get("limit_w", math.inf))
         predicted = tuple(map(LayerPrediction, *values))
         notes = tuple(
             f"{count} of {len(items)} layers compute in {dtype}, platform {self.name} was "
@@ -293,6 +294,7 @@ class Platform:
             "held_out": held_out,
             "networks": self.accuracy.get("networks"),
             "power": self.accuracy.get("power"),
+            "intervals": self.accuracy.get("intervals"),
             "sha256": self.sha256,
         }
 
@@ -343,12 +345,15 @@ def _layer_intervals(
     return map(tuple.__new__, repeat(Interval), ends)
 
 
-def _call_intervals(errors: LayerErrors) -> dict[str, Any]:
+def _call_intervals(errors: LayerErrors, limit_w: float) -> dict[str, Any]:
     """Fields of a prediction: the intervals of its totals, and what they are made of."""
     fields: dict[str, Any] = {"errors": errors}
     for quantity, name in _INTERVAL_FIELDS:
         if errors.knows(quantity):
-            fields[name] = Interval(*errors.total(quantity), errors.coverage)
+            low, high = errors.total(quantity)
+            if quantity == "power":  # the board allows no more, unless it is predicted to
+                high = max(min(high, limit_w), float(errors.amounts(quantity).sum()))
+            fields[name] = Interval(low, high, errors.coverage)
     return fields
 
 

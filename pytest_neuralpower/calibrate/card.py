@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, Final
 
 from tabulate import tabulate
 
@@ -43,7 +44,7 @@ def card_text(platform: Platform) -> str:
         "out together. Other kinds of layer are priced by their traffic at "
         f"{platform.fallback.bandwidth_gbs:g} GB/s, or their operations at "
         f"{platform.fallback.gflops:g} GFLOP/s, and flagged.",
-        *_intervals(platform.accuracy),
+        *_intervals(platform),
         *_networks(platform.accuracy),
         *_power(platform.accuracy),
         "## Calibrated ranges",
@@ -56,14 +57,29 @@ def card_text(platform: Platform) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _intervals(accuracy: Mapping[str, Any]) -> list[str]:
-    table = intervals_table(accuracy, "github")
-    if not table:
+#: How the error of a whole call is known -> what the card says of it.
+_WHOLE: Final = {
+    "networks": "as its measured networks were, few as they are (Student's t takes the place of "
+    "the quantile)",
+    "alone": "as sums of layers timed alone were in an experiment on another device: no network "
+    "was measured in this mode",
+    "in place": "as sums of layers timed inside networks were in an experiment on another device: "
+    "no network was measured in this mode",
+}
+
+
+def _intervals(platform: Platform) -> list[str]:
+    table = intervals_table(platform.accuracy, "github")
+    if not table or platform.intervals is None:
         return []
+    whole = math.exp(platform.intervals.runtime.whole)
+    why = _WHOLE[platform.accuracy["intervals"]["totals"]]
     text = (
-        f"Intervals are made to hold {accuracy['intervals']['coverage']:.0%} of the values. What "
-        "they hold is counted on shapes (each once) and rows that neither the estimator nor the "
-        "interval saw; on networks, with each network left out in turn."
+        f"Intervals are made to hold {platform.intervals.coverage:.0%} of the values. What they "
+        "hold is counted on shapes (each once) and rows that neither the estimator nor the "
+        "interval saw; on networks, with each network left out in turn. Layers outside the "
+        "calibrated ranges have wider ones. Beside its layers' errors the runtime of a whole call "
+        f"may be off by a factor of {whole:.2f}, {why}."
     )
     return ["## Intervals", table, text]
 

@@ -91,7 +91,7 @@ def with_intervals(
         The recipe's ``totals`` is none of the known.
     """
     runtime, found = _runtime_spreads(fits)
-    accuracy: dict[str, Any] = {"runtime": found}
+    accuracy: dict[str, Any] = {"runtime": found, "totals": _totals(recipe)}
     intervals = Intervals(
         COVERAGE, QuantitySpreads(runtime, _fallback_spread(fits, left_out), _whole(recipe))
     )

@@ -12,6 +12,7 @@ from pytest_neuralpower.calibrate.card import card_text
 from pytest_neuralpower.calibrate.fit import fit_directory
 from pytest_neuralpower.calibrate.readers import data_root
 from pytest_neuralpower.errors import ProfileError
+from pytest_neuralpower.estimators import ESTIMATORS
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -46,10 +47,11 @@ def test_a_refit_gives_the_shipped_file(name: str) -> None:
     # The paper's estimator is chosen for no family, and its Lasso would take most of the time.
     shipped = load_platform(name).to_json()
     for each in shipped["accuracy"]["runtime"].values():
-        assert each["chosen"] == "physical"
+        assert each["chosen"] != "neuralpower"
         each["held_out"].pop("neuralpower", None)
     folder = REPOSITORY / "calibration" / name
-    fitted = fit_directory(folder, data_root=tables(), candidates=["physical"])
+    others = [each for each in ESTIMATORS if each != "neuralpower"]
+    fitted = fit_directory(folder, data_root=tables(), candidates=others)
     assert_alike(fitted.to_json(), shipped)
 
 
@@ -70,10 +72,27 @@ def test_the_card_is_of_the_shipped_file(name: str) -> None:
         ("titanx-tf", "matmul", 16),
     ],
 )
-def test_the_physical_estimator_holds_out_shapes_well(name: str, family: str, most: float) -> None:
+def test_the_chosen_estimator_holds_out_shapes_well(name: str, family: str, most: float) -> None:
     found = load_platform(name).accuracy["runtime"][family]
-    assert found["chosen"] == "physical"
-    assert found["held_out"]["physical"]["mape"] < most
+    held_out = found["held_out"][found["chosen"]]["mape"]
+    assert held_out < most
+    for baseline in ("flops-only", "roofline"):
+        assert held_out < found["baselines"][baseline]["mape"]
+
+
+@pytest.mark.parametrize("name", ["titanx", "titanx-tf"])
+def test_the_intervals_hold_what_they_promise_of_unseen_shapes(name: str) -> None:
+    found = load_platform(name).accuracy["intervals"]
+    for each in found["runtime"].values():
+        assert 85 <= each["shapes_percent"] <= 96
+        assert each["factor"] < 2
+
+
+def test_the_intervals_of_titanx_tf_hold_most_networks_that_they_have_not_seen() -> None:
+    found = load_platform("titanx-tf").accuracy["intervals"]["networks"]
+    for quantity in ("runtime", "energy"):
+        assert found[quantity]["inside"] >= 4
+        assert found[quantity]["networks"] == 5
 
 
 def test_the_networks_are_nearer_than_paleo_s_and_power_than_their_mean() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pytest_neuralpower.calibrate.rows import linear_layer
-from pytest_neuralpower.features import columns
+from pytest_neuralpower.calibrate.rows import linear_layer, streaming_layer
+from pytest_neuralpower.features import columns, range_columns
 from pytest_neuralpower.ranges import calibrated_ranges, is_range, outside
 
 #: Flat deep products and tall shallow ones: (rows, depth, width).
@@ -33,10 +33,10 @@ def test_sizes_that_were_never_large_or_small_together_are_outside() -> None:
     assert flagged((4096, 4096, 256), (16, 64, 256), (1024, 256, 256)) == [True, True, False]
 
 
-def test_a_family_without_matrix_products_has_single_ranges() -> None:
-    values = {name: np.array([1.0, 9.0]) for name in ("bytes_moved", "kernel_area", "flops")}
-    assert set(calibrated_ranges("pool", values)) == {"bytes_moved", "kernel_area"}
-    assert set(calibrated_ranges("norm", values)) == {"bytes_moved"}
+@pytest.mark.parametrize("kind", ["norm", "activation"])
+def test_a_family_without_matrix_products_has_single_ranges(kind: str) -> None:
+    layers = [streaming_layer(kind, kind, [(8, size)], (8, size)) for size in (64, 512)]
+    assert set(calibrated_ranges(kind, columns(kind, layers))) == set(range_columns(kind))
 
 
 def test_ends_survive_being_rounded() -> None:
