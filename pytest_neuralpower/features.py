@@ -46,6 +46,9 @@ RANGE_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "linear": ("m", "n", "k", "groups"),
     "matmul": ("m", "n", "k", "groups"),
     "pool": ("bytes_moved", "kernel_area"),
+    "norm": ("bytes_moved", "width"),
+    "softmax": ("bytes_moved", "width"),
+    "attention": ("heads", "queries", "keys", "width", "causal"),
 }
 _DEFAULT_RANGE: Final = ("bytes_moved",)
 
@@ -60,6 +63,9 @@ SIZE_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "linear": ("m", "n", "k"),
     "matmul": ("groups", "m", "n", "k"),
     "pool": ("batch", "channels", "h", "oh", "ow", "kernel_area"),
+    "norm": ("rows", "width"),
+    "softmax": ("rows", "width"),
+    "attention": ("heads", "shared_heads", "queries", "keys", "width", "causal"),
 }
 _DEFAULT_SIZES: Final = ("flops", "bytes_in", "bytes_out", "bytes_weight")
 
@@ -108,7 +114,8 @@ def columns(family_name: str, layers: Sequence[Layer]) -> dict[str, FloatArray]:
         Arrays of shape ``(len(layers),)``. Always: ``flops``, ``bytes_in``, ``bytes_out``,
         ``bytes_weight``, ``bytes_workspace``, ``bytes_moved`` (equal to
         :func:`~pytest_neuralpower.layers.cost_terms`). Matrix-product families add ``m``, ``n``,
-        ``k`` and ``groups``; convolutions and pools add their geometry.
+        ``k`` and ``groups``; convolutions and pools add their geometry, norms and softmaxes the
+        ``rows`` they treat alike and their ``width``, attention its sizes.
     """
     if family_name.startswith("conv"):
         found = _conv_columns(layers)
@@ -117,8 +124,15 @@ def columns(family_name: str, layers: Sequence[Layer]) -> dict[str, FloatArray]:
     elif family_name == "pool":
         found = _table(_POOL_NAMES, [_pool_row(layer) for layer in layers])
         found["kernel_area"] = found["kh"] * found["kw"]
+    elif family_name in ("norm", "softmax"):
+        found = _table(_ROW_NAMES, [_row_row(layer) for layer in layers])
+    elif family_name == "attention":
+        found = _attention_columns(layers)
     else:
         found = _table(_COST_NAMES, [cost_terms(layer) for layer in layers])
+        if family_name == "elementwise":
+            constant = [layer.op == "pow" and len(layer.inputs) == 1 for layer in layers]
+            found["pow"] = np.array(constant, dtype=np.float64)
     found["bytes_moved"] = found["bytes_in"] + found["bytes_out"] + found["bytes_weight"]
     return found
 
@@ -242,3 +256,45 @@ def _pool_row(layer: Layer) -> tuple[float, ...]:
     else:
         kh, kw = math.prod(window[:-1]), window[-1]
     return (given[0], given[1], h, w, oh, ow, kh, kw, *cost_terms(layer))
+
+
+# -- norms and softmaxes ---------------------------------------------------------------------
+
+_ROW_NAMES: Final = ("rows", "width", *_COST_NAMES)
+
+
+def _row_row(layer: Layer) -> tuple[float, ...]:
+    shape = layer.inputs[0].shape
+    normalized = layer.param("normalized_shape")
+    if normalized is not None:  # layer norm
+        width = normalized if isinstance(normalized, int) else math.prod(normalized)
+    elif layer.kind == "softmax":
+        width = shape[layer.param("dim", -1)] if shape else 1
+    else:  # batch and group norm: what one weight scales
+        width = math.prod(shape) // max(layer.weights[0].numel if layer.weights else 1, 1)
+    return (math.prod(shape) // max(width, 1), width, *cost_terms(layer))
+
+
+# -- attention -------------------------------------------------------------------------------
+
+_ATTENTION_NAMES: Final = (
+    *("heads", "shared_heads", "queries", "keys", "width", "causal", "masked"),
+    *_COST_NAMES,
+)
+
+
+def _attention_row(layer: Layer) -> tuple[float, ...]:
+    query, key = layer.inputs[0].shape, layer.inputs[1].shape
+    return (
+        *(math.prod(query[:-2]), math.prod(key[:-2]), query[-2], key[-2], query[-1]),
+        *(bool(layer.param("causal", False)), bool(layer.param("masked", False))),
+        *cost_terms(layer),
+    )
+
+
+def _attention_columns(layers: Sequence[Layer]) -> dict[str, FloatArray]:
+    table = _table(_ATTENTION_NAMES, [_attention_row(layer) for layer in layers])
+    # A causal kernel skips the scores above the diagonal, which cost terms count as others do.
+    scored = (table["keys"] + 1) / (2 * np.maximum(table["keys"], 1))
+    table["scored_flops"] = table["flops"] * np.where(table["causal"] > 0, scored, 1.0)
+    return table

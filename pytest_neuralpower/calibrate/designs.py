@@ -27,13 +27,31 @@ _GEMM: Final = {
 }
 _STREAM: Final = {"name": "stream", "when": [], "terms": ["launch", "bytes_moved", "flops"]}
 
+#: A row wider than what its threads hold at once is read again; how wide depends on the device.
+_WIDE: Final = [f"wide_bytes[1x{width}]" for width in (1024, 2048, 4096, 6144, 8192)]
+_ROWS: Final = {"name": "rows", "when": [], "terms": ["launch", "bytes_moved", "rows", *_WIDE]}
+
 #: Regimes of the physical estimator by family; every other family streams its tensors.
 DEFAULT_REGIMES: Final[Mapping[str, list[dict[str, Any]]]] = {
     "conv": [_GEMM],
     "linear": [_GEMM],
     "matmul": [_GEMM],
     "attention": [
-        {**_STREAM, "terms": ["launch", "flops", "bytes_moved", "bytes_workspace"]},
+        {
+            **_STREAM,
+            "terms": [
+                "launch",
+                "scored_flops",
+                "attention_flops[128x128]",
+                "scores",
+                "bytes_moved",
+            ],
+        },
+    ],
+    "norm": [_ROWS],
+    "softmax": [_ROWS],
+    "elementwise": [
+        {**_STREAM, "terms": ["launch", "bytes_in", "bytes_out", "bytes_weight", "pow_bytes"]}
     ],
     "rnn": [_STREAM],
 }

@@ -36,8 +36,13 @@ class Row:
 
     @property
     def shape_group(self) -> Hashable:
-        """The layer's shape without its batch: rows that share it never face each other."""
+        """The layer's shape without its batch: rows that share it never face each other.
+
+        A norm's or softmax's batch is how many rows it treats: a size like others, kept.
+        """
         layer = self.layer
+        if layer.kind in ("norm", "softmax"):
+            return (layer.kind, layer.op, layer.inputs, layer.params)
         return (
             layer.kind,
             layer.op,

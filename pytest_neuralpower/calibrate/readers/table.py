@@ -53,11 +53,16 @@ def read_table(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def selected(path: Path, options: Options) -> Iterator[tuple[int, Record]]:
-    """Lines whose columns have the values that the option ``select`` gives, one or a list."""
-    wanted = {str(column): value for column, value in options.get("select", {}).items()}
+    """Lines whose columns have the values that the option ``select`` gives, one or a list; without
+    those whose columns have all the values that ``unless`` gives."""
+    wanted, unwanted = options.get("select", {}), options.get("unless", {})
     for line, record in read_table(path):
-        if all(
-            record[column] in value if isinstance(value, list) else record[column] == value
-            for column, value in wanted.items()
-        ):
+        if _agrees(record, wanted) and not (unwanted and _agrees(record, unwanted)):
             yield line, record
+
+
+def _agrees(record: Record, values: Mapping[str, Any]) -> bool:
+    return all(
+        record[column] in value if isinstance(value, list) else record[column] == value
+        for column, value in values.items()
+    )
