@@ -136,7 +136,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if call.when == "call" and _RECORDS in item.stash:
-        report.neuralpower = item.stash[_RECORDS]  # JSON types only: it survives xdist
+        # JSON types only, so that it survives xdist.
+        report.neuralpower = item.stash[_RECORDS]  # type: ignore[attr-defined]
     return report
 
 

@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 Model = TypeVar("Model")
 
 
-class BudgetExceeded(pytest.fail.Exception):
+# pytest exports the class of its failures only as an attribute of `fail`.
+class BudgetExceeded(pytest.fail.Exception):  # type: ignore[misc, name-defined]
     """A prediction of a guarded test is over its budget."""
 
     __module__ = "builtins"  # as pytest's own outcomes: its name alone in the short summary
 
 
-class PredictionUntrusted(pytest.fail.Exception):
+class PredictionUntrusted(pytest.fail.Exception):  # type: ignore[misc, name-defined]
     """Too much of a prediction is not vouched for by measurements, under ``--np-strict``."""
 
     __module__ = "builtins"
