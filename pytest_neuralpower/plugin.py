@@ -14,6 +14,7 @@ from pytest_neuralpower.summary import Summary
 
 if TYPE_CHECKING:
     from pytest_neuralpower.session import Guard, GuardSession, NeuralPower, PlacedMarker
+    from pytest_neuralpower.settings import Settings
 
 _MARKERS = {
     "energy_budget": "energy_budget(mj=None, j=None, uj=None, platform=None, per='call', "
@@ -25,9 +26,9 @@ _MARKERS = {
     "mean power of one call",
 }
 
-_SETTINGS = pytest.StashKey["Settings"]()
-_SESSION = pytest.StashKey["GuardSession"]()
-_GUARD = pytest.StashKey["Guard"]()
+_SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
+_SESSION: pytest.StashKey[GuardSession] = pytest.StashKey()
+_GUARD: pytest.StashKey[Guard] = pytest.StashKey()
 _RECORDS = pytest.StashKey[list[dict[str, Any]]]()
 
 
