@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         PlatformError,
         TraceError,
     )
+    from pytest_neuralpower.intervals import difference_interval, ratio_interval
     from pytest_neuralpower.layers import Layer, Trace
     from pytest_neuralpower.platform import Platform, list_platforms, load_platform
     from pytest_neuralpower.prediction import LayerPrediction, Prediction
@@ -37,9 +38,11 @@ __all__ = [
     "PredictionUntrusted",
     "Trace",
     "TraceError",
+    "difference_interval",
     "list_platforms",
     "load_platform",
     "predict",
+    "ratio_interval",
     "trace",
 ]
 
@@ -56,9 +59,11 @@ _HOMES = {
     "PredictionUntrusted": "session",
     "Trace": "layers",
     "TraceError": "errors",
+    "difference_interval": "intervals",
     "list_platforms": "platform",
     "load_platform": "platform",
     "predict": "predictor",
+    "ratio_interval": "intervals",
     "trace": "tracing",
 }
 

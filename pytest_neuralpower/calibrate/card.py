@@ -100,6 +100,8 @@ def _power(accuracy: Mapping[str, Any]) -> list[str]:
     if not table:
         return []
     found = accuracy["power"]
+    if "fitted" not in found:  # not learnt from these networks, only judged by them
+        return ["## Power", table]
     text = (
         f"{found['free_parameters']} free parameters, fitted to the networks' mean power. RMSPE "
         f"with the network left out {percent(found['leave_one_network_out']['rmspe'])}, fitted "

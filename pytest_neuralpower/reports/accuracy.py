@@ -123,11 +123,12 @@ def power_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
     found = accuracy.get("power")
     if not found or not found.get("networks"):
         return ""
+    keys = {"measured_w": "measured W", "held_out_w": "left out W", "fitted_w": "fitted W"}
     rows = [
-        [name, *(f"{each[key]:.1f}" for key in ("measured_w", "held_out_w", "fitted_w"))]
+        [name, *(f"{each[key]:.1f}" if key in each else "" for key in keys)]
         for name, each in found["networks"].items()
     ]
-    return _table(rows, ["network", "measured W", "left out W", "fitted W"], style)
+    return _table(rows, ["network", *keys.values()], style)
 
 
 def percent(value: float | None) -> str:
