@@ -14,6 +14,8 @@ from pytest_neuralpower.estimators.regimes import Regime, assign
 from pytest_neuralpower.estimators.terms import evaluate
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pytest_neuralpower.features import Columns, FloatArray
 
 #: A rate seen in fewer rows than this is noise: its term is dropped from the regime.
@@ -57,6 +59,10 @@ class Physical(Estimator):
     """
 
     name: ClassVar[str] = "physical"
+    # Non-negative rates of terms that grow with work, between multiples of a roofline that does.
+    never_falls_in: ClassVar[tuple[str, ...]] = (
+        *("flops", "bytes_in", "bytes_out", "bytes_weight", "bytes_workspace", "bytes_moved"),
+    )
 
     def __init__(
         self,
@@ -117,6 +123,9 @@ class Physical(Estimator):
         """Ideal time in ms: operations at the peak after bytes at the full bandwidth."""
         compute = columns["flops"] / (self.peak_gflops * 1e6)
         return np.asarray(compute + columns["bytes_moved"] / (self.bandwidth_gbs * 1e6))
+
+    def part(self, columns: Columns) -> NDArray[np.intp]:
+        return assign(self.regimes, columns)
 
     def predict(self, columns: Columns) -> FloatArray:
         chosen = assign(self.regimes, columns)

@@ -39,6 +39,8 @@ class Shares(Estimator):
     """
 
     name: ClassVar[str] = "shares"
+    # Of layers that take equally long, the one that does more draws more.
+    never_falls_in: ClassVar[tuple[str, ...]] = ("flops", "bytes_moved")
 
     def __init__(
         self,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from pytest_neuralpower.calibrate.rows import conv_layer, linear_layer, pool_layer
-from pytest_neuralpower.estimators import NeuralPower
+from pytest_neuralpower.estimators import NeuralPower, NeuralPowerRelative
 from pytest_neuralpower.estimators.neuralpower import FLOOR_MS, regressors
-from pytest_neuralpower.features import columns
+from pytest_neuralpower.features import FloatArray, columns
 
 CONV = conv_layer((2, 5, 11, 13), cout=7, kernel=(3, 3), stride=(1, 1), padding=(0, 0))
 LAYERS = {
@@ -98,3 +98,41 @@ def test_a_regressor_it_does_not_know_is_refused() -> None:
 def test_a_family_that_the_paper_does_not_model_is_refused() -> None:
     with pytest.raises(ValueError, match="not 'norm'"):
         NeuralPower("norm")
+
+
+class TestRelative:
+    def rows(self) -> tuple[dict[str, FloatArray], FloatArray]:
+        random = np.random.default_rng(0)
+        sizes = random.integers(1, 400, (80, 3))
+        values = columns("linear", [linear_layer(*map(int, each)) for each in sizes])
+        return values, (0.01 + values["flops"] / 1e7) * random.uniform(0.9, 1.1, 80)
+
+    def test_errs_less_on_small_layers_than_absolute_squares_do(self) -> None:
+        values, target = self.rows()
+        small = target < np.median(target)
+        off = {
+            kind.name: float(
+                np.abs(kind("linear").fit(values, target).predict(values) / target - 1)[
+                    small
+                ].mean()
+            )
+            for kind in (NeuralPower, NeuralPowerRelative)
+        }
+        assert off["neuralpower-relative"] < 0.1
+        assert off["neuralpower-relative"] < off["neuralpower"] / 3
+
+    def test_has_no_negative_coefficient_and_no_floor(self) -> None:
+        values, target = self.rows()
+        fitted = NeuralPowerRelative("linear").fit(values, target / 1e3)
+        assert fitted.intercept_ >= 0
+        assert min(fitted.coefficients_.values()) > 0
+        assert fitted.predict(values).min() < FLOOR_MS / 10
+        tiny = {name: np.full(1, 1e-6) for name in values}
+        assert fitted.predict(tiny)[0] >= 0
+
+    def test_energy_has_the_regressors_of_runtime(self) -> None:
+        values, target = self.rows()
+        energy = NeuralPowerRelative("linear", "energy").fit(values, target)
+        assert (
+            energy.coefficients_ == NeuralPowerRelative("linear").fit(values, target).coefficients_
+        )
