@@ -38,29 +38,39 @@ class ModulePaths:
         self._visit(model, "", ())
 
     def _visit(self, module: Module, name: str, above: tuple[int, ...]) -> None:
+        if not self._name(module, name):
+            return
         key = id(module)
-        known = self.names.get(key)
-        if known is None:
-            self.names[key] = name
-            self.modules.append(module)
-        elif isinstance(known, str):
-            self.names[key] = [known, name]
-        elif len(known) < _MOST_NAMES:
-            known.append(name)
-        else:
-            return
         children = module._modules
-        if not children:
-            return
-        if key in above:  # a module that holds itself
+        if not children or key in above:  # a module may hold itself
             return
         above = (*above, key)
         prefix = f"{name}." if name else ""
+        names, modules = self.names, self.modules
         for child_name, child in children.items():
-            if child is not None:
-                # A compiled module wraps the original, whose name is the one users know.
-                path = name if child_name == "_orig_mod" else prefix + child_name
+            if child is None:
+                continue
+            # A compiled module wraps the original, whose name is the one users know.
+            path = name if child_name == "_orig_mod" else prefix + child_name
+            if id(child) not in names and not child._modules:
+                names[id(child)] = path  # most modules are leaves, met once
+                modules.append(child)
+            else:
                 self._visit(child, path, above)
+
+    def _name(self, module: Module, name: str) -> bool:
+        """Take down one more name of a module; ``False`` if it has too many."""
+        known = self.names.get(id(module))
+        if known is None:
+            self.names[id(module)] = name
+            self.modules.append(module)
+        elif isinstance(known, str):
+            self.names[id(module)] = [known, name]
+        elif len(known) < _MOST_NAMES:
+            known.append(name)
+        else:
+            return False
+        return True
 
     def of(self, module: Module, caller: str) -> str:
         """Path of a module called from the module at path ``caller``.

@@ -6,6 +6,7 @@ import random
 import sys
 from collections import OrderedDict, defaultdict, deque
 from contextlib import contextmanager
+from itertools import islice
 from operator import is_
 from typing import TYPE_CHECKING, Any, Final
 
@@ -155,7 +156,6 @@ _CONTAINERS: Final = frozenset((list, dict, set, deque, OrderedDict, defaultdict
 
 #: Attributes that every module has; their contents are kept separately, where they matter.
 _STANDARD: Final = frozenset(Module().__dict__)
-_CONTENTS: Final = ("_parameters", "_buffers", "_modules")
 _HOOKS: Final = tuple(
     name for name, value in Module().__dict__.items() if "hook" in name and isinstance(value, dict)
 )
@@ -168,14 +168,12 @@ class _ModuleState:
     """What a model's modules, and the containers and plain objects they hold, looked like."""
 
     def __init__(self, modules: Sequence[Module]) -> None:
-        # Each is a live dictionary and its copy.
-        self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._contents: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        # One look at every module has to be quick: it is the largest fixed cost of a trace.
+        self._modules: list[tuple[dict[str, Any], dict[str, Any], list[Any]]] = []
+        self._objects: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._containers: list[tuple[Any, Any]] = []
         self._hooked: list[tuple[Any, Any]] = []
         self._seen: set[int] = set()
-        self._modules = modules
-        attributes, contents = self._attributes, self._contents
         treatments: dict[type, str] = {}
         for module in modules:
             kind = type(module)
@@ -185,19 +183,19 @@ class _ModuleState:
             if treatment == "compiled":
                 continue
             own = module.__dict__
-            attributes.append((own, own.copy()))
-            # An empty collection needs no copy; restore() empties it again.
-            if inner := own["_parameters"]:
-                contents.append((inner, inner.copy()))
-            if inner := own["_buffers"]:
-                contents.append((inner, inner.copy()))
-            if inner := own["_modules"]:
-                contents.append((inner, inner.copy()))
+            contents = [
+                (inner, inner.copy())
+                for inner in (own["_parameters"], own["_buffers"], own["_modules"])
+                if inner
+            ]
+            self._modules.append((own, own.copy(), contents))
             if own["_forward_hooks"] or own["_forward_pre_hooks"]:
                 self._hooked += [(own[name], own[name].copy()) for name in _HOOKS]
             if treatment == "custom":
-                for name, value in own.items():
-                    if type(value) not in _ATOMS and name not in _STANDARD:
+                # A module sets its standard attributes first, all at once.
+                first = len(_STANDARD) if next(iter(own)) in _STANDARD else 0
+                for value in islice(own.values(), first, None):
+                    if type(value) not in _ATOMS:
                         self._keep(value, 0)
 
     def _keep(self, value: Any, depth: int) -> None:
@@ -216,31 +214,33 @@ class _ModuleState:
             if type(own) is not dict or callable(value):
                 return
             self._seen.add(id(value))
-            self._contents.append((own, own.copy()))
+            self._objects.append((own, own.copy()))
             inner = own.values()
         for item in inner:
             if type(item) not in _ATOMS:
                 self._keep(item, depth + 1)
 
     def restore(self) -> None:
-        kept = {id(now) for now, _ in self._contents}
-        for own, before in self._attributes:
-            # `==` sees identical values first, so an unchanged module costs no comparison.
+        for own, before, contents in self._modules:
+            # Comparing lists sees identical values first: an unchanged module costs next to
+            # nothing.
             try:
-                same = own == before
+                same = [*own.values()] == [*before.values()]
             except Exception:  # a replaced tensor or array has no truth value
                 same = False
             if not same:
                 _put_back(own, before)
+            for now, items in contents:
+                if len(now) != len(items) or not all(map(is_, now.values(), items.values())):
+                    _put_back(now, items)
+            filled = bool(own["_parameters"]) + bool(own["_buffers"]) + bool(own["_modules"])
+            if filled != len(contents):
+                _empty_again(own, contents)
             if own["_forward_hooks"] or own["_forward_pre_hooks"]:
                 self._drop_new_hooks(own)
-            for name in _CONTENTS:
-                inner = own[name]
-                if inner and id(inner) not in kept:
-                    inner.clear()
-        for now, values in self._contents:
-            if len(now) != len(values) or not all(map(is_, now.values(), values.values())):
-                _put_back(now, values)
+        for now, attributes in self._objects:
+            if len(now) != len(attributes) or not all(map(is_, now.values(), attributes.values())):
+                _put_back(now, attributes)
         for hooks, known in self._hooked:
             _put_back(hooks, known)
         for container, items in self._containers:
@@ -259,6 +259,14 @@ def _treatment(kind: type) -> str:
         return "compiled"  # out of reach here; its buffers are kept by the journal
     # Torch's own modules hold no containers that a forward would fill.
     return "plain" if kind.__module__.startswith("torch.nn.modules.") else "custom"
+
+
+def _empty_again(own: dict[str, Any], contents: list[Any]) -> None:
+    """Parameters, buffers or children of a module that had none."""
+    kept = [id(now) for now, _ in contents]
+    for name in ("_parameters", "_buffers", "_modules"):
+        if id(own[name]) not in kept:
+            own[name].clear()
 
 
 def _put_back(now: Any, before: Any) -> None:

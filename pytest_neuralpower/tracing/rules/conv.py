@@ -36,6 +36,11 @@ def full(value: Any, dims: int) -> Ints:
     return values * dims if len(values) == 1 and dims > 1 else values
 
 
+def _kept(value: Any) -> Any:
+    """A list as a tuple: plans are remembered by their arguments, and a list cannot be a key."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def conv(
     recorder: Recorder,
     op: str,
@@ -53,7 +58,8 @@ def conv(
         raise NoRule
     plan = _plan(
         op, input.shape, input.stride(), dtype, recorder.autocast(dtype), weight.shape,
-        weight.stride(), weight.dtype, bias is not None, stride, padding, dilation, groups,
+        weight.stride(), weight.dtype, bias is not None, _kept(stride), _kept(padding),
+        _kept(dilation), groups,
     )  # fmt: skip
     recorder.seen.add(id(weight))
     recorder.seen.add(id(bias))
@@ -78,8 +84,8 @@ def conv_transpose(
         raise NoRule
     plan = _plan_transposed(
         op, input.shape, input.stride(), dtype, recorder.autocast(dtype), weight.shape,
-        weight.stride(), weight.dtype, bias is not None, stride, padding, output_padding, groups,
-        dilation,
+        weight.stride(), weight.dtype, bias is not None, _kept(stride), _kept(padding),
+        _kept(output_padding), groups, _kept(dilation),
     )  # fmt: skip
     recorder.seen.add(id(weight))
     recorder.seen.add(id(bias))
