@@ -174,7 +174,7 @@ def _conv_row(layer: Layer) -> tuple[float, ...]:
         cout, oh, ow = result[1], math.prod(result[2:-1]), result[-1]
         kh, kw = math.prod(weight[2:-1]), weight[-1]
     bias = len(layer.weights) - 1
-    itemsize = ITEMSIZE.get(layer.dtype, 4)
+    itemsize = ITEMSIZE[layer.dtype]
     return (
         *(batch, cin, h, w, cout, oh, ow, kh, kw),
         *(groups, stride, transposed, bias, itemsize, len(given) - 2),

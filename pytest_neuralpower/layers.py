@@ -41,6 +41,10 @@ ITEMSIZE: Final[Mapping[str, int]] = {
     "bfloat16": 2,
     "float8_e4m3fn": 1,
     "float8_e5m2": 1,
+    "float8_e4m3fnuz": 1,
+    "float8_e5m2fnuz": 1,
+    "float8_e8m0fnu": 1,
+    "float4_e2m1fn_x2": 1,
     "complex32": 4,
     "complex64": 8,
     "complex128": 16,
@@ -71,14 +75,14 @@ class TensorSpec(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * ITEMSIZE.get(self.dtype, 4)
+        return math.prod(self.shape) * ITEMSIZE[self.dtype]
 
 
 def total_bytes(tensors: Iterable[TensorSpec]) -> int:
     """Bytes of several tensors: a loop, for it runs for every layer of every prediction."""
     total = 0
     for shape, dtype in tensors:
-        total += math.prod(shape) * ITEMSIZE.get(dtype, 4)
+        total += math.prod(shape) * ITEMSIZE[dtype]
     return total
 
 
@@ -251,7 +255,7 @@ def cost_terms(layer: Layer) -> CostTerms:
         if kind == "embedding":
             # It reads the rows it returns, not the table (a bag reads `rows` of them).
             rows = int(layer.param("rows", 0)) * layer.weights[0].shape[-1]
-            itemsize = ITEMSIZE.get(layer.weights[0].dtype, 4)
+            itemsize = ITEMSIZE[layer.weights[0].dtype]
             bytes_weight = rows * itemsize if rows else bytes_out
         elif layer.op in ("getitem", "gather", "index_select", "take_along_dim"):
             # Likewise: indexing touches what it returns, and the index tensors.
@@ -264,7 +268,7 @@ def cost_terms(layer: Layer) -> CostTerms:
             flops = layer.outputs[0].numel * math.prod(window)
     else:
         flops = 2 * multiply_accumulates(layer)
-        itemsize = ITEMSIZE.get(layer.dtype, 4)
+        itemsize = ITEMSIZE[layer.dtype]
         if kind == "conv":
             kernel = math.prod(layer.weights[0].shape[2:])
             if kernel > 1:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from pytest_neuralpower.layers import Layer, Params, ParamValue, TensorSpec
+from pytest_neuralpower.errors import TraceError
+from pytest_neuralpower.layers import ITEMSIZE, Layer, Params, ParamValue, TensorSpec
 from pytest_neuralpower.tracing.strides import contiguous_strides, dense_like
 
 if TYPE_CHECKING:
@@ -25,10 +26,13 @@ _DTYPE_NAMES: dict[torch.dtype, str] = {}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Torch's name without its prefix: ``float32``."""
+    """Torch's name without its prefix: ``float32``; raises TraceError for one of unknown size."""
     name = _DTYPE_NAMES.get(dtype)
     if name is None:
-        name = _DTYPE_NAMES[dtype] = str(dtype).removeprefix("torch.")
+        name = str(dtype).removeprefix("torch.")
+        if name not in ITEMSIZE:
+            raise TraceError(f"tensors of {dtype} cannot be priced; known: {', '.join(ITEMSIZE)}")
+        _DTYPE_NAMES[dtype] = name
     return name
 
 
