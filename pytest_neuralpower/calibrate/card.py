@@ -14,6 +14,7 @@ from pytest_neuralpower.reports.accuracy import (
     networks_table,
     percent,
     power_table,
+    split_table,
 )
 
 if TYPE_CHECKING:
@@ -40,10 +41,12 @@ def card_text(platform: Platform) -> str:
         f"Tiers: {tiers}. Content hash `{platform.sha256[:16]}`.",
         "## Layers, held out by shape",
         layers_table(platform.accuracy, "github"),
+        "A family that does not beat both baselines is not shipped. "
         "Errors are relative to the measured one. All batch sizes of a shape are held "
         "out together. Other kinds of layer are priced by their traffic at "
         f"{platform.fallback.bandwidth_gbs:g} GB/s, or their operations at "
         f"{platform.fallback.gflops:g} GFLOP/s, and flagged.",
+        *_split(platform.accuracy),
         *_intervals(platform),
         *_networks(platform.accuracy),
         *_power(platform.accuracy),
@@ -55,6 +58,13 @@ def card_text(platform: Platform) -> str:
         *_notes(platform.provenance.get("notes", ())),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _split(accuracy: Mapping[str, Any]) -> list[str]:
+    table = split_table(accuracy, "github")
+    if not table:
+        return []
+    return ["## Rows set apart to judge", table, "The estimators judged here saw none of these."]
 
 
 #: How the error of a whole call is known -> what the card says of it.

@@ -19,13 +19,21 @@ _SCORES: Final = {
 }
 
 #: Section of a platform's accuracy -> the quantity whose layers it judges.
-_LAYERS: Final = {"runtime": "runtime", "layer_power": "power", "layer_energy": "energy"}
+_LAYERS: Final = {
+    "runtime": "runtime",
+    "layer_power": "power",
+    "layer_energy": "energy",
+    "not_shipped": "runtime, not shipped",
+}
 
 
 def accuracy_text(name: str, accuracy: Mapping[str, Any]) -> str:
     """Every table of one platform's accuracy, for the terminal."""
     sections = [f"{name}: layers held out by shape, error relative to the measured value"]
     sections.append(layers_table(accuracy))
+    split = split_table(accuracy)
+    if split:
+        sections += ["Rows set apart to judge, by estimators that saw none of them", split]
     intervals = intervals_table(accuracy)
     if intervals:
         sections += [f"Intervals made to hold {_aim(accuracy)} of what was held out", intervals]
@@ -39,7 +47,7 @@ def accuracy_text(name: str, accuracy: Mapping[str, Any]) -> str:
 
 
 def layers_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
-    """Every candidate's held-out error by family; the chosen one is marked."""
+    """Every candidate's held-out error by family, baselines last; the chosen one is marked."""
     rows: list[list[str]] = []
     several = any(accuracy.get(section) for section in list(_LAYERS)[1:])
     for section, quantity in _LAYERS.items():
@@ -59,6 +67,23 @@ def layers_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
 def _candidates(found: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     yield from found["held_out"].items()
     yield from found.get("baselines", {}).items()
+
+
+def split_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
+    """Errors on the rows that a source was set apart for; empty where none was."""
+    rows: list[list[str]] = []
+    for section in ("runtime", "not_shipped"):
+        for name, found in (accuracy.get(section) or {}).items():
+            split = found.get("split") or {"scores": {}}
+            for candidate, score in split["scores"].items():
+                head = [name, candidate, "yes" if candidate == split["chosen"] else ""]
+                head += [str(split["trained"]), str(split["judged"])]
+                if "refused" in score:
+                    rows.append([*head, "refused", *[""] * (len(_SCORES) - 1)])
+                else:
+                    rows.append([*head, *(percent(score.get(key)) for key in _SCORES)])
+    headers = ["family", "estimator", "chosen", "trained on", "judged", *_SCORES.values()]
+    return _table(rows, headers, style) if rows else ""
 
 
 def intervals_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:

@@ -172,3 +172,15 @@ class TestText:
         write_page(figure, tmp_path / "a.html")
         html = (tmp_path / "a.html").read_text(encoding="utf-8")
         assert not re.search(r"<(script|link)[^>]+(src|href)=", html)
+
+    def test_shows_what_was_not_shipped_and_the_rows_set_apart(self, fitted: Fitted) -> None:
+        accuracy = dict(fitted.platform.accuracy)
+        linear = accuracy["runtime"]["linear"]
+        scores = {"physical": linear["held_out"]["physical"], "tree": {"refused": "too few"}}
+        split = {"trained": 30, "judged": 10, "chosen": "physical", "scores": scores}
+        text = accuracy_text(
+            "toy", {**accuracy, "not_shipped": {"pool": {**linear, "split": split}}}
+        )
+        assert re.search(r"^runtime, not shipped +pool +physical", text, re.MULTILINE)
+        assert re.search(r"^pool +physical +yes +30 +10 +[\d.]+%", text, re.MULTILINE)
+        assert re.search(r"^pool +tree +30 +10 +refused", text, re.MULTILINE)
