@@ -12,6 +12,7 @@ import numpy as np
 
 from pytest_neuralpower.calibrate.card import write_card
 from pytest_neuralpower.calibrate.designs import power_makers, runtime_makers
+from pytest_neuralpower.calibrate.judging import beats, judge_split
 from pytest_neuralpower.calibrate.network_power import fit_power, judge_networks
 from pytest_neuralpower.calibrate.profile import read_profile
 from pytest_neuralpower.calibrate.readers import READERS
@@ -82,7 +83,7 @@ def fit_recipe(
         sound = [row for row in found if not row.flaw]
         flaws = Counter(row.flaw for row in found if row.flaw)
         sources.append({**source, "rows": len(sound), "left_out": dict(sorted(flaws.items()))})
-        rows += sound
+        rows += [replace(row, judges=True) for row in sound] if source.get("judges") else sound
     recipe = replace(recipe, sources=tuple(sources))
     return fit_rows(
         rows,
@@ -167,27 +168,30 @@ def fit_rows(
     for name, members in by_family.items():
         values, runtime = tables[name]
         lines = [row.line for row in members]
+        design = recipe.designs.get(name, {})
+        makers = {
+            candidate: make
+            for candidate, make in runtime_makers(name, design, recipe.hardware).items()
+            if candidate in (candidates or design.get("candidates") or (candidate,))
+        }
         try:
-            chosen = select(
-                {
-                    candidate: make
-                    for candidate, make in runtime_makers(
-                        name, recipe.designs.get(name, {}), recipe.hardware
-                    ).items()
-                    if not candidates or candidate in candidates
-                },
-                values,
-                runtime,
-                [row.shape_group for row in members],
-                lines=lines,
-            )
+            split = judge_split(members, values, runtime, makers)
+            groups = [row.shape_group for row in members]
+            chosen = select(makers, values, runtime, groups, lines=lines)
             estimators = {"runtime": chosen.estimator}
             power = _fit_family_power(name, members, values, runtime, recipe)
         except FitError as error:
             raise FitError(f"{recipe.name}, {name}: {error}") from None
         fits[name] = FamilyFit(members, values, runtime, chosen, power)
         baselines = _score_baselines(fits[name], recipe)
-        accuracy["runtime"][name] = {**chosen.accuracy(), "baselines": baselines}
+        found = {**chosen.accuracy(), "baselines": baselines}
+        if split is not None:
+            found["split"] = split
+        if not beats(found["held_out"][found["chosen"]]["mape"], baselines):
+            accuracy.setdefault("not_shipped", {})[name] = found
+            del fits[name]
+            continue
+        accuracy["runtime"][name] = found
         if power is not None:
             estimators["power"] = power.estimator
             accuracy.setdefault("layer_power", {})[name] = power.accuracy()

@@ -26,6 +26,8 @@ class Row:
         Line in the source file, the header being line 1.
     flaw
         Why the row must be left out; empty for a sound one.
+    judges
+        Set apart to judge a fit to the other rows first.
     """
 
     layer: Layer
@@ -33,6 +35,7 @@ class Row:
     power_w: float | None = None
     line: int = 0
     flaw: str = ""
+    judges: bool = False
 
     @property
     def shape_group(self) -> Hashable:
