@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from pytest_neuralpower.errors import BudgetError
 from pytest_neuralpower.units import UNITS, Quantity, show_in
@@ -26,8 +25,7 @@ _PER = ("call", "sample")
 Judge = Literal["point", "certain", "safe"]
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(NamedTuple):
     """``limit`` is in mJ, ms or W; ``unit`` is the one it was written in, for messages.
 
     ``platform`` None means the platforms chosen for the session. ``samples`` is how many samples
@@ -42,8 +40,7 @@ class Budget:
     samples: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """One budget held against one prediction; ``value`` and ``interval`` are in mJ, ms or W.
 
     ``judge`` says what is held against the limit: the ``point``; the interval's lower end, so that

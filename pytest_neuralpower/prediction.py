@@ -28,8 +28,7 @@ class Interval(NamedTuple):
     coverage: float
 
 
-@dataclass(frozen=True, slots=True)
-class LayerPrediction:
+class LayerPrediction(NamedTuple):
     """One layer's predicted runtime (ms), power (W) and gross device energy (mJ) in one call.
 
     ``power_w`` and ``energy_mj`` are None on a platform without a power model.

@@ -1,16 +1,22 @@
-"""Estimators: each predicts one quantity of one family of layers from its columns."""
+"""Estimators: each predicts one quantity of one family of layers from its columns.
+
+Each loads on first use: a platform is read with the few that it names.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
-from pytest_neuralpower.estimators.base import Estimator
-from pytest_neuralpower.estimators.boosted import Boosted
-from pytest_neuralpower.estimators.neuralpower import NeuralPower
-from pytest_neuralpower.estimators.neuralpower_relative import NeuralPowerRelative
-from pytest_neuralpower.estimators.physical import Physical
-from pytest_neuralpower.estimators.shares import Shares
-from pytest_neuralpower.estimators.tree import Tree
+if TYPE_CHECKING:
+    from pytest_neuralpower.estimators.base import Estimator
+    from pytest_neuralpower.estimators.boosted import Boosted
+    from pytest_neuralpower.estimators.neuralpower import NeuralPower
+    from pytest_neuralpower.estimators.neuralpower_relative import NeuralPowerRelative
+    from pytest_neuralpower.estimators.physical import Physical
+    from pytest_neuralpower.estimators.saturating import Saturating
+    from pytest_neuralpower.estimators.shares import Shares
+    from pytest_neuralpower.estimators.tree import Tree
 
 __all__ = [
     "ESTIMATORS",
@@ -19,15 +25,33 @@ __all__ = [
     "NeuralPower",
     "NeuralPowerRelative",
     "Physical",
+    "Saturating",
     "Shares",
     "Tree",
     "from_json",
 ]
 
-#: Every estimator by the name it carries in platform files.
-ESTIMATORS: Final[dict[str, type[Estimator]]] = {
-    each.name: each for each in (NeuralPower, NeuralPowerRelative, Physical, Shares, Tree, Boosted)
+#: Every estimator's class by the name it carries in platform files; its module is named likewise.
+ESTIMATORS: Final = {
+    "boosted": "Boosted",
+    "neuralpower": "NeuralPower",
+    "neuralpower-relative": "NeuralPowerRelative",
+    "physical": "Physical",
+    "saturating": "Saturating",
+    "shares": "Shares",
+    "tree": "Tree",
 }
+
+_HOMES: Final = {
+    "Estimator": "base",
+    **{name: home.replace("-", "_") for home, name in ESTIMATORS.items()},
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def from_json(data: dict[str, Any]) -> Estimator:
@@ -41,4 +65,5 @@ def from_json(data: dict[str, Any]) -> Estimator:
     name = data["estimator"]
     if name not in ESTIMATORS:
         raise ValueError(f"unknown estimator {name!r}; there are {', '.join(ESTIMATORS)}")
-    return ESTIMATORS[name].from_json(data)
+    estimator: Estimator = __getattr__(ESTIMATORS[name]).from_json(data)
+    return estimator

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -25,8 +24,7 @@ _COMPARE: Final[dict[str, Callable[[FloatArray, float], NDArray[np.bool_]]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
+class Condition(NamedTuple):
     """``column op value``; ``%`` is true of whole multiples of ``value``."""
 
     column: str
@@ -56,8 +54,7 @@ class Condition:
         return cls(str(column), str(op), float(value))
 
 
-@dataclass(frozen=True, slots=True)
-class Regime:
+class Regime(NamedTuple):
     """Rows for which all of ``when`` hold, and the physical terms that price them.
 
     Attributes
