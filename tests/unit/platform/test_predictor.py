@@ -34,7 +34,7 @@ IMAGE = torch.empty(4, 3, 16, 16, device="meta")
 
 
 def test_a_model_is_traced_and_predicted() -> None:
-    model = Scaled()
+    model = Scaled().eval()
     found = predict(model, IMAGE, platform="titanx")
     assert found == load_platform("titanx").predict(trace(model, IMAGE))
     assert (found.batch, found.model, found.platform) == (4, "Scaled", "titanx")
