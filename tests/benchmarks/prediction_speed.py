@@ -3,7 +3,8 @@
 Usage: python tests/benchmarks/prediction_speed.py [--profile PLATFORM]
 
 The layers are those of five networks at three batch sizes, as many distinct objects as are
-predicted. Prints medians; these machines are noisy, so the best run stands beside each median.
+predicted. Times are the thread's own CPU time, so that what else the machine runs counts less;
+the best run stands beside each median.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ def seconds(name: str, layers: list[Layer]) -> list[float]:
     platform.predict(layers)
     times = []
     for _ in range(RUNS):
-        start = time.perf_counter()
+        start = time.thread_time()
         platform.predict(layers)
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
     return times
 
 
