@@ -150,6 +150,18 @@ def platforms(
     _print_json(summaries) if as_json else typer.echo(platforms_text(summaries))
 
 
+@app.command(epilog=_example("explain titanx conv"))
+def explain(
+    platform: Annotated[str, typer.Argument(metavar="PLATFORM", help="a name or a path")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="kind of layer, such as conv")],
+) -> None:
+    """Write the equations by which a platform prices one kind of layer."""
+    from pytest_neuralpower.platform import load_platform  # noqa: PLC0415 - imports numpy
+    from pytest_neuralpower.reports.equations import explain_text  # noqa: PLC0415
+
+    typer.echo(explain_text(load_platform(platform), kind))
+
+
 @app.command(epilog=_example("epr models.yaml --platform titanx --alpha 2 --html epr.html"))
 def epr(
     models: Annotated[

@@ -33,7 +33,7 @@ def neuralpower(monkeypatch, capsys):
 def test_help_lists_the_commands_and_each_has_an_example(neuralpower):
     code, out, _ = neuralpower("--help")
     assert code == 0
-    for command in ("predict", "trace", "platforms", "fit"):
+    for command in ("predict", "trace", "platforms", "explain", "epr", "fit", "accuracy"):
         assert command in out
         assert f"neuralpower {command}" in neuralpower(command, "--help")[1]
 
@@ -96,6 +96,8 @@ def test_platforms_lists_the_shipped_ones(neuralpower):
         (["trace", *CALL[:-1], "two"], "'two' is no shape"),
         (["trace", *CALL, "--arg", "bias"], "--arg bias: write name=value"),
         (["trace", *CALL, "--arg", "bias=[1"], "is not a YAML value"),
+        (["trace", "torch.nn:Conv2d", "--arg", "kernel=3", "--input", "1"], "could not be called"),
+        (["explain", "titanx", "rnn"], "rnn"),
         (["fit", "no/such/folder"], "no/such/folder"),
     ],
 )
@@ -104,6 +106,17 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(neuralpower, arguments,
     assert (code, out) == (2, "")
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_explain_writes_equations_with_their_terms(neuralpower):
+    code, out, _ = neuralpower("explain", "titanx", "conv")
+    assert code == 0
+    assert "runtime_ms = " in out
+    assert "power_w = " in out
+
+
+def test_version(neuralpower):
+    assert neuralpower("--version")[1].startswith("pytest-neuralpower 0.")
 
 
 def test_a_missing_option_is_a_usage_error(neuralpower):
