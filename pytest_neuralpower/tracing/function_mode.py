@@ -33,6 +33,9 @@ __all__ = ["FunctionTracer"]
 #: Arguments of a factory that make sense for real tensors only.
 _OF_VALUES = ("device", "pin_memory", "generator")
 
+#: Torch takes numpy's spelling of some arguments.
+_NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "x1": "input", "x2": "other"}
+
 _UNKNOWN = Entry("unknown", "")
 
 
@@ -106,6 +109,8 @@ class FunctionTracer(TorchFunctionMode):
         journal = self.journal
         if journal.stale and (journal.touches(args) or journal.touches(kwargs.values())):
             args, kwargs = journal.current(args), journal.current(kwargs)
+        if kwargs and not _NUMPY_NAMES.keys().isdisjoint(kwargs):
+            kwargs = {_NUMPY_NAMES.get(name, name): value for name, value in kwargs.items()}
         layers = self.recorder.layers
         before = len(layers)
         try:

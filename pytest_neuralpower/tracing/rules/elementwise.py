@@ -292,7 +292,7 @@ def _register_unary(name: str, kind: str, dtype_rule: str) -> None:
                 dtype = torch.get_default_dtype()
         elif dtype_rule == "bool":
             dtype = torch.bool
-        elif dtype is torch.bool or dtype.is_complex:
+        elif dtype.is_complex or (dtype is torch.bool and op != "bitwise_not"):
             raise NoRule  # refused, or (abs of complex) of another dtype
         if kwargs.get("out") is not None or any(isinstance(arg, Tensor) for arg in args):
             raise NoRule

@@ -15,7 +15,7 @@ __all__ = ["FREE", "REAL_ELEMENTS", "REAL_FLOATS", "WRAPPERS", "is_large"]
 REAL_ELEMENTS: Final = 1_000_000
 #: Floating ones keep theirs up to this many. Code rarely reads them, and computing with more
 #: would take longer than all the rest of a trace.
-REAL_FLOATS: Final = 4096
+REAL_FLOATS: Final = 65_536
 
 #: By size, or like another tensor.
 _SIZED: Final = (

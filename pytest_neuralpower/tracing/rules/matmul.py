@@ -9,13 +9,14 @@ import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, spec_of
 from pytest_neuralpower.tracing.rules.table import rule
 from pytest_neuralpower.tracing.signals import NoRule
 from pytest_neuralpower.tracing.strides import broadcast_shapes, contiguous_strides
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from pytest_neuralpower.layers import TensorSpec
@@ -109,7 +110,16 @@ def dot(recorder: Recorder, input: Tensor, tensor: Tensor) -> Tensor:
 def outer(recorder: Recorder, input: Tensor, vec2: Tensor) -> Tensor:
     if input.ndim != 1 or vec2.ndim != 1:
         raise NoRule
-    return list_matmul(recorder, "outer", input, vec2, (input.shape[0], vec2.shape[0]), 1)
+    return _outer(recorder, "outer", input, vec2, (input.shape[0], vec2.shape[0]))
+
+
+def _outer(
+    recorder: Recorder, op: str, left: Tensor, right: Tensor, out: tuple[int, ...]
+) -> Tensor:
+    """A product that sums over nothing: torch multiplies elementwise, and so it is counted."""
+    output = recorder.new(out, torch.promote_types(left.dtype, right.dtype))
+    recorder.record("elementwise", op, (left, right), (output,))
+    return output
 
 
 @rule("addmm")
@@ -181,6 +191,8 @@ def einsum(recorder: Recorder, equation: Any, *operands: Any) -> Tensor:
     out = tuple(sizes[letter] for letter in kept)
     # An index of one operand alone is summed away before the product, as torch does.
     shared = set(terms[0]) & set(terms[1]) - set(kept)
+    if not shared:
+        return _outer(recorder, "einsum", *operands, out)
     reduced = math.prod(size for letter, size in sizes.items() if letter in shared)
     return list_matmul(recorder, "einsum", *operands, out, reduced)
 

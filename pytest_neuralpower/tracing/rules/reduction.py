@@ -209,14 +209,14 @@ enter(Entry("rule", "norm", _norm), "norm")
 
 def _linalg_norm(
     recorder: Recorder,
-    x: Tensor,
+    input: Tensor,
     ord: Any = 2,
     dim: Any = None,
     keepdim: bool = False,
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    return _norm(recorder, x, 2, dim, keepdim, None, dtype)
+    return _norm(recorder, input, 2, dim, keepdim, None, dtype)
 
 
 TABLE[torch.linalg.vector_norm] = Entry("rule", "norm", _linalg_norm)

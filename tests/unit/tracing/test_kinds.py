@@ -82,6 +82,7 @@ class Call(nn.Module):
         (Call(lambda x: x.clamp(min=0)), IMAGE, "elementwise", "clamp", {}),
         (Call(lambda x: x.mean((2, 3))), IMAGE, "reduction", "mean", {}),
         (Call(lambda x: x.max()), IMAGE, "reduction", "max", {}),
+        (Call(lambda x: x.max(axis=1, keepdims=True)[0]), IMAGE, "reduction", "max", {}),
         (Call(lambda x: x @ x), IMAGE, "matmul", "matmul", {}),
         (Call(lambda x: x.topk(2)[0]), IMAGE, "uncovered", "topk", {}),
         (nn.Bilinear(4, 4, 5), (2, 4), "matmul", "bilinear", {"reduced": 16}),
