@@ -121,6 +121,7 @@ class NeuralPower(Estimator):
 
     def _fit(self, columns: Columns, target: FloatArray) -> None:
         try:
+            import threadpoolctl  # type: ignore[import-untyped]  # noqa: PLC0415 - only fitting
             from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415 - only fitting
             from sklearn.linear_model import LassoCV  # noqa: PLC0415
             from sklearn.model_selection import KFold  # noqa: PLC0415
@@ -133,7 +134,9 @@ class NeuralPower(Estimator):
         folds = KFold(min(10, len(target)), shuffle=True, random_state=0)
         # MATLAB's lasso: 100 penalties down to 1e-4 of the largest, regressors standardised.
         lasso = LassoCV(eps=1e-4, alphas=100, cv=folds, precompute=True, max_iter=500, tol=1e-3)
-        with warnings.catch_warnings():
+        # One thread, so that the penalties that do not converge stop at the same place wherever
+        # they are fitted.
+        with threadpoolctl.threadpool_limits(1), warnings.catch_warnings():
             # The smallest penalties of collinear polynomials never converge fully; they are
             # compared on held-out folds like the others.
             warnings.simplefilter("ignore", ConvergenceWarning)

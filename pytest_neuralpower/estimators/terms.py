@@ -25,6 +25,7 @@ _PIECE: Final = 4096
 #: 0.05 (error 11.6% in sum over both sources, 12 to 14% elsewhere on the grid).
 _TILE_COST: Final = {128: 1.0, 64: 1.15, 32: 1.35}
 _TILE: Final = re.compile(r"(\w+)\[(\d+)x(\d+)\]")
+_SIZE: Final = re.compile(r"(\w+)\[(\d+)\]")
 
 
 def _tiles(columns: Columns, rows: int, cols: int) -> FloatArray:
@@ -79,7 +80,13 @@ def evaluate(name: str, columns: Columns, multiprocessors: int) -> FloatArray:
     Parameters
     ----------
     name
-        A plain term (``launch``, ``flops``, ``bytes_out``, ...) or a tile term with its tile:
+        A plain term (``launch``, ``flops``, ``bytes_out``, ...), or a term with its size:
+
+        - ``bytes_over[6]``: MB of inputs, outputs and weights beyond a cache of 6 MB;
+        - ``unaligned_flops[8]``: GFLOP where the depth or the columns of the product are no
+          multiple of 8, so that no vector unit or matrix unit of that width can be used fully;
+
+        or a tile term with its tile:
 
         - ``tile_flops[128x64]``: GFLOP with rows and columns padded to the tile;
         - ``wave_flops[128x64]``: the same with the last wave of tiles filled up;
@@ -109,16 +116,39 @@ def evaluate(name: str, columns: Columns, multiprocessors: int) -> FloatArray:
     plain = _PLAIN.get(name)
     if plain is not None:
         return plain(columns)
+    sized = _SIZE.fullmatch(name)
+    if sized is not None and sized[1] in _SIZED:
+        return _SIZED[sized[1]](columns, int(sized[2]))
     match = _TILE.fullmatch(name)
     if match is None or match[1] not in _TILED:
-        raise ValueError(f"unknown term {name!r}; there are {', '.join([*_PLAIN, *_TILED])}")
+        known = ", ".join([*_PLAIN, *_SIZED, *_TILED])
+        raise ValueError(f"unknown term {name!r}; there are {known}")
     return _TILED[match[1]](columns, int(match[2]), int(match[3]), multiprocessors)
 
 
 def is_term(name: str) -> bool:
     """Whether :func:`evaluate` knows the term."""
-    match = _TILE.fullmatch(name)
-    return name in _PLAIN or (match is not None and match[1] in _TILED)
+    sized, tiled = _SIZE.fullmatch(name), _TILE.fullmatch(name)
+    return (
+        name in _PLAIN
+        or (sized is not None and sized[1] in _SIZED)
+        or (tiled is not None and tiled[1] in _TILED)
+    )
+
+
+def _bytes_over(columns: Columns, megabytes: int) -> FloatArray:
+    return np.maximum(columns["bytes_moved"] * _MEGA - megabytes, 0.0)
+
+
+def _unaligned_flops(columns: Columns, width: int) -> FloatArray:
+    aligned = (columns["k"] % width == 0) & (columns["n"] % width == 0)
+    return np.where(aligned, 0.0, columns["flops"] * _GIGA)
+
+
+_SIZED: Final[dict[str, Callable[[Columns, int], FloatArray]]] = {
+    "bytes_over": _bytes_over,
+    "unaligned_flops": _unaligned_flops,
+}
 
 
 def _tile_flops(columns: Columns, rows: int, cols: int, _: int) -> FloatArray:
@@ -219,6 +249,10 @@ _MEANINGS: Final[dict[str, Meaning]] = {
     "bytes_moved": Meaning(_MEGA, "bytes", "inputs, outputs and parameters"),
     "bytes_io": Meaning(_MEGA, "bytes", "inputs and outputs"),
     "bytes_workspace": Meaning(_MEGA, "bytes", "unfolded input, or score matrix"),
+    "bytes_over": Meaning(_MEGA, "bytes", "all tensors beyond a cache of so many MB"),
+    "unaligned_flops": Meaning(
+        _GIGA, "FLOPs", "operations where depth or columns are no multiple of that"
+    ),
     "flop_rate": Meaning(_GIGA, "FLOPs per ms", "operations over runtime"),
     "io_rate": Meaning(_MEGA, "bytes per ms", "inputs and outputs over runtime"),
     "weight_rate": Meaning(_MEGA, "bytes per ms", "parameters over runtime"),

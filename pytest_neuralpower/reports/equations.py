@@ -231,7 +231,7 @@ def _surcharges(model: FamilyModel) -> list[str]:
 def _legend(lines: Sequence[str]) -> list[str]:
     """What the terms and sizes mean that the equations name."""
     text = "\n".join(lines)
-    terms = dict.fromkeys(re.findall(r"\* ([a-z_]+(?:\[\d+x\d+\])?)", text))
+    terms = dict.fromkeys(re.findall(r"\* ([a-z_]+(?:\[[\dx]+\])?)", text))
     found = {
         term: f"{each.text}, in {each.unit}" if each.unit else each.text
         for term, each in ((term, meaning(term)) for term in terms if is_term(term))

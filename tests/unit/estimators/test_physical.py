@@ -143,6 +143,10 @@ class TestTerms:
             ("chosen_wave_flops[128x32]", 2 * 4 * 128 * 128 * 5000 / 1e9),
             ("winograd_flops[2x32]", 2 * (2 * 4 * 4) * 16 * 128 * (5000 / 9) / 1e9),
             ("bias_pass", 2.0),
+            ("bytes_over[3]", 2.0),
+            ("bytes_over[6]", 0.0),
+            ("unaligned_flops[4]", 0.0),
+            ("unaligned_flops[8]", 0.3),  # 5000 = 8 x 625, 100 is no multiple
             ("layout_pass", 10.0),
             ("pointwise_flops", 0.0),
         ],

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pytest_neuralpower.errors import FitError
 from pytest_neuralpower.estimators import Estimator
 from pytest_neuralpower.estimators.folds import grouped_folds
-from pytest_neuralpower.estimators.selection import Score, held_out, select
+from pytest_neuralpower.estimators.selection import MANY_ROWS, Score, held_out, select
 
 if TYPE_CHECKING:
     from pytest_neuralpower.features import Columns, FloatArray
@@ -83,6 +83,41 @@ def test_the_lowest_mape_is_chosen_and_all_scores_are_kept() -> None:
     assert found.scores["flops"]["mape"] == 0.0
     assert found.scores["bytes"]["mape"] > 20
     assert (found.rows, found.groups, found.folds) == (40, 40, 10)
+
+
+def test_of_two_that_the_rows_cannot_tell_apart_the_simpler_is_kept() -> None:
+    random = np.random.default_rng(0)
+    work = random.uniform(1, 9, 60)
+    columns = {"flops": work, "nearly": work * random.uniform(0.999, 1.001, 60), "half": work**0.5}
+    target = work * random.uniform(0.8, 1.2, 60)
+    chosen = [
+        select(
+            {name: lambda name=name: Rate(name) for name in names}, columns, target, [*range(60)]
+        )
+        for names in (("flops", "nearly"), ("nearly", "flops"), ("half", "nearly", "flops"))
+    ]
+    assert [each.estimator.column for each in chosen] == ["flops", "nearly", "nearly"]  # type: ignore[attr-defined]
+
+
+def test_rows_of_one_group_are_no_independent_witnesses() -> None:
+    """Better on six shapes and worse on four is luck, however often each was measured."""
+    shape = np.repeat(np.arange(10), 20)
+    sign = np.tile([1.0, -1.0], 100)
+    work = np.linspace(1, 9, 200)
+    off = np.where(shape < 6, 0.02, 0.2)
+    columns = {"simple": work * (1 + 0.1 * sign), "lucky": work * (1 + off * sign), "flops": work}
+    makers = {name: lambda name=name: Rate(name) for name in ("simple", "lucky")}
+    grouped = select(makers, columns, work, shape.tolist())
+    alone = select(makers, columns, work, list(range(200)))
+    assert grouped.scores["lucky"]["mape"] < grouped.scores["simple"]["mape"]
+    assert grouped.estimator.column == "simple"  # type: ignore[attr-defined]
+    assert alone.estimator.column == "lucky"  # type: ignore[attr-defined]
+
+
+def test_many_rows_are_held_out_by_fifths() -> None:
+    columns = {"flops": np.linspace(1, 9, MANY_ROWS + 1)}
+    found = select({"rate": lambda: Rate("flops")}, columns, columns["flops"], range(MANY_ROWS + 1))
+    assert found.folds == 5
 
 
 def test_a_candidate_that_cannot_be_fitted_is_refused_and_the_others_go_on() -> None:

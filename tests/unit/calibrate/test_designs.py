@@ -1,0 +1,87 @@
+"""Every family gets candidates of every quantity, the simplest first, and they fit its rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from pytest_neuralpower.calibrate.designs import energy_makers, power_makers, runtime_makers
+from pytest_neuralpower.calibrate.rows import (
+    conv_layer,
+    linear_layer,
+    matmul_layer,
+    pool_layer,
+    streaming_layer,
+)
+from pytest_neuralpower.estimators import NeuralPower, Physical, Tree
+from pytest_neuralpower.features import columns, family
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.layers import Layer
+
+HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0, "multiprocessors": 8, "limit_w": 250.0}
+COUNT = 100
+PAPER = ["neuralpower", "neuralpower-relative"]
+
+
+def layer(kind: str, random: np.random.Generator) -> Layer:
+    batch, channels, size, width = random.integers(2, 65, 4).tolist()
+    if kind == "conv":
+        return conv_layer(
+            (batch, channels, size, size), cout=width, kernel=(3, 3), stride=(1, 1), padding=(1, 1)
+        )
+    if kind == "linear":
+        return linear_layer(batch, channels * 8, width * 8)
+    if kind == "matmul":
+        return matmul_layer((batch, size, channels), (batch, channels, width))
+    if kind == "pool":
+        shape, half = (batch, channels, 2 * size, 2 * size), (batch, channels, size, size)
+        return pool_layer(
+            shape, half, op="max_pool2d", kernel=(2, 2), stride=(2, 2), padding=(0, 0)
+        )
+    shape = (batch, channels, size)
+    return streaming_layer("activation", "relu", [shape], shape)
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear", "matmul", "pool", "activation"])
+@pytest.mark.parametrize("quantity", ["runtime", "power", "energy"])
+def test_every_candidate_fits_its_family(kind: str, quantity: str) -> None:
+    random = np.random.default_rng(0)
+    layers = [layer(kind, random) for _ in range(COUNT)]
+    assert {family(each) for each in layers} == {kind}
+    values = columns(kind, layers)
+    noise = random.uniform(0.95, 1.05, COUNT)
+    time = (0.02 + values["flops"] / 0.7e9 + values["bytes_moved"] / 60e6) * noise
+    watts = 40 + 120 * values["flops"] / (time * 1e9) + 50 * values["bytes_moved"] / (time * 1e8)
+    target = {"runtime": time, "power": watts, "energy": time * watts}[quantity]
+    makers = {
+        "runtime": lambda: runtime_makers(kind, {}, HARDWARE),
+        "power": lambda: power_makers(kind, HARDWARE),
+        "energy": lambda: energy_makers(kind, {}, HARDWARE),
+    }[quantity]()
+    paper = PAPER if kind in ("conv", "linear", "pool") else []
+    simplest = "shares" if quantity == "power" else "physical"
+    assert list(makers) == [simplest, *paper, "tree", "boosted"]
+    for name, make in makers.items():
+        estimator = make()
+        assert estimator.name == name
+        if type(estimator) is NeuralPower:
+            continue  # its Lasso is slow, and test_contract fits it
+        fitted = estimator.fit({**values, "runtime_ms": time}, target)
+        off = np.abs(fitted.predict({**values, "runtime_ms": time}) / target - 1)
+        assert np.median(off) < 0.25, name
+
+
+def test_recipes_choose_regimes_and_terms() -> None:
+    design = {
+        "regimes": [{"name": "all", "terms": ["launch", "bytes_over[6]"]}],
+        "tree_terms": ["launch", "unaligned_flops[8]"],
+    }
+    makers = runtime_makers("conv", design, HARDWARE)
+    physical, tree = makers["physical"](), makers["tree"]()
+    assert isinstance(physical, Physical)
+    assert isinstance(tree, Tree)
+    assert [each.terms for each in physical.regimes] == [("launch", "bytes_over[6]")]
+    assert tree.terms == ("launch", "unaligned_flops[8]")
