@@ -58,4 +58,6 @@ def is_large(op: str, args: Any, kwargs: Any) -> bool:
     dtype = kwargs.get("dtype") or (like.dtype if like is not None else torch.get_default_dtype())
     if op.startswith("randint") or (op == "full" and "dtype" not in kwargs):
         dtype = torch.int64
-    return count > (REAL_FLOATS if dtype.is_floating_point else REAL_ELEMENTS)
+    # Python's own types stand for dtypes, too.
+    floating = dtype is float or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)
+    return count > (REAL_FLOATS if floating else REAL_ELEMENTS)

@@ -135,6 +135,13 @@ def test_tensor_made_in_forward_is_a_write() -> None:
     assert (result[0].op, result[0].inputs) == ("zeros", ())
 
 
+def test_python_s_own_types_stand_for_dtypes() -> None:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x * torch.ones(3, dtype=int) + torch.zeros(3, dtype=float)
+
+    assert trace(Call(forward), torch.randn(3))[-1].outputs[0] == ((3,), "float64")
+
+
 def test_parameter_used_directly_is_a_weight() -> None:
     class Scale(nn.Module):
         def __init__(self) -> None:
