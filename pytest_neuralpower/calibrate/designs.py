@@ -25,6 +25,16 @@ _GEMM: Final = {
     "when": [],
     "terms": ["launch", "tile_flops[128x32]", "bytes_in", "bytes_out", "bytes_weight"],
 }
+#: The same on a processor, which has no multiprocessors: vectors of 8 or 16 columns instead of
+#: tiles, and the unfolded input.
+_VECTOR_GEMM: Final = {
+    "name": "gemm",
+    "when": [],
+    "terms": [
+        *("launch", "flops", "tile_flops[1x8]", "tile_flops[1x16]"),
+        *("bytes_in", "bytes_out", "bytes_weight", "bytes_workspace"),
+    ],
+}
 _STREAM: Final = {"name": "stream", "when": [], "terms": ["launch", "bytes_moved", "flops"]}
 
 #: A row wider than what its threads hold at once is read again; how wide depends on the device.
@@ -63,11 +73,12 @@ TREE_TERMS: Final = ("launch", "flops", "bytes_io", "bytes_workspace", "bytes_we
 #: The same per unit of time, for power.
 TREE_POWER_TERMS: Final = ("launch", "flop_rate", "io_rate", "weight_rate")
 
-#: What tells how well matrix products fill vectors, tiles and waves.
-_FILLS: Final = (
+#: What tells how well matrix products fill the tiles of a GPU, and the vectors of a processor.
+_TILE_FILLS: Final = (
     *("align(k, 64)", "align(n, 64)"),
     *("fill(m, 128)", "fill(m, 64)", "fill(n, 128)", "fill(n, 64)"),
 )
+_VECTOR_FILLS: Final = ("fill(n, 8)", "fill(n, 16)")
 
 
 def runtime_makers(family: str, design: Mapping[str, Any], hardware: Mapping[str, float]) -> Makers:
@@ -81,7 +92,8 @@ def runtime_makers(family: str, design: Mapping[str, Any], hardware: Mapping[str
         ``regimes`` and ``rescale`` of the physical estimator and ``tree_terms`` of the tree's
         leaves, where not the defaults.
     hardware
-        ``peak_gflops``, ``bandwidth_gbs`` and, for tile terms, ``multiprocessors``.
+        ``peak_gflops``, ``bandwidth_gbs`` and, of a GPU, ``multiprocessors``: without it matrix
+        products are taken to fill vectors, not tiles.
     """
     return _work_makers("runtime", family, design, hardware)
 
@@ -125,7 +137,7 @@ def _work_makers(
 ) -> Makers:
     regimes = [
         Regime.from_json({"when": [], **regime})
-        for regime in design.get("regimes") or DEFAULT_REGIMES.get(family, [_STREAM])
+        for regime in design.get("regimes") or _default_regimes(family, hardware)
     ]
     multiprocessors = int(hardware.get("multiprocessors", 1))
 
@@ -150,6 +162,11 @@ def _work_makers(
     }
 
 
+def _default_regimes(family: str, hardware: Mapping[str, float]) -> list[dict[str, Any]]:
+    found = DEFAULT_REGIMES.get(family, [_STREAM])
+    return [_VECTOR_GEMM] if found == [_GEMM] and "multiprocessors" not in hardware else found
+
+
 def _paper_makers(family: str, quantity: str) -> Makers:
     if family not in SIZES:
         return {}
@@ -164,9 +181,10 @@ def _inputs(family: str, hardware: Mapping[str, float]) -> tuple[str, ...]:
     sizes = dict.fromkeys((*size_columns(family), "flops", "bytes_moved", "flops/bytes_moved"))
     if family not in GEMM_FAMILIES:
         return tuple(sizes)
-    at_once = int(hardware.get("multiprocessors", 1))
-    # Without waves, on a processor of few cores, their fill says nothing.
+    if "multiprocessors" not in hardware:
+        return (*sizes, *_VECTOR_FILLS)
+    at_once = int(hardware["multiprocessors"])
     # Winograd's minimal filtering computes outputs in tiles of 2 x 2 or 4 x 4.
     winograd = ("fill(oh, 2)", "fill(oh, 4)") if family == "conv" else ()
     waves = [f"wave_fill({tile}, {at_once})" for tile in ("128x128", "128x64")]
-    return (*sizes, *_FILLS, *winograd, *(waves if at_once > 1 else ()))
+    return (*sizes, *_TILE_FILLS, *winograd, *waves)

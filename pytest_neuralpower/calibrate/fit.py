@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from pytest_neuralpower.calibrate.card import write_card
-from pytest_neuralpower.calibrate.designs import power_makers, runtime_makers
+from pytest_neuralpower.calibrate.designs import runtime_makers
 from pytest_neuralpower.calibrate.judging import beats, judge_split
+from pytest_neuralpower.calibrate.layer_power import fit_layer_power
 from pytest_neuralpower.calibrate.network_power import fit_power, judge_networks
+from pytest_neuralpower.calibrate.power_transfer import transfer_power
 from pytest_neuralpower.calibrate.profile import read_profile
 from pytest_neuralpower.calibrate.readers import READERS
 from pytest_neuralpower.calibrate.recipe import Recipe, read_recipe
@@ -21,7 +23,7 @@ from pytest_neuralpower.calibrate.uncertainty import FamilyFit, with_intervals
 from pytest_neuralpower.errors import FitError, ProfileError
 from pytest_neuralpower.estimators.base import refuse_bad_rows
 from pytest_neuralpower.estimators.baselines import baseline_makers
-from pytest_neuralpower.estimators.selection import Score, Selection, held_out, select
+from pytest_neuralpower.estimators.selection import Score, held_out, select
 from pytest_neuralpower.features import Columns, FloatArray, columns, family
 from pytest_neuralpower.platform import Fallback, FamilyModel, Platform
 from pytest_neuralpower.ranges import calibrated_ranges
@@ -76,6 +78,26 @@ def fit_recipe(
     MissingExtraError
         The extra ``calibrate`` is not installed.
     """
+    rows, recipe = read_rows(recipe, data_root)
+    return fit_rows(
+        rows,
+        recipe,
+        candidates=candidates,
+        fit_other=lambda other: fit_directory(other, data_root=data_root, candidates=candidates),
+        rows_of=lambda other: read_rows(read_recipe(other), data_root)[0],
+    )
+
+
+def read_rows(recipe: Recipe, data_root: Path | None) -> tuple[list[Row], Recipe]:
+    """The sound rows of a recipe's sources, and the recipe with their numbers.
+
+    Each source gets ``rows`` and, by reason, the number of those ``left_out``.
+
+    Raises
+    ------
+    ProfileError
+        A source cannot be read, or none of its rows is selected.
+    """
     rows: list[Row] = []
     sources = []
     for source in recipe.sources:
@@ -84,13 +106,7 @@ def fit_recipe(
         flaws = Counter(row.flaw for row in found if row.flaw)
         sources.append({**source, "rows": len(sound), "left_out": dict(sorted(flaws.items()))})
         rows += [replace(row, judges=True) for row in sound] if source.get("judges") else sound
-    recipe = replace(recipe, sources=tuple(sources))
-    return fit_rows(
-        rows,
-        recipe,
-        candidates=candidates,
-        fit_other=lambda other: fit_directory(other, data_root=data_root, candidates=candidates),
-    )
+    return rows, replace(recipe, sources=tuple(sources))
 
 
 def fit_command(
@@ -137,10 +153,12 @@ def fit_rows(
     *,
     candidates: Collection[str] = (),
     fit_other: Callable[[Path], Platform] = fit_directory,
+    rows_of: Callable[[Path], Sequence[Row]] = lambda other: read_rows(read_recipe(other), None)[0],
 ) -> Fitted:
     """Fit every family that the rows have, choosing each estimator by held-out shapes.
 
-    ``fit_other`` fits the calibration folder whose power the recipe borrows.
+    ``fit_other`` fits the calibration folder whose power the recipe borrows; ``rows_of`` reads
+    the rows of the one that it transfers power from.
 
     Raises
     ------
@@ -179,10 +197,14 @@ def fit_rows(
             groups = [row.shape_group for row in members]
             chosen = select(makers, values, runtime, groups, lines=lines)
             estimators = {"runtime": chosen.estimator}
-            power = _fit_family_power(name, members, values, runtime, recipe)
+            power = fit_layer_power(
+                name, members, values, chosen, design=design, hardware=recipe.hardware
+            )
         except FitError as error:
             raise FitError(f"{recipe.name}, {name}: {error}") from None
-        fits[name] = FamilyFit(members, values, runtime, chosen, power)
+        fits[name] = FamilyFit(
+            members, values, runtime, chosen, power and power.power, power and power.energy
+        )
         baselines = _score_baselines(fits[name], recipe)
         found = {**chosen.accuracy(), "baselines": baselines}
         if split is not None:
@@ -194,7 +216,9 @@ def fit_rows(
         accuracy["runtime"][name] = found
         if power is not None:
             estimators["power"] = power.estimator
-            accuracy.setdefault("layer_power", {})[name] = power.accuracy()
+            for quantity, selection in (("power", power.power), ("energy", power.energy)):
+                if selection is not None:
+                    accuracy.setdefault(f"layer_{quantity}", {})[name] = selection.accuracy()
         surcharges = dict.fromkeys(recipe.surcharges.get(name, ()), 1.0 / fallback.bandwidth_gbs)
         families[name] = FamilyModel(estimators, calibrated_ranges(name, values), surcharges)
     platform = Platform(
@@ -210,7 +234,11 @@ def fit_rows(
         provenance=_provenance(recipe),
         accuracy=accuracy,
     )
-    platform = judge_networks(fit_power(platform, recipe, fit_other), recipe)
+    if "transfer" in recipe.power:
+        platform = transfer_power(platform, recipe, rows_of)
+    else:
+        platform = fit_power(platform, recipe, fit_other)
+    platform = judge_networks(platform, recipe)
     left_out = {
         name: _fallback({other: tables[other] for other in tables if other != name}, recipe)
         for name in tables
@@ -238,21 +266,6 @@ def _score_baselines(fit: FamilyFit, recipe: Recipe) -> dict[str, Any]:
         except FitError as error:
             scores[name] = {"refused": str(error)}
     return scores
-
-
-def _fit_family_power(
-    name: str, members: Sequence[Row], values: Columns, runtime: FloatArray, recipe: Recipe
-) -> Selection | None:
-    if any(row.power_w is None for row in members):
-        return None
-    power = np.array([row.power_w for row in members], dtype=np.float64)
-    return select(
-        power_makers(name, recipe.hardware),
-        {**values, "runtime_ms": runtime},
-        power,
-        [row.shape_group for row in members],
-        lines=[row.line for row in members],
-    )
 
 
 def _fallback(tables: Mapping[str, tuple[Columns, FloatArray]], recipe: Recipe) -> Fallback:

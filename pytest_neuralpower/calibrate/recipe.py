@@ -36,7 +36,8 @@ class Recipe:
         By family, the terms of traffic (MB) that the execution mode adds to the measured
         kernels; priced at the bandwidth that streaming layers reached.
     power
-        How power is known: ``networks`` or ``from``; empty for rows with power, or none.
+        How power is known: ``networks``, ``from`` or ``transfer``; empty for rows with power, or
+        none.
     networks
         File and name of whole measured networks to judge the platform by.
     totals

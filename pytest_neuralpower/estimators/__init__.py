@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.estimators.boosted import Boosted
     from pytest_neuralpower.estimators.neuralpower import NeuralPower
     from pytest_neuralpower.estimators.neuralpower_relative import NeuralPowerRelative
+    from pytest_neuralpower.estimators.per_energy import PerEnergy
     from pytest_neuralpower.estimators.physical import Physical
     from pytest_neuralpower.estimators.saturating import Saturating
     from pytest_neuralpower.estimators.shares import Shares
@@ -24,6 +25,7 @@ __all__ = [
     "Estimator",
     "NeuralPower",
     "NeuralPowerRelative",
+    "PerEnergy",
     "Physical",
     "Saturating",
     "Shares",
@@ -36,6 +38,7 @@ ESTIMATORS: Final = {
     "boosted": "Boosted",
     "neuralpower": "NeuralPower",
     "neuralpower-relative": "NeuralPowerRelative",
+    "per-energy": "PerEnergy",
     "physical": "Physical",
     "saturating": "Saturating",
     "shares": "Shares",

@@ -9,12 +9,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_neuralpower.errors import PlatformError
-from pytest_neuralpower.estimators import Boosted, NeuralPower, Physical, Shares, Tree
-from pytest_neuralpower.estimators.terms import is_term, meaning
+from pytest_neuralpower.estimators.meanings import meaning
+from pytest_neuralpower.estimators.terms import is_term
 from pytest_neuralpower.estimators.tree_nodes import Leaf, Node
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.estimators import Estimator
+    from pytest_neuralpower.estimators import (
+        Boosted,
+        Estimator,
+        NeuralPower,
+        PerEnergy,
+        Physical,
+        Saturating,
+        Shares,
+        Tree,
+    )
     from pytest_neuralpower.platform import FamilyModel, Platform
 
 #: What each quantity is called on the left of its equation.
@@ -92,9 +101,9 @@ def _held_out(accuracy: Mapping[str, Any], quantity: str, family_name: str) -> s
 
 
 def _equations(estimator: Estimator, left: str) -> list[str]:
-    for kind, write in _WRITERS.items():
-        if isinstance(estimator, kind):
-            return write(estimator, left)
+    write = _WRITERS.get(estimator.name)
+    if write is not None:
+        return write(estimator, left)
     # An estimator without an equation of its own: what it stores.
     return json.dumps(estimator.to_json(), indent=2).splitlines()
 
@@ -156,8 +165,11 @@ def _shares(estimator: Shares, left: str) -> list[str]:
     lines = _sum(left, [each for each in named if each[0] > 0])
     if estimator.limit_w is not None:
         lines.append(f"at most {estimator.limit_w:g}, the board's limit")
+    return [*lines, *_what_shares_are(estimator)]
+
+
+def _what_shares_are(estimator: Shares | Saturating) -> list[str]:
     return [
-        *lines,
         f"compute_share: flops / runtime over {estimator.peak_gflops:g} GFLOP/s, at most 1",
         f"bandwidth_share: bytes_moved / runtime over {estimator.bandwidth_gbs:g} GB/s, at most 1",
     ]
@@ -213,12 +225,41 @@ def _boosted(estimator: Boosted, left: str) -> list[str]:
     ]
 
 
-_WRITERS: Final[Mapping[type[Estimator], Callable[[Any, str], list[str]]]] = {
-    Physical: _physical,
-    Shares: _shares,
-    NeuralPower: _neuralpower,
-    Tree: _tree,
-    Boosted: _boosted,
+def _saturating(estimator: Saturating, left: str) -> list[str]:
+    rates = estimator.rates_
+    span = estimator.limit_w - estimator.idle_w
+    return [
+        f"{left} = {estimator.idle_w:.4g} + {span:.4g} * (1 - exp(-load))",
+        *_sum(
+            "load",
+            [
+                (rates["busy"], ""),
+                (rates["compute"], "compute_share"),
+                (rates["bandwidth"], "bandwidth_share"),
+            ],
+        ),
+        *_what_shares_are(estimator),
+    ]
+
+
+def _per_energy(estimator: PerEnergy, left: str) -> list[str]:
+    return [
+        f"{left} = energy_mj / runtime_ms, from {estimator.low_:.4g} to {estimator.high_:.4g}",
+        f"energy_mj, by {estimator.energy.name}",
+        *_indented(_equations(estimator.energy, "energy_mj")),
+    ]
+
+
+#: How each estimator is written, by its name.
+_WRITERS: Final[Mapping[str, Callable[[Any, str], list[str]]]] = {
+    "physical": _physical,
+    "shares": _shares,
+    "saturating": _saturating,
+    "neuralpower": _neuralpower,
+    "neuralpower-relative": _neuralpower,
+    "tree": _tree,
+    "boosted": _boosted,
+    "per-energy": _per_energy,
 }
 
 

@@ -35,7 +35,8 @@ def platforms_text(summaries: Sequence[Mapping[str, Any]]) -> str:
             tabulate(rows, headers, tablefmt="plain", disable_numparse=True),
             "",
             "conv, linear: MAPE of held-out configurations; networks: RMSPE of whole networks",
-            "that were not fitted; error: RMSPE of power, each network left out in turn.",
+            "that were not fitted; error: RMSPE of power, each network left out in turn, or, where",
+            "it is transferred, on networks of the board that the transfer was judged on.",
             "One platform in full: neuralpower platforms NAME",
         ]
     )
@@ -62,4 +63,5 @@ def _network_error(summary: Mapping[str, Any]) -> str:
 
 def _power_error(summary: Mapping[str, Any]) -> str:
     power = summary["power"]
-    return f"{power['leave_one_network_out']['rmspe']:.1f}%" if power else "-"
+    score = (power or {}).get("leave_one_network_out") or (power or {}).get("transferred")
+    return f"{score['rmspe']:.1f}%" if score else "-"

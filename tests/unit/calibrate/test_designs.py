@@ -15,7 +15,7 @@ from pytest_neuralpower.calibrate.rows import (
     pool_layer,
     streaming_layer,
 )
-from pytest_neuralpower.estimators import NeuralPower, Physical, Tree
+from pytest_neuralpower.estimators import Boosted, NeuralPower, Physical, Tree
 from pytest_neuralpower.features import columns, family
 
 if TYPE_CHECKING:
@@ -85,3 +85,17 @@ def test_recipes_choose_regimes_and_terms() -> None:
     assert isinstance(tree, Tree)
     assert [each.terms for each in physical.regimes] == [("launch", "bytes_over[6]")]
     assert tree.terms == ("launch", "unaligned_flops[8]")
+
+
+def test_a_processor_fills_vectors_and_a_gpu_tiles() -> None:
+    processor = {name: HARDWARE[name] for name in ("peak_gflops", "bandwidth_gbs")}
+    for hardware, term, fill in (
+        (processor, "tile_flops[1x16]", "fill(n, 16)"),
+        (HARDWARE, "tile_flops[128x32]", "wave_fill(128x64, 8)"),
+    ):
+        makers = runtime_makers("linear", {}, hardware)
+        physical, boosted = makers["physical"](), makers["boosted"]()
+        assert isinstance(physical, Physical)
+        assert isinstance(boosted, Boosted)
+        assert term in physical.regimes[0].terms
+        assert fill in boosted.inputs

@@ -138,7 +138,10 @@ class TestDirectory:
         assert path == tmp_path / "toy.json"
         assert load_platform(tmp_path / "toy.json").sha256 == saved.sha256
         assert saved.to_json() == fitted.to_json() | {
-            "provenance": {"sources": [{"title": "Our own rows"}], "notes": []}
+            "provenance": {
+                "sources": [{"title": "Our own rows", "rows": 120, "left_out": {}}],
+                "notes": [],
+            }
         }
         card = (tmp_path / "README.md").read_text()
         assert card == card_text(saved)

@@ -19,7 +19,9 @@ from pytest_neuralpower.estimators import (
     Estimator,
     NeuralPower,
     NeuralPowerRelative,
+    PerEnergy,
     Physical,
+    Saturating,
     Shares,
     Tree,
     from_json,
@@ -50,6 +52,8 @@ MAKERS: dict[str, Callable[[], Estimator]] = {
     "shares, power": shares,
     "tree": lambda: Tree(SIZES, ("launch", "flops", "bytes_io", "bytes_weight")),
     "tree, power": lambda: Tree(SIZES, ("launch", "flop_rate", "io_rate", "weight_rate")),
+    "saturating, power": lambda: Saturating(**HARDWARE, idle_w=20.0, limit_w=250.0),
+    "per-energy, power": lambda: PerEnergy(physical()),
     "boosted": lambda: Boosted(physical(), (*SIZES, "flops/bytes_moved", "fill(n, 64)"), ("m",)),
     "boosted, power": lambda: Boosted(shares(), (*SIZES, "flops/runtime_ms"), ("m",)),
 }
@@ -181,6 +185,9 @@ def in_thousandths(estimator: Estimator) -> Estimator:
     if isinstance(estimator, Boosted):
         in_thousandths(estimator.base)
     if isinstance(estimator, Shares) and estimator.limit_w is not None:
+        estimator.limit_w *= 1e3
+    if isinstance(estimator, Saturating):
+        estimator.idle_w *= 1e3
         estimator.limit_w *= 1e3
     return estimator
 

@@ -16,7 +16,9 @@ from pytest_neuralpower.estimators import (
     Estimator,
     NeuralPower,
     NeuralPowerRelative,
+    PerEnergy,
     Physical,
+    Saturating,
     Shares,
     Tree,
 )
@@ -119,6 +121,29 @@ def test_power_is_explained_likewise() -> None:
         "          + 20 * bandwidth_share",
         "  at most 250, the board's limit",
     ]
+
+
+def test_power_that_saturates_and_power_from_energy_are_equations_too() -> None:
+    saturating = Saturating(**HARDWARE, idle_w=20.0, limit_w=250.0)
+    saturating.rates_ = {"busy": 0.1, "compute": 0.75, "bandwidth": 0.5}
+    per_energy = PerEnergy(Physical([Regime("all", ("flops",))], **HARDWARE))
+    watts = 60 + VALUES["m"] / 10
+    lines = explained(
+        runtime=fitted(Physical(REGIMES, **HARDWARE)),
+        power=saturating,
+        more=fitted(per_energy, watts),
+    )
+    start = lines.index("power_w, by saturating")
+    assert lines[start + 1 : start + 5] == [
+        "  power_w = 20 + 230 * (1 - exp(-load))",
+        "  load = 0.1",
+        "       + 0.75 * compute_share",
+        "       + 0.5 * bandwidth_share",
+    ]
+    start = lines.index("  more = energy_mj / runtime_ms, from 60.1 to 80")
+    assert lines[start + 1] == "  energy_mj, by physical"
+    assert lines[start + 2].startswith("    energy_mj = ")
+    assert lines[start + 2].endswith(" * flops")
 
 
 @pytest.mark.parametrize("kind", [NeuralPower, NeuralPowerRelative])

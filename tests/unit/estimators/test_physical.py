@@ -10,8 +10,9 @@ import pytest
 from pytest_neuralpower.calibrate.rows import conv_layer
 from pytest_neuralpower.errors import FitError
 from pytest_neuralpower.estimators import Physical
+from pytest_neuralpower.estimators.meanings import meaning
 from pytest_neuralpower.estimators.regimes import Condition, Regime, assign
-from pytest_neuralpower.estimators.terms import evaluate
+from pytest_neuralpower.estimators.terms import evaluate, term_names
 from pytest_neuralpower.features import FloatArray, columns
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0}
@@ -163,3 +164,14 @@ class TestTerms:
     def test_that_do_not_exist_are_refused_with_those_that_do(self, term: str) -> None:
         with pytest.raises(ValueError, match=r"unknown term .* there are launch, flops"):
             evaluate(term, self.values, 4)
+
+    @pytest.mark.parametrize("term", term_names())
+    def test_have_a_meaning_in_words(self, term: str) -> None:
+        found = meaning(f"{term}[128x64]")
+        assert found.text
+        assert found.factor in (1.0, 1e-3, 1e-6, 1e-9)
+
+    @pytest.mark.parametrize("column", ["flops", "bytes_moved", "bytes_out"])
+    def test_are_numbers_of_their_unit_over_their_factor(self, column: str) -> None:
+        value = evaluate(column, self.values, 4) / meaning(column).factor
+        assert value == pytest.approx(self.values[column])
