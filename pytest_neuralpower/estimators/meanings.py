@@ -35,10 +35,12 @@ _MEANINGS: Final[dict[str, Meaning]] = {
     "weight_rate": Meaning(_MEGA, "bytes per ms", "parameters over runtime"),
     "rows": Meaning(_MEGA, "", "rows that a norm or softmax treats alike"),
     "pow_bytes": Meaning(_MEGA, "bytes", "outputs of raising to a constant power"),
-    "wide_bytes": Meaning(_MEGA, "bytes", "tensors whose rows are wider than that"),
+    "wide_bytes": Meaning(_MEGA, "bytes", "inputs whose rows are wider than that"),
     "scored_flops": Meaning(_GIGA, "FLOPs", "operations without the scores that a mask skips"),
     "scores": Meaning(_MEGA, "", "scores of an attention"),
-    "attention_flops": Meaning(_GIGA, "FLOPs", "the same, padded to blocks and waves of them"),
+    "attention_flops": Meaning(
+        _GIGA, "FLOPs", "operations padded to tiles and waves, masked ones skipped"
+    ),
     "depth": Meaning(1e-3, "", "length of the reduction, k"),
     "bias_pass": Meaning(_MEGA, "bytes", "outputs read and written once more to add a bias"),
     "layout_pass": Meaning(_MEGA, "bytes", "tensors turned to channels-first and back"),
