@@ -86,6 +86,19 @@ class FunctionTracer(TorchFunctionMode):
         self.journal = journal
         self.device = device
         self.compute = compute
+        self._threads: int | None = None
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+
+    def _use_one_thread(self) -> None:
+        """What is computed here is small: waking other threads for it takes longer than it does,
+        and on a busy machine a hundred times longer."""
+        if self._threads is None and not self.compute:
+            self._threads = torch.get_num_threads()
+            torch.set_num_threads(1)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -155,6 +168,7 @@ class FunctionTracer(TorchFunctionMode):
     def _run(self, func: Any, op: str, rule: Any, args: Any, kwargs: Any) -> Any:
         """Compute for real, and list what was computed."""
         recorder = self.recorder
+        self._use_one_thread()
         args, kwargs = self._at_home(op, args, kwargs)
         before = len(recorder.layers)
         covered = False
@@ -216,6 +230,7 @@ class FunctionTracer(TorchFunctionMode):
 
     def _factory(self, func: Any, op: str, args: Any, kwargs: Any) -> Any:
         """A new tensor: with values while small, without beyond."""
+        self._use_one_thread()
         if op in WRAPPERS and not self.compute:
             result = self._wrap(func, op, args, kwargs)
         elif self.compute or not is_large(op, args, kwargs):

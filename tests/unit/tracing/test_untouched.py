@@ -186,6 +186,20 @@ def test_module_call_is_the_original_again() -> None:
     assert nn.Module.__call__ is call
 
 
+def test_number_of_threads_comes_back() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.ones(4).cumsum(0)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        trace(Masked(), torch.randn(4))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_default_dtype_and_gradient_mode_come_back() -> None:
     class Switches(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
