@@ -90,7 +90,8 @@ def runtime_makers(family: str, design: Mapping[str, Any], hardware: Mapping[str
         The family of layers.
     design
         ``regimes`` and ``rescale`` of the physical estimator and ``tree_terms`` of the tree's
-        leaves, where not the defaults.
+        leaves, where not the defaults; ``inputs`` that the boosted residual looks at beside its
+        own.
     hardware
         ``peak_gflops``, ``bandwidth_gbs`` and, of a GPU, ``multiprocessors``: without it matrix
         products are taken to fill vectors, not tiles.
@@ -158,7 +159,11 @@ def _work_makers(
             design.get("tree_terms", TREE_TERMS),
             multiprocessors=multiprocessors,
         ),
-        "boosted": lambda: Boosted(physical(), _inputs(family, hardware), range_columns(family)),
+        "boosted": lambda: Boosted(
+            physical(),
+            (*_inputs(family, hardware), *design.get("inputs", ())),
+            range_columns(family),
+        ),
     }
 
 

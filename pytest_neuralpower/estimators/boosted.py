@@ -142,6 +142,10 @@ class Boosted(Estimator):
         constant, self.trees_ = model.trees(self.trees)
         self.constant_ = float(f"{constant:.6g}")
         self.spread_ = float(f"{float(self._sum(columns).std()):.3g}")
+        if getattr(self.base, "rescale", False):
+            # As in the base: logarithms alone make the total of noisy rows too low.
+            total = float(target.sum() / self.predict(columns).sum())
+            self.constant_ = float(f"{self.constant_ + np.log(total):.6g}")
 
     def _values(self, columns: Columns) -> FloatArray:
         return np.stack([evaluate_input(name, columns) for name in self.inputs])

@@ -36,6 +36,7 @@ _MEANINGS: Final[dict[str, Meaning]] = {
     "rows": Meaning(_MEGA, "", "rows that a norm or softmax treats alike"),
     "pow_bytes": Meaning(_MEGA, "bytes", "outputs of raising to a constant power"),
     "wide_bytes": Meaning(_MEGA, "bytes", "inputs whose rows are wider than that"),
+    "padded_flops": Meaning(_GIGA, "FLOPs", "operations with channels padded to blocks"),
     "scored_flops": Meaning(_GIGA, "FLOPs", "operations without the scores that a mask skips"),
     "scores": Meaning(_MEGA, "", "scores of an attention"),
     "attention_flops": Meaning(

@@ -100,6 +100,8 @@ def evaluate(name: str, columns: Columns, multiprocessors: int) -> FloatArray:
         - ``winograd_flops[2x32]``: GFLOP of a 3x3 convolution of stride 1 as Winograd's minimal
           filtering computes it in output tiles of 2 x 2, channels padded to 32; of others, plain
           GFLOP;
+        - ``padded_flops[8x16]``: GFLOP of a convolution with input channels padded to 8 and output
+          channels to 16, as libraries that keep blocks of channels side by side compute it;
         - ``wide_bytes[1x1024]``: MB read of rows wider than 1024, which a block of threads reads
           again for each of its passes;
         - ``attention_flops[128x128]``: GFLOP of an attention with queries and keys padded to the
@@ -195,6 +197,12 @@ def _winograd_flops(columns: Columns, size: int, channels: int, _: int) -> Float
     return np.asarray(np.where(suits, found, columns["flops"] * _GIGA))
 
 
+def _padded_flops(columns: Columns, given: int, made: int, _: int) -> FloatArray:
+    deep = columns["k"] / columns["kernel_area"]
+    padded = np.ceil(deep / given) * given * np.ceil(columns["n"] / made) * made
+    return np.asarray(columns["flops"] * padded / np.maximum(deep * columns["n"], 1) * _GIGA)
+
+
 def _wide_bytes(columns: Columns, _: int, width: int, __: int) -> FloatArray:
     return np.asarray(np.where(columns["width"] > width, columns["bytes_in"] * _MEGA, 0.0))
 
@@ -231,5 +239,6 @@ _TILED: Final[dict[str, Callable[[Columns, int, int, int], FloatArray]]] = {
     "tiles": _tile_count,
     "reread": _reread,
     "wide_bytes": _wide_bytes,
+    "padded_flops": _padded_flops,
     "attention_flops": _attention_flops,
 }
