@@ -26,19 +26,19 @@ FIRST_GUARD_PROBE = """
 import time, torch, numpy, pytest
 from pytorchcv.model_provider import get_model
 with torch.device("meta"):
-    model = get_model("resnet50")
+    model = get_model("resnet50").eval()
 image = torch.empty(1, 3, 224, 224, device="meta")
 start = time.perf_counter()
-from pytest_neuralpower.session import Guard, GuardSession, NeuralPower
+from pytest_neuralpower.session import GuardSession, NeuralPower, PlacedMarker
 from pytest_neuralpower.settings import Settings
 import pytest_neuralpower.tracing, pytest_neuralpower.predictor
 session = GuardSession(Settings())
-mark = pytest.mark.energy_budget(j=1000, platform="titanx").mark
+marks = [PlacedMarker(0, pytest.mark.energy_budget(j=1000, platform="titanx").mark)]
 loaded = time.perf_counter()
-guard = session.guard("test", [mark], None)
+guard = session.guard("test", marks, None)
 read = time.perf_counter()
 NeuralPower(guard).predict(model, image)
-session.judge(guard)
+session.judge(guard, marks)
 stop = time.perf_counter()
 print((loaded - start) * 1e3, (read - loaded) * 1e3, (stop - read) * 1e3, (stop - start) * 1e3)
 """
