@@ -49,6 +49,8 @@ def everything_loaded() -> None:
 def repo(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Repo:
     """A repository with ``models.py`` (``small()``, ``image()``); the plugin is installed."""
     monkeypatch.delenv("NEURALPOWER_PLATFORM", raising=False)
+    for name in ("CI", "BUILD_NUMBER"):  # with these pytest repeats whole messages in its summary
+        monkeypatch.delenv(name, raising=False)
     pytester.makepyfile(models=MODELS)
     pytester.makeini("[pytest]\n")
     return Repo(pytester)
