@@ -1,0 +1,1 @@
+"""Measuring on a device: all that touches a clock or a meter."""
