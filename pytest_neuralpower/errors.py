@@ -4,12 +4,16 @@ from __future__ import annotations
 
 __all__ = [
     "BudgetError",
+    "DeviceLost",
     "FitError",
     "ImportPathError",
+    "MeterRefused",
     "MissingExtraError",
     "NeuralPowerError",
+    "OptionError",
     "PlatformError",
     "ProfileError",
+    "ReadingVoid",
     "TraceError",
 ]
 
@@ -44,3 +48,22 @@ class ImportPathError(NeuralPowerError, ValueError):
 
 class MissingExtraError(NeuralPowerError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+class OptionError(NeuralPowerError, ValueError):
+    """Options of the command contradict each other."""
+
+
+# The three below are named for what happened, not for a mistake in the code.
+
+
+class MeterRefused(NeuralPowerError, RuntimeError):  # noqa: N818
+    """A meter cannot be trusted on this machine; the message says why and what to do."""
+
+
+class DeviceLost(NeuralPowerError, RuntimeError):  # noqa: N818
+    """The device or its driver went away while it was measured: nothing more can be read."""
+
+
+class ReadingVoid(NeuralPowerError, RuntimeError):  # noqa: N818
+    """One window cannot be used (its counter froze or ran backwards); another may be."""

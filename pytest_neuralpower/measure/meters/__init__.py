@@ -1,0 +1,1 @@
+"""Meters: where a device's energy is read, one file each."""
