@@ -1,0 +1,69 @@
+"""The command as a whole: its help, its version and how it answers a mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from pytest_neuralpower.cli import COMMANDS, app
+
+LINEAR = ["torch.nn:Linear", "--arg", "in_features=4", "--arg", "out_features=2"]
+
+
+def test_help_lists_the_commands_and_each_has_an_example(neuralpower):
+    code, out, _ = neuralpower("--help")
+    assert code == 0
+    for command in ("predict", "trace", "platforms", "explain", "epr", "fit", "accuracy"):
+        assert command in out
+        assert f"neuralpower {command}" in neuralpower(command, "--help")[1]
+
+
+def test_every_command_is_registered_once_under_its_own_name():
+    names = [command.name for command in app.registered_commands]
+    assert len(names) == len(set(names)) == len(COMMANDS)
+
+
+def test_help_loads_nothing_that_computes():
+    code = (
+        "import sys, pytest_neuralpower.cli\n"
+        "heavy = {'torch', 'numpy', 'sklearn', 'scipy', 'plotly'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "CALL", "--platform", "titanz"], "unknown platform 'titanz'"),
+        (["predict", "nope:f", "--input", "1", "--platform", "titanx"], "cannot import 'nope'"),
+        (["predict", "CALL", "--platform", "titanx", "--json", "--csv"], "give one of them"),
+        (["trace", "CALL", "--json", "--csv"], "--json and --csv: only one format"),
+        (["trace", *LINEAR, "--input", "2,5"], "4"),
+        (["trace", "torch.nn:ReLU", "--input", "two"], "'two' is no shape"),
+        (["trace", "CALL", "--arg", "bias"], "--arg bias: write name=value"),
+        (["trace", "CALL", "--arg", "bias=[1"], "is not a YAML value"),
+        (["trace", "CALL", "--input", "2,3,32,32"], "too many positional arguments"),
+        (["trace", "torch.nn:Conv2d", "--arg", "kernel=3", "--input", "1"], "could not be called"),
+        (["explain", "titanx", "rnn"], "rnn"),
+        (["fit", "no/such/folder"], "no/such/folder"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(neuralpower, call, arguments, message):
+    words = [part for word in arguments for part in (call if word == "CALL" else [word])]
+    code, out, err = neuralpower(*words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_version(neuralpower):
+    assert neuralpower("--version")[1].startswith("pytest-neuralpower 0.")
+
+
+def test_a_missing_option_is_a_usage_error(neuralpower, call):
+    code, _, err = neuralpower("predict", *call)
+    assert code == 2
+    assert "--platform" in err
