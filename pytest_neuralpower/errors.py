@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 __all__ = [
+    "BaselineError",
     "BudgetError",
+    "BudgetFileError",
+    "CompareError",
     "DeviceLost",
     "FitError",
     "ImportPathError",
@@ -14,6 +17,7 @@ __all__ = [
     "PlatformError",
     "ProfileError",
     "ReadingVoid",
+    "ReportError",
     "TraceError",
 ]
 
@@ -40,6 +44,22 @@ class FitError(NeuralPowerError, ValueError):
 
 class BudgetError(NeuralPowerError, ValueError):
     """A budget is misused: unknown unit, no limit, not a positive number."""
+
+
+class BaselineError(NeuralPowerError, ValueError):
+    """A stored baseline is missing, broken, of another platform, or cannot be written."""
+
+
+class BudgetFileError(NeuralPowerError, ValueError):
+    """A budget file is broken; the message names the file, the line and the allowed keys."""
+
+
+class CompareError(NeuralPowerError, ValueError):
+    """Two sets of predictions could not be compared."""
+
+
+class ReportError(NeuralPowerError, ValueError):
+    """A report cannot be written or read: unknown suffix, a folder that does not take it."""
 
 
 class ImportPathError(NeuralPowerError, ValueError):
