@@ -12,6 +12,11 @@ was measured), then a header, then one measured layer a line::
 it is not the profile's own. ``params`` are the layer's hyper-parameters (see
 :class:`pytest_neuralpower.layers.Layer`), tuples as ``1x1``. ``op`` and ``params`` may be empty.
 ``runtime_ms`` is required; ``power_w`` (mean gross board power) or ``energy_mj`` is optional.
+
+A profile that ``neuralpower calibrate`` wrote has the columns of :data:`CALIBRATED` too: which
+trial of the plan a row comes of, when and on which device. There a row of kind ``network`` is a
+call of a whole network, a ``what`` of ``layer`` or ``whole`` was run alone under the meter, and a
+later line ``# skipped TRIAL: reason`` notes what could not be measured.
 """
 
 from __future__ import annotations
@@ -22,23 +27,49 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pytest_neuralpower.calibrate.measured_rows import Measurement, layer_rows, network_rows
+from pytest_neuralpower.calibrate.profile_cells import read_params, read_tensors
 from pytest_neuralpower.calibrate.rows import Row
 from pytest_neuralpower.errors import ProfileError
-from pytest_neuralpower.layers import KINDS, Layer, ParamValue, TensorSpec
+from pytest_neuralpower.layers import KINDS, Layer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pytest_neuralpower.calibrate.measured_rows import NetworkRow
 
 REQUIRED: Final = ("kind", "inputs", "outputs", "runtime_ms")
 OPTIONAL: Final = ("op", "weights", "params", "dtype", "power_w", "energy_mj")
+#: Further columns of a profile that was measured by trials.
+CALIBRATED: Final = (
+    "trial", "what", "network", "index", "calls", "pass", "wall_ms", "when", "device_uuid",
+    "temperature_c", "clock_mhz", "flaw",
+)  # fmt: skip
+
+#: What stands in ``kind`` for a call of a whole network.
+NETWORK: Final = "network"
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Measured rows of one device and the provenance lines above them."""
+    """Measured rows of one device and the provenance lines above them.
+
+    Attributes
+    ----------
+    rows
+        Layers, each once: passes are merged.
+    provenance
+        By key.
+    measurements
+        Every line as it was measured; empty for a profile without trials.
+    networks
+        Whole networks with their layers, each once; empty for a profile without trials.
+    """
 
     rows: tuple[Row, ...]
     provenance: Mapping[str, str]
+    measurements: tuple[Measurement, ...] = ()
+    networks: tuple[NetworkRow, ...] = ()
 
 
 def read_profile(path: Path) -> Profile:
@@ -53,25 +84,44 @@ def read_profile(path: Path) -> Profile:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ProfileError(f"profile {path}: it cannot be read ({error})") from None
+    provenance = read_provenance(lines)
+    dtype = provenance.get("dtype", "float32")
+    numbered = [
+        (number, line)
+        for number, line in enumerate(lines[len(provenance) :], start=len(provenance) + 1)
+        if not line.startswith("#")
+    ]
+    names = next(csv.reader(line for _, line in numbered[:1]), [])
+    _check_header(path, names)
+    found = []
+    for number, line in numbered[1:]:
+        cells = next(csv.reader([line]), None)
+        if not cells:
+            continue
+        try:
+            if len(cells) != len(names):
+                raise ValueError(f"{len(cells)} cells under {len(names)} columns")
+            found.append(_measurement(dict(zip(names, cells, strict=True)), dtype, number))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ProfileError(f"profile {path}, line {number}: {error}") from None
+    by_trials = "trial" in names
+    rows = layer_rows(found) if by_trials else [each.row for each in found]
+    if not rows:
+        raise ProfileError(f"profile {path}: no measured rows; write one layer a line")
+    if not by_trials:
+        return Profile(tuple(rows), provenance)
+    return Profile(tuple(rows), provenance, tuple(found), tuple(network_rows(found)))
+
+
+def read_provenance(lines: Sequence[str]) -> dict[str, str]:
+    """The ``# key: value`` lines at the head of a profile."""
     provenance: dict[str, str] = {}
     for line in lines:
         if not line.startswith("#"):
             break
         key, _, value = line.lstrip("# ").partition(":")
         provenance[key.strip()] = value.strip()
-    reader = csv.DictReader(lines[len(provenance) :])
-    names = reader.fieldnames or ()
-    _check_header(path, names)
-    dtype = provenance.get("dtype", "float32")
-    rows = []
-    for offset, record in enumerate(reader, start=len(provenance) + 2):
-        try:
-            rows.append(_row(record, dtype, offset))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ProfileError(f"profile {path}, line {offset}: {error}") from None
-    if not rows:
-        raise ProfileError(f"profile {path}: no measured rows; write one layer a line")
-    return Profile(tuple(rows), provenance)
+    return provenance
 
 
 def _check_header(path: Path, names: Iterable[str]) -> None:
@@ -82,7 +132,7 @@ def _check_header(path: Path, names: Iterable[str]) -> None:
             f"profile {path}: no column {missing[0]!r}; columns are {', '.join(REQUIRED)} and, "
             f"if known, {', '.join(OPTIONAL)}"
         )
-    unknown = [name for name in names if name not in REQUIRED + OPTIONAL]
+    unknown = [name for name in names if name not in REQUIRED + OPTIONAL + CALIBRATED]
     if unknown:
         raise ProfileError(
             f"profile {path}: unknown column {unknown[0]!r}; columns are "
@@ -90,26 +140,37 @@ def _check_header(path: Path, names: Iterable[str]) -> None:
         )
 
 
-def _row(record: Mapping[str, str], dtype: str, line: int) -> Row:
+def _measurement(record: Mapping[str, str], dtype: str, line: int) -> Measurement:
     kind = record["kind"]
-    if kind not in KINDS:
+    if kind not in KINDS and not (kind == NETWORK and record.get("trial")):
         raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
     dtype = record.get("dtype") or dtype
     layer = Layer(
         kind,
         record.get("op") or kind,
         "",
-        _tensors(record["inputs"], dtype),
-        _tensors(record.get("weights") or "", dtype),
-        _tensors(record["outputs"], dtype),
+        read_tensors(record["inputs"], dtype),
+        read_tensors(record.get("weights") or "", dtype),
+        read_tensors(record["outputs"], dtype),
         dtype,
-        _params(record.get("params") or ""),
+        read_params(record.get("params") or ""),
     )
     runtime = _number(record, "runtime_ms")
     power = _number(record, "power_w") if record.get("power_w") else None
     if power is None and record.get("energy_mj"):
         power = _number(record, "energy_mj") / runtime
-    return Row(layer, runtime, power, line)
+    row = Row(layer, runtime, power, line, record.get("flaw") or "")
+    return Measurement(
+        row=row,
+        trial=record.get("trial") or "",
+        what=record.get("what") or "network",
+        network=record.get("network") or "",
+        index=int(record.get("index") or 0),
+        calls=int(record.get("calls") or 1),
+        pass_=int(record.get("pass") or 1),
+        wall_ms=_number(record, "wall_ms") if record.get("wall_ms") else None,
+        device_uuid=record.get("device_uuid") or "",
+    )
 
 
 def _number(record: Mapping[str, str], column: str) -> float:
@@ -120,41 +181,3 @@ def _number(record: Mapping[str, str], column: str) -> float:
     if not math.isfinite(value) or value <= 0:
         raise ValueError(f"{column} {record[column]!r} must be positive: measure it again")
     return value
-
-
-def _tensors(text: str, dtype: str) -> tuple[TensorSpec, ...]:
-    found = []
-    for part in filter(None, text.split(";")):
-        shape, _, own = part.partition(":")
-        found.append(TensorSpec(_sizes(shape), own or dtype))
-    return tuple(found)
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(size) for size in text.split("x"))
-    except ValueError:
-        raise ValueError(f"{text!r} is not a shape such as 8x64x56x56") from None
-
-
-def _params(text: str) -> tuple[tuple[str, ParamValue], ...]:
-    found: dict[str, ParamValue] = {}
-    for part in filter(None, text.split(";")):
-        name, separator, value = part.partition("=")
-        if not separator:
-            raise ValueError(f"parameter {part!r} is not name=value")
-        found[name] = _value(value)
-    return tuple(sorted(found.items()))
-
-
-def _value(text: str) -> ParamValue:
-    if text in ("true", "false"):
-        return text == "true"
-    parts = text.split("x")
-    if all(part.lstrip("-").isdigit() for part in parts):
-        sizes = tuple(int(part) for part in parts)
-        return sizes if len(sizes) > 1 else sizes[0]
-    try:
-        return float(text)
-    except ValueError:
-        return text

@@ -66,6 +66,8 @@ def test_energy_gives_power(tmp_path: Path) -> None:
         ("norm,,8x8,,8x8,,1,-3,", "power_w '-3' must be positive"),
         ("norm,,8 by 8,,8x8,,1,,", "'8 by 8' is not a shape such as 8x64x56x56"),
         ("norm,,8x8,,8x8,eps,1,,", "parameter 'eps' is not name=value"),
+        ("norm,,8x8,,8x8", "5 cells under 9 columns"),
+        ("network,,8x8,,8x8,,1,,", "kind 'network' is not one of conv, linear"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, says: str) -> None:
