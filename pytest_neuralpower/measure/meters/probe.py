@@ -1,0 +1,101 @@
+"""What a meter must show before it is used: that it moves under load, and by the right amount."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean
+from time import perf_counter
+from typing import Final
+
+from pytest_neuralpower.measure.meters.base import Meter, MeterRefused, Reading, ReadingVoid, Step
+from pytest_neuralpower.measure.meters.sampler import Sampler
+
+__all__ = ["Probe", "check_against_power", "check_idle", "read_under_load"]
+
+_IDLE_WINDOWS: Final = 3
+_MOST_IDLE_UTILISATION: Final = 0.02
+_MOST_IDLE_SPREAD: Final = 0.05
+_MOST_DISAGREEMENT: Final = 0.20
+_POWER_POLL_S: Final = 0.02
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """How long a meter is probed.
+
+    Attributes
+    ----------
+    load_s, settle_s
+        Seconds read under load, and before that.
+    idle_s
+        Seconds over which idle power must hold within 5%.
+    patience_s
+        How long to wait for that: a device cools down after what ran before.
+    """
+
+    load_s: float = 1.0
+    settle_s: float = 1.0
+    idle_s: float = 3.0
+    patience_s: float = 20.0
+
+
+def check_idle(meter: Meter, utilisation: Callable[[], float | None], probe: Probe) -> None:
+    """Refuse a device that somebody else uses: process ids tell nothing inside a container.
+
+    ``utilisation`` gives the share of time the device was busy, or None where it cannot say.
+    """
+    windows: deque[tuple[float, float]] = deque(maxlen=_IDLE_WINDOWS)
+    give_up = perf_counter() + probe.patience_s
+    while True:
+        power_w = meter.idle_w(probe.idle_s / _IDLE_WINDOWS)
+        assert power_w is not None
+        windows.append((power_w, utilisation() or 0.0))
+        if len(windows) < _IDLE_WINDOWS:
+            continue
+        powers = [power for power, _ in windows]
+        spread = (max(powers) - min(powers)) / fmean(powers)
+        busy = max(share for _, share in windows)
+        if spread <= _MOST_IDLE_SPREAD and busy <= _MOST_IDLE_UTILISATION:
+            return
+        if perf_counter() > give_up:
+            break
+    if busy > _MOST_IDLE_UTILISATION:
+        raise MeterRefused(
+            f"{meter.name}: the idle device is {busy:.0%} busy, at most "
+            f"{_MOST_IDLE_UTILISATION:.0%} is allowed; stop what else runs on it"
+        )
+    raise MeterRefused(
+        f"{meter.name}: idle power moves by {spread:.0%} within {probe.idle_s:g} s "
+        f"({min(powers):.1f} to {max(powers):.1f} W), at most {_MOST_IDLE_SPREAD:.0%} is allowed; "
+        "stop what else runs on the device, or wait until it has cooled"
+    )
+
+
+def read_under_load(meter: Meter, load: Step, probe: Probe, *, frozen: str) -> Reading:
+    """One reading under load; a counter or sensor that stands still is refused.
+
+    ``frozen`` ends the sentence: what that usually means, and what to do.
+    """
+    try:
+        return meter.measure(load, seconds=probe.load_s, settle_s=probe.settle_s)
+    except ReadingVoid as void:
+        raise MeterRefused(f"{str(void).removesuffix('; measure again')}; {frozen}") from None
+
+
+def check_against_power(
+    meter: Meter, load: Step, read_w: Callable[[], float], probe: Probe, *, frozen: str
+) -> None:
+    """Refuse a counter whose rate is not the power that the sensor shows meanwhile."""
+    with Sampler(read_w, every_s=_POWER_POLL_S) as sensor:
+        reading = read_under_load(meter, load, probe, frozen=frozen)
+    start = sensor.samples[-1].at_s - reading.seconds
+    shown_w = fmean(sample.value for sample in sensor.samples if sample.at_s >= start)
+    assert reading.power_w is not None
+    if abs(reading.power_w - shown_w) > _MOST_DISAGREEMENT * shown_w:
+        raise MeterRefused(
+            f"{meter.name}: the energy counter says {reading.power_w:.1f} W under load and the "
+            f"power sensor {shown_w:.1f} W, more than {_MOST_DISAGREEMENT:.0%} apart; use "
+            "--meter none, with --watts W if you know the power"
+        )

@@ -1,0 +1,98 @@
+"""Intel and AMD processors: RAPL's energy counters through Linux's powercap files.
+
+Sums the packages and, where it is a zone of its own, the memory; skips ``psys``, which holds
+both once more. Counters are in microjoules, move every millisecond and wrap at
+``max_energy_range_uj``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from pytest_neuralpower.measure.meters.base import DeviceLost, Meter, MeterRefused, Step
+from pytest_neuralpower.measure.meters.counter import CounterMeter
+from pytest_neuralpower.measure.meters.probe import Probe, read_under_load
+
+__all__ = ["open_rapl"]
+
+_POLL_S: Final = 0.02
+_FROZEN: Final = (
+    "RAPL counts nothing inside most virtual machines; use --meter none, with --watts W if you "
+    "know the power"
+)
+
+
+def open_rapl(*, load: Step, probe: Probe | None = None, sysfs: Path = Path("/sys")) -> Meter:
+    """A meter over the processor's packages and memory, proven under ``load``.
+
+    Raises
+    ------
+    MeterRefused
+        No counters, counters that only root may read, or counters that stand still.
+    """
+    folder = sysfs / "class" / "powercap"
+    # `intel-rapl-mmio:0` shows package 0 a second time; the prefix leaves it out.
+    zones = [_Zone(path) for path in sorted(folder.glob("intel-rapl:*")) if _is_counted(path)]
+    if not zones:
+        raise MeterRefused(
+            f"rapl: no package counter under {folder} (not Linux on Intel or AMD, or a virtual "
+            "machine or container that hides it); use --meter none, with --watts W if you know "
+            "the power"
+        )
+    try:
+        for zone in zones:
+            zone.read_uj()
+    except PermissionError as error:
+        raise MeterRefused(
+            f"rapl: only root may read {error.filename}; run once: sudo chmod a+r "
+            f"{folder}/intel-rapl:*/energy_uj"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise MeterRefused(f"rapl: a counter cannot be read ({error}); use --meter none") from None
+
+    def read_mj() -> float:
+        try:
+            return sum(zone.read_uj() for zone in zones) / 1e3
+        except (OSError, ValueError) as error:
+            raise DeviceLost(f"rapl: a counter can no longer be read ({error})") from None
+
+    meter = CounterMeter(
+        name="rapl",
+        method=f"RAPL counters of {', '.join(zone.name for zone in zones)}",
+        read_mj=read_mj,
+        poll_s=_POLL_S,
+    )
+    read_under_load(meter, load, probe or Probe(), frozen=_FROZEN)
+    return meter
+
+
+def _is_counted(path: Path) -> bool:
+    name = _text(path / "name")
+    return name.startswith("package") or name == "dram"
+
+
+class _Zone:
+    """One counter, counted on past its wraps."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = _text(path / "name")
+        self._counter = path / "energy_uj"
+        self._range_uj = int(_text(path / "max_energy_range_uj") or 0)
+        self._last_uj: int | None = None
+        self._wrapped_uj = 0
+
+    def read_uj(self) -> int:
+        now_uj = int(self._counter.read_text(encoding="ascii"))
+        if self._last_uj is not None and now_uj < self._last_uj:
+            self._wrapped_uj += self._range_uj
+        self._last_uj = now_uj
+        return now_uj + self._wrapped_uj
+
+
+def _text(path: Path) -> str:
+    """The file's line; empty when it is not there."""
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
