@@ -15,6 +15,7 @@ from typing import Final
 from pytest_neuralpower.measure.meters.base import DeviceLost, Meter, MeterRefused, Step
 from pytest_neuralpower.measure.meters.power import PowerMeter
 from pytest_neuralpower.measure.meters.probe import Probe, read_under_load
+from pytest_neuralpower.measure.sysfs import text
 
 __all__ = ["open_ina3221"]
 
@@ -89,7 +90,7 @@ def _no_total(sysfs: Path, rails: list[str]) -> str:
 
 def _rails(sysfs: Path) -> Iterator[_Rail]:
     for chip in sorted(sysfs.glob("class/hwmon/hwmon*")):
-        driver = _text(chip / "name")
+        driver = text(chip / "name")
         if driver.startswith("ina3221"):
             yield from _hwmon_rails(chip)
         elif driver == "ina238":
@@ -98,7 +99,7 @@ def _rails(sysfs: Path) -> Iterator[_Rail]:
     # JetPack 4: the industrial I/O driver `ina3221x`.
     for label in sorted(sysfs.glob("bus/i2c/drivers/ina3221*/*/iio:device*/rail_name_*")):
         channel = label.name.removeprefix("rail_name_")
-        yield _Rail(_text(label), _scaled(label.with_name(f"in_power{channel}_input"), 1e-3))
+        yield _Rail(text(label), _scaled(label.with_name(f"in_power{channel}_input"), 1e-3))
 
 
 def _hwmon_rails(chip: Path) -> Iterator[_Rail]:
@@ -107,7 +108,7 @@ def _hwmon_rails(chip: Path) -> Iterator[_Rail]:
         power = chip / f"power{channel}_input"
         volts, amperes = chip / f"in{channel}_input", chip / f"curr{channel}_input"
         read_w = _scaled(power, 1e-6) if power.exists() else _product(volts, amperes)
-        yield _Rail(_text(label), read_w)
+        yield _Rail(text(label), read_w)
 
 
 def _scaled(path: Path, watts: float) -> Callable[[], float]:
@@ -116,11 +117,3 @@ def _scaled(path: Path, watts: float) -> Callable[[], float]:
 
 def _product(millivolts: Path, milliamperes: Path) -> Callable[[], float]:
     return lambda: _scaled(millivolts, 1e-3)() * _scaled(milliamperes, 1e-3)()
-
-
-def _text(path: Path) -> str:
-    """The file's line; empty when it is not there."""
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""

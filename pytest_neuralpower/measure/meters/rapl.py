@@ -13,6 +13,7 @@ from typing import Final
 from pytest_neuralpower.measure.meters.base import DeviceLost, Meter, MeterRefused, Step
 from pytest_neuralpower.measure.meters.counter import CounterMeter
 from pytest_neuralpower.measure.meters.probe import Probe, read_under_load
+from pytest_neuralpower.measure.sysfs import text
 
 __all__ = ["open_rapl"]
 
@@ -68,7 +69,7 @@ def open_rapl(*, load: Step, probe: Probe | None = None, sysfs: Path = Path("/sy
 
 
 def _is_counted(path: Path) -> bool:
-    name = _text(path / "name")
+    name = text(path / "name")
     return name.startswith("package") or name == "dram"
 
 
@@ -76,9 +77,9 @@ class _Zone:
     """One counter, counted on past its wraps."""
 
     def __init__(self, path: Path) -> None:
-        self.name = _text(path / "name")
+        self.name = text(path / "name")
         self._counter = path / "energy_uj"
-        self._range_uj = int(_text(path / "max_energy_range_uj") or 0)
+        self._range_uj = int(text(path / "max_energy_range_uj") or 0)
         self._last_uj: int | None = None
         self._wrapped_uj = 0
 
@@ -88,11 +89,3 @@ class _Zone:
             self._wrapped_uj += self._range_uj
         self._last_uj = now_uj
         return now_uj + self._wrapped_uj
-
-
-def _text(path: Path) -> str:
-    """The file's line; empty when it is not there."""
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
