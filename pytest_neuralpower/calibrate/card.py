@@ -12,6 +12,7 @@ from pytest_neuralpower.reports.accuracy import (
     layers_table,
     networks_line,
     networks_table,
+    overhead_table,
     percent,
     power_table,
     split_table,
@@ -47,6 +48,7 @@ def card_text(platform: Platform) -> str:
         f"{platform.fallback.bandwidth_gbs:g} GB/s, or their operations at "
         f"{platform.fallback.gflops:g} GFLOP/s, and flagged.",
         *_split(platform.accuracy),
+        *_overhead(platform.accuracy),
         *_intervals(platform),
         *_networks(platform.accuracy),
         *_power(platform.accuracy),
@@ -65,6 +67,26 @@ def _split(accuracy: Mapping[str, Any]) -> list[str]:
     if not table:
         return []
     return ["## Rows set apart to judge", table, "The estimators judged here saw none of these."]
+
+
+def _overhead(accuracy: Mapping[str, Any]) -> list[str]:
+    table = overhead_table(accuracy, "github")
+    if not table:
+        return []
+    each = "; ".join(
+        f"{name} {found['overhead']['removed_ms']['recipe']:.2f} ms by the recipe, "
+        f"{min(found['overhead']['removed_ms']['folds']):.2f} to "
+        f"{max(found['overhead']['removed_ms']['folds']):.2f} ms by the folds"
+        for section in ("runtime", "not_shipped")
+        for name, found in (accuracy.get(section) or {}).items()
+        if "overhead" in found
+    )
+    text = (
+        "Latencies that grow along their table hold an overhead that no layer causes; it was taken "
+        "off before the fit, and the tables above judge rows without it. Here layer and overhead "
+        f"are both estimated from the other folds alone. In the last row it is: {each}."
+    )
+    return ["## Overhead of the place in the table", table, text]
 
 
 #: How the error of a whole call is known -> what the card says of it.
@@ -111,7 +133,7 @@ def _power(accuracy: Mapping[str, Any]) -> list[str]:
         return []
     found = accuracy["power"]
     if "fitted" not in found:  # not learnt from these networks, only judged by them
-        return ["## Power", table]
+        return ["## Power", table, _transferred(found)]
     text = (
         f"{found['free_parameters']} free parameters, fitted to the networks' mean power. RMSPE "
         f"with the network left out {percent(found['leave_one_network_out']['rmspe'])}, fitted "
@@ -119,6 +141,19 @@ def _power(accuracy: Mapping[str, Any]) -> list[str]:
         f"{percent(found['mean_of_the_others']['rmspe'])}."
     )
     return ["## Power", table, text]
+
+
+def _transferred(found: Mapping[str, Any]) -> str:
+    rows, networks = found["held_out_rows"], found["transferred"]
+    return (
+        f"Power was learnt from {found['rows']} rows of {found['transferred_from']} (MAPE of rows "
+        f"held out {percent(rows['mape'])}) and carried over by shares of peak and bandwidth. "
+        f"Carried over likewise to {found['judged_on']}, whose networks were measured and have no "
+        f"say in it, it errs by RMSPE {percent(networks['rmspe'])}, bias "
+        f"{networks['bias']:+.1f}%; fitted to these very networks, "
+        f"{percent(found['fitted_to_networks']['fitted']['rmspe'])}. What it errs by on this "
+        "device is not known."
+    )
 
 
 def _ranges(platform: Platform) -> str:

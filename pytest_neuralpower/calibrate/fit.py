@@ -12,6 +12,7 @@ import numpy as np
 
 from pytest_neuralpower.calibrate.card import write_card
 from pytest_neuralpower.calibrate.designs import runtime_makers
+from pytest_neuralpower.calibrate.drift import judge_overhead
 from pytest_neuralpower.calibrate.judging import beats, judge_split
 from pytest_neuralpower.calibrate.layer_power import fit_layer_power
 from pytest_neuralpower.calibrate.network_power import fit_power, judge_networks
@@ -196,6 +197,7 @@ def fit_rows(
             split = judge_split(members, values, runtime, makers)
             groups = [row.shape_group for row in members]
             chosen = select(makers, values, runtime, groups, lines=lines)
+            overhead = judge_overhead(members, values, chosen, makers.get("physical"))
             estimators = {"runtime": chosen.estimator}
             power = fit_layer_power(
                 name, members, values, chosen, design=design, hardware=recipe.hardware
@@ -207,8 +209,7 @@ def fit_rows(
         )
         baselines = _score_baselines(fits[name], recipe)
         found = {**chosen.accuracy(), "baselines": baselines}
-        if split is not None:
-            found["split"] = split
+        found |= _known(split=split, overhead=overhead)
         if not beats(found["held_out"][found["chosen"]]["mape"], baselines):
             accuracy.setdefault("not_shipped", {})[name] = found
             del fits[name]
@@ -245,6 +246,10 @@ def fit_rows(
         if len(tables) > 1
     }
     return Fitted(with_intervals(platform, recipe, fits, left_out), fits)
+
+
+def _known(**findings: Any) -> dict[str, Any]:
+    return {name: found for name, found in findings.items() if found is not None}
 
 
 def _refuse(

@@ -28,6 +28,10 @@ class Row:
         Why the row must be left out; empty for a sound one.
     judges
         Set apart to judge a fit to the other rows first.
+    place
+        Share of its table above it, where latencies grow along the table; None elsewhere.
+    overhead_ms
+        What was taken off its published latency for that, ms.
     """
 
     layer: Layer
@@ -36,6 +40,8 @@ class Row:
     line: int = 0
     flaw: str = ""
     judges: bool = False
+    place: float | None = None
+    overhead_ms: float = 0.0
 
     @property
     def shape_group(self) -> Hashable:

@@ -34,6 +34,9 @@ def accuracy_text(name: str, accuracy: Mapping[str, Any]) -> str:
     split = split_table(accuracy)
     if split:
         sections += ["Rows set apart to judge, by estimators that saw none of them", split]
+    overhead = overhead_table(accuracy)
+    if overhead:
+        sections += ["Rows whose latency holds an overhead of their place in the table", overhead]
     intervals = intervals_table(accuracy)
     if intervals:
         sections += [f"Intervals made to hold {_aim(accuracy)} of what was held out", intervals]
@@ -83,6 +86,28 @@ def split_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
                 else:
                     rows.append([*head, *(percent(score.get(key)) for key in _SCORES)])
     headers = ["family", "estimator", "chosen", "trained on", "judged", *_SCORES.values()]
+    return _table(rows, headers, style) if rows else ""
+
+
+#: How the rows with an overhead of their place were judged -> what was done about it.
+_OVERHEADS: Final = {
+    "ignored": "as published, overhead ignored",
+    "added": "as published, overhead of the row's place added",
+    "removed": "overhead taken off",
+}
+
+
+def overhead_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
+    """Held-out errors of rows whose latency holds an overhead of their place in the table, the
+    overhead estimated without them; empty where there are none."""
+    rows = [
+        [name, _OVERHEADS[how], str(found["overhead"]["rows"])]
+        + [percent(score[key]) for key in _SCORES]
+        for section in ("runtime", "not_shipped")
+        for name, found in (accuracy.get(section) or {}).items()
+        for how, score in found.get("overhead", {"scores": {}})["scores"].items()
+    ]
+    headers = ["family", "judged", "rows", *_SCORES.values()]
     return _table(rows, headers, style) if rows else ""
 
 

@@ -29,9 +29,10 @@ def neusight_conv(path: Path, options: Options) -> list[Row]:
     of a row that stands at share ``u`` of the selected rows.
     """
     lines = list(selected(path, options))
+    drifts = "drift_ms" in options
     linear, square = options.get("drift_ms", (0.0, 0.0))
     rows = []
-    for place, (line, record) in enumerate(lines):
+    for above, (line, record) in enumerate(lines):
         size, kernel = int(record["Input_Size"]), int(record["Kernel_Size"])
         layer = conv_layer(
             (int(record["B"]), int(record["Input_Channel"]), size, size),
@@ -43,10 +44,13 @@ def neusight_conv(path: Path, options: Options) -> list[Row]:
         if not record["Latency"]:
             rows.append(Row(layer, 0.0, line=line, flaw=_UNMEASURED))
             continue
-        share = place / len(lines)
-        runtime = float(record["Latency"]) - linear * share - square * share**2
+        share = above / len(lines)
+        overhead = linear * share + square * share**2
+        runtime = float(record["Latency"]) - overhead
         flaw = "" if runtime > 0 else "shorter than the overhead of its place in the table"
-        rows.append(Row(layer, runtime, line=line, flaw=flaw))
+        place = share if drifts else None
+        row = Row(layer, runtime, line=line, flaw=flaw, place=place, overhead_ms=overhead)
+        rows.append(row)
     return rows
 
 
