@@ -91,7 +91,7 @@ def runtime_makers(family: str, design: Mapping[str, Any], hardware: Mapping[str
     design
         ``regimes`` and ``rescale`` of the physical estimator and ``tree_terms`` of the tree's
         leaves, where not the defaults; ``inputs`` that the boosted residual looks at beside its
-        own.
+        own, and its number of ``trees`` where cross-validation is not to choose it.
     hardware
         ``peak_gflops``, ``bandwidth_gbs`` and, of a GPU, ``multiprocessors``: without it matrix
         products are taken to fill vectors, not tiles.
@@ -163,6 +163,7 @@ def _work_makers(
             physical(),
             (*_inputs(family, hardware), *design.get("inputs", ())),
             range_columns(family),
+            trees=design.get("trees"),
         ),
     }
 

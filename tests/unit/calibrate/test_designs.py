@@ -96,6 +96,15 @@ def test_recipes_choose_regimes_and_terms() -> None:
     assert tree.terms == ("launch", "unaligned_flops[8]")
 
 
+@pytest.mark.parametrize("makers", [runtime_makers, energy_makers])
+def test_recipes_choose_the_number_of_trees_and_further_inputs(makers) -> None:
+    free = makers("linear", {}, HARDWARE)["boosted"]()
+    chosen = makers("linear", {"trees": 250, "inputs": ["fill(m, 256)"]}, HARDWARE)["boosted"]()
+    assert free.trees is None
+    assert chosen.trees == 250
+    assert chosen.inputs == (*free.inputs, "fill(m, 256)")
+
+
 def test_a_processor_fills_vectors_and_a_gpu_tiles() -> None:
     processor = {name: HARDWARE[name] for name in ("peak_gflops", "bandwidth_gbs")}
     for hardware, term, fill in (

@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_neuralpower.calibrate.readers import DATA_VARIABLE, data_root
+from pytest_neuralpower.calibrate.readers.aiconfigurator import (
+    aiconfigurator_attention,
+    aiconfigurator_gemm,
+)
 from pytest_neuralpower.calibrate.readers.caffe import caffe_layers
 from pytest_neuralpower.calibrate.readers.deepbench import deepbench_conv, deepbench_gemm
 from pytest_neuralpower.errors import ProfileError
@@ -124,3 +128,46 @@ def test_or_beside_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
     (tmp_path / "shared/data").mkdir(parents=True)
     assert data_root(tmp_path / "checkout") == tmp_path / "shared/data"
+
+
+GEMM = """\
+m,n,k,latency,power
+128,4096,1024,0.0125,410.5
+1,64,32,0.0024,140.0
+"""
+ATTENTION = """\
+batch_size,isl,num_heads,num_key_value_heads,head_dim,latency,power
+2,512,32,8,128,0.05,500.0
+"""
+
+
+class TestAiconfigurator:
+    def test_a_product_is_a_linear_layer_or_a_matmul(self, tmp_path: Path) -> None:
+        path = tmp_path / "gemm.csv"
+        path.write_text(GEMM)
+        linear = aiconfigurator_gemm(path, {"as": "linear"})
+        matmul = aiconfigurator_gemm(path, {"as": "matmul"})
+        assert shapes(linear)[0] == ((128, 1024), (4096, 1024))
+        assert [tensor.shape for tensor in matmul[0].layer.inputs] == [(128, 1024), (1024, 4096)]
+        assert {row.layer.dtype for row in (*linear, *matmul)} == {"bfloat16"}
+        assert [(row.runtime_ms, row.power_w) for row in linear] == [(0.0125, 410.5), (0.0024, 140)]
+
+    def test_rows_under_the_least_time_are_left_out_with_the_reason(self, tmp_path: Path) -> None:
+        path = tmp_path / "gemm.csv"
+        path.write_text(GEMM)
+        rows = aiconfigurator_gemm(path, {"as": "linear", "least_ms": 0.01})
+        assert [row.flaw for row in rows] == ["", "under 0.01 ms"]
+
+    def test_a_table_without_power_has_none(self, tmp_path: Path) -> None:
+        path = tmp_path / "gemm.csv"
+        path.write_text("m,n,k,latency\n128,4096,1024,0.0125\n")
+        assert aiconfigurator_gemm(path, {"as": "linear"})[0].power_w is None
+
+    def test_attention_keeps_shared_heads_and_its_mask(self, tmp_path: Path) -> None:
+        path = tmp_path / "attention.csv"
+        path.write_text(ATTENTION)
+        (row,) = aiconfigurator_attention(path, {"causal": True})
+        query, key, value = (tensor.shape for tensor in row.layer.inputs)
+        assert query == (2, 32, 512, 128)
+        assert key == value == (2, 8, 512, 128)
+        assert row.layer.param("causal") is True
