@@ -7,6 +7,7 @@ __all__ = [
     "BudgetError",
     "BudgetFileError",
     "CompareError",
+    "CalibrationStopped",
     "DeviceLost",
     "FitError",
     "ImportPathError",
@@ -87,3 +88,7 @@ class DeviceLost(NeuralPowerError, RuntimeError):  # noqa: N818
 
 class ReadingVoid(NeuralPowerError, RuntimeError):  # noqa: N818
     """One window cannot be used (its counter froze or ran backwards); another may be."""
+
+
+class CalibrationStopped(NeuralPowerError, RuntimeError):  # noqa: N818
+    """A calibration ended early; what it measured is saved, and the message says how to go on."""
