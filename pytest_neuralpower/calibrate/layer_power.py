@@ -37,7 +37,8 @@ def fit_layer_power(
 
     Candidates compete twice, as estimators of power and as estimators of energy; the winners are
     compared by their held-out energy, which for the former is predicted power times predicted
-    runtime, as in use.
+    runtime, as in use. A design whose ``learn`` is ``energy`` has the latter alone: where energies
+    are noisy, the least relative error of power comes with sums that are too low.
 
     Raises
     ------
@@ -52,16 +53,18 @@ def fit_layer_power(
     allowed = design.get("candidates")
     makers = {
         name: make
-        for name, make in power_makers(family, hardware).items()
-        if not allowed or name in (*allowed, "shares")
-    }
-    as_power = select(makers, {**values, "runtime_ms": time}, power, groups, lines=lines)
-    makers = {
-        name: make
         for name, make in energy_makers(family, design, hardware).items()
         if not allowed or name in allowed
     }
     as_energy = select(makers, values, power * time, groups, lines=lines)
+    if design.get("learn") == "energy":
+        return LayerPower(PerEnergy(as_energy.estimator).within(power), None, as_energy)
+    makers = {
+        name: make
+        for name, make in power_makers(family, hardware).items()
+        if not allowed or name in (*allowed, "shares")
+    }
+    as_power = select(makers, {**values, "runtime_ms": time}, power, groups, lines=lines)
     off_power = _mape(as_power.held_out * runtime.held_out, power * time)
     if _mape(as_energy.held_out, power * time) < off_power:
         estimator = PerEnergy(as_energy.estimator).within(power)

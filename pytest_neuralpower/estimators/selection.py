@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 #: all candidates on 6,000 rows then take less than a minute.
 MANY_ROWS: Final = 1000
 
+#: Scored beside the others, and chosen only where nothing else can be fitted: the paper's estimator
+#: as it was published, whose polynomials turn negative outside what they were fitted on.
+COMPARED: Final = ("neuralpower",)
+
 #: Held-out mean error, %, at which an estimator is as good as none.
 WORST_MAPE: Final = 100.0
 
@@ -132,6 +136,8 @@ def select(
 ) -> Selection:
     """Fit every candidate, score each on held-out groups, keep the one with the lowest MAPE.
 
+    Those of :data:`COMPARED` are scored and not kept, unless they are alone.
+
     One that comes before it and is worse by no more than a standard error of their difference is
     kept instead: the rows cannot tell the two apart, and what is simpler extrapolates better.
 
@@ -165,8 +171,9 @@ def select(
             fitted.pop(name, None)
     if not fitted:
         raise FitError("; ".join(str(score["refused"]) for score in scores.values()))
+    eligible = [name for name in fitted if name not in COMPARED] or list(fitted)
     best = _simplest_of_the_best(
-        {name: np.abs(predicted[name] / target - 1.0) for name in fitted}, groups
+        {name: np.abs(predicted[name] / target - 1.0) for name in eligible}, groups
     )
     if scores[best]["mape"] >= WORST_MAPE:
         raise FitError(
