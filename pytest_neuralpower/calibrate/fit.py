@@ -274,10 +274,12 @@ def _score_baselines(fit: FamilyFit, recipe: Recipe) -> dict[str, Any]:
 
 
 def _fallback(tables: Mapping[str, tuple[Columns, FloatArray]], recipe: Recipe) -> Fallback:
-    """Rates that the measured layers reached in total; the device's ceilings where none did."""
+    """Rates that the measured layers reached in total; the device's ceilings where none did, or
+    the recipe's ``streaming_gbs``, what others of its layers reach with their weights."""
     moved = [tables[name] for name in _STREAMING if name in tables]
     computed = [tables[name] for name in _COMPUTING if name in tables]
-    bandwidth, gflops = recipe.hardware["bandwidth_gbs"], recipe.hardware["peak_gflops"]
+    bandwidth = recipe.hardware.get("streaming_gbs", recipe.hardware["bandwidth_gbs"])
+    gflops = recipe.hardware["peak_gflops"]
     if moved:
         work = sum(float(values["bytes_moved"].sum()) for values, _ in moved)
         bandwidth = work / sum(float(time.sum()) for _, time in moved) / 1e6
