@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tabulate import tabulate
 
+from pytest_neuralpower.calibrate.calibration_card import calibration_sections
 from pytest_neuralpower.reports.accuracy import (
     intervals_table,
     layers_table,
@@ -51,6 +52,7 @@ def card_text(platform: Platform) -> str:
         *_overhead(platform.accuracy),
         *_intervals(platform),
         *_networks(platform.accuracy),
+        *calibration_sections(platform),
         *_power(platform.accuracy),
         "## Calibrated ranges",
         _ranges(platform),
@@ -95,6 +97,7 @@ _WHOLE: Final = {
     "the quantile)",
     "alone": "as sums of layers timed alone were in an experiment on another device: no network "
     "was measured in this mode",
+    "trials": "as the random networks of the calibration were",
     "in place": "as sums of layers timed inside networks were in an experiment on another device: "
     "no network was measured in this mode",
 }

@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from pytest_neuralpower.calibrate.calibration_card import write_figure
 from pytest_neuralpower.calibrate.card import write_card
+from pytest_neuralpower.calibrate.constant_power import constant_power
 from pytest_neuralpower.calibrate.designs import runtime_makers
 from pytest_neuralpower.calibrate.drift import judge_overhead
 from pytest_neuralpower.calibrate.judging import beats, judge_split
 from pytest_neuralpower.calibrate.layer_power import fit_layer_power
+from pytest_neuralpower.calibrate.measured import with_calibration
 from pytest_neuralpower.calibrate.network_power import fit_power, judge_networks
 from pytest_neuralpower.calibrate.power_transfer import transfer_power
 from pytest_neuralpower.calibrate.profile import read_profile
 from pytest_neuralpower.calibrate.readers import READERS
 from pytest_neuralpower.calibrate.recipe import Recipe, read_recipe
+from pytest_neuralpower.calibrate.trial_totals import learn_totals
 from pytest_neuralpower.calibrate.uncertainty import FamilyFit, with_intervals
 from pytest_neuralpower.errors import FitError, ProfileError
 from pytest_neuralpower.estimators.base import refuse_bad_rows
@@ -80,13 +84,28 @@ def fit_recipe(
         The extra ``calibrate`` is not installed.
     """
     rows, recipe = read_rows(recipe, data_root)
-    return fit_rows(
+    fitted = fit_rows(
         rows,
         recipe,
         candidates=candidates,
         fit_other=lambda other: fit_directory(other, data_root=data_root, candidates=candidates),
         rows_of=lambda other: read_rows(read_recipe(other), data_root)[0],
     )
+    return _with_trials(fitted, recipe)
+
+
+def _with_trials(fitted: Fitted, recipe: Recipe) -> Fitted:
+    """What the trials of measured profiles tell beside their rows: totals, facts, repeatability."""
+    profiles = [
+        read_profile(recipe.folder / source["profile"])
+        for source in recipe.sources
+        if "profile" in source
+    ]
+    networks = [network for profile in profiles for network in profile.networks]
+    platform = fitted.platform
+    if recipe.totals == "in place":
+        platform = learn_totals(platform, fitted.families, networks)
+    return replace(fitted, platform=with_calibration(platform, profiles))
 
 
 def read_rows(recipe: Recipe, data_root: Path | None) -> tuple[list[Row], Recipe]:
@@ -113,12 +132,17 @@ def read_rows(recipe: Recipe, data_root: Path | None) -> tuple[list[Row], Recipe
 def fit_command(
     directory: Path, out: Path | None, *, data_root: Path | None = None
 ) -> tuple[Path, Platform]:
-    """:func:`fit_directory`, then save to ``out`` (``NAME.json`` by default) and write the folder's
-    card; returns where the platform was saved, and what was."""
-    fitted = fit_directory(directory, data_root=data_root)
-    path = out or Path(f"{fitted.name}.json")
-    saved = fitted.save(path)
+    """:func:`fit_recipe`, then save to ``out`` and write the folder's card.
+
+    ``out`` is ``NAME.json`` in the folder where it is there already, else here, by default.
+    Returns where the platform was saved, and what was.
+    """
+    fitted = fit_recipe(read_recipe(directory), data_root=data_root)
+    beside = directory / f"{fitted.platform.name}.json"  # where `neuralpower calibrate` puts it
+    path = out or (beside if beside.exists() else Path(beside.name))
+    saved = fitted.platform.save(path)
     write_card(saved, directory)
+    write_figure(fitted, directory)
     return path, saved
 
 
@@ -237,6 +261,8 @@ def fit_rows(
     )
     if "transfer" in recipe.power:
         platform = transfer_power(platform, recipe, rows_of)
+    elif "watts" in recipe.power:
+        platform = constant_power(platform, recipe)
     else:
         platform = fit_power(platform, recipe, fit_other)
     platform = judge_networks(platform, recipe)

@@ -26,14 +26,16 @@ _Place: TypeAlias = tuple[str, str, int]
 class Measurement:
     """One line of a profile that was measured by trials.
 
-    ``index`` is the layer's place in its network, -1 of the whole; ``calls`` the number of equal
-    layers it is the mean of.
+    ``network`` and ``seed`` make the network again; ``index`` is the layer's place in it, -1 of the
+    whole, whose operation is the network's template; ``calls`` is the number of equal layers that
+    the row is the mean of.
     """
 
     row: Row
     trial: str
     what: str
     network: str
+    seed: int
     index: int
     calls: int = 1
     pass_: int = 1

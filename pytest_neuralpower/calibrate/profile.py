@@ -42,8 +42,8 @@ REQUIRED: Final = ("kind", "inputs", "outputs", "runtime_ms")
 OPTIONAL: Final = ("op", "weights", "params", "dtype", "power_w", "energy_mj")
 #: Further columns of a profile that was measured by trials.
 CALIBRATED: Final = (
-    "trial", "what", "network", "index", "calls", "pass", "wall_ms", "when", "device_uuid",
-    "temperature_c", "clock_mhz", "flaw",
+    "trial", "what", "network", "seed", "index", "calls", "pass", "wall_ms", "when",
+    "device_uuid", "temperature_c", "clock_mhz", "flaw",
 )  # fmt: skip
 
 #: What stands in ``kind`` for a call of a whole network.
@@ -165,6 +165,7 @@ def _measurement(record: Mapping[str, str], dtype: str, line: int) -> Measuremen
         trial=record.get("trial") or "",
         what=record.get("what") or "network",
         network=record.get("network") or "",
+        seed=int(record.get("seed") or 0),
         index=int(record.get("index") or 0),
         calls=int(record.get("calls") or 1),
         pass_=int(record.get("pass") or 1),

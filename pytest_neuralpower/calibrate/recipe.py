@@ -36,14 +36,17 @@ class Recipe:
         By family, the terms of traffic (MB) that the execution mode adds to the measured
         kernels; priced at the bandwidth that streaming layers reached.
     power
-        How power is known: ``networks``, ``from`` or ``transfer``; empty for rows with power, or
-        none.
+        How power is known: ``networks``, ``from``, ``transfer`` or, as the user gave it,
+        ``watts``; empty for rows with power, or none.
     networks
         File and name of whole measured networks to judge the platform by.
     totals
         What tells how far a call is from the sum of its layers: ``networks`` (the default where
         there are any; they must have run in this mode), or how the rows were timed: ``alone``
         (the other default) or ``in place``, inside networks.
+    plan
+        What ``neuralpower calibrate`` measured: arguments of
+        :func:`pytest_neuralpower.measure.plan.make_plan`.
     notes
         Sentences for the card: what a reader must know before trusting the platform.
     """
@@ -60,6 +63,7 @@ class Recipe:
     power: Mapping[str, Any] = field(default_factory=dict)
     networks: str = ""
     totals: str = ""
+    plan: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     folder: Path = Path()
 

@@ -143,6 +143,7 @@ def _cells(trial: Trial, row: MeasuredRow, dtype: str) -> dict[str, str]:
         "trial": trial.id,
         "what": trial.what,
         "network": row.network,
+        "seed": str(trial.seed),
         "index": str(row.index),
         "calls": str(row.calls),
         "pass": str(row.pass_),
