@@ -33,7 +33,7 @@ class CounterMeter:
         The counter in millijoules; raises :class:`DeviceLost` or :class:`ReadingVoid`.
     poll_s
         How often it is looked at; an edge is known to within this.
-    stall_s
+    still_s
         A counter that did not move for so long is frozen.
     release
         Called by :meth:`close`.
@@ -48,7 +48,7 @@ class CounterMeter:
         method: str,
         read_mj: Callable[[], float],
         poll_s: float,
-        stall_s: float = 1.0,
+        still_s: float,
         notes: tuple[str, ...] = (),
         release: Callable[[], None] = lambda: None,
     ) -> None:
@@ -58,14 +58,14 @@ class CounterMeter:
         self.close = release
         self._read_mj = read_mj
         self._poll_s = poll_s
-        self._stall_s = stall_s
+        self._still_s = still_s
 
     def measure(self, step: Step, *, seconds: float, settle_s: float) -> Reading:
         """See :meth:`~pytest_neuralpower.measure.meters.base.Meter.measure`."""
         ends: list[float] = []
         with Sampler(self._read_mj, every_s=self._poll_s) as sampler:
             settled = time.perf_counter() + settle_s
-            edges = _Edges(sampler.samples, self.name, settled, self._stall_s)
+            edges = _Edges(sampler.samples, self.name, settled, self._still_s)
             while edges.span_s < seconds:
                 step()
                 ends.append(time.perf_counter())
@@ -89,11 +89,11 @@ class CounterMeter:
 class _Edges:
     """The counter's changes after ``settled``, found as samples come in."""
 
-    def __init__(self, samples: list[Sample], meter: str, settled: float, stall_s: float) -> None:
+    def __init__(self, samples: list[Sample], meter: str, settled: float, still_s: float) -> None:
         self._samples = samples
         self._meter = meter
         self._settled = settled
-        self._stall_s = stall_s
+        self._still_s = still_s
         self._seen = 1
         self._moved_at_s: float | None = None
         self._found: list[Sample] = []
@@ -123,12 +123,11 @@ class _Edges:
                     self._found.append(after)
             elif gained < 0:
                 raise ReadingVoid(
-                    f"{self._meter}: the energy counter ran backwards by {-gained:.0f} mJ; "
-                    "measure again"
+                    f"{self._meter}: the energy counter ran backwards by {-gained:.0f} mJ"
                 )
             else:
                 since = self._samples[0].at_s if self._moved_at_s is None else self._moved_at_s
-                self._check_stall(after.at_s - since)
+                self._check_still(after.at_s - since)
 
     def _check_power(self, gained_mj: float, at_s: float) -> None:
         if self._moved_at_s is None:  # what it gained before the first look is unknown
@@ -136,11 +135,9 @@ class _Edges:
         if gained_mj / 1e3 / (at_s - self._moved_at_s) > _MOST_W:
             raise ReadingVoid(
                 f"{self._meter}: the energy counter jumped by {gained_mj / 1e3:.0f} J at once "
-                "(it was reset); measure again"
+                "(it was reset)"
             )
 
-    def _check_stall(self, still_s: float) -> None:
-        if still_s > self._stall_s:
-            raise ReadingVoid(
-                f"{self._meter}: the energy counter did not move for {still_s:.1f} s of load"
-            )
+    def _check_still(self, since_s: float) -> None:
+        if since_s > self._still_s:
+            raise ReadingVoid(f"{self._meter}: the energy counter did not move for {since_s:.1f} s")

@@ -14,7 +14,7 @@ from typing import Final
 
 from pytest_neuralpower.measure.meters.base import DeviceLost, Meter, MeterRefused, Step
 from pytest_neuralpower.measure.meters.power import PowerMeter
-from pytest_neuralpower.measure.meters.probe import Probe, read_under_load
+from pytest_neuralpower.measure.meters.probe import Probe, check_under_load
 from pytest_neuralpower.measure.sysfs import text
 
 __all__ = ["open_ina3221"]
@@ -22,7 +22,7 @@ __all__ = ["open_ina3221"]
 _POLL_S: Final = 0.05
 _LEAST_S: Final = 10.0
 _TOTAL_RAILS: Final = ("VDD_IN", "POM_5V_IN")
-_FROZEN: Final = "the monitor shows no power; use --meter none, with --watts W if you know it"
+_STILL: Final = "the monitor shows no power; use --meter none, with --watts W if you know it"
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,19 @@ def open_ina3221(
         raise MeterRefused(
             f"ina3221: rail {total.name} cannot be read ({error}); run as a user who may"
         ) from None
-    meter = PowerMeter(
-        name="ina3221",
-        method=f"board monitor, rail {total.name}, every {_POLL_S * 1e3:.0f} ms",
-        read_w=read_w,
-        poll_s=_POLL_S,
-        least_s=least_s,
-    )
-    read_under_load(meter, load, probe or Probe(), frozen=_FROZEN)
-    return meter
+
+    def meter(least_s: float) -> PowerMeter:
+        return PowerMeter(
+            name="ina3221",
+            method=f"board monitor, rail {total.name}, every {_POLL_S * 1e3:.0f} ms",
+            read_w=read_w,
+            poll_s=_POLL_S,
+            least_s=least_s,
+        )
+
+    # A short look is enough to see that it reads at all.
+    check_under_load(meter(0.0), load, probe or Probe(), advice=_STILL)
+    return meter(least_s)
 
 
 def _no_total(sysfs: Path, rails: list[str]) -> str:

@@ -12,7 +12,7 @@ from pytest_neuralpower.measure.meters.probe import (
     Probe,
     check_against_power,
     check_idle,
-    read_under_load,
+    check_under_load,
 )
 from pytest_neuralpower.measure.nvml_device import NvmlDevice
 
@@ -21,7 +21,7 @@ __all__ = ["open_nvml"]
 # The counter moves every 100 ms: to see an edge within 2 ms keeps 1 s windows within 0.3%.
 _COUNTER_POLL_S: Final = 0.002
 _POWER_POLL_S: Final = 0.02
-_FROZEN: Final = (
+_STILL: Final = (
     "an NVIDIA device that lists energy and does not count it (Jetson, vGPU, some drivers) "
     "cannot be metered so; use --meter ina3221 on a Jetson, else --meter none"
 )
@@ -45,7 +45,7 @@ def open_nvml(uuid: str, *, load: Step, probe: Probe | None = None) -> Meter:
     except BaseException as error:
         device.close()
         if isinstance(error, ReadingVoid):
-            raise MeterRefused(f"{error}, or use --meter none") from None
+            raise MeterRefused(f"{error}; {_STILL}") from None
         raise
 
 
@@ -60,23 +60,24 @@ def _proven(device: NvmlDevice, load: Step, probe: Probe) -> Meter:
             f"nvml: {device.uuid} is a virtual GPU and counts no energy of its own; measure on "
             "the bare device, or use --meter none"
         )
-    meter = _best(device)
+    meter = _best(device, probe)
     check_idle(meter, device.utilisation, probe)
     read_w = _power_reader(device)
     if isinstance(meter, CounterMeter) and read_w is not None:
-        check_against_power(meter, load, read_w, probe, frozen=_FROZEN)
+        check_against_power(meter, load, read_w, probe)
     else:
-        read_under_load(meter, load, probe, frozen=_FROZEN)
+        check_under_load(meter, load, probe, advice=_STILL)
     return meter
 
 
-def _best(device: NvmlDevice) -> Meter:
+def _best(device: NvmlDevice, probe: Probe) -> Meter:
     if device.energy_mj() is not None:
         return CounterMeter(
             name="nvml",
             method="NVML energy counter, read at its edges",
             read_mj=_always(device.energy_mj),
             poll_s=_COUNTER_POLL_S,
+            still_s=probe.still_s,
             release=device.close,
         )
     read_w = _power_reader(device)
@@ -110,7 +111,7 @@ def _always(read: Callable[[], float | None]) -> Callable[[], float]:
     def checked() -> float:
         value = read()
         if value is None:
-            raise ReadingVoid("nvml: the driver stopped answering this query; measure again")
+            raise ReadingVoid("nvml: the driver stopped answering a query")
         return value
 
     return checked

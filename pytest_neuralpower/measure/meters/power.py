@@ -84,7 +84,7 @@ class PowerMeter:
         energy_j = sum((a.value + b.value) / 2 * (b.at_s - a.at_s) for a, b in pairwise(window))
         power_w = energy_j / (window[-1].at_s - window[0].at_s)
         if not power_w > 0:
-            raise ReadingVoid(f"{self.name}: the power sensor read {power_w:.3g} W under load")
+            raise ReadingVoid(f"{self.name}: the power sensor read {power_w:.3g} W")
         return power_w
 
 

@@ -9,10 +9,10 @@ from statistics import fmean
 from time import perf_counter
 from typing import Final
 
-from pytest_neuralpower.measure.meters.base import Meter, MeterRefused, Reading, ReadingVoid, Step
+from pytest_neuralpower.measure.meters.base import Meter, MeterRefused, ReadingVoid, Step
 from pytest_neuralpower.measure.meters.sampler import Sampler
 
-__all__ = ["Probe", "check_against_power", "check_idle", "read_under_load"]
+__all__ = ["Probe", "check_against_power", "check_idle", "check_under_load"]
 
 _IDLE_WINDOWS: Final = 3
 _MOST_IDLE_UTILISATION: Final = 0.02
@@ -33,12 +33,15 @@ class Probe:
         Seconds over which idle power must hold within 5%.
     patience_s
         How long to wait for that: a device cools down after what ran before.
+    still_s
+        A counter that does not move for so long is frozen, also in later readings.
     """
 
     load_s: float = 1.0
     settle_s: float = 1.0
     idle_s: float = 3.0
     patience_s: float = 20.0
+    still_s: float = 1.0
 
 
 def check_idle(meter: Meter, utilisation: Callable[[], float | None], probe: Probe) -> None:
@@ -73,23 +76,20 @@ def check_idle(meter: Meter, utilisation: Callable[[], float | None], probe: Pro
     )
 
 
-def read_under_load(meter: Meter, load: Step, probe: Probe, *, frozen: str) -> Reading:
-    """One reading under load; a counter or sensor that stands still is refused.
-
-    ``frozen`` ends the sentence: what that usually means, and what to do.
-    """
+def check_under_load(meter: Meter, load: Step, probe: Probe, *, advice: str) -> None:
+    """Refuse a counter or sensor that stands still under load; ``advice`` ends the sentence."""
     try:
-        return meter.measure(load, seconds=probe.load_s, settle_s=probe.settle_s)
+        meter.measure(load, seconds=probe.load_s, settle_s=probe.settle_s)
     except ReadingVoid as void:
-        raise MeterRefused(f"{str(void).removesuffix('; measure again')}; {frozen}") from None
+        raise MeterRefused(f"{void}; {advice}") from None
 
 
 def check_against_power(
-    meter: Meter, load: Step, read_w: Callable[[], float], probe: Probe, *, frozen: str
+    meter: Meter, load: Step, read_w: Callable[[], float], probe: Probe
 ) -> None:
     """Refuse a counter whose rate is not the power that the sensor shows meanwhile."""
     with Sampler(read_w, every_s=_POWER_POLL_S) as sensor:
-        reading = read_under_load(meter, load, probe, frozen=frozen)
+        reading = meter.measure(load, seconds=probe.load_s, settle_s=probe.settle_s)
     start = sensor.samples[-1].at_s - reading.seconds
     shown_w = fmean(sample.value for sample in sensor.samples if sample.at_s >= start)
     assert reading.power_w is not None

@@ -12,13 +12,13 @@ from typing import Final
 
 from pytest_neuralpower.measure.meters.base import DeviceLost, Meter, MeterRefused, Step
 from pytest_neuralpower.measure.meters.counter import CounterMeter
-from pytest_neuralpower.measure.meters.probe import Probe, read_under_load
+from pytest_neuralpower.measure.meters.probe import Probe, check_under_load
 from pytest_neuralpower.measure.sysfs import text
 
 __all__ = ["open_rapl"]
 
 _POLL_S: Final = 0.02
-_FROZEN: Final = (
+_STILL: Final = (
     "RAPL counts nothing inside most virtual machines; use --meter none, with --watts W if you "
     "know the power"
 )
@@ -32,6 +32,7 @@ def open_rapl(*, load: Step, probe: Probe | None = None, sysfs: Path = Path("/sy
     MeterRefused
         No counters, counters that only root may read, or counters that stand still.
     """
+    probe = probe or Probe()
     folder = sysfs / "class" / "powercap"
     # `intel-rapl-mmio:0` shows package 0 a second time; the prefix leaves it out.
     zones = [_Zone(path) for path in sorted(folder.glob("intel-rapl:*")) if _is_counted(path)]
@@ -63,8 +64,9 @@ def open_rapl(*, load: Step, probe: Probe | None = None, sysfs: Path = Path("/sy
         method=f"RAPL counters of {', '.join(zone.name for zone in zones)}",
         read_mj=read_mj,
         poll_s=_POLL_S,
+        still_s=probe.still_s,
     )
-    read_under_load(meter, load, probe or Probe(), frozen=_FROZEN)
+    check_under_load(meter, load, probe, advice=_STILL)
     return meter
 
 

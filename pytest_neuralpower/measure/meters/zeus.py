@@ -12,12 +12,12 @@ from typing import Any, Final
 from pytest_neuralpower.errors import MissingExtraError
 from pytest_neuralpower.measure.meters.base import Meter, MeterRefused, ReadingVoid, Step
 from pytest_neuralpower.measure.meters.counter import CounterMeter
-from pytest_neuralpower.measure.meters.probe import Probe, read_under_load
+from pytest_neuralpower.measure.meters.probe import Probe, check_under_load
 
 __all__ = ["open_zeus"]
 
 _POLL_S: Final = 0.005
-_FROZEN: Final = "zeus counts no energy of this device; use --meter none"
+_STILL: Final = "zeus counts no energy of this device; use --meter none"
 # What an Apple chip is made of; each is part of no other, and each may be missing.
 _APPLE_PARTS: Final = ("cpu_total_mj", "gpu_mj", "gpu_sram_mj", "dram_mj", "ane_mj")
 
@@ -46,13 +46,15 @@ def open_zeus(device: str, *, load: Step, probe: Probe | None = None) -> Meter:
             f"zeus: it finds no device for {device!r} ({type(error).__name__}: {error}); use "
             "--meter none"
         ) from None
+    probe = probe or Probe()
     meter = CounterMeter(
         name="zeus",
         method="zeus energy counter, read at its edges",
         read_mj=read_mj,
         poll_s=_POLL_S,
+        still_s=probe.still_s,
     )
-    read_under_load(meter, load, probe or Probe(), frozen=_FROZEN)
+    check_under_load(meter, load, probe, advice=_STILL)
     return meter
 
 
@@ -77,6 +79,6 @@ def _voiding(read_mj: Callable[[], float]) -> Callable[[], float]:
         try:
             return read_mj()
         except Exception as error:
-            raise ReadingVoid(f"zeus: {type(error).__name__}: {error}; measure again") from None
+            raise ReadingVoid(f"zeus: {type(error).__name__}: {error}") from None
 
     return read

@@ -1,0 +1,134 @@
+"""Jetson's meter over trees of sysfs files as three generations of boards show them."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from pytest_neuralpower.measure.meters.base import DeviceLost, MeterRefused, ReadingVoid
+from pytest_neuralpower.measure.meters.ina3221 import open_ina3221
+from pytest_neuralpower.measure.meters.probe import Probe
+
+SHORT = Probe(load_s=0.1, settle_s=0.0)
+
+
+def step() -> None:
+    time.sleep(0.004)
+
+
+def write(folder: Path, **values: object) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in values.items():
+        (folder / name).write_text(f"{value}\n")
+    return folder
+
+
+def orin(sysfs: Path, label: str = "VDD_IN") -> Path:
+    """JetPack 5 and later: mainline driver, millivolts and milliamperes."""
+    return write(
+        sysfs / "class" / "hwmon" / "hwmon1",
+        name="ina3221",
+        in1_label=label,
+        in1_input=5000,
+        curr1_input=2400,
+        in2_label="VDD_CPU_GPU_CV",
+        in2_input=5000,
+        curr2_input=900,
+        in7_label="sum of shunt voltages",
+    )
+
+
+def nano(sysfs: Path) -> None:
+    """JetPack 4: the industrial I/O driver, milliwatts."""
+    device = sysfs / "bus" / "i2c" / "drivers" / "ina3221x" / "6-0040" / "iio:device0"
+    write(device, rail_name_0="POM_5V_IN", in_power0_input=4321)
+    write(device, rail_name_1="POM_5V_GPU", in_power1_input=1000)
+
+
+def thor(sysfs: Path) -> None:
+    """Thor: rails on an INA3221, the input on an INA238 in microwatts."""
+    orin(sysfs, label="VDD_GPU")
+    write(sysfs / "class" / "hwmon" / "hwmon2", name="ina238", power1_input=61_500_000)
+
+
+@pytest.mark.parametrize(
+    ("board", "watts", "rail"),
+    [(orin, 12.0, "VDD_IN"), (nano, 4.321, "POM_5V_IN"), (thor, 61.5, "VDD_IN")],
+    ids=["Orin", "Nano", "Thor"],
+)
+def test_reads_the_rail_that_feeds_the_board(
+    tmp_path: Path, board: object, watts: float, rail: str
+) -> None:
+    assert callable(board)
+    board(tmp_path)
+    meter = open_ina3221(load=step, probe=SHORT, least_s=0.1, sysfs=tmp_path)
+    reading = meter.measure(step, seconds=0.1, settle_s=0.0)
+    assert reading.power_w == pytest.approx(watts)
+    assert reading.energy_mj == pytest.approx(watts * reading.seconds * 1e3)
+    assert rail in meter.method
+    assert meter.idle_w(0.1) == pytest.approx(watts)
+
+
+def test_power_is_the_mean_over_the_window(tmp_path: Path) -> None:
+    board = orin(tmp_path)
+    meter = open_ina3221(load=step, probe=SHORT, least_s=0.4, sysfs=tmp_path)
+    begun = time.perf_counter()
+
+    def rising() -> None:
+        step()
+        amperes = 2400 if time.perf_counter() - begun < 0.2 else 4800
+        write(board, **{"curr1_input.part": amperes})
+        (board / "curr1_input.part").replace(board / "curr1_input")
+
+    reading = meter.measure(rising, seconds=0.1, settle_s=0.0)
+    assert reading.seconds >= 0.4  # whatever was asked for
+    assert reading.power_w == pytest.approx(18.0, abs=3.0)
+
+
+def test_windows_are_ten_seconds_unless_told(tmp_path: Path) -> None:
+    orin(tmp_path)
+    meter = open_ina3221(load=step, probe=SHORT, sysfs=tmp_path)
+    begun = time.perf_counter()
+
+    def until_late() -> None:
+        step()
+        if time.perf_counter() - begun > 0.3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        meter.measure(until_late, seconds=0.1, settle_s=0.0)
+
+
+def test_a_machine_without_monitors_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "class" / "hwmon" / "hwmon0", name="coretemp", temp1_input=41000)
+    with pytest.raises(MeterRefused, match=r"no INA3221 or INA238 power monitor.*--meter none"):
+        open_ina3221(load=step, probe=SHORT, sysfs=tmp_path)
+
+
+def test_a_board_without_a_total_rail_names_those_it_has(tmp_path: Path) -> None:
+    orin(tmp_path, label="VDD_GPU_SOC")
+    with pytest.raises(MeterRefused, match=r"rails VDD_GPU_SOC, VDD_CPU_GPU_CV and none of VDD_IN"):
+        open_ina3221(load=step, probe=SHORT, sysfs=tmp_path)
+
+
+def test_a_monitor_that_shows_no_power_is_refused(tmp_path: Path) -> None:
+    write(orin(tmp_path), curr1_input=0)
+    with pytest.raises(MeterRefused, match=r"read 0 W; the monitor shows no power"):
+        open_ina3221(load=step, probe=SHORT, least_s=0.1, sysfs=tmp_path)
+
+
+def test_a_rail_without_a_number_is_refused(tmp_path: Path) -> None:
+    (orin(tmp_path) / "curr1_input").unlink()
+    with pytest.raises(MeterRefused, match=r"rail VDD_IN cannot be read .*curr1_input"):
+        open_ina3221(load=step, probe=SHORT, sysfs=tmp_path)
+
+
+def test_a_monitor_that_fails_midway(tmp_path: Path) -> None:
+    board = orin(tmp_path)
+    meter = open_ina3221(load=step, probe=SHORT, least_s=0.1, sysfs=tmp_path)
+    write(board, curr1_input=0)
+    with pytest.raises(ReadingVoid, match="read 0 W"):
+        meter.measure(step, seconds=0.1, settle_s=0.0)
+    (board / "curr1_input").unlink()
+    with pytest.raises(DeviceLost, match="can no longer be read"):
+        meter.measure(step, seconds=0.1, settle_s=0.0)
