@@ -21,9 +21,9 @@ def watched(before: dict[str, float], after: dict[str, float], skip_s: float = 0
     behave(**before)
     try:
         with watch.during(skip_s=skip_s) as trial:
-            kernel(seconds=0.12)
+            kernel(seconds=0.08)
             behave(**after)
-            kernel(seconds=0.2)
+            kernel(seconds=0.12)
         return trial.conditions
     finally:
         watch.close()
@@ -46,7 +46,7 @@ class TestNvidia:
         assert found.clock_moved == pytest.approx((1980 - mhz) / 1965, rel=0.02)
 
     def test_what_moves_while_it_settles_does_not(self, beside_gpu: Call) -> None:
-        found = beside_gpu(watched, {"clock_mhz": 345}, {}, skip_s=0.15)
+        found = beside_gpu(watched, {"clock_mhz": 345}, {}, skip_s=0.1)
         assert found.void is None
 
     @pytest.mark.parametrize(

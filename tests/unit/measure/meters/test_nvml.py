@@ -21,6 +21,7 @@ from stub_gpu import (
 from pytest_neuralpower.measure.meters.base import DeviceLost, Meter, MeterRefused, ReadingVoid
 from pytest_neuralpower.measure.meters.nvml import open_nvml
 from pytest_neuralpower.measure.meters.probe import Probe
+from pytest_neuralpower.measure.nvml_device import NvmlDevice
 
 SHORT = Probe(load_s=0.08, settle_s=0.05, idle_s=0.24, patience_s=10.0, still_s=0.6)
 HASTY = replace(SHORT, patience_s=0.0)
@@ -32,8 +33,8 @@ Call = Callable[..., Any]
 
 
 @cache
-def opened(uuid: str = FIRST, index: int = 0) -> Meter:
-    return open_nvml(uuid, load=lambda: kernel(index), probe=SHORT)
+def opened() -> Meter:
+    return open_nvml(FIRST, load=kernel, probe=SHORT)
 
 
 def opening(probe: Probe = HASTY, uuid: str = FIRST, **settings: float) -> None:
@@ -45,24 +46,28 @@ def offered() -> tuple[str, tuple[str, ...]]:
     return opened().method, opened().notes
 
 
-def readings(seconds: float, repeats: int) -> list[dict[str, Any]]:
-    found = [opened().measure(kernel, seconds=seconds, settle_s=0.05) for _ in range(repeats)]
-    return [{**asdict(reading), "energy_mj": reading.energy_mj} for reading in found]
+def reading(seconds: float) -> dict[str, Any]:
+    found = opened().measure(kernel, seconds=seconds, settle_s=0.05)
+    return {**asdict(found), "energy_mj": found.energy_mj}
 
 
 def idle_w() -> float | None:
-    return opened().idle_w(0.3)
+    return opened().idle_w(0.2)
 
 
-def second_w() -> float | None:
-    meter = opened(SECOND, 1)
-    return meter.measure(lambda: kernel(1), seconds=0.2, settle_s=0.05).power_w
+def powers_w() -> list[float | None]:
+    devices = [NvmlDevice(uuid) for uuid in (FIRST, SECOND)]
+    try:
+        return [device.power_w() for device in devices]
+    finally:
+        for device in devices:
+            device.close()
 
 
 def polled(**settings: float) -> tuple[str, tuple[str, ...], float | None]:
     behave(**settings)
     meter = open_nvml(FIRST, load=kernel, probe=SHORT)
-    reading = meter.measure(kernel, seconds=0.3, settle_s=0.0)
+    reading = meter.measure(kernel, seconds=0.15, settle_s=0.0)
     meter.close()
     meter.close()  # a second time does nothing
     return meter.method, meter.notes, reading.power_w
@@ -105,20 +110,18 @@ REFUSED: dict[str, tuple[dict[str, float], str]] = {
 
 class TestEnergyCounter:
     def test_power_is_energy_between_two_edges_over_their_time(self, beside_gpu: Call) -> None:
-        for reading in beside_gpu(readings, 0.45, 2):
-            assert reading["power_w"] == pytest.approx(LOAD_W, rel=0.06)
-            # The counter moves every 100 ms: 0.45 s are 5 of its steps, no fraction of one.
-            assert reading["seconds"] == pytest.approx(0.5, abs=0.03)
-            assert reading["steps"] == pytest.approx(reading["seconds"] / 0.0055, rel=0.25)
-            assert reading["energy_mj"] == pytest.approx(
-                reading["power_w"] * reading["seconds"] * 1e3
-            )
+        found = beside_gpu(reading, 0.45)
+        assert found["power_w"] == pytest.approx(LOAD_W, rel=0.06)
+        # The counter moves every 100 ms: 0.45 s are 5 of its steps, no fraction of one.
+        assert found["seconds"] == pytest.approx(0.5, abs=0.03)
+        assert found["steps"] == pytest.approx(found["seconds"] / 0.0055, rel=0.25)
+        assert found["energy_mj"] == pytest.approx(found["power_w"] * found["seconds"] * 1e3)
 
     def test_idle_power_is_that_without_load(self, beside_gpu: Call) -> None:
         assert beside_gpu(idle_w) == pytest.approx(IDLE_W, rel=0.06)
 
     def test_the_device_is_found_by_uuid_not_by_place(self, beside_gpu: Call) -> None:
-        assert beside_gpu(second_w) == pytest.approx(2 * LOAD_W, rel=0.06)
+        assert beside_gpu(powers_w) == [IDLE_W, 2 * IDLE_W]
 
     def test_is_preferred_and_has_nothing_to_excuse(self, beside_gpu: Call) -> None:
         assert beside_gpu(offered) == ("NVML energy counter, read at its edges", ())

@@ -79,9 +79,9 @@ def test_sums_packages_and_memory_and_counts_nothing_twice(powercap: Powercap) -
     powercap.zone("intel-rapl-mmio:0", "package-0", 40.0)  # package 0 by another way
     powercap.run()
     meter = open_rapl(load=step, probe=SHORT, sysfs=powercap.sysfs)
-    reading = meter.measure(step, seconds=0.4, settle_s=0.05)
+    reading = meter.measure(step, seconds=0.3, settle_s=0.05)
     assert reading.power_w == pytest.approx(65.0, rel=0.05)
-    assert reading.seconds == pytest.approx(0.4, abs=0.06)
+    assert reading.seconds == pytest.approx(0.3, abs=0.06)
     assert reading.steps == pytest.approx(reading.seconds / 0.0042, rel=0.3)
     assert meter.method == "RAPL counters of package-0, dram, package-1"
     assert meter.idle_w(0.1) == pytest.approx(65.0, rel=0.15)
@@ -92,7 +92,7 @@ def test_a_wrap_is_counted_on(powercap: Powercap) -> None:
     powercap.zone("intel-rapl:0", "package-0", 50.0, start_uj=4_000_000, range_uj=5_000_000)
     powercap.run()
     meter = open_rapl(load=step, probe=SHORT, sysfs=powercap.sysfs)
-    reading = meter.measure(step, seconds=0.4, settle_s=0.0)
+    reading = meter.measure(step, seconds=0.3, settle_s=0.0)
     assert reading.power_w == pytest.approx(50.0, rel=0.05)
 
 
