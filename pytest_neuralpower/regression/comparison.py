@@ -1,0 +1,215 @@
+"""What has changed between two predictions of a model: layer by layer, why, and how surely."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from pytest_neuralpower.intervals import difference_interval
+from pytest_neuralpower.regression.causes import Batches, Cause, find_causes
+from pytest_neuralpower.regression.matching import match_layers
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.platform import AnyPlatform
+    from pytest_neuralpower.prediction import Interval, LayerPrediction, Prediction
+    from pytest_neuralpower.regression.baseline import Baseline, Totals
+    from pytest_neuralpower.regression.tolerance import Compared, Tolerance
+
+__all__ = ["Breach", "CauseSum", "Comparison", "LayerChange", "compare", "judge"]
+
+_FIELDS: dict[Compared, Literal["energy_mj", "runtime_ms"]] = {
+    "energy": "energy_mj",
+    "runtime": "runtime_ms",
+}
+
+
+class LayerChange(NamedTuple):
+    """A layer that is not what it was: its positions and predictions in base and head, and why."""
+
+    base_index: int | None
+    head_index: int | None
+    base: LayerPrediction | None
+    head: LayerPrediction | None
+    causes: tuple[Cause, ...]
+
+    def values(self, quantity: Compared) -> tuple[float, float]:
+        """Cost before and after, mJ or ms; 0 where there is no such layer."""
+        field = _FIELDS[quantity]
+        before, after = (
+            0.0 if each is None else getattr(each, field) or 0.0 for each in (self.base, self.head)
+        )
+        return before, after
+
+    def delta(self, quantity: Compared) -> float:
+        """How much dearer (or cheaper, if negative) the layer is, mJ or ms."""
+        before, after = self.values(quantity)
+        return after - before
+
+
+class CauseSum(NamedTuple):
+    """All that one cause did: to how many layers, what it added to the call, and one of them."""
+
+    name: str
+    layers: int
+    energy_mj: float
+    runtime_ms: float
+    example: LayerChange
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A model held against its baseline.
+
+    Attributes
+    ----------
+    base, head
+        Predictions of one calibration: base is predicted again from its configurations.
+    stored
+        What base was predicted to cost when it was accepted. Its difference from ``base`` is
+        calibration, that of ``head`` from ``base`` is the model.
+    stored_sha256
+        The calibration of that time.
+    changes
+        Layers that differ, in order of execution; all others are equal in path and configuration.
+    """
+
+    base: Prediction
+    head: Prediction
+    stored: Totals
+    stored_sha256: str
+    changes: tuple[LayerChange, ...]
+
+    @property
+    def batches(self) -> Batches:
+        return Batches(self.base.batch, self.head.batch)
+
+    @property
+    def recalibrated(self) -> bool:
+        """Whether the baseline was accepted on another calibration."""
+        return self.stored_sha256 != self.base.platform_sha256
+
+    def quantities(self) -> tuple[Compared, ...]:
+        """Those that both predictions know."""
+        return tuple(
+            quantity
+            for quantity, field in _FIELDS.items()
+            if getattr(self.base, field) is not None and getattr(self.head, field) is not None
+        )
+
+    def values(self, quantity: Compared) -> tuple[float, float]:
+        """Cost of one call of base and of head, mJ or ms."""
+        field = _FIELDS[quantity]
+        return getattr(self.base, field), getattr(self.head, field)
+
+    def calibration(self, quantity: Compared) -> float | None:
+        """What the change of calibration did to the baseline, mJ or ms; None where not known."""
+        stored = getattr(self.stored, _FIELDS[quantity])
+        if stored is None:
+            return None
+        return self.values(quantity)[0] - stored if self.recalibrated else 0.0
+
+    def interval(self, quantity: Compared) -> Interval | None:
+        """Interval of ``head - base``; None where the platform knows none."""
+        if self.base.platform_sha256 != self.head.platform_sha256:
+            return None
+        return difference_interval(self.base, self.head, quantity)
+
+    def causes(self) -> tuple[CauseSum, ...]:
+        """Every cause with what it did, what changed most first."""
+        found: dict[str, list[tuple[LayerChange, Cause]]] = {}
+        for change in self.changes:
+            for cause in change.causes:
+                found.setdefault(cause.name, []).append((change, cause))
+        sums = [_cause_sum(name, members) for name, members in found.items()]
+        return tuple(
+            sorted(sums, key=lambda each: (-abs(each.energy_mj or each.runtime_ms), each.name))
+        )
+
+
+def _cause_sum(name: str, members: list[tuple[LayerChange, Cause]]) -> CauseSum:
+    energy, runtime = (
+        sum(change.delta(quantity) * cause.share for change, cause in members)
+        for quantity in _FIELDS
+    )
+    example, cause = max(
+        members, key=lambda pair: abs(_main_delta(pair[0])) * (pair[1].share or 1e-9)
+    )
+    return CauseSum(name, len(members), energy, runtime, example, cause.detail)
+
+
+def _main_delta(change: LayerChange) -> float:
+    """Of energy; of runtime where energy is not known."""
+    return change.delta("energy") or change.delta("runtime")
+
+
+def compare(base: Baseline, head: Prediction, platform: AnyPlatform) -> Comparison:
+    """Hold a prediction against its baseline, predicted again on the same calibration.
+
+    Raises
+    ------
+    BaselineError
+        A stored layer cannot be priced.
+    """
+    return compare_predictions(base.repredict(platform), head, base.totals, base.platform_sha256)
+
+
+def compare_predictions(
+    base: Prediction, head: Prediction, stored: Totals, stored_sha256: str
+) -> Comparison:
+    """:func:`compare` where base is predicted again already."""
+    changes = tuple(_changes(base, head))
+    return Comparison(base, head, stored, stored_sha256, changes)
+
+
+def _changes(base: Prediction, head: Prediction) -> Iterator[LayerChange]:
+    batches = Batches(base.batch, head.batch)
+    layers = [each.layer for each in base.layers], [each.layer for each in head.layers]
+    for one, other in match_layers(*layers, batches=batches):
+        before = None if one is None else base.layers[one]
+        after = None if other is None else head.layers[other]
+        causes = find_causes(before, after, batches)
+        if causes:
+            yield LayerChange(one, other, before, after, causes)
+
+
+class Breach(NamedTuple):
+    """Growth beyond the tolerance, mJ or ms per ``per``: of the call, or of one layer."""
+
+    quantity: Compared
+    before: float
+    after: float
+    allowed: float
+    per: Literal["call", "sample"]
+    layer: LayerChange | None = None
+
+
+def judge(comparison: Comparison, tolerance: Tolerance) -> tuple[Breach, ...]:
+    """Everything that has grown beyond the tolerance, whole calls first."""
+    per = tolerance.per or "call"
+    samples = comparison.batches if per == "sample" else Batches(1, 1)
+    wholes, layers = [], []
+    for quantity in comparison.quantities():
+        before, after = comparison.values(quantity)
+        wholes += _breach(tolerance, quantity, (before, after), samples, None)
+        for change in comparison.changes:
+            if change.base is not None and change.head is not None:
+                layers += _breach(tolerance, quantity, change.values(quantity), samples, change)
+    return (*wholes, *sorted(layers, key=lambda each: each.before - each.after))
+
+
+def _breach(
+    tolerance: Tolerance,
+    quantity: Compared,
+    values: tuple[float, float],
+    samples: Batches,
+    change: LayerChange | None,
+) -> list[Breach]:
+    before, after = values[0] / max(samples.base, 1), values[1] / max(samples.head, 1)
+    allowed = tolerance.allowed(quantity, before, layer=change is not None)
+    # A billionth is not growth: sums of equal layers in another order differ by as much.
+    if allowed is None or after - before <= allowed + 1e-9 * before:
+        return []
+    per = tolerance.per or "call"
+    return [Breach(quantity, before, after, allowed, per, change)]
