@@ -158,8 +158,8 @@ def check(budget: Budget, prediction: Prediction, judge: Judge = "point") -> Ver
     Raises
     ------
     BudgetError
-        If the platform predicts no power and the budget is on energy or power, ``judge`` needs an
-        interval and the platform has none, or a budget per sample meets an empty batch.
+        If the platform does not predict what the budget limits, ``judge`` needs an interval and
+        the platform has none, or a budget per sample meets an empty batch.
     """
     value: float | None
     if budget.quantity == "runtime":
@@ -169,15 +169,19 @@ def check(budget: Budget, prediction: Prediction, judge: Judge = "point") -> Ver
     else:
         value, interval = prediction.power_w, prediction.power_interval_w
     if value is None:
+        alone, other, wanted = (
+            ("energy", "energy_budget(mj=...)", "runtime")
+            if prediction.runtime_ms is None
+            else ("runtime", "runtime_budget(ms=...)", "power")
+        )
         raise BudgetError(
-            f"{budget.quantity} budget: platform {prediction.platform!r} is calibrated for runtime "
-            "alone; use runtime_budget(ms=...) or a platform with power (`neuralpower platforms`)"
+            f"{budget.quantity} budget: platform {prediction.platform!r} knows {alone} alone; use "
+            f"{other} or a platform with {wanted} (`neuralpower platforms`)"
         )
     if interval is None and judge != "point":
         raise BudgetError(
             f"{budget.quantity} budget: np_judge={judge} needs intervals and platform "
-            f"{prediction.platform!r} has none; refit it (`neuralpower fit`) or use "
-            "--np-judge=point"
+            f"{prediction.platform!r} has none; use --np-judge=point or a platform with intervals"
         )
     if budget.per == "sample":
         samples = budget.samples or prediction.batch

@@ -13,7 +13,7 @@ import yaml
 from pytest_neuralpower.errors import BudgetError, NeuralPowerError
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.platform import Platform
+    from pytest_neuralpower.platform import AnyPlatform
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Ranked:
     efficient: bool
 
 
-def read_candidates(path: Path, platform: Platform) -> tuple[Candidate, ...]:
+def read_candidates(path: Path, platform: AnyPlatform) -> tuple[Candidate, ...]:
     """Predict every model that a YAML file lists with its error.
 
     Raises
@@ -57,7 +57,7 @@ def read_candidates(path: Path, platform: Platform) -> tuple[Candidate, ...]:
 _FIELDS = ("name", "model", "inputs", "error")
 
 
-def _candidate(entry: Mapping[str, Any], where: str, platform: Platform) -> Candidate:
+def _candidate(entry: Mapping[str, Any], where: str, platform: AnyPlatform) -> Candidate:
     from pytest_neuralpower.model_source import load_call  # noqa: PLC0415 - imports torch
     from pytest_neuralpower.predictor import predict_call  # noqa: PLC0415
 

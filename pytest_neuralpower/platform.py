@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from pytest_neuralpower.features import (
     family,
 )
 from pytest_neuralpower.layers import Layer, Trace
-from pytest_neuralpower.platform_file import FAMILY_QUANTITIES, read, write
+from pytest_neuralpower.platform_file import FAMILY_QUANTITIES, read, read_json, write
 from pytest_neuralpower.prediction import (
     EXTRAPOLATED,
     FALLBACK,
@@ -39,10 +39,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_neuralpower.estimators import Estimator
+    from pytest_neuralpower.eyeriss.platform import EyerissPlatform
     from pytest_neuralpower.intervals import Intervals, LayerErrors
     from pytest_neuralpower.units import Quantity
 
-__all__ = ["Fallback", "FamilyModel", "Platform", "list_platforms", "load_platform"]
+__all__ = [
+    "AnyPlatform",
+    "Fallback",
+    "FamilyModel",
+    "Platform",
+    "list_platforms",
+    "load_fitted",
+    "load_platform",
+]
+
+#: What predicts: a fitted platform or an analytic one.
+AnyPlatform: TypeAlias = "Platform | EyerissPlatform"
 
 _SHIPPED: Final = Path(__file__).parent / "platforms"
 
@@ -382,7 +394,7 @@ def list_platforms() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _SHIPPED.glob("*.json")))
 
 
-def load_platform(name: str | Path) -> Platform:
+def load_platform(name: str | Path) -> AnyPlatform:
     """Load a shipped platform by name, or any platform file by its path.
 
     Raises
@@ -395,7 +407,29 @@ def load_platform(name: str | Path) -> Platform:
         path = _SHIPPED / f"{name}.json"
         if not path.is_file():
             raise PlatformError(_unknown(name))
-    return _from_content(*read(path))
+    data = read_json(path)
+    if data.get("format") == "pytest-neuralpower eyeriss":
+        from pytest_neuralpower.eyeriss.platform_file import parse_platform  # noqa: PLC0415 - rare
+
+        return parse_platform(path, data)
+    return _from_content(*read(path, data))
+
+
+def load_fitted(name: str | Path) -> Platform:
+    """:func:`load_platform` where only one whose estimators were fitted will do.
+
+    Raises
+    ------
+    PlatformError
+        Also for an analytic platform.
+    """
+    platform = load_platform(name)
+    if not isinstance(platform, Platform):
+        raise PlatformError(
+            f"platform {platform.name} is analytic, without fitted estimators; name a fitted one "
+            "(`neuralpower platforms`)"
+        )
+    return platform
 
 
 def _unknown(name: str) -> str:

@@ -40,19 +40,13 @@ _FIELDS: Final[dict[str, type | tuple[type, ...]]] = {
 _FALLBACK: Final = ("bandwidth_gbs", "gflops", "floor_ms")
 
 
-def read(path: Path) -> tuple[dict[str, Any], str]:
-    """Read and check a platform file.
-
-    Returns
-    -------
-    content, sha256
-        The fields, with estimators as objects; the hash, which matches them.
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a platform file, unchecked but for its numbers, which are finite.
 
     Raises
     ------
     PlatformError
-        The file is absent, not JSON, not a platform, of a later version, edited by hand, or
-        has a field of a wrong type.
+        The file is absent, cannot be read, or holds no JSON object.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -63,11 +57,43 @@ def read(path: Path) -> tuple[dict[str, Any], str]:
     except (OSError, UnicodeDecodeError) as error:
         raise _error(path, f"it cannot be read ({error})", "check the file") from None
     try:
-        data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        where = f"line {error.lineno}: {error.msg}" if isinstance(error, ValueError) else "nested"
+        data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}: {error.msg}"
         raise _error(path, f"not JSON, or truncated ({where})", "restore or refit it") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+    except RecursionError:
+        raise _error(path, "not JSON, or truncated (nested)", "restore or refit it") from None
+    except ValueError as error:
+        raise _error(path, str(error), "refit it") from None
+    if not isinstance(data, dict):
+        raise _error(path, f"not a platform (its format is not {FORMAT!r})", "refit it")
+    return data
+
+
+def _refuse_constant(text: str) -> float:
+    """Python's JSON has NaN and Infinity; a platform's does not."""
+    raise ValueError(f"{text} is not a finite number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse_constant(text)  # 1e999
+
+
+def read(path: Path, data: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Check the object of a fitted platform's file (:func:`read_json`).
+
+    Returns
+    -------
+    content, sha256
+        The fields, with estimators as objects; the hash, which matches them.
+
+    Raises
+    ------
+    PlatformError
+        It is no platform, of a later version, edited by hand, or has a field of a wrong type.
+    """
+    if data.get("format") != FORMAT:
         raise _error(path, f"not a platform (its format is not {FORMAT!r})", "refit it")
     _check_version(path, data)
     claimed = data.pop("sha256", None)

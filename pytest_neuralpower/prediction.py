@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pytest_neuralpower.units import show
 
@@ -19,6 +21,9 @@ FALLBACK = "fallback"  # the platform has no estimator for this kind: priced as 
 #: Any of these: the platform's own measurements do not vouch for the figure.
 UNTRUSTED = (UNCOVERED, FALLBACK, EXTRAPOLATED)
 
+#: What the energy of a platform with measured power is (NeuralPower, section 3.3).
+GROSS: Final = "gross device energy, idle included"
+
 
 class Interval(NamedTuple):
     """Central interval that holds the true value with probability ``coverage``."""
@@ -29,34 +34,40 @@ class Interval(NamedTuple):
 
 
 class LayerPrediction(NamedTuple):
-    """One layer's predicted runtime (ms), power (W) and gross device energy (mJ) in one call.
+    """One layer's predicted runtime (ms), power (W) and energy (mJ) in one call.
 
-    ``power_w`` and ``energy_mj`` are None on a platform without a power model.
+    ``power_w`` and ``energy_mj`` are None on a platform without a power model, ``runtime_ms`` and
+    ``power_w`` on one that knows energy alone. ``energy_parts_mj`` is the energy by data type where
+    the platform tells them apart.
     """
 
     layer: Layer
-    runtime_ms: float
+    runtime_ms: float | None
     power_w: float | None
     energy_mj: float | None
     estimator: str
     flags: tuple[str, ...] = ()
     runtime_interval_ms: Interval | None = None
     energy_interval_mj: Interval | None = None
+    energy_parts_mj: Mapping[str, float] | None = None
 
     def __repr__(self) -> str:
-        cost = show("runtime", self.runtime_ms)
-        if self.energy_mj is not None:
-            cost = f"{show('energy', self.energy_mj)}, {cost}"
+        cost = ", ".join(_shown(self.energy_mj, self.runtime_ms))
         return f"<{self.layer.op} {self.layer.path or '(root)'}: {cost}>"
+
+    @property
+    def cost(self) -> float:
+        """What layers are ranked by: energy, or runtime where energy is not known."""
+        return (self.runtime_ms or 0.0) if self.energy_mj is None else self.energy_mj
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """The sum over the layers of one call: ``T = sum Tn``, ``E = sum Pn Tn``, ``P = E / T``.
 
-    Energy is gross device energy of one forward call of the given inputs, idle power included
-    (NeuralPower, section 3.3). ``batch`` is the number of samples in that call. ``errors`` is what
-    intervals of sums and of differences are made of; None where the platform knows none.
+    Energy is of one forward call of the given inputs; ``energy_basis`` says of what, in words.
+    ``batch`` is the number of samples in that call. ``errors`` is what intervals of sums and of
+    differences are made of; None where the platform knows none.
     """
 
     layers: tuple[LayerPrediction, ...]
@@ -66,6 +77,7 @@ class Prediction:
     model: str = ""
     route: str = ""
     notes: tuple[str, ...] = ()
+    energy_basis: str = GROSS
     runtime_interval_ms: Interval | None = None
     energy_interval_mj: Interval | None = None
     power_interval_w: Interval | None = None
@@ -73,44 +85,69 @@ class Prediction:
 
     def __repr__(self) -> str:
         """Short: asserts and prints show it, and there may be thousands of layers."""
-        values = [show("runtime", self.runtime_ms)]
-        if self.energy_mj is not None:
-            values.insert(0, show("energy", self.energy_mj))
+        values = ", ".join(_shown(self.energy_mj, self.runtime_ms))
         return (
-            f"<Prediction of {self.model or 'a call'} on {self.platform}: {', '.join(values)}, "
+            f"<Prediction of {self.model or 'a call'} on {self.platform}: {values}, "
             f"{len(self.layers)} layers>"
         )
 
     @property
-    def runtime_ms(self) -> float:
-        return sum(layer.runtime_ms for layer in self.layers)
+    def runtime_ms(self) -> float | None:
+        """None when the platform knows energy alone."""
+        return add_known(layer.runtime_ms for layer in self.layers)
 
     @property
     def energy_mj(self) -> float | None:
         """None when the platform has no power model."""
-        total = 0.0
+        return add_known(layer.energy_mj for layer in self.layers)
+
+    @property
+    def energy_parts_mj(self) -> dict[str, float] | None:
+        """Energy by data type; None where the platform does not tell them apart."""
+        total: dict[str, float] = {}
         for layer in self.layers:
-            if layer.energy_mj is None:
+            if layer.energy_parts_mj is None:
                 return None
-            total += layer.energy_mj
+            for part, energy in layer.energy_parts_mj.items():
+                total[part] = total.get(part, 0.0) + energy
         return total
 
     @property
     def power_w(self) -> float | None:
         """Mean power over the call, ``energy / runtime``."""
-        energy, runtime = self.energy_mj, self.runtime_ms
-        return None if energy is None or runtime == 0 else energy / runtime
+        return mean_power(self.energy_mj, self.runtime_ms)
+
+    @property
+    def cost(self) -> float:
+        """Sum of the layers' ``cost``."""
+        return sum(layer.cost for layer in self.layers)
 
     def share(self, *flags: str) -> float:
         """Share (0..1) of the energy that carries any of ``flags``; of the runtime if no power."""
         flagged = [layer for layer in self.layers if any(flag in layer.flags for flag in flags)]
-        total = sum(_weight(layer) for layer in self.layers)
-        return sum(_weight(layer) for layer in flagged) / total if total else 0.0
+        return sum(layer.cost for layer in flagged) / self.cost if self.cost else 0.0
 
     def dearest(self, count: int) -> tuple[LayerPrediction, ...]:
         """The ``count`` layers with most energy (most runtime without power), dearest first."""
-        return tuple(sorted(self.layers, key=_weight, reverse=True)[:count])
+        return tuple(sorted(self.layers, key=attrgetter("cost"), reverse=True)[:count])
 
 
-def _weight(layer: LayerPrediction) -> float:
-    return layer.runtime_ms if layer.energy_mj is None else layer.energy_mj
+def add_known(values: Iterable[float | None]) -> float | None:
+    """The sum; None where a value is not known."""
+    total = 0.0
+    for value in values:
+        if value is None:
+            return None
+        total += value
+    return total
+
+
+def mean_power(energy_mj: float | None, runtime_ms: float | None) -> float | None:
+    """``energy / runtime`` in W; None where one is not known or no time passes."""
+    return energy_mj / runtime_ms if energy_mj is not None and runtime_ms else None
+
+
+def _shown(energy_mj: float | None, runtime_ms: float | None) -> list[str]:
+    """What is known of both, for people."""
+    shown = [] if energy_mj is None else [show("energy", energy_mj)]
+    return shown if runtime_ms is None else [*shown, show("runtime", runtime_ms)]

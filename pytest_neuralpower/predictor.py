@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_neuralpower.errors import PlatformError, TraceError
-from pytest_neuralpower.platform import Platform, list_platforms, load_platform
+from pytest_neuralpower.platform import AnyPlatform, list_platforms, load_platform
 
 if TYPE_CHECKING:
     from pytest_neuralpower.prediction import Prediction
@@ -19,7 +19,7 @@ __all__ = ["predict", "predict_call"]
 
 
 def predict(
-    model: Any, /, *args: Any, platform: Platform | str | Path | None = None, **kwargs: Any
+    model: Any, /, *args: Any, platform: AnyPlatform | str | Path | None = None, **kwargs: Any
 ) -> Prediction:
     """Predict runtime, power and energy of ``model(*args, **kwargs)`` on a platform.
 
@@ -38,8 +38,8 @@ def predict(
     Returns
     -------
     Prediction
-        Gross device energy of the one call (mJ), runtime (ms) and mean power (W), per layer and
-        in total.
+        Energy (mJ), runtime (ms) and mean power (W) of the one call, per layer and in total; None
+        is what the platform does not know, and ``energy_basis`` says what the energy is of.
 
     Raises
     ------
@@ -61,7 +61,7 @@ def predict_call(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     *,
-    platform: Platform | str | Path,
+    platform: AnyPlatform | str | Path,
 ) -> Prediction:
     """:func:`predict` with the call's inputs given as one sequence and one mapping."""
     from pytest_neuralpower.tracing import trace  # noqa: PLC0415 - imports torch

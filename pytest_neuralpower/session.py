@@ -21,7 +21,7 @@ from pytest_neuralpower.settings import platform_at
 
 if TYPE_CHECKING:
     from pytest_neuralpower.budget import Verdict
-    from pytest_neuralpower.platform import Platform
+    from pytest_neuralpower.platform import AnyPlatform
     from pytest_neuralpower.prediction import Prediction
     from pytest_neuralpower.settings import Settings
 
@@ -54,7 +54,7 @@ class Guard:
 
     nodeid: str
     name: str
-    platform: Platform
+    platform: AnyPlatform
     predictions: list[Prediction] = field(default_factory=list)
 
 
@@ -64,7 +64,7 @@ class NeuralPower:
     Attributes
     ----------
     platform
-        The `Platform` this test runs on.
+        The platform this test runs on.
     """
 
     def __init__(self, guard: Guard) -> None:
@@ -124,9 +124,9 @@ class GuardSession:
     settings: Settings
     rootpath: Path = field(default_factory=Path)
     command: str = "pytest"
-    _loaded: dict[str, Platform] = field(default_factory=dict)
+    _loaded: dict[str, AnyPlatform] = field(default_factory=dict)
 
-    def load(self, name: str) -> Platform:
+    def load(self, name: str) -> AnyPlatform:
         """Load a platform once a session; raises PlatformError."""
         if name not in self._loaded:
             from pytest_neuralpower.platform import load_platform  # noqa: PLC0415 - imports numpy

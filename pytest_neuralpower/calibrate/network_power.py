@@ -96,7 +96,7 @@ def judge_networks(platform: Platform, recipe: Recipe) -> Platform:
         "networks": {
             network.name: {
                 "measured_ms": network.paper_ms,
-                "predicted_ms": round(each.runtime_ms, 2),
+                "predicted_ms": round(each.runtime_ms or np.nan, 2),
             }
             for network, each in zip(networks, predicted, strict=True)
         },

@@ -22,7 +22,7 @@ from pytest_neuralpower.estimators import Saturating
 from pytest_neuralpower.estimators.folds import grouped_folds
 from pytest_neuralpower.estimators.selection import Score
 from pytest_neuralpower.features import FloatArray, columns, family
-from pytest_neuralpower.platform import FamilyModel, Platform, load_platform
+from pytest_neuralpower.platform import FamilyModel, Platform, load_fitted
 
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.rows import Row
@@ -119,7 +119,7 @@ def _scaled(model: Saturating, hardware: Any, idle_w: float) -> Saturating:
 def _validate(model: Saturating, recipe: Recipe) -> dict[str, Any]:
     """The transfer's error on measured networks, beside a fit to these very networks."""
     options = recipe.power["validate"]
-    judge = load_platform(str(options["platform"]))
+    judge = load_fitted(str(options["platform"]))
     networks = load_networks(recipe.folder / options["networks"])
     moved = _scaled(model, judge.hardware, float(options["idle_w"]))
     known = {

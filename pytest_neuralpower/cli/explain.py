@@ -14,7 +14,12 @@ def run(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="kind of layer, such as conv")],
 ) -> None:
     """Write the equations by which a platform prices one kind of layer."""
-    from pytest_neuralpower.platform import load_platform  # noqa: PLC0415 - imports numpy
-    from pytest_neuralpower.reports.equations import explain_text  # noqa: PLC0415
+    from pytest_neuralpower.eyeriss import explanation  # noqa: PLC0415
+    from pytest_neuralpower.platform import Platform, load_platform  # noqa: PLC0415 - numpy
+    from pytest_neuralpower.reports import equations  # noqa: PLC0415
 
-    typer.echo(explain_text(load_platform(platform), kind))
+    loaded = load_platform(platform)
+    if isinstance(loaded, Platform):
+        typer.echo(equations.explain_text(loaded, kind))
+    else:
+        typer.echo(explanation.explain_text(loaded, kind))

@@ -21,7 +21,10 @@ from pytest_neuralpower.eyeriss.hardware import (
 from pytest_neuralpower.eyeriss.mapping import Mapping, best_mapping, movement_cost
 from pytest_neuralpower.eyeriss.shapes import ConvShape, Zeros
 
-__all__ = ["LayerEnergy", "layer_energy", "layer_mapping", "runtime_s"]
+__all__ = ["PARTS", "LayerEnergy", "layer_energy", "layer_mapping", "runtime_s"]
+
+#: Where energy goes: moving each data type, and computing.
+PARTS = ("input_map", "output_map", "weight", "computation")
 
 DENSE = Bits()
 NO_ZEROS = Zeros()
@@ -55,6 +58,11 @@ class LayerEnergy:
     @property
     def millijoules(self) -> float:
         return self.total * self.pj_per_mac * 1e-9
+
+    @property
+    def parts_mj(self) -> dict[str, float]:
+        """Energy by data type, in mJ."""
+        return {part: getattr(self, part) * self.pj_per_mac * 1e-9 for part in PARTS}
 
     def __add__(self, other: LayerEnergy) -> LayerEnergy:
         return LayerEnergy(

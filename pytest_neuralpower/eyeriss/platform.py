@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from pytest_neuralpower.errors import PlatformError, TraceError
-from pytest_neuralpower.eyeriss.hardware import (
-    EYERISS,
-    EYERISS_65NM,
-    Bits,
-    CostTable,
-    Hardware,
-    TypeCosts,
-)
+from pytest_neuralpower.errors import TraceError
+from pytest_neuralpower.eyeriss.hardware import EYERISS, EYERISS_65NM, Bits, CostTable, Hardware
 from pytest_neuralpower.eyeriss.network import NetworkLayer, network_energy
 from pytest_neuralpower.layers import Layer, Trace
+from pytest_neuralpower.platform_file import content_hash
 from pytest_neuralpower.prediction import FALLBACK, UNCOVERED, LayerPrediction, Prediction
 
 if TYPE_CHECKING:
@@ -24,39 +19,59 @@ if TYPE_CHECKING:
 
 __all__ = ["EyerissPlatform"]
 
-_NOTE: Final = (
-    "energy is that of the array and its DRAM in fixed point; time counts multiply cycles alone"
+#: Where the model of the array was published; the cost table names its own source.
+_MODEL_SOURCE = (
+    "Yang, Chen, Sze, CVPR 2017, section 3; Chen, Emer, Sze, ISCA 2016, sections V and VI"
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EyerissPlatform:
-    """An Eyeriss-like array with one table of access costs.
+    """An Eyeriss-like array with one table of access costs. It knows energy, not runtime.
 
     Attributes
     ----------
-    name, device, mode, tiers, provenance, accuracy, sha256
-        As in :class:`~pytest_neuralpower.platform.Platform`.
+    name
+        What ``--np-platform`` takes, or what its file calls it.
     hardware, costs, bits
         Sizes of the array, energy of each access, widths of each data type.
     """
 
     name: str = "eyeriss"
-    device: str = "Eyeriss-like array, 12 x 14 PEs, 108 kB buffer"
-    mode: str = "row-stationary, mapping of least energy per layer"
     hardware: Hardware = EYERISS
     costs: CostTable = EYERISS_65NM
     bits: Bits = field(default_factory=Bits)
-    tiers: Mapping[str, str] = field(
-        default_factory=lambda: {"runtime": "analytic", "power": "analytic"}
-    )
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    accuracy: Mapping[str, Any] = field(default_factory=dict)
-    sha256: str = ""
+
+    @property
+    def device(self) -> str:
+        size = self.hardware
+        return (
+            f"Eyeriss-like array, {size.rows} x {size.columns} PEs, "
+            f"{size.buffer_bytes / 1024:g} kB buffer, costs {self.costs.name}"
+        )
 
     @property
     def dtype(self) -> str:
+        """Of the weights, as the maps may have other widths."""
         return f"int{self.bits.weight}"
+
+    @property
+    def mode(self) -> str:
+        return "row-stationary, mapping of least energy per layer, no value zero"
+
+    @property
+    def tiers(self) -> dict[str, str]:
+        return {"power": "analytic"}
+
+    @property
+    def energy_basis(self) -> str:
+        """What an energy of this platform is, as predictions say it."""
+        return f"array and DRAM at {self.costs.pj_per_mac:g} pJ a MAC, no idle"
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of all that its predictions depend on; baselines and reports quote it."""
+        return content_hash(self.to_json())
 
     def predict(
         self, layers: Trace | Iterable[Layer], *, zeros: Mapping[str, Zeros] | None = None
@@ -76,66 +91,33 @@ class EyerissPlatform:
         priced = network_energy(
             items, bits=self.bits, zeros=zeros, costs=self.costs, hardware=self.hardware
         )
-        predicted = tuple(_layer_prediction(each) for each in priced.layers)
-        if not isinstance(layers, Trace):
-            return Prediction(predicted, self.name, self.sha256, notes=(_NOTE,))
+        call: dict[str, Any] = {}
+        if isinstance(layers, Trace):
+            call = {name: getattr(layers, name) for name in ("batch", "model", "route", "notes")}
         return Prediction(
-            predicted,
+            tuple(map(_layer_prediction, priced.layers)),
             self.name,
             self.sha256,
-            batch=layers.batch,
-            model=layers.model,
-            route=layers.route,
-            notes=(*layers.notes, _NOTE),
+            energy_basis=self.energy_basis,
+            **call,
         )
 
     def summary(self) -> dict[str, Any]:
         """What ``neuralpower platforms`` lists, in JSON types."""
         return {
-            "name": self.name,
-            "device": self.device,
-            "dtype": self.dtype,
-            "mode": self.mode,
-            "tiers": dict(self.tiers),
-            "costs": asdict(self.costs),
-            "sources": list(self.provenance.get("sources", ())),
+            **{name: getattr(self, name) for name in ("name", "device", "dtype", "mode", "tiers")},
+            **{name: asdict(getattr(self, name)) for name in ("hardware", "costs", "bits")},
+            "sources": [_MODEL_SOURCE, self.costs.source],
             "held_out": {},
             "networks": None,
             "power": None,
-            "accuracy": dict(self.accuracy),
+            "intervals": None,
             "sha256": self.sha256,
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The platform as plain data, without its hash."""
-        content = asdict(self)
-        del content["sha256"]
-        return content
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any], sha256: str) -> EyerissPlatform:
-        """The platform that :meth:`to_json` described.
-
-        Raises
-        ------
-        PlatformError
-            A field is missing, unknown or of a wrong type.
-        """
-        try:
-            costs = dict(content["costs"])
-            for level in ("register_file", "array", "buffer", "dram"):
-                costs[level] = TypeCosts(**costs[level])
-            return cls(
-                **{
-                    **content,
-                    "hardware": Hardware(**content["hardware"]),
-                    "costs": CostTable(**costs),
-                    "bits": Bits(**content["bits"]),
-                },
-                sha256=sha256,
-            )
-        except (KeyError, TypeError) as error:
-            raise PlatformError(f"analytic platform: {error}; write it anew") from None
+        """The platform as plain data, without its hash: the fields of its file, all spelled out."""
+        return asdict(self)
 
 
 def _layer_prediction(priced: NetworkLayer) -> LayerPrediction:
@@ -144,7 +126,12 @@ def _layer_prediction(priced: NetworkLayer) -> LayerPrediction:
         flags = (UNCOVERED,)
     elif priced.how == "unmapped":
         flags = (FALLBACK,)
-    energy_mj, runtime_ms = priced.energy.millijoules, priced.runtime_s * 1e3
-    # Moving data takes energy but, in this model, no time of its own: such a layer has no power.
-    power_w = energy_mj / runtime_ms if runtime_ms else None
-    return LayerPrediction(priced.layer, runtime_ms, power_w, energy_mj, priced.how, flags)
+    return LayerPrediction(
+        priced.layer,
+        runtime_ms=None,
+        power_w=None,
+        energy_mj=priced.energy.millijoules,
+        estimator=priced.how,
+        flags=flags,
+        energy_parts_mj=priced.energy.parts_mj,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from pytest_neuralpower.prediction import EXTRAPOLATED, FALLBACK, UNCOVERED, UNTRUSTED
@@ -22,7 +23,7 @@ _LEAST_PATH_WIDTH = 20
 #: Flag of a layer -> (its letter in a table, what it means).
 _FLAG_NOTES = {
     UNCOVERED: ("U", "has no formula: priced by its bytes"),
-    FALLBACK: ("F", "was never measured on this platform: priced by its bytes"),
+    FALLBACK: ("F", "has no estimator on this platform: priced by operations and bytes"),
     EXTRAPOLATED: ("E", "lies outside the calibrated sizes: extrapolated"),
 }
 
@@ -41,27 +42,32 @@ def _path_text(layer: Layer, width: int) -> str:
 
 def layer_table(layers: Iterable[LayerPrediction], whole: Prediction, *, indent: int = 0) -> str:
     """Aligned table of some layers of ``whole``, with each layer's share of the total."""
-    energy, runtime = whole.energy_mj, whole.runtime_ms
-    rows = []
-    for item in layers:
-        if energy is not None and item.energy_mj is not None:
-            cost, share = show("energy", item.energy_mj), item.energy_mj / energy
-        else:
-            cost, share = "-", item.runtime_ms / runtime
-        letters = "".join(_FLAG_NOTES[flag][0] for flag in item.flags)
-        rows.append(
-            (
-                show_percent(share),
-                cost,
-                show("runtime", item.runtime_ms),
-                item.layer.op,
-                shape_text(item.layer.outputs),
-                letters,
-                item.layer,
-            )
+    total = whole.cost
+    rows = [
+        (
+            show_percent(item.cost / total if total else 0.0),
+            _known("energy", item.energy_mj),
+            _known("runtime", item.runtime_ms),
+            item.layer.op,
+            shape_text(item.layer.outputs),
+            "".join(_FLAG_NOTES[flag][0] for flag in item.flags),
+            item.layer,
         )
+        for item in layers
+    ]
     headers = ("share", "energy", "runtime", "operation", "output", "", "layer")
-    return _table(rows, headers, "rrrllll", indent)
+    # What the platform does not know has no column, rather than one of blanks or zeros.
+    known = [True, whole.energy_mj is not None, whole.runtime_ms is not None, *[True] * 4]
+    return _table(
+        [tuple(compress(row, known)) for row in rows],
+        tuple(compress(headers, known)),
+        "".join(compress("rrrllll", known)),
+        indent,
+    )
+
+
+def _known(quantity: Quantity, value: float | None) -> str:
+    return "" if value is None else show(quantity, value)
 
 
 def _table(rows: Sequence[tuple[Any, ...]], headers: Sequence[str], align: str, indent: int) -> str:
@@ -132,14 +138,30 @@ def caveats(prediction: Prediction) -> list[str]:
 
 
 def totals_text(prediction: Prediction) -> str:
-    """Energy, runtime and power of one call in one line."""
-    parts = []
-    if prediction.energy_mj is not None:
-        parts.append(show("energy", prediction.energy_mj))
-    parts.append(show("runtime", prediction.runtime_ms))
-    if prediction.power_w is not None:
-        parts.append(show("power", prediction.power_w))
-    return ", ".join(parts)
+    """What is known of energy, runtime and power of one call, in one line."""
+    values: tuple[tuple[Quantity, float | None], ...] = (
+        ("energy", prediction.energy_mj),
+        ("runtime", prediction.runtime_ms),
+        ("power", prediction.power_w),
+    )
+    return ", ".join(show(quantity, value) for quantity, value in values if value is not None)
+
+
+def basis_text(prediction: Prediction) -> str:
+    """What the figures are of; ``runtime alone`` where energy is not known."""
+    return "runtime alone" if prediction.energy_mj is None else prediction.energy_basis
+
+
+def _parts_text(prediction: Prediction) -> list[str]:
+    """One line with the share of each data type, where the platform tells them apart."""
+    parts = prediction.energy_parts_mj
+    if not parts:
+        return []
+    total = sum(parts.values())
+    shares = (
+        f"{name.replace('_', ' ')} {show_percent(each / total)}" for name, each in parts.items()
+    )
+    return [", ".join(shares)]
 
 
 def call_text(prediction: Prediction) -> str:
@@ -154,7 +176,8 @@ def prediction_text(prediction: Prediction, top: int) -> str:
     order = "dearest first" if top else "in order of execution"
     lines = [
         f"{prediction.model} on {prediction.platform}: {totals_text(prediction)}",
-        f"predicted gross device energy (idle included) of {call_text(prediction)}",
+        f"predicted for {call_text(prediction)} ({basis_text(prediction)})",
+        *_parts_text(prediction),
         f"{len(shown)} of {len(prediction.layers)} layers, {order}",
         *_interval_lines(prediction),
         "",
@@ -203,12 +226,9 @@ def failure_text(
             end = "lower" if verdict.judge == "certain" else "upper"
             lines.append(f"  judged by  its {end} end (np_judge={verdict.judge})")
     shown = prediction.dearest(top) if top else prediction.layers
-    basis = "gross device energy, idle included"
-    if prediction.energy_mj is None:
-        basis = "runtime"
     lines += [
         f"  {call_text(prediction)}: {totals_text(prediction)}",
-        f"  ({basis})",
+        f"  ({basis_text(prediction)})",
         "",
         f"  the {len(shown)} dearest of {len(prediction.layers)} layers:"
         if top and len(shown) < len(prediction.layers)

@@ -56,7 +56,9 @@ class TestRoundTrip:
         assert loaded.sha256 == load_platform(str(saved)).sha256 != platform.sha256
 
     def test_of_a_shipped_platform_gives_the_same_bytes(self, tmp_path: Path) -> None:
-        for name in list_platforms():
+        fitted = [name for name in list_platforms() if not name.startswith("eyeriss")]
+        assert fitted
+        for name in fitted:
             load_platform(name).save(tmp_path / "again.json")
             assert (tmp_path / "again.json").read_bytes() == (SHIPPED / f"{name}.json").read_bytes()
 
