@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from pytest_neuralpower.calibrate.energy_scores import energy_scores
 from pytest_neuralpower.calibrate.fit import Fitted, fit_recipe
 from pytest_neuralpower.calibrate.recipe import read_recipe
 from pytest_neuralpower.errors import ProfileError
@@ -14,7 +15,7 @@ from pytest_neuralpower.errors import ProfileError
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer
 
-__all__ = ["Point", "find_calibration", "measure", "points"]
+__all__ = ["Point", "accuracy_shown", "find_calibration", "measure", "points"]
 
 #: Where calibration folders are, in a checkout.
 CALIBRATION: Final = Path("calibration")
@@ -64,6 +65,7 @@ def measure(
     data_root: Path | None = None,
     profile: Path | None = None,
     networks: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Fitted:
     """Refit a platform with held-out groups.
 
@@ -77,6 +79,8 @@ def measure(
         Measured rows to fit and judge instead of the recipe's.
     networks
         Python file of whole measured networks to judge by instead of the recipe's.
+    progress
+        Told what is fitted next, in a few words.
 
     Raises
     ------
@@ -89,7 +93,14 @@ def measure(
         recipe = replace(recipe, sources=(source,))
     if networks is not None:
         recipe = replace(recipe, networks=str(networks.resolve()))
-    return fit_recipe(recipe, data_root=data_root)
+    return fit_recipe(recipe, data_root=data_root, progress=progress)
+
+
+def accuracy_shown(fitted: Fitted) -> dict[str, Any]:
+    """The platform's accuracy, and what its file does not hold: every candidate's and baseline's
+    error of ``energy`` by family, where rows have power."""
+    energy = energy_scores(fitted.families, fitted.platform.hardware)
+    return {**fitted.platform.accuracy, **({"energy": energy} if energy else {})}
 
 
 def points(fitted: Fitted) -> Iterator[Point]:

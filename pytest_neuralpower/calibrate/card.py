@@ -173,7 +173,16 @@ def _source(source: Mapping[str, Any]) -> str:
     facts = [f"**{source.get('title', 'measured rows')}**"]
     facts += [str(source[key]) for key in ("url", "commit", "license") if key in source]
     note = f" {_sentence(source['note'])}." if "note" in source else ""
-    return f"- {', '.join(facts)}.{note}"
+    return f"- {', '.join(facts)}.{note}{_left_out(source)}"
+
+
+def _left_out(source: Mapping[str, Any]) -> str:
+    """How many rows were used, and why the others were not; empty where all were."""
+    reasons = source.get("left_out")
+    if not reasons:
+        return ""
+    each = "; ".join(f"{number:,} ({reason})" for reason, number in reasons.items())
+    return f" {source['rows']:,} rows used; left out: {each}."
 
 
 def _sentence(text: str) -> str:

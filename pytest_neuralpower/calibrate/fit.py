@@ -45,6 +45,10 @@ _COMPUTING: Final = ("conv", "linear", "matmul")
 _SOURCE_FACTS: Final = ("title", "url", "license", "commit", "note", "rows", "left_out")
 
 
+def _silent(_: str) -> None:
+    """Nobody asked for progress."""
+
+
 def fit_directory(
     directory: Path, *, data_root: Path | None = None, candidates: Collection[str] = ()
 ) -> Platform:
@@ -61,7 +65,11 @@ class Fitted:
 
 
 def fit_recipe(
-    recipe: Recipe, *, data_root: Path | None = None, candidates: Collection[str] = ()
+    recipe: Recipe,
+    *,
+    data_root: Path | None = None,
+    candidates: Collection[str] = (),
+    progress: Callable[[str], None] = _silent,
 ) -> Fitted:
     """Fit the platform that a recipe describes.
 
@@ -73,6 +81,8 @@ def fit_recipe(
         Folder of the public tables, where the recipe reads any.
     candidates
         Estimators that compete, by name; empty for all.
+    progress
+        Told what is fitted next, in a few words.
 
     Raises
     ------
@@ -90,6 +100,7 @@ def fit_recipe(
         candidates=candidates,
         fit_other=lambda other: fit_directory(other, data_root=data_root, candidates=candidates),
         rows_of=lambda other: read_rows(read_recipe(other), data_root)[0],
+        progress=progress,
     )
     return _with_trials(fitted, recipe)
 
@@ -179,6 +190,7 @@ def fit_rows(
     candidates: Collection[str] = (),
     fit_other: Callable[[Path], Platform] = fit_directory,
     rows_of: Callable[[Path], Sequence[Row]] = lambda other: read_rows(read_recipe(other), None)[0],
+    progress: Callable[[str], None] = _silent,
 ) -> Fitted:
     """Fit every family that the rows have, choosing each estimator by held-out shapes.
 
@@ -220,9 +232,11 @@ def fit_rows(
         try:
             split = judge_split(members, values, runtime, makers)
             groups = [row.shape_group for row in members]
+            progress(f"runtime of {len(members):,} {name} rows")
             chosen = select(makers, values, runtime, groups, lines=lines)
             overhead = judge_overhead(members, values, chosen, makers.get("physical"))
             estimators = {"runtime": chosen.estimator}
+            progress(f"power of {len(members):,} {name} rows")
             power = fit_layer_power(
                 name, members, values, chosen, design=design, hardware=recipe.hardware
             )

@@ -36,19 +36,26 @@ def run(
 ) -> None:
     """Refit PLATFORM with held-out groups, and print how wrong it is beside baselines."""
     from pytest_neuralpower.calibrate.accuracy import (  # noqa: PLC0415 - imports numpy
+        accuracy_shown,
         find_calibration,
         measure,
         points,
     )
+    from pytest_neuralpower.cli.progress import spinner  # noqa: PLC0415 - imports rich
     from pytest_neuralpower.reports.accuracy import accuracy_text  # noqa: PLC0415
 
-    fitted = measure(find_calibration(platform), data_root=data, profile=profile, networks=networks)
+    folder = find_calibration(platform)
+    with spinner(f"refitting {folder.name}") as progress:
+        fitted = measure(
+            folder, data_root=data, profile=profile, networks=networks, progress=progress
+        )
+    found = accuracy_shown(fitted)
     name = fitted.platform.name
     if html is not None:
         from pytest_neuralpower.reports.charts import accuracy_figure, write_page  # noqa: PLC0415
 
         write_page(accuracy_figure(list(points(fitted)), platform=name), html)
     if as_json:
-        print_json(dict(fitted.platform.accuracy))
+        print_json(found)
     else:
-        typer.echo(accuracy_text(name, fitted.platform.accuracy))
+        typer.echo(accuracy_text(name, found))

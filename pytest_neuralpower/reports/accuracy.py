@@ -7,6 +7,8 @@ from typing import Any, Final
 
 from tabulate import tabulate
 
+from pytest_neuralpower.reports.held_out import held_out_sections, score_table
+
 #: Name of a score in a platform file -> its heading.
 _SCORES: Final = {
     "mape": "MAPE",
@@ -29,24 +31,36 @@ _LAYERS: Final = {
 
 def accuracy_text(name: str, accuracy: Mapping[str, Any]) -> str:
     """Every table of one platform's accuracy, for the terminal."""
-    sections = [f"{name}: layers held out by shape, error relative to the measured value"]
-    sections.append(layers_table(accuracy))
-    split = split_table(accuracy)
-    if split:
-        sections += ["Rows set apart to judge, by estimators that saw none of them", split]
-    overhead = overhead_table(accuracy)
-    if overhead:
-        sections += ["Rows whose latency holds an overhead of their place in the table", overhead]
+    sections = [
+        f"{name}: layers held out by shape, error relative to the measured value; * is shipped",
+        *held_out_sections(accuracy),
+    ]
     intervals = intervals_table(accuracy)
     if intervals:
         sections += [f"Intervals made to hold {_aim(accuracy)} of what was held out", intervals]
     networks = networks_table(accuracy)
     if networks:
-        sections += ["Whole networks", networks, networks_line(accuracy)]
+        scores = [
+            (key, accuracy["networks"][key])
+            for key in ("runtime", "energy")
+            if key in accuracy["networks"]
+        ]
+        sections += ["Whole networks, none fitted", networks, score_table(scores, "networks")]
     power = power_table(accuracy)
     if power:
-        sections += ["Power of whole networks", power]
+        sections += [f"Power of whole networks{_carried_over(accuracy['power'])}", power]
     return "\n\n".join(sections)
+
+
+def _carried_over(power: Mapping[str, Any]) -> str:
+    """Of power that was not learnt on this device: from which it was, and what it errs by where."""
+    if "transferred" not in power:
+        return ""
+    error = percent(power["transferred"]["rmspe"])
+    return (
+        f": carried over from {power['transferred_from']}, judged on\n{power['judged_on']} "
+        f"(RMSPE {error}), as nobody measured it here"
+    )
 
 
 def layers_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:

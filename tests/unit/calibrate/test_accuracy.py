@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from pytest_neuralpower import cli
-from pytest_neuralpower.calibrate.accuracy import find_calibration, measure, points
+from pytest_neuralpower import cli, load_platform
+from pytest_neuralpower.calibrate.accuracy import (
+    accuracy_shown,
+    find_calibration,
+    measure,
+    points,
+)
 from pytest_neuralpower.calibrate.rows import linear_layer
 from pytest_neuralpower.errors import FitError, ProfileError
+from pytest_neuralpower.platform import list_platforms, load_fitted
 from pytest_neuralpower.reports.accuracy import accuracy_text
 
 if TYPE_CHECKING:
@@ -150,15 +156,31 @@ class TestFinding:
 class TestText:
     def test_has_the_figures_that_were_asked_for(self, fitted: Fitted) -> None:
         text = accuracy_text("toy", fitted.platform.accuracy)
-        head = next(line for line in text.splitlines() if line.startswith("family"))
-        assert re.split(r"\s{2,}", head) == [
-            "family", "estimator", "chosen", "rows", "shapes", "MAPE", "median", "RMSPE", "bias",
-            "within 5%", "10%", "20%",
+        head = next(line for line in text.splitlines() if "MAPE" in line)
+        assert re.split(r"\s{2,}", head.strip()) == [
+            "MAPE", "median", "RMSPE", "bias", "in sum", "within 5%", "10%", "20%",
         ]  # fmt: skip
+        assert "\nlinear: 40 rows of 40 shapes\n" in text
         for estimator in ("physical", "neuralpower", "flops-only", "roofline"):
-            assert re.search(rf"^linear +{estimator} .*%$", text, re.MULTILINE)
+            assert re.search(rf"^  {estimator}( \*)? .*%$", text, re.MULTILINE)
+        assert len(re.findall(r"^  \S+ \* ", text, re.MULTILINE)) == 1
         assert re.search(r"^runtime +linear +1\.\d\d +[\d.]+% +[\d.]+%$", text, re.MULTILINE)
         assert "Whole networks" not in text
+
+    @pytest.mark.parametrize("name", list_platforms())
+    def test_fits_a_terminal_of_100_columns(self, name: str) -> None:
+        accuracy = getattr(load_platform(name), "accuracy", {})
+        if "runtime" in accuracy:
+            assert max(map(len, accuracy_text(name, accuracy).splitlines())) <= 100
+
+    def test_says_of_networks_how_far_off_they_are_and_how_many_are_near(self) -> None:
+        text = accuracy_text("titanx-tf", load_fitted("titanx-tf").accuracy)
+        assert re.search(r"^runtime( +[+-]?[\d.]+%){8}$", text, re.MULTILINE)
+        assert re.search(r"^energy( +[+-]?[\d.]+%){8}$", text, re.MULTILINE)
+
+    def test_says_whose_power_it_is(self) -> None:
+        text = accuracy_text("gtx1080ti", load_fitted("gtx1080ti").accuracy)
+        assert re.search(r"carried over from h200, judged on\s+titanx-tf \(RMSPE [\d.]+%\)", text)
 
     def test_draws_predicted_against_measured_in_one_file(
         self, fitted: Fitted, tmp_path: Path
@@ -181,6 +203,32 @@ class TestText:
         text = accuracy_text(
             "toy", {**accuracy, "not_shipped": {"pool": {**linear, "split": split}}}
         )
-        assert re.search(r"^runtime, not shipped +pool +physical", text, re.MULTILINE)
-        assert re.search(r"^pool +physical +yes +30 +10 +[\d.]+%", text, re.MULTILINE)
-        assert re.search(r"^pool +tree +30 +10 +refused", text, re.MULTILINE)
+        assert "Runtime of families that do not ship" in text
+        assert "\npool: fitted to 30 rows, judged on 10\n" in text
+        assert re.search(r"^  physical \* +[\d.]+%", text, re.MULTILINE)
+        assert "\n  tree: refused, too few\n" in text
+
+
+class TestEnergy:
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def measured(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+        """Rows that draw 30 W and a little more the more they compute."""
+        path = tmp_path_factory.mktemp("energy")
+        (path / "recipe.yaml").write_text(RECIPE)
+        write_rows(path / "profile.csv", 0.5)
+        head, names, *rows = (path / "profile.csv").read_text().splitlines()
+        powered = [f"{row},{30 + number % 3}" for number, row in enumerate(rows)]
+        (path / "profile.csv").write_text("\n".join([head, f"{names},power_w", *powered]))
+        return measure(path)
+
+    def test_is_judged_beside_the_paper_and_both_baselines(self, measured: Fitted) -> None:
+        found = accuracy_shown(measured)["energy"]["linear"]
+        assert found["chosen"] in found["held_out"]
+        assert "neuralpower" in found["held_out"]
+        assert set(found["baselines"]) == {"flops-only", "roofline"}
+        assert found["held_out"][found["chosen"]]["mape"] < 12
+        assert "\nEnergy\n" in accuracy_text("toy", accuracy_shown(measured))
+
+    def test_of_rows_without_power_is_not_there(self, fitted: Fitted) -> None:
+        assert "energy" not in accuracy_shown(fitted)
