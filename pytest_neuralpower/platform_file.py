@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, Final
 
 from pytest_neuralpower.errors import PlatformError
 from pytest_neuralpower.estimators import from_json
 from pytest_neuralpower.estimators.terms import is_term
+from pytest_neuralpower.files import write_atomically
 from pytest_neuralpower.intervals import Intervals
 from pytest_neuralpower.ranges import is_range
 
@@ -123,16 +122,7 @@ def write(path: Path, content: dict[str, Any]) -> tuple[dict[str, Any], str]:
     sha256 = content_hash(data)
     text = json.dumps({**data, "sha256": sha256}, indent=1, ensure_ascii=False) + "\n"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(name).chmod(0o644)  # mkstemp's file is private
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_atomically(path, text)
     except OSError as error:
         raise _error(path, f"it cannot be written ({error})", "check the folder") from None
     return checked, sha256

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from pytest_neuralpower import __version__
-from pytest_neuralpower.cli import accuracy, epr, explain, fit, platforms, predict, trace
+from pytest_neuralpower.cli import accuracy, epr, explain, eyeriss, fit, platforms, predict, trace
 from pytest_neuralpower.errors import NeuralPowerError
 
 #: In the order of ``--help``.
@@ -22,6 +22,7 @@ COMMANDS = (
     predict,
     platforms,
     explain,
+    eyeriss,
     epr,
     fit,
     accuracy,

@@ -25,7 +25,6 @@ from pytest_neuralpower.eyeriss.network import NetworkEnergy, NetworkLayer, netw
 from pytest_neuralpower.eyeriss.shapes import ConvShape, Zeros
 from pytest_neuralpower.eyeriss.table import (
     TableRow,
-    format_results,
     format_table,
     parse_table,
     read_table,
@@ -52,7 +51,6 @@ __all__ = [
     "TypeCosts",
     "Work",
     "Zeros",
-    "format_results",
     "format_table",
     "from_layer",
     "layer_energy",

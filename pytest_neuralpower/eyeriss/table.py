@@ -15,7 +15,7 @@ channels than its input map makes a grouped convolution. Blank lines and ``#`` c
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -30,13 +30,13 @@ from pytest_neuralpower.eyeriss.hardware import (
     Hardware,
 )
 from pytest_neuralpower.eyeriss.shapes import ConvShape, Zeros
+from pytest_neuralpower.files import write_atomically
 
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer
 
 __all__ = [
     "TableRow",
-    "format_results",
     "format_table",
     "parse_table",
     "read_table",
@@ -61,13 +61,17 @@ COLUMNS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """One line: a layer's number, shape, batch, bit widths and zero counts."""
+    """One line: a layer's number, shape, batch, bit widths and zero counts.
+
+    ``path`` is the module of a traced layer; the file has no column for it.
+    """
 
     index: int
     shape: ConvShape
     batch: int = 1
     bits: Bits = DENSE
     zeros: Zeros = NO_ZEROS
+    path: str = field(default="", compare=False)
 
 
 def read_table(path: Path | str) -> tuple[TableRow, ...]:
@@ -107,13 +111,13 @@ def _row(fields: list[str]) -> TableRow:
     if len(fields) != len(COLUMNS):
         raise EyerissError(f"{len(fields)} columns instead of {len(COLUMNS)}")
     values = []
-    for column, field in zip(COLUMNS, fields, strict=True):
+    for column, text in zip(COLUMNS, fields, strict=True):
         try:
-            value = float(field)
+            value = float(text)
         except ValueError:
             value = float("nan")
         if not (value >= 0 and value.is_integer()):
-            raise EyerissError(f"{column} is {field!r}: give a whole number from 0")
+            raise EyerissError(f"{column} is {text!r}: give a whole number from 0")
         values.append(int(value))
     index, rest = values[0], values[1:]
     source, kernel, output, tail = rest[:6], rest[6:12], rest[12:18], rest[18:]
@@ -186,16 +190,19 @@ def format_table(rows: Iterable[TableRow]) -> str:
 
 
 def write_table(path: Path | str, rows: Iterable[TableRow]) -> None:
-    """Write rows to a file."""
-    Path(path).write_text(format_table(rows), encoding="utf-8")
+    """Write rows to a file, all of them or nothing; raises :class:`EyerissError`."""
+    try:
+        write_atomically(Path(path), format_table(rows))
+    except OSError as error:
+        raise EyerissError(f"cannot write {path}: {error.strerror}") from None
 
 
 def rows_from_layers(layers: Iterable[Layer], *, bits: Bits = DENSE) -> tuple[TableRow, ...]:
     """Rows of the layers that multiply and accumulate, numbered from 1; others have no row."""
-    found = [work for layer in layers for work in works(layer)]
+    found = [(work, layer.path) for layer in layers for work in works(layer)]
     return tuple(
-        TableRow(index, work.shape, work.batch, bits, Zeros(work.input_zeros))
-        for index, work in enumerate(found, start=1)
+        TableRow(index, work.shape, work.batch, bits, Zeros(work.input_zeros), path)
+        for index, (work, path) in enumerate(found, start=1)
     )
 
 
@@ -210,14 +217,3 @@ def table_energy(
         )
         for row in rows
     )  # fmt: skip
-
-
-def format_results(rows: Iterable[TableRow], energies: Iterable[LayerEnergy]) -> str:
-    """Comma-separated energies (MAC units, whole batch) by data type, a line a layer."""
-    lines = ["index,input_map,output_map,weight,computation,total\n"]
-    for row, energy in zip(rows, energies, strict=True):
-        values = (
-            energy.input_map, energy.output_map, energy.weight, energy.computation, energy.total
-        )  # fmt: skip
-        lines.append(f"{row.index}," + ",".join(f"{value:.6g}" for value in values) + "\n")
-    return "".join(lines)

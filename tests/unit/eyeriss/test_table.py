@@ -14,7 +14,6 @@ from pytest_neuralpower.eyeriss import (
     EyerissError,
     TableRow,
     Zeros,
-    format_results,
     format_table,
     layer_energy,
     parse_table,
@@ -144,7 +143,7 @@ def test_dilation_has_no_column():
         format_table([dilated])
 
 
-def test_traced_layers_become_rows_and_a_result_table():
+def test_traced_layers_become_rows_that_can_be_priced():
     conv = Layer(
         "conv", "conv2d", "", (TensorSpec((2, 3, 8, 8), "float32"),),
         (TensorSpec((4, 3, 3, 3), "float32"),), (TensorSpec((2, 4, 6, 6), "float32"),), "float32",
@@ -156,11 +155,6 @@ def test_traced_layers_become_rows_and_a_result_table():
     assert parse_table(format_table(table)) == table
     energies = table_energy(table)
     assert energies[0] == layer_energy(table[0].shape, batch=2)
-    header, first, _ = format_results(table, energies).splitlines()
-    assert header == "index,input_map,output_map,weight,computation,total"
-    numbers = [float(field) for field in first.split(",")]
-    assert numbers[0] == 1
-    assert numbers[5] == pytest.approx(sum(numbers[1:5]), rel=1e-4)
 
 
 def test_shipped_example_is_alexnet():
