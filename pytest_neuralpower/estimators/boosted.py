@@ -166,7 +166,10 @@ class Boosted(Estimator):
         base = self.base_.predict(columns)
         if not len(self.trees_):
             return base
-        return np.asarray(base * np.exp(self.fade(columns) * self._sum(columns)))
+        found = base * np.exp(self.fade(columns) * self._sum(columns))
+        # The board's limit holds for the residual too, where the base is of power and knows one.
+        limit = getattr(self.base_, "limit_w", None)
+        return np.asarray(found if limit is None else np.minimum(found, limit))
 
     def to_json(self) -> dict[str, Any]:
         return {

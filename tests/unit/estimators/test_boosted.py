@@ -11,7 +11,7 @@ import pytest
 
 from pytest_neuralpower.calibrate.rows import linear_layer
 from pytest_neuralpower.errors import FitError
-from pytest_neuralpower.estimators import Boosted, Physical, Tree
+from pytest_neuralpower.estimators import Boosted, Physical, Shares, Tree
 from pytest_neuralpower.estimators.boosted_trees import UNIT, BoostedTrees, no_trees
 from pytest_neuralpower.estimators.boosting import Boosting
 from pytest_neuralpower.estimators.inputs import evaluate_input
@@ -90,6 +90,21 @@ def test_a_row_is_predicted_alike_alone_and_among_others(boosted: Boosted) -> No
     for row in (0, 127, 128, 299):
         alone = boosted.predict({name: each[row : row + 1] for name, each in values.items()})
         assert alone[0] == together[row]
+
+
+def test_power_stays_within_the_board_s_limit() -> None:
+    values = some_columns()
+    values = {**values, "runtime_ms": law(values)}
+    share = values["flops"] / values["runtime_ms"] / 1e9
+    power = (20 + 600 * share) * np.where(values["n"] % 2 == 0, 1.0, 1.5)
+    free, capped = (
+        Boosted(
+            Shares(peak_gflops=1000.0, bandwidth_gbs=100.0, limit_w=limit), INPUTS, ("m", "n", "k")
+        ).fit(values, power)
+        for limit in (None, 80.0)
+    )
+    assert free.predict(values).max() > 85
+    assert capped.predict(values).max() == 80.0
 
 
 def test_the_trees_answer_as_scikit_learn_s_do() -> None:
