@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.layers import Layer, TensorSpec
+    from pytest_neuralpower.layers import CostTerms, Layer, TensorSpec
     from pytest_neuralpower.prediction import LayerPrediction
 
 __all__ = ["Batches", "Cause", "find_causes"]
@@ -58,7 +58,10 @@ class Cause(NamedTuple):
 
 
 def find_causes(
-    base: LayerPrediction | None, head: LayerPrediction | None, batches: Batches
+    base: LayerPrediction | None,
+    head: LayerPrediction | None,
+    batches: Batches,
+    known: dict[object, tuple[Cause, ...]],
 ) -> tuple[Cause, ...]:
     """Reasons for the difference between two paired layers, the main one first; none if equal.
 
@@ -66,20 +69,31 @@ def find_causes(
     ----------
     base, head
         Both predicted on one calibration; None where there is no such layer.
+    known
+        What was found for equal configurations of these two models before; added to.
     """
     if base is None or head is None:
         return (Cause(NEW if base is None else VANISHED, share=1.0),)
     before, after = base.layer, head.layer
     if before == after:
         return ()
-    found = []
-    if before.configuration != after.configuration:
-        found = _configuration_causes(base, head, batches)
+    found: tuple[Cause, ...] = ()
+    ours, theirs = before.configuration, after.configuration
+    if ours != theirs:
+        key = ours, theirs
+        if key not in known:
+            known[key] = _with_shares(_configuration_causes(base, head, batches))
+        found = known[key]
     if before.path != after.path:
-        found.append(Cause(RENAMED, f"{before.path or '(root)'} -> {after.path or '(root)'}"))
-    main, *rest = found
-    spent = sum(each.share for each in rest)
-    return (main._replace(share=1.0 - spent), *rest)
+        renamed = f"{before.path or '(root)'} -> {after.path or '(root)'}"
+        return (*found, Cause(RENAMED, renamed, 0.0 if found else 1.0))
+    return found
+
+
+def _with_shares(causes: list[Cause]) -> tuple[Cause, ...]:
+    """What the others do not explain is the main cause's."""
+    main, *rest = causes
+    return (main._replace(share=1.0 - sum(each.share for each in rest)), *rest)
 
 
 def _configuration_causes(
@@ -96,14 +110,12 @@ def _configuration_causes(
     if dtypes[0] != dtypes[1]:
         found.append(Cause(DTYPE, f"{'/'.join(dtypes[0])} -> {'/'.join(dtypes[1])}"))
     factor = batches.head / batches.base if scaled else 1.0
-    work = [] if dtypes[0] != dtypes[1] else _work_causes(before, after, factor)
-    if dtypes[0] != dtypes[1] and before.cost.flops * factor != after.cost.flops:
-        work = _operations_cause(before, after, factor)
-    found += work
+    costs = before.cost, after.cost
+    found += _work_causes(base, head, costs, factor, bytes_too=dtypes[0] == dtypes[1])
     if not found:
         found.append(Cause(CONFIGURATION, _what_changed(before, after)))
     if before.op == after.op and dtypes[0] == dtypes[1]:
-        found += _regime_cause(base, head)
+        found += _regime_cause(base, head, costs)
     return found
 
 
@@ -129,31 +141,35 @@ def _dtypes(layer: Layer) -> tuple[str, ...]:
     return tuple(dict.fromkeys([layer.dtype, *(each.dtype for each in tensors)]))
 
 
-def _work_causes(before: Layer, after: Layer, factor: float) -> list[Cause]:
+def _work_causes(
+    base: LayerPrediction,
+    head: LayerPrediction,
+    costs: tuple[CostTerms, CostTerms],
+    factor: float,
+    *,
+    bytes_too: bool,
+) -> list[Cause]:
     """More or fewer operations and bytes, what matters more for the kind first.
 
-    ``factor`` is what the batch explains: the rest is per sample.
+    ``factor`` is what the batch explains: the rest is per sample. Bytes say nothing new where the
+    dtype has changed.
     """
-    operations = _operations_cause(before, after, factor)
-    weight = before.cost.bytes_weight
-    expected = (before.cost.bytes_moved - weight) * factor + weight
-    names = MORE_BYTES, FEWER_BYTES
-    size = _growth_cause(expected, after.cost.bytes_moved, names, before, after)
-    return operations + size if after.kind in _COMPUTING else size + operations
-
-
-def _operations_cause(before: Layer, after: Layer, factor: float) -> list[Cause]:
-    names = MORE_OPERATIONS, FEWER_OPERATIONS
-    return _growth_cause(before.cost.flops * factor, after.cost.flops, names, before, after)
-
-
-def _growth_cause(
-    expected: float, found: float, names: tuple[str, str], before: Layer, after: Layer
-) -> list[Cause]:
-    if found == expected:
-        return []
-    change = f"{found / expected - 1:+.1%}" if expected else f"from 0 to {found:,}"
-    return [Cause(names[found < expected], f"{change} ({_what_changed(before, after)})")]
+    before, after = costs
+    found = [(before.flops * factor, after.flops, MORE_OPERATIONS, FEWER_OPERATIONS)]
+    if bytes_too:
+        expected = (before.bytes_in + before.bytes_out) * factor + before.bytes_weight
+        found.append((expected, after.bytes_moved, MORE_BYTES, FEWER_BYTES))
+    if head.layer.kind not in _COMPUTING:
+        found.reverse()
+    changed = [each for each in found if each[0] != each[1]]
+    what = _what_changed(base.layer, head.layer) if changed else ""
+    return [
+        Cause(
+            more if now > expected else fewer,
+            f"{f'{now / expected - 1:+.1%}' if expected else f'from 0 to {now:,}'} ({what})",
+        )
+        for expected, now, more, fewer in changed
+    ]
 
 
 def _what_changed(before: Layer, after: Layer) -> str:
@@ -178,14 +194,16 @@ def _sizes(tensor: TensorSpec) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 
-def _regime_cause(base: LayerPrediction, head: LayerPrediction) -> list[Cause]:
+def _regime_cause(
+    base: LayerPrediction, head: LayerPrediction, costs: tuple[CostTerms, CostTerms]
+) -> list[Cause]:
     one, other = (
         each.energy_mj if each.runtime_ms is None else each.runtime_ms for each in (base, head)
     )
     if not one or not other:
         return []
     ratios = [1.0]
-    for ours, theirs in zip(base.layer.cost, head.layer.cost, strict=True):
+    for ours, theirs in zip(*costs, strict=True):
         if ours:
             ratios.append(theirs / ours)
         elif theirs:  # something that it did not do at all before: no bound above

@@ -165,11 +165,12 @@ def compare_predictions(
 
 def _changes(base: Prediction, head: Prediction) -> Iterator[LayerChange]:
     batches = Batches(base.batch, head.batch)
+    known: dict[object, tuple[Cause, ...]] = {}
     layers = [each.layer for each in base.layers], [each.layer for each in head.layers]
     for one, other in match_layers(*layers, batches=batches):
         before = None if one is None else base.layers[one]
         after = None if other is None else head.layers[other]
-        causes = find_causes(before, after, batches)
+        causes = find_causes(before, after, batches, known)
         if causes:
             yield LayerChange(one, other, before, after, causes)
 
@@ -193,6 +194,8 @@ def judge(comparison: Comparison, tolerance: Tolerance) -> tuple[Breach, ...]:
     for quantity in comparison.quantities():
         before, after = comparison.values(quantity)
         wholes += _breach(tolerance, quantity, (before, after), samples, None)
+        if tolerance.allowed(quantity, before, layer=True) is None:
+            continue
         for change in comparison.changes:
             if change.base is not None and change.head is not None:
                 layers += _breach(tolerance, quantity, change.values(quantity), samples, change)
