@@ -24,7 +24,9 @@ coverage: $(VENV)/.test
 	$(BIN)/coverage report
 
 DATA ?= ../shared/data
-PLATFORMS := $(patsubst calibration/%/recipe.yaml,%,$(wildcard calibration/*/recipe.yaml))
+RECIPES := $(patsubst calibration/%/recipe.yaml,%,$(wildcard calibration/*/recipe.yaml))
+SHIPPED := $(patsubst pytest_neuralpower/platforms/%.json,%,$(wildcard pytest_neuralpower/platforms/*.json))
+PLATFORMS := $(filter $(SHIPPED),$(RECIPES))
 
 platforms: $(VENV)/.test  ## refit every shipped platform; DATA is the folder of public tables
 	for name in $(PLATFORMS); do \

@@ -54,6 +54,9 @@ _MEANINGS: Final[dict[str, Meaning]] = {
         _GIGA, "FLOPs", "operations padded to waves of the cheapest of several tiles"
     ),
     "winograd_flops": Meaning(_GIGA, "FLOPs", "operations of Winograd's minimal filtering"),
+    "filtered_flops": Meaning(
+        _GIGA, "FLOPs", "operations of Winograd's minimal filtering, half of those it does not suit"
+    ),
     "wave_depth": Meaning(1e-3, "", "waves of tiles x length of the reduction"),
     "tiles": Meaning(1e-3, "", "tiles"),
     "reread": Meaning(_MEGA, "bytes", "both operands as often as the tiles read them"),

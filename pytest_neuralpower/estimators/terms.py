@@ -24,6 +24,10 @@ _PIECE: Final = 4096
 #: loaded less. Chosen by grouped cross-validation on the convolutions of titanx-tf, in steps of
 #: 0.05 (error 11.6% in sum over both sources, 12 to 14% elsewhere on the grid).
 _TILE_COST: Final = {128: 1.0, 64: 1.15, 32: 1.35}
+#: Cost of an operation of other convolutions beside one of minimal filtering, which computes less
+#: but not as fast. Where both were measured (v100, p100, t4) rates fitted to 3x3 convolutions of
+#: stride 1 alone err least on the others with it: by 54, 22 and 30%; with 1 by 105, 47 and 64%.
+_PLAIN_COST: Final = 0.5
 _TILE: Final = re.compile(r"(\w+)\[(\d+)x(\d+)\]")
 _SIZE: Final = re.compile(r"(\w+)\[(\d+)\]")
 
@@ -100,6 +104,8 @@ def evaluate(name: str, columns: Columns, multiprocessors: int) -> FloatArray:
         - ``winograd_flops[2x32]``: GFLOP of a 3x3 convolution of stride 1 as Winograd's minimal
           filtering computes it in output tiles of 2 x 2, channels padded to 32; of others, plain
           GFLOP;
+        - ``filtered_flops[4x32]``: the same, but of others half their GFLOP, which run that much
+          faster: to price them where only the former were measured;
         - ``padded_flops[8x16]``: GFLOP of a convolution with input channels padded to 8 and output
           channels to 16, as libraries that keep blocks of channels side by side compute it;
         - ``wide_bytes[1x1024]``: MB read of rows wider than 1024, which a block of threads reads
@@ -188,13 +194,21 @@ def _chosen_wave_flops(
     return np.asarray(np.minimum.reduce(choices))
 
 
+def _filtered_flops(columns: Columns, size: int, channels: int, _: int) -> FloatArray:
+    return _minimal_filtering(columns, size, channels, others=_PLAIN_COST)
+
+
 def _winograd_flops(columns: Columns, size: int, channels: int, _: int) -> FloatArray:
+    return _minimal_filtering(columns, size, channels, others=1.0)
+
+
+def _minimal_filtering(columns: Columns, size: int, channels: int, *, others: float) -> FloatArray:
     tiles = columns["batch"] * np.ceil(columns["oh"] / size) * np.ceil(columns["ow"] / size)
     padded = np.ceil(columns["n"] / channels) * channels * columns["groups"]
     products = (size + 2) ** 2  # Lavin and Gray, "Fast Algorithms for Convolutional Networks"
     found = 2 * tiles * products * padded * columns["k"] / columns["kernel_area"] * _GIGA
     suits = (columns["kernel_area"] == 9) & (columns["stride"] == 1)
-    return np.asarray(np.where(suits, found, columns["flops"] * _GIGA))
+    return np.asarray(np.where(suits, found, others * columns["flops"] * _GIGA))
 
 
 def _padded_flops(columns: Columns, given: int, made: int, _: int) -> FloatArray:
@@ -235,6 +249,7 @@ _TILED: Final[dict[str, Callable[[Columns, int, int, int], FloatArray]]] = {
     "split_wave_flops": _split_wave_flops,
     "chosen_wave_flops": _chosen_wave_flops,
     "winograd_flops": _winograd_flops,
+    "filtered_flops": _filtered_flops,
     "wave_depth": _wave_depth,
     "tiles": _tile_count,
     "reread": _reread,

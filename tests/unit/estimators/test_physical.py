@@ -142,6 +142,7 @@ class TestTerms:
             ("reread[128x64]", (300 * 2 + 100 * 3) * 5000 * 4 / 1e6),
             # 128 columns: 3 tiles, 1 wave; 64: 6 tiles, 2 waves, no better; 32: 12 tiles, 3 waves.
             ("chosen_wave_flops[128x32]", 2 * 4 * 128 * 128 * 5000 / 1e9),
+            ("filtered_flops[2x32]", 2 * (2 * 4 * 4) * 16 * 128 * (5000 / 9) / 1e9),
             ("winograd_flops[2x32]", 2 * (2 * 4 * 4) * 16 * 128 * (5000 / 9) / 1e9),
             ("bias_pass", 2.0),
             ("bytes_over[3]", 2.0),
@@ -154,6 +155,12 @@ class TestTerms:
     )
     def test_count_what_they_say(self, term: str, value: float) -> None:
         assert evaluate(term, self.values, 4).tolist() == pytest.approx([value])
+
+    def test_other_convolutions_cost_half_an_operation_beside_filtered_ones(self) -> None:
+        strided = {**self.values, "stride": np.array([4.0])}
+        plain = evaluate("winograd_flops[4x32]", strided, 4)
+        assert plain.tolist() == pytest.approx([0.3])
+        assert evaluate("filtered_flops[4x32]", strided, 4) == pytest.approx(plain / 2)
 
     def test_a_pointwise_convolution_needs_no_turning(self) -> None:
         pointwise = {**self.values, "kernel_area": np.ones(1)}
