@@ -264,7 +264,8 @@ _ROW_NAMES: Final = ("rows", "width", *_COST_NAMES)
 
 
 def _row_row(layer: Layer) -> tuple[float, ...]:
-    shape = layer.inputs[0].shape
+    # A weight's own normalisation has no input: what it makes is as large as what it reads.
+    shape = (layer.inputs or layer.outputs)[0].shape
     normalized = layer.param("normalized_shape")
     if normalized is not None:  # layer norm
         width = normalized if isinstance(normalized, int) else math.prod(normalized)

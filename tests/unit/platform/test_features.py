@@ -116,3 +116,11 @@ def test_half_precision_halves_the_traffic() -> None:
     shape = TensorSpec((4, 4), "float16")
     layer = Layer("activation", "relu", "", (shape,), (), (shape,), "float16")
     assert columns("activation", [layer])["bytes_moved"].tolist() == [64.0]
+
+
+def test_a_norm_of_a_weight_has_no_input_and_moves_the_weight() -> None:
+    weight, scale = TensorSpec((64, 8, 5), "float32"), TensorSpec((1, 1, 5), "float32")
+    layer = Layer("norm", "weight_norm", "", (), (weight, scale), (weight,), "float32")
+    assert_columns_equal_cost_terms([layer])
+    found = columns("norm", [layer])
+    assert (found["rows"] * found["width"]).tolist() == [weight.numel]
