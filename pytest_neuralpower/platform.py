@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import IntFlag, auto
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -66,10 +67,24 @@ _INTERVAL_FIELDS: Final[tuple[tuple[Quantity, str], ...]] = (
 
 _FLOATING: Final = ("float", "bfloat", "complex")
 
-#: Flags of a layer by code: bit 0 uncovered, bit 1 fallback, bit 2 extrapolated.
+
+class _Code(IntFlag):
+    """Flags of a layer as a number, so that an array holds those of many."""
+
+    UNCOVERED = auto()
+    FALLBACK = auto()
+    EXTRAPOLATED = auto()
+
+
+_NAMES: Final = {
+    _Code.UNCOVERED: UNCOVERED,
+    _Code.FALLBACK: FALLBACK,
+    _Code.EXTRAPOLATED: EXTRAPOLATED,
+}
+
+#: The flags that each sum of codes stands for.
 _FLAGS: Final = tuple(
-    tuple(name for bit, name in enumerate((UNCOVERED, FALLBACK, EXTRAPOLATED)) if code >> bit & 1)
-    for code in range(8)
+    tuple(name for code, name in _NAMES.items() if code & codes) for codes in range(8)
 )
 
 
@@ -199,11 +214,14 @@ class Platform:
 
     def _predict(self, items: Sequence[Layer], layers: Trace | Iterable[Layer]) -> Prediction:
         runtime, power, codes, used, families = self._predict_columns(items)
+        self._refuse_impossible(items, "runtime", runtime)
+        if power is not None:
+            self._refuse_impossible(items, "power", power)
         foreign = self._foreign_dtypes(items)
         if foreign:
             for index, layer in enumerate(items):
                 if layer.dtype in foreign:
-                    codes[index] |= 4
+                    codes[index] |= _Code.EXTRAPOLATED
         watts: Sequence[float | None]
         energy: Sequence[float | None]
         millijoules = None if power is None else power * runtime
@@ -219,7 +237,7 @@ class Platform:
                 families,
                 runtime,
                 millijoules,
-                outside=codes == 4,
+                outside=codes == _Code.EXTRAPOLATED,
                 foreign=np.array([layer.dtype in foreign for layer in items]),
             )
             values += [_layer_intervals(errors, each) for each in ("runtime", "energy")]
@@ -262,12 +280,13 @@ class Platform:
             model = self.families.get(name) or self.families.get(STAND_INS.get(name, ""))
             if model is None or "runtime" not in model.estimators:
                 estimated = self.fallback.predict(values)
-                label, code = "fallback", np.full(len(where), 1 if name == "uncovered" else 2)
+                flag = _Code.UNCOVERED if name == "uncovered" else _Code.FALLBACK
+                label, code = "fallback", np.full(len(where), int(flag))
             else:
                 estimated, label = model.runtime(values), model.estimators["runtime"].name
-                code = np.where(outside(model.ranges, values), 4, 0)
+                code = np.where(outside(model.ranges, values), int(_Code.EXTRAPOLATED), 0)
                 if name not in self.families:
-                    code[:] = 4
+                    code[:] = _Code.EXTRAPOLATED
             estimated = np.maximum(estimated, self.fallback.floor_ms)
             runtime[where], codes[where] = estimated, code
             for index in where:
@@ -284,6 +303,20 @@ class Platform:
                     )
         return runtime, power, codes, used, families
 
+    def _refuse_impossible(
+        self, items: Sequence[Layer], quantity: Quantity, values: FloatArray
+    ) -> None:
+        """Raise PlatformError for a value that is below 0 or no finite number."""
+        possible = (values >= 0) & (values < np.inf)
+        if not possible.all():
+            index = int(np.argmin(possible))
+            layer = items[index]
+            raise PlatformError(
+                f"platform {self.name} predicts a {quantity} of {values[index]:g} for "
+                f"{layer.op} {layer.path or '(root)'}: its estimators or this layer's sizes are "
+                "wrong; refit the platform, or check the model's shapes"
+            )
+
     def _foreign_dtypes(self, items: Sequence[Layer]) -> dict[str, int]:
         """Floating dtypes other than the platform's, with the number of layers in each."""
         found: dict[str, int] = {}
@@ -294,14 +327,6 @@ class Platform:
 
     def summary(self) -> dict[str, Any]:
         """What ``neuralpower platforms`` lists, in JSON types."""
-        held_out = {
-            name: {
-                "rows": found["rows"],
-                "estimator": found["chosen"],
-                "mape_percent": found["held_out"][found["chosen"]]["mape"],
-            }
-            for name, found in self.accuracy.get("runtime", {}).items()
-        }
         return {
             "name": self.name,
             "device": self.device,
@@ -309,11 +334,24 @@ class Platform:
             "mode": self.mode,
             "tiers": dict(self.tiers),
             "sources": [source["title"] for source in self.provenance.get("sources", ())],
-            "held_out": held_out,
+            "held_out": self._held_out("runtime"),
+            "held_out_power": self._held_out("layer_power"),
+            "held_out_energy": self._held_out("layer_energy"),
             "networks": self.accuracy.get("networks"),
             "power": self.accuracy.get("power"),
             "intervals": self.accuracy.get("intervals"),
             "sha256": self.sha256,
+        }
+
+    def _held_out(self, section: str) -> dict[str, Any]:
+        """By family, what was chosen and its held-out error."""
+        return {
+            name: {
+                "rows": found["rows"],
+                "estimator": found["chosen"],
+                "mape_percent": found["held_out"][found["chosen"]]["mape"],
+            }
+            for name, found in self.accuracy.get(section, {}).items()
         }
 
     def to_json(self) -> dict[str, Any]:
