@@ -224,7 +224,7 @@ class NvmlDevice:
                 f"nvml: the device {self.uuid} went away ({said}); see `nvidia-smi`, then go on "
                 "with --resume"
             )
-        raise ReadingVoid(f"nvml: the driver answered {said!r}; measure again")
+        raise ReadingVoid(f"nvml: the driver answered {said!r}")
 
 
 def _number(found: Any) -> float | None:
