@@ -88,6 +88,10 @@ class Watch(Protocol):
         """
         ...
 
+    def temperature_c(self) -> float | None:
+        """The device's temperature now."""
+        ...
+
     def close(self) -> None:
         """Release the driver."""
         ...
@@ -108,6 +112,7 @@ class NvmlWatch:
 
     def __init__(self, device: NvmlDevice) -> None:
         self._device = device
+        self.temperature_c = device.temperature_c
         self.close = device.close
 
     @contextmanager
@@ -168,13 +173,17 @@ class CpuWatch:
         throttled, busy = self._throttled(), self._busy()
         yield watched
         clocks = self._numbers(self._cpus, "cpu[0-9]*/cpufreq/scaling_cur_freq")
-        temperatures = self._numbers(self._zones, "thermal_zone*/temp")
         watched.conditions = Conditions(
             clock_mhz=median(clocks) / 1e3 if clocks else None,
             throttles=("heat",) if self._throttled() > throttled else (),
-            temperature_c=max(temperatures) / 1e3 if temperatures else None,
+            temperature_c=self.temperature_c(),
             utilisation=_share(busy, self._busy()),
         )
+
+    def temperature_c(self) -> float | None:
+        """The hottest of the machine's thermal zones."""
+        zones = self._numbers(self._zones, "thermal_zone*/temp")
+        return max(zones) / 1e3 if zones else None
 
     def close(self) -> None:
         """Nothing is held."""
@@ -206,6 +215,9 @@ class _Blind:
     @contextmanager
     def during(self, *, skip_s: float = 0.0) -> Iterator[Watched]:  # noqa: ARG002
         yield Watched()
+
+    def temperature_c(self) -> None:
+        """Nothing is known."""
 
     def close(self) -> None:
         """Nothing is held."""

@@ -14,7 +14,6 @@ from pytest_neuralpower.errors import DeviceLost
 __all__ = ["Sample", "Sampler"]
 
 # A driver that hangs in a call must not hang the session too.
-_SILENT_S: Final = 10.0
 _JOIN_S: Final = 1.0
 
 
@@ -30,13 +29,17 @@ class Sampler:
     """Keeps the readings of ``read``, one every ``every_s`` seconds, while it is entered.
 
     What ``read`` raises ends the sampling and is raised again by :meth:`check` and on leaving:
-    a lost device shows itself here before the load notices.
+    a lost device shows itself here before the load notices. A ``read`` that has not returned
+    for ``silent_s`` seconds counts as one.
     """
 
-    def __init__(self, read: Callable[[], float], *, every_s: float) -> None:
+    def __init__(
+        self, read: Callable[[], float], *, every_s: float, silent_s: float = 10.0
+    ) -> None:
         self.samples: list[Sample] = []
         self._read = read
         self._every_s = every_s
+        self._silent_s = silent_s
         self._stop = threading.Event()
         self._error: Exception | None = None
         self._asked_at_s = 0.0
@@ -62,9 +65,10 @@ class Sampler:
         """Raise what ``read`` raised, or :class:`DeviceLost` when it does not return."""
         if self._error is not None:
             raise self._error
-        if time.perf_counter() - self._asked_at_s > _SILENT_S:
+        if time.perf_counter() - self._asked_at_s > self._silent_s:
             raise DeviceLost(
-                f"the meter has not answered for {_SILENT_S:.0f} s; restart the device's driver"
+                f"the device's meter has not answered for {self._silent_s:g} s; see that its "
+                "driver works, then go on with --resume"
             )
 
     def _run(self) -> None:
