@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+import math
+import random
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+from pytest_neuralpower.measure.trial import SENTINEL, Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from pytest_neuralpower.layers import Trace
 
-    from pytest_neuralpower.measure.trial import Trial
-
-__all__ = ["Plan", "make_plan"]
+__all__ = ["PRESET_MINUTES", "Plan", "make_plan"]
 
 Preset = Literal["quick", "default", "thorough"]
+
+#: Minutes that the trials may take, without power.
+PRESET_MINUTES: Final[Mapping[str, float]] = {"quick": 1.0, "default": 3.5, "thorough": 15.0}
+
+#: Networks of a calibration: more than this add passes, not accuracy.
+_MOST_NETWORKS: Final = 400
+
+#: Times every network is measured, spread over the session.
+_PASSES: Final = {"quick": 2, "default": 3, "thorough": 4}
+
+#: A network is timed so often in one pass that this many of its runs are paid for; and making and
+#: tracing it takes so long (s).
+_RUNS: Final = 4.5
+_MAKING_S: Final = 0.12
+
+#: Ideal time of one run of a network (s): log-uniform between these, so that the large end of
+#: every kind of layer is there.
+_RUN_S: Final = (0.0004, 0.16)
+
+#: Ideal time is what no network reaches; a call adds its own.
+_EFFICIENCY: Final = 0.6
+_CALL_S: Final = 40e-6
+
+#: Sketches looked at for each place in the plan.
+_TRIES: Final = 4
+
+#: Trials between two sentinels.
+_SENTINEL_EVERY: Final = 25
+_CLOSING: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +56,7 @@ class Plan:
     trials
         Pass 1 over every network, then pass 2, ...; a sentinel first and every so many trials.
     closing
-        Ten networks once more (``pass_`` 0): their rows against the pass before tell the
+        Ten networks once more (``pass_`` 0): their rows against those of the last pass tell the
         repeatability.
     recipe
         Arguments of :func:`make_plan` that give this plan again, in JSON types.
@@ -36,6 +68,14 @@ class Plan:
     closing: tuple[Trial, ...]
     recipe: Mapping[str, Any]
     expected_s: float
+
+
+class _Chosen(NamedTuple):
+    """One random network of a plan, and the time that one run of it may take (s)."""
+
+    template: str
+    seed: int
+    run_s: float
 
 
 def make_plan(
@@ -58,14 +98,94 @@ def make_plan(
     device, dtype
         Of the bench.
     hardware
-        ``peak_gflops`` and ``bandwidth_gbs`` bound how much work one network may be.
+        ``peak_gflops`` and ``bandwidth_gbs`` say how long one network may take at least.
     memory_bytes
         Memory that the networks may use; no network needs more than half of it.
     preset
-        How long to measure where ``minutes`` does not say.
+        How long to measure where ``minutes`` does not say, and in how many passes.
     minutes
         Time that the trials may take together.
     with_power
         Add isolated layers and whole networks for the meter.
     """
-    raise NotImplementedError
+    budget_s = 60 * (minutes if minutes is not None else PRESET_MINUTES[preset])
+    passes = _PASSES[preset]
+    networks: dict[str, _Chosen] = {}
+    spent = 0.0
+    for chosen in _networks(seed, dtype, hardware, memory_bytes):
+        cost = passes * (_RUNS * chosen.run_s + _MAKING_S)
+        if len(networks) >= 2 and (spent + cost > budget_s or len(networks) == _MOST_NETWORKS):
+            break
+        networks[f"n{len(networks) + 1:03d}"] = chosen
+        spent += cost
+    trials = tuple(_ordered(networks, passes, seed))
+    names = random.Random(f"closing {seed}").sample(sorted(networks), min(_CLOSING, len(networks)))
+    closing = tuple(
+        Trial(name, "network", networks[name].template, networks[name].seed, 0) for name in names
+    )
+    recipe = {
+        "seed": seed, "device": device, "dtype": dtype, "hardware": dict(hardware),
+        "memory_bytes": memory_bytes, "preset": preset, "minutes": minutes,
+        "with_power": with_power,
+    }  # fmt: skip
+    return Plan(trials, closing, recipe, spent)
+
+
+def _networks(
+    seed: int, dtype: str, hardware: Mapping[str, float], memory_bytes: int
+) -> Iterator[_Chosen]:
+    """Random networks without end: every template in its turn, each near a drawn time."""
+    import torch  # noqa: PLC0415 - a plan is read without it
+
+    from pytest_neuralpower.measure.networks import TEMPLATES, sketch  # noqa: PLC0415
+    from pytest_neuralpower.tracing import trace  # noqa: PLC0415
+
+    source = random.Random(f"plan {seed}")
+    turn = [name for name, (_, share) in TEMPLATES.items() for _ in range(share)]
+    while True:
+        source.shuffle(turn)
+        for template in turn:
+            wanted = _RUN_S[0] * (_RUN_S[1] / _RUN_S[0]) ** source.random()
+            found: list[_Chosen] = []
+            for _ in range(_TRIES):
+                number = source.randrange(2**31)
+                model, inputs = sketch(template, number, dtype=getattr(torch, dtype))
+                traced = trace(model, *inputs)
+                run_s = _ideal_s(traced, hardware)
+                if run_s <= _RUN_S[1] * 1.5 and _memory(traced) <= memory_bytes / 2:
+                    found.append(_Chosen(template, number, run_s))
+                    if abs(math.log(run_s / wanted)) < 0.4:
+                        break
+            if found:
+                yield min(found, key=lambda each: abs(math.log(each.run_s / wanted)))
+
+
+def _ideal_s(traced: Trace, hardware: Mapping[str, float]) -> float:
+    """About what one run takes: operations and bytes at a good part of the ceilings."""
+    moved = sum(layer.cost.bytes_moved for layer in traced)
+    compute = traced.flops / (hardware["peak_gflops"] * 1e9)
+    memory = moved / (hardware["bandwidth_gbs"] * 1e9)
+    return (compute + memory) / _EFFICIENCY + _CALL_S * len(traced)
+
+
+def _memory(traced: Trace) -> int:
+    """Bytes of all weights and the largest activations: twice what most runs hold at once."""
+    weights = sum(layer.cost.bytes_weight for layer in traced)
+    largest = max(layer.cost.bytes_in + layer.cost.bytes_out for layer in traced)
+    return weights + 4 * largest
+
+
+def _ordered(networks: Mapping[str, _Chosen], passes: int, seed: int) -> Iterator[Trial]:
+    """Every pass in an order of its own, sentinels between."""
+    count = 0
+    sentinels = 0
+    for number in range(1, passes + 1):
+        names = sorted(networks)
+        random.Random(f"pass {number} {seed}").shuffle(names)
+        for name in names:
+            if count % _SENTINEL_EVERY == 0:
+                sentinels += 1
+                yield Trial(SENTINEL, "network", SENTINEL, 0, sentinels)
+            count += 1
+            yield Trial(name, "network", networks[name].template, networks[name].seed, number)
+    yield Trial(SENTINEL, "network", SENTINEL, 0, sentinels + 1)

@@ -2,25 +2,121 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from pytest_neuralpower.measure.in_place import list_calls
+from pytest_neuralpower.measure.isolated import repeated_call, rotating
+from pytest_neuralpower.measure.networks import build
+from pytest_neuralpower.measure.time_network import refuse_not_finite, time_network, timer_of
+from pytest_neuralpower.measure.trial import MeasuredRow, Trial, TrialSkipped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pytest_neuralpower.measure.bench import Bench
-    from pytest_neuralpower.measure.trial import MeasuredRow, Trial
+    from pytest_neuralpower.measure.meters.base import Meter
 
-__all__ = ["run_trial"]
+__all__ = ["on_bench", "run_trial"]
+
+#: Seconds of load before a meter reads, and while it does.
+_SETTLE_S: Final = 1.0
+_METER_S: Final = 2.0
+
+#: A step under the meter is as many calls as take this long, ms.
+_STEP_MS: Final = 5.0
+
+_NO_MEMORY: Final = ("out of memory", "can't allocate memory")
 
 
-def run_trial(trial: Trial, bench: Bench, *, meter: Any = None) -> Iterator[MeasuredRow]:
+def run_trial(trial: Trial, bench: Bench, *, meter: Meter | None = None) -> Iterator[MeasuredRow]:
     """Measure one trial; its rows come when all of it is measured, so that none is half there.
 
-    ``layer`` and ``whole`` trials need a meter with ``measure(step, seconds=, settle_s=)``.
+    Parameters
+    ----------
+    meter
+        What ``layer`` and ``whole`` trials are metered by; they need one that reads power.
 
     Raises
     ------
     TrialSkipped
         This configuration cannot be measured here (out of memory, a NaN); go on with the next.
+    DeviceLost, ReadingVoid
+        As the meter says.
     """
-    raise NotImplementedError
+    try:
+        with on_bench(bench):
+            yield from _measured(trial, bench, meter)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
+            raise TrialSkipped(f"{trial.id} ({trial.template}): out of memory") from None
+        raise
+    finally:
+        gc.collect()
+
+
+def _measured(trial: Trial, bench: Bench, meter: Meter | None) -> list[MeasuredRow]:
+    device = torch.device(bench.device)
+    model, inputs = build(
+        trial.template, trial.seed, dtype=getattr(torch, bench.dtype), device=device
+    )
+    if trial.what == "network":
+        return time_network(model, inputs, bench, trial=trial)
+    if meter is None:
+        raise TrialSkipped(f"{trial.id}: there is no meter to read its power")
+    traced, calls, _ = list_calls(model, inputs)
+    cache = 1e6 * max(bench.hardware.get("l3_mb", 0.0), bench.hardware.get("l2_mb", 0.0))
+    layer = None
+    if trial.what == "layer":
+        layer = traced[trial.index]
+        call = repeated_call(model, inputs, calls, layer, cache_bytes=cache)
+    else:
+        call = rotating(model, inputs, {}, cache_bytes=0.0)
+    runtime_ms, power_w = _metered(call, bench, meter)
+    return [
+        MeasuredRow(
+            *(trial.id, trial.network, layer, runtime_ms),
+            index=trial.index, calls=1 if layer is not None else len(traced), pass_=trial.pass_,
+            power_w=power_w,
+        )
+    ]  # fmt: skip
+
+
+def _metered(call: Callable[[], Any], bench: Bench, meter: Meter) -> tuple[float, float | None]:
+    """Time of one call (ms), and the power that the device draws while it is repeated (W)."""
+    timer = timer_of(bench)
+    refuse_not_finite(call())
+    once_ms = _per_call(call, timer, 1)
+    count = max(round(_STEP_MS / once_ms), 1)
+    runtime_ms = min(_per_call(call, timer, count) for _ in range(3))
+
+    def step() -> None:
+        for _ in range(count):
+            call()
+        if bench.is_cuda:
+            torch.cuda.synchronize(bench.device)
+
+    reading = meter.measure(step, seconds=_METER_S, settle_s=_SETTLE_S)
+    return runtime_ms, reading.power_w
+
+
+def _per_call(call: Callable[[], Any], timer: Any, count: int) -> float:
+    timer.start()
+    begin = timer.mark()
+    for _ in range(count):
+        call()
+    return float(timer.elapsed_ms([(begin, timer.mark())])[0]) / count
+
+
+@contextmanager
+def on_bench(bench: Bench) -> Iterator[None]:
+    """Torch as the bench says: its threads, and no gradients."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(bench.threads)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(threads)

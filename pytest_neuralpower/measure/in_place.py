@@ -1,0 +1,177 @@
+"""Timing in place: every call of a network while the network runs, each known as a layer.
+
+The network first runs under the tracer, which computes for real and lists the layers of every
+call. These are matched with what tracing without data lists, as that is what predictions are made
+from. Later runs time the same calls, known by their order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import TYPE_CHECKING, Any, Final
+
+from torch.overrides import TorchFunctionMode
+
+from pytest_neuralpower.measure.trial import TrialSkipped
+from pytest_neuralpower.tracing import trace
+from pytest_neuralpower.tracing.function_mode import FunctionTracer
+from pytest_neuralpower.tracing.function_route import home_device
+from pytest_neuralpower.tracing.recorder import Recorder
+from pytest_neuralpower.tracing.rules import TABLE
+from pytest_neuralpower.tracing.state import WriteJournal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from pytest_neuralpower.layers import Layer, Trace
+    from pytest_neuralpower.measure.timers import Timer
+
+__all__ = ["Calls", "list_calls", "time_calls"]
+
+#: Share of the traced layers that a real run must list, too.
+_LEAST_MATCHED: Final = 0.8
+
+#: Treatments of the tracer that list no layer: attribute reads, views, writes of attributes.
+_FREE: Final = frozenset({"plain", "device", "assign", "read", "view"})
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """The calls of one network that may list layers, in order.
+
+    Attributes
+    ----------
+    functions
+        What is called.
+    layers
+        What each call lists, as the trace has it: one layer mostly; none, or several whose times
+        cannot be told apart; None for a layer that the trace does not have.
+    """
+
+    functions: tuple[Any, ...]
+    layers: tuple[tuple[Layer | None, ...], ...]
+
+    def place_of(self, layer: Layer) -> int:
+        """Which call lists this layer alone.
+
+        Raises
+        ------
+        TrialSkipped
+            None does.
+        """
+        for place, listed in enumerate(self.layers):
+            if len(listed) == 1 and listed[0] is layer:
+                return place
+        raise TrialSkipped(f"no call lists {layer.op} {layer.path} alone")
+
+
+class _ListingTracer(FunctionTracer):
+    """Computes for real, and keeps apart what each call lists."""
+
+    def __init__(self, recorder: Recorder, journal: WriteJournal, device: Any) -> None:
+        super().__init__(recorder, journal, device, compute=True)
+        self.functions: list[Any] = []
+        self.counts: list[int] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if _lists_nothing(func):
+            return func(*args, **(kwargs or {}))
+        before = len(self.recorder.layers)
+        result = super().__torch_function__(func, types, args, kwargs)
+        self.functions.append(func)
+        self.counts.append(len(self.recorder.layers) - before)
+        return result
+
+
+class _TimingMode(TorchFunctionMode):
+    """Marks the time before and after every call that may list layers."""
+
+    def __init__(self, timer: Timer) -> None:
+        super().__init__()
+        self.mark = timer.mark
+        self.functions: list[Any] = []
+        self.marks: list[tuple[Any, Any]] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if kwargs is None:
+            kwargs = {}
+        if _lists_nothing(func):
+            return func(*args, **kwargs)
+        begin = self.mark()
+        result = func(*args, **kwargs)
+        self.marks.append((begin, self.mark()))
+        self.functions.append(func)
+        return result
+
+
+def _lists_nothing(func: Any) -> bool:
+    entry = TABLE.get(func)
+    if entry is None:
+        return getattr(func, "__name__", "") in ("__get__", "__set__", "__delete__")
+    return entry.treatment in _FREE
+
+
+def list_calls(model: nn.Module, inputs: Sequence[Any]) -> tuple[Trace, Calls, Any]:
+    """The network's trace, what each of its calls lists, and what one run of it returned.
+
+    Raises
+    ------
+    TrialSkipped
+        Tracing without data lists other layers than a real run: no row would be of the layer
+        that a prediction is made of.
+    """
+    traced = trace(model, *inputs)
+    device = home_device(model, inputs, {})
+    recorder = Recorder(device.type)
+    with _ListingTracer(recorder, WriteJournal(), device) as tracer:
+        output = model(*inputs)
+    known = _matched(traced.layers, recorder.layers)
+    if sum(each is not None for each in known) < _LEAST_MATCHED * len(traced):
+        raise TrialSkipped(
+            f"{traced.model}: a real run lists {len(recorder.layers)} layers, tracing lists "
+            f"{len(traced)}, and too few are the same: its calls cannot be matched"
+        )
+    layers, place = [], 0
+    for count in tracer.counts:
+        layers.append(tuple(known[place : place + count]))
+        place += count
+    return traced, Calls(tuple(tracer.functions), tuple(layers)), output
+
+
+def _matched(traced: Sequence[Layer], listed: Sequence[Layer]) -> list[Layer | None]:
+    """For each layer of the real run, the traced one: not all are there, as a kernel may return
+    a tensor laid out in another way than the rule says, which makes a copy or saves one."""
+    first, second = ([_configuration(each) for each in layers] for layers in (traced, listed))
+    known: list[Layer | None] = [None] * len(listed)
+    matcher = SequenceMatcher(None, first, second, autojunk=False)
+    for here, there, size in matcher.get_matching_blocks():
+        known[there : there + size] = traced[here : here + size]
+    return known
+
+
+def _configuration(layer: Layer) -> Any:
+    """All but the operation's name: ``relu6`` runs as ``hardtanh``."""
+    return (layer.kind, layer.inputs, layer.weights, layer.outputs, layer.params)
+
+
+def time_calls(model: nn.Module, inputs: Sequence[Any], calls: Calls, timer: Timer) -> list[float]:
+    """Time of every call in ms, in one run of the network.
+
+    Raises
+    ------
+    TrialSkipped
+        The network made other calls this time.
+    """
+    timer.start()
+    with _TimingMode(timer) as mode:
+        model(*inputs)
+    if tuple(mode.functions) != calls.functions:
+        raise TrialSkipped(f"{type(model).__name__}: two runs made different calls")
+    return timer.elapsed_ms(mode.marks)
