@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_neuralpower.calibrate.energy_scores import energy_scores
 from pytest_neuralpower.calibrate.fit import Fitted, fit_recipe
+from pytest_neuralpower.calibrate.network_power import load_networks
 from pytest_neuralpower.calibrate.recipe import read_recipe
 from pytest_neuralpower.errors import ProfileError
 
@@ -52,6 +53,10 @@ def find_calibration(name: str) -> Path:
     for folder in (Path(name), CALIBRATION / name):
         if (folder / "recipe.yaml").is_file():
             return folder
+    if (Path(name) / "README.md").is_file() or (CALIBRATION / name / "README.md").is_file():
+        raise ProfileError(
+            f"{name} has no recipe: nothing of it was fitted, so nothing can be refitted"
+        )
     raise ProfileError(
         f"no recipe of {name!r}: neither {Path(name) / 'recipe.yaml'} nor "
         f"{CALIBRATION / name / 'recipe.yaml'} exists; give a calibration folder, or see what was "
@@ -92,6 +97,7 @@ def measure(
         source = {"profile": str(profile.resolve()), "title": profile.name}
         recipe = replace(recipe, sources=(source,))
     if networks is not None:
+        load_networks(networks)  # a mistake in it is told now, not after all is fitted
         recipe = replace(recipe, networks=str(networks.resolve()))
     return fit_recipe(recipe, data_root=data_root, progress=progress)
 

@@ -45,6 +45,10 @@ def run(
     from pytest_neuralpower.reports.accuracy import accuracy_text  # noqa: PLC0415
 
     folder = find_calibration(platform)
+    if html is not None:
+        from pytest_neuralpower.reports.charts import check_page  # noqa: PLC0415
+
+        check_page(html)
     with spinner(f"refitting {folder.name}") as progress:
         fitted = measure(
             folder, data_root=data, profile=profile, networks=networks, progress=progress
@@ -55,6 +59,7 @@ def run(
         from pytest_neuralpower.reports.charts import accuracy_figure, write_page  # noqa: PLC0415
 
         write_page(accuracy_figure(list(points(fitted)), platform=name), html)
+        typer.echo(f"wrote {html}: predicted against measured", err=True)
     if as_json:
         print_json(found)
     else:

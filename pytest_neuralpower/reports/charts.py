@@ -6,13 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_neuralpower.errors import MissingExtraError
+from pytest_neuralpower.errors import MissingExtraError, ReportError
 
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.accuracy import Point
     from pytest_neuralpower.epr import Ranked
 
 _HEIGHT = 620
+
+
+def check_page(path: Path) -> None:
+    """Raise now what :func:`write_page` would later, when minutes may have been spent.
+
+    Raises
+    ------
+    MissingExtraError
+        plotly is not installed.
+    ReportError
+        There is no such folder.
+    """
+    plotly_graphs()
+    if not path.parent.is_dir():
+        raise ReportError(f"--html {path}: there is no folder {path.parent}; make it first")
 
 
 def write_page(figure: Any, path: Path) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from pytest_neuralpower import load_platform
-from pytest_neuralpower.calibrate.card import card_text
-from pytest_neuralpower.calibrate.fit import fit_directory
+from pytest_neuralpower.calibrate.designs import energy_makers, power_makers, runtime_makers
+from pytest_neuralpower.calibrate.fit import fit_directory, read_rows
 from pytest_neuralpower.calibrate.readers import data_root
+from pytest_neuralpower.calibrate.recipe import read_recipe
 from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.estimators import ESTIMATORS
+from pytest_neuralpower.features import columns, family
+from pytest_neuralpower.platform import load_fitted
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -42,10 +45,10 @@ def assert_alike(found: Any, expected: Any, where: str = "platform") -> None:
         assert found == expected, where
 
 
-@pytest.mark.parametrize("name", ["titanx", "titanx-tf"])
+@pytest.mark.parametrize("name", ["titanx", "titanx-tf", "titanx-pascal", "gtx1080ti"])
 def test_a_refit_gives_the_shipped_file(name: str) -> None:
     # The paper's estimator is chosen for no family, and its Lasso would take most of the time.
-    shipped = load_platform(name).to_json()
+    shipped = load_fitted(name).to_json()
     for each in shipped["accuracy"]["runtime"].values():
         assert each["chosen"] != "neuralpower"
         each["held_out"].pop("neuralpower", None)
@@ -55,10 +58,33 @@ def test_a_refit_gives_the_shipped_file(name: str) -> None:
     assert_alike(fitted.to_json(), shipped)
 
 
-@pytest.mark.parametrize("name", ["titanx", "titanx-tf"])
-def test_the_card_is_of_the_shipped_file(name: str) -> None:
-    card = (REPOSITORY / "calibration" / name / "README.md").read_text(encoding="utf-8")
-    assert card == card_text(load_platform(name))
+@pytest.mark.parametrize("name", ["cpu-broadwell", "cpu-raptorlake"])
+def test_the_chosen_estimators_fitted_anew_are_the_shipped_ones(name: str) -> None:
+    # Holding out each shape for each candidate takes minutes: `make platforms` does all of it.
+    shipped, folder = load_fitted(name), REPOSITORY / "calibration" / name
+    rows, recipe = read_rows(read_recipe(folder), tables())
+    for kind, model in shipped.families.items():
+        members = [row for row in rows if family(row.layer) == kind]
+        values = columns(kind, [row.layer for row in members])
+        runtime = np.array([row.runtime_ms for row in members])
+        power = np.array([row.power_w for row in members])
+        groups = [row.shape_group for row in members]
+        design, accuracy = recipe.designs[kind], shipped.accuracy
+        make = runtime_makers(kind, design, recipe.hardware)[accuracy["runtime"][kind]["chosen"]]
+        fitted = make().fit(values, runtime, groups=groups)
+        assert_alike(fitted.to_json(), model.estimators["runtime"].to_json())
+        learnt = model.estimators["power"].to_json()
+        if kind in accuracy["layer_energy"]:
+            makers = energy_makers(kind, design, recipe.hardware)
+            fitted = makers[accuracy["layer_energy"][kind]["chosen"]]()
+            fitted.fit(values, runtime * power, groups=groups)
+            assert learnt["range_w"] == pytest.approx([power.min(), power.max()])
+            assert_alike(fitted.to_json(), learnt["energy"])
+        else:
+            makers = power_makers(kind, recipe.hardware)
+            fitted = makers[accuracy["layer_power"][kind]["chosen"]]()
+            fitted.fit({**values, "runtime_ms": runtime}, power, groups=groups)
+            assert_alike(fitted.to_json(), learnt)
 
 
 @pytest.mark.parametrize(
@@ -70,33 +96,60 @@ def test_the_card_is_of_the_shipped_file(name: str) -> None:
         ("titanx-tf", "conv", 14),
         ("titanx-tf", "linear", 16),
         ("titanx-tf", "matmul", 16),
+        ("titanx-pascal", "conv", 14),
+        ("titanx-pascal", "linear", 25),
+        ("titanx-pascal", "matmul", 18),
+        ("gtx1080ti", "conv", 14),
+        ("gtx1080ti", "linear", 16),
+        ("gtx1080ti", "matmul", 16),
+        ("cpu-broadwell", "conv", 9),
+        ("cpu-broadwell", "linear", 12),
+        ("cpu-raptorlake", "conv", 9),
+        ("cpu-raptorlake", "linear", 12),
     ],
 )
 def test_the_chosen_estimator_holds_out_shapes_well(name: str, family: str, most: float) -> None:
-    found = load_platform(name).accuracy["runtime"][family]
+    found = load_fitted(name).accuracy["runtime"][family]
     held_out = found["held_out"][found["chosen"]]["mape"]
     assert held_out < most
     for baseline in ("flops-only", "roofline"):
         assert held_out < found["baselines"][baseline]["mape"]
 
 
+@pytest.mark.parametrize(
+    ("name", "reaches"),
+    [
+        ("cpu-broadwell", {"conv": 9, "linear": 12, "pool": 3}),
+        ("cpu-raptorlake", {"linear": 40, "pool": 4}),  # of conv it is learnt as power
+    ],
+)
+def test_the_energy_of_processors_is_near_and_right_in_sum(
+    name: str, reaches: dict[str, float]
+) -> None:
+    learnt = load_fitted(name).accuracy["layer_energy"]
+    for kind, most in reaches.items():
+        score = learnt[kind]["held_out"][learnt[kind]["chosen"]]
+        assert score["mape"] < most
+        assert abs(score["total"]) < 3
+
+
 @pytest.mark.parametrize("name", ["titanx", "titanx-tf"])
 def test_the_intervals_hold_what_they_promise_of_unseen_shapes(name: str) -> None:
-    found = load_platform(name).accuracy["intervals"]
+    found = load_fitted(name).accuracy["intervals"]
     for each in found["runtime"].values():
         assert 85 <= each["shapes_percent"] <= 96
         assert each["factor"] < 2
 
 
 def test_the_intervals_of_titanx_tf_hold_most_networks_that_they_have_not_seen() -> None:
-    found = load_platform("titanx-tf").accuracy["intervals"]["networks"]
+    found = load_fitted("titanx-tf").accuracy["intervals"]["networks"]
     for quantity in ("runtime", "energy"):
         assert found[quantity]["inside"] >= 4
         assert found[quantity]["networks"] == 5
 
 
 def test_the_networks_are_nearer_than_paleo_s_and_power_than_their_mean() -> None:
-    accuracy = load_platform("titanx-tf").accuracy
+    accuracy = load_fitted("titanx-tf").accuracy
     assert accuracy["networks"]["runtime"]["rmspe"] < 28
     power = accuracy["power"]
     assert power["leave_one_network_out"]["rmspe"] < power["mean_of_the_others"]["rmspe"]

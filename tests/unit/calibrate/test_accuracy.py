@@ -121,7 +121,7 @@ class TestCommand:
         self, run: Callable[..., tuple[int, str, str]], folder: Path, tmp_path: Path
     ) -> None:
         code, out, err = run(str(folder), "--html", str(tmp_path / "a.html"))
-        assert (code, err) == (0, "")
+        assert (code, err) == (0, f"wrote {tmp_path / 'a.html'}: predicted against measured\n")
         assert out.startswith("toy: layers held out by shape")
         assert "roofline" in out
         assert (tmp_path / "a.html").stat().st_size > 1_000_000  # plotly's script is inside
@@ -132,6 +132,23 @@ class TestCommand:
         code, out, err = run(str(tmp_path))
         assert (code, out) == (2, "")
         assert err.startswith("neuralpower: no recipe of ")
+        assert err.count("\n") == 1
+
+    @pytest.mark.parametrize(
+        ("option", "message"),
+        [("--html", "there is no folder"), ("--networks", "no file of measured networks")],
+    )
+    def test_of_a_wrong_path_is_one_line_and_exit_code_2(
+        self,
+        run: Callable[..., tuple[int, str, str]],
+        folder: Path,
+        tmp_path: Path,
+        option: str,
+        message: str,
+    ) -> None:
+        code, out, err = run(str(folder), option, str(tmp_path / "none" / "file"))
+        assert (code, out) == (2, "")
+        assert message in err
         assert err.count("\n") == 1
 
 
