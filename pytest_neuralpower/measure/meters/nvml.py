@@ -12,6 +12,7 @@ from pytest_neuralpower.measure.meters.probe import (
     Probe,
     check_against_power,
     check_idle,
+    check_rises,
     check_under_load,
 )
 from pytest_neuralpower.measure.nvml_device import NvmlDevice
@@ -21,6 +22,7 @@ __all__ = ["open_nvml"]
 # The counter moves every 100 ms: to see an edge within 2 ms keeps 1 s windows within 0.3%.
 _COUNTER_POLL_S: Final = 0.002
 _POWER_POLL_S: Final = 0.02
+_AVERAGE_LAG_S: Final = 1.0  # what drivers average over on Ampere and later except GA100
 _STILL: Final = (
     "an NVIDIA device that lists energy and does not count it (Jetson, vGPU, some drivers) "
     "cannot be metered so; use --meter ina3221 on a Jetson, else --meter none"
@@ -61,12 +63,13 @@ def _proven(device: NvmlDevice, load: Step, probe: Probe) -> Meter:
             "the bare device, or use --meter none"
         )
     meter = _best(device, probe)
-    check_idle(meter, device.utilisation, probe)
+    idle_w = check_idle(meter, device.utilisation, probe)
     read_w = _power_reader(device)
     if isinstance(meter, CounterMeter) and read_w is not None:
-        check_against_power(meter, load, read_w, probe)
+        load_w = check_against_power(meter, load, read_w, probe)
     else:
-        check_under_load(meter, load, probe, advice=_STILL)
+        load_w = check_under_load(meter, load, probe, advice=_STILL)
+    check_rises(meter, idle_w=idle_w, load_w=load_w)
     return meter
 
 
@@ -93,6 +96,7 @@ def _best(device: NvmlDevice, probe: Probe) -> Meter:
         method=f"NVML {kind} power every 20 ms",
         read_w=read_w,
         poll_s=_POWER_POLL_S,
+        lag_s=0.0 if instant else _AVERAGE_LAG_S,
         notes=(f"nvml: no energy counter; {kind} power is polled instead, a lower tier",),
         release=device.close,
     )

@@ -29,6 +29,8 @@ class PowerMeter:
         Seconds from one reading to the next.
     least_s
         Windows are at least this long, whatever is asked for.
+    lag_s
+        The load settles at least this long: the sensor shows a mean over so much of the past.
     release
         Called by :meth:`close`.
     """
@@ -43,6 +45,7 @@ class PowerMeter:
         read_w: Callable[[], float],
         poll_s: float,
         least_s: float = 0.0,
+        lag_s: float = 0.0,
         notes: tuple[str, ...] = (),
         release: Callable[[], None] = lambda: None,
     ) -> None:
@@ -53,9 +56,19 @@ class PowerMeter:
         self._read_w = read_w
         self._poll_s = poll_s
         self._least_s = least_s
+        self._lag_s = lag_s
 
     def measure(self, step: Step, *, seconds: float, settle_s: float) -> Reading:
         """See :meth:`~pytest_neuralpower.measure.meters.base.Meter.measure`."""
+        return self._read(step, seconds, max(settle_s, self._lag_s))
+
+    def idle_w(self, seconds: float) -> float:
+        """See :meth:`~pytest_neuralpower.measure.meters.base.Meter.idle_w`."""
+        reading = self._read(lambda: time.sleep(_IDLE_STEP_S), seconds, 0.0)
+        assert reading.power_w is not None
+        return reading.power_w
+
+    def _read(self, step: Step, seconds: float, settle_s: float) -> Reading:
         seconds = max(seconds, self._least_s)
         ends: list[float] = []
         with Sampler(self._read_w, every_s=self._poll_s) as sampler:
@@ -73,12 +86,6 @@ class PowerMeter:
             steps=bisect_right(ends, last) - bisect_right(ends, first),
             power_w=self._mean_w(window),
         )
-
-    def idle_w(self, seconds: float) -> float:
-        """See :meth:`~pytest_neuralpower.measure.meters.base.Meter.idle_w`."""
-        reading = self.measure(lambda: time.sleep(_IDLE_STEP_S), seconds=seconds, settle_s=0.0)
-        assert reading.power_w is not None
-        return reading.power_w
 
     def _mean_w(self, window: Sequence[Sample]) -> float:
         energy_j = sum((a.value + b.value) / 2 * (b.at_s - a.at_s) for a, b in pairwise(window))

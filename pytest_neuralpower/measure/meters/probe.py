@@ -12,12 +12,13 @@ from typing import Final
 from pytest_neuralpower.measure.meters.base import Meter, MeterRefused, ReadingVoid, Step
 from pytest_neuralpower.measure.meters.sampler import Sampler
 
-__all__ = ["Probe", "check_against_power", "check_idle", "check_under_load"]
+__all__ = ["Probe", "check_against_power", "check_idle", "check_rises", "check_under_load"]
 
 _IDLE_WINDOWS: Final = 3
 _MOST_IDLE_UTILISATION: Final = 0.02
 _MOST_IDLE_SPREAD: Final = 0.05
 _MOST_DISAGREEMENT: Final = 0.20
+_LEAST_RISE: Final = 1.05
 _POWER_POLL_S: Final = 0.02
 
 
@@ -44,8 +45,10 @@ class Probe:
     still_s: float = 1.0
 
 
-def check_idle(meter: Meter, utilisation: Callable[[], float | None], probe: Probe) -> None:
-    """Refuse a device that somebody else uses: process ids tell nothing inside a container.
+def check_idle(meter: Meter, utilisation: Callable[[], float | None], probe: Probe) -> float:
+    """Idle power in watts; refuses a device that somebody else uses.
+
+    Process ids tell nothing inside a container, so it is seen by what the device does.
 
     ``utilisation`` gives the share of time the device was busy, or None where it cannot say.
     """
@@ -61,7 +64,7 @@ def check_idle(meter: Meter, utilisation: Callable[[], float | None], probe: Pro
         spread = (max(powers) - min(powers)) / fmean(powers)
         busy = max(share for _, share in windows)
         if spread <= _MOST_IDLE_SPREAD and busy <= _MOST_IDLE_UTILISATION:
-            return
+            return fmean(powers)
         if perf_counter() > give_up:
             break
     if busy > _MOST_IDLE_UTILISATION:
@@ -76,18 +79,29 @@ def check_idle(meter: Meter, utilisation: Callable[[], float | None], probe: Pro
     )
 
 
-def check_under_load(meter: Meter, load: Step, probe: Probe, *, advice: str) -> None:
-    """Refuse a counter or sensor that stands still under load; ``advice`` ends the sentence."""
+def check_under_load(meter: Meter, load: Step, probe: Probe, *, advice: str) -> float:
+    """Power in watts under load; refuses a meter that stands still, ending with ``advice``."""
     try:
-        meter.measure(load, seconds=probe.load_s, settle_s=probe.settle_s)
+        reading = meter.measure(load, seconds=probe.load_s, settle_s=probe.settle_s)
     except ReadingVoid as void:
         raise MeterRefused(f"{void}; {advice}") from None
+    assert reading.power_w is not None
+    return reading.power_w
+
+
+def check_rises(meter: Meter, *, idle_w: float, load_w: float) -> None:
+    """Refuse a sensor that is stuck: it shows the same whatever the device does."""
+    if load_w < _LEAST_RISE * idle_w:
+        raise MeterRefused(
+            f"{meter.name}: power is {load_w:.1f} W under load and {idle_w:.1f} W idle, so the "
+            "meter does not see the load; use --meter none, with --watts W if you know the power"
+        )
 
 
 def check_against_power(
     meter: Meter, load: Step, read_w: Callable[[], float], probe: Probe
-) -> None:
-    """Refuse a counter whose rate is not the power that the sensor shows meanwhile."""
+) -> float:
+    """Power in watts under load; refuses a counter that the power sensor contradicts."""
     with Sampler(read_w, every_s=_POWER_POLL_S) as sensor:
         reading = meter.measure(load, seconds=probe.load_s, settle_s=probe.settle_s)
     start = sensor.samples[-1].at_s - reading.seconds
@@ -99,3 +113,4 @@ def check_against_power(
             f"power sensor {shown_w:.1f} W, more than {_MOST_DISAGREEMENT:.0%} apart; use "
             "--meter none, with --watts W if you know the power"
         )
+    return reading.power_w

@@ -64,13 +64,18 @@ def powers_w() -> list[float | None]:
             device.close()
 
 
-def polled(**settings: float) -> tuple[str, tuple[str, ...], float | None]:
+def polled(**settings: float) -> tuple[str, tuple[str, ...]]:
     behave(**settings)
     meter = open_nvml(FIRST, load=kernel, probe=SHORT)
-    reading = meter.measure(kernel, seconds=0.15, settle_s=0.0)
     meter.close()
     meter.close()  # a second time does nothing
-    return meter.method, meter.notes, reading.power_w
+    return meter.method, meter.notes
+
+
+def polled_w(**settings: float) -> float | None:
+    behave(**settings)
+    meter = open_nvml(FIRST, load=kernel, probe=SHORT)
+    return meter.measure(kernel, seconds=0.15, settle_s=0.0).power_w
 
 
 def measured_while(**settings: float) -> None:
@@ -138,9 +143,12 @@ class TestWithoutCounter:
     def test_power_is_polled_and_called_a_lower_tier(
         self, beside_gpu: Call, settings: dict[str, float], kind: str
     ) -> None:
-        method, notes, power_w = beside_gpu(polled, **settings)
+        method, notes = beside_gpu(polled, **settings)
         assert method == f"NVML {kind} power every 20 ms"
         assert f"{kind} power is polled instead, a lower tier" in notes[0]
+
+    def test_polled_power_is_the_loads(self, beside_gpu: Call) -> None:
+        power_w = beside_gpu(polled_w, energy=NOT_SUPPORTED)
         # Some polls fall between two kernels.
         assert power_w == pytest.approx(LOAD_W, rel=0.15)
 
@@ -161,6 +169,10 @@ class TestRefusals:
     def test_a_counter_that_is_not_the_power(self, beside_gpu: Call) -> None:
         with pytest.raises(MeterRefused, match=r"says (2|3)\d\d\.\d W .* more than 20% apart; use"):
             beside_gpu(opening, SHORT, counter_scale=1.5)
+
+    def test_a_meter_that_does_not_see_the_load(self, beside_gpu: Call) -> None:
+        with pytest.raises(MeterRefused, match=r"W idle, so the meter does not see the load; use"):
+            beside_gpu(opening, SHORT, load_mw=50e3)
 
     def test_an_unknown_device_lists_those_there_are(self, beside_gpu: Call) -> None:
         with pytest.raises(MeterRefused, match=f"no device GPU-9, only {FIRST}, {SECOND};"):
