@@ -35,6 +35,7 @@ def calibration_sections(platform: Platform) -> list[str]:
         "## Measured",
         "\n\n".join(_record(record) for record in records),
         *_trials(platform),
+        *_not_fitted(platform),
         f"![predicted against measured runtime]({FIGURE})",
         f"To see whether it still holds on the device: `neuralpower verify {platform.name}.json`.",
     ]
@@ -71,6 +72,13 @@ def _record(record: Mapping[str, Any]) -> str:
         )
     rows = [(key.replace("_", " "), value) for key, value in record["facts"].items() if value]
     return "\n\n".join([*lines, tabulate(rows, ("fact", "value"), "github", disable_numparse=True)])
+
+
+def _not_fitted(platform: Platform) -> list[str]:
+    found = platform.accuracy.get("not_fitted") or {}
+    if not found:
+        return []
+    return ["Priced by their traffic, for too few rows could be predicted: " + ", ".join(found)]
 
 
 def _trials(platform: Platform) -> list[str]:

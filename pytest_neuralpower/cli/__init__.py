@@ -13,7 +13,17 @@ from typing import Annotated
 import typer
 
 from pytest_neuralpower import __version__
-from pytest_neuralpower.cli import accuracy, epr, explain, eyeriss, fit, platforms, predict, trace
+from pytest_neuralpower.cli import (
+    accuracy,
+    calibrate,
+    epr,
+    explain,
+    eyeriss,
+    fit,
+    platforms,
+    predict,
+    trace,
+)
 from pytest_neuralpower.errors import NeuralPowerError
 
 #: In the order of ``--help``.
@@ -24,6 +34,7 @@ COMMANDS = (
     explain,
     eyeriss,
     epr,
+    calibrate,
     fit,
     accuracy,
 )

@@ -1,0 +1,104 @@
+"""``neuralpower calibrate``: measure a device and fit its platform."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pytest_neuralpower.cli.measuring import (
+    DeviceOption,
+    Dtype,
+    MeterOption,
+    Minutes,
+    Quick,
+    Thorough,
+    Watts,
+)
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.measure.run import Calibrated
+
+EXAMPLE = "calibrate my-gpu --device cuda:0 --dtype bfloat16 --minutes 10"
+
+
+def run(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="name of the platform to make")],
+    device: DeviceOption = "",
+    dtype: Dtype = "",
+    meter: MeterOption = "auto",
+    watts: Watts = None,
+    quick: Quick = False,
+    thorough: Thorough = False,
+    minutes: Minutes = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with a calibration that stopped")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="folder to write [./NAME]")
+    ] = None,
+    backend: Annotated[
+        str,
+        typer.Option(metavar="loky|dask|ray", help="engine of many devices (extra fleet)"),
+    ] = "loky",
+    workers: Annotated[
+        int, typer.Option(min=0, metavar="N", help="devices of a fleet, one a worker")
+    ] = 0,
+    per_device: Annotated[
+        bool,
+        typer.Option("--per-device", help="of many devices: a platform each, not one of all"),
+    ] = False,
+) -> None:
+    """Measure this machine's device for some minutes and fit a platform that predicts it.
+
+    Writes DIR/profile.csv (every measured row), recipe.yaml, NAME.json (the platform) and README.md
+    (its card). Each row is on the disk before the next is measured: after Ctrl-C, a crash or a full
+    disk, --resume goes on.
+    """
+    from pytest_neuralpower.measure.options import calibration_options  # noqa: PLC0415
+    from pytest_neuralpower.measure.progress import choose_progress  # noqa: PLC0415
+
+    many = device.endswith(":all") or workers > 0
+    options = calibration_options(
+        name,
+        out=out,
+        device="" if device.endswith(":all") else device,
+        dtype=dtype,
+        meter=meter,
+        watts=watts,
+        quick=quick,
+        thorough=thorough,
+        minutes=minutes,
+        resume=resume,
+    )
+    if many:
+        from pytest_neuralpower.measure.fleet import calibrate_fleet  # noqa: PLC0415
+
+        for each in calibrate_fleet(
+            options,
+            all_gpus=device.endswith(":all"),
+            backend=backend,
+            workers=workers,
+            per_device=per_device,
+            progress=choose_progress(),
+        ):
+            _print_result(each)
+        return
+    from pytest_neuralpower.measure.run import calibrate  # noqa: PLC0415 - imports torch
+
+    done = calibrate(options, choose_progress())
+    typer.echo(
+        f"measured in {done.measured_s:.0f} s, fitted in {done.fitted_s:.0f} s; "
+        f"{done.outcome.measured} trials measured, {done.outcome.skipped} skipped, "
+        f"{done.outcome.rerun} run again after a drift"
+    )
+    _print_result(done)
+    raise typer.Exit(0 if done.repeatable else 1)
+
+
+def _print_result(done: Calibrated) -> None:
+    from pytest_neuralpower.measure.closing import closing_lines  # noqa: PLC0415
+
+    for line in closing_lines(done.path, done.platform, done.path.parent):
+        typer.echo(line)

@@ -1,0 +1,169 @@
+"""Before anything is measured: the device, its facts and ceilings, and a meter that is proven."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_neuralpower.errors import OptionError
+from pytest_neuralpower.measure.bench import Bench
+from pytest_neuralpower.measure.conditions import watch_device
+from pytest_neuralpower.measure.device_facts import device_facts
+from pytest_neuralpower.measure.hardware import hardware_facts
+from pytest_neuralpower.measure.meters.choose import choose_meter
+from pytest_neuralpower.measure.profile_writer import Circumstances
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_neuralpower.measure.conditions import Watch
+    from pytest_neuralpower.measure.meters.base import Meter
+    from pytest_neuralpower.measure.trial import MeasuredRow
+
+__all__ = ["Place", "open_place", "resolve_device"]
+
+#: Share of the free memory that networks may use.
+_MEMORY_SHARE: Final = 0.5
+#: Bytes, where the system does not tell.
+_SOME_MEMORY: Final = 4 * 2**30
+#: Rows and columns of the product that loads the device while a meter is probed.
+_LOAD_SIZE: Final = {"cpu": 512, "cuda": 4096}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where it is measured, ready to measure; close it when done.
+
+    Attributes
+    ----------
+    bench, meter
+        As :func:`~pytest_neuralpower.measure.run_trial.run_trial` takes them.
+    facts
+        Provenance lines of the profile: device, software, flags, meter.
+    memory_bytes
+        What networks may use.
+    """
+
+    bench: Bench
+    meter: Meter
+    facts: Mapping[str, str]
+    memory_bytes: int
+    _watch: Watch
+
+    @property
+    def uuid(self) -> str:
+        return self.facts["device_uuid"]
+
+    def watch(
+        self, measure: Callable[[], list[MeasuredRow]], *, steady: bool = False
+    ) -> tuple[list[MeasuredRow], Circumstances]:
+        """Measure while the device is watched.
+
+        ``steady`` says that the device is under one load all the time, so that its clock must
+        hold; between small layers it idles, and its clock moves by itself.
+        """
+        with self._watch.during(skip_s=1.0 if steady else 0.0) as watched:
+            rows = measure()
+        seen = watched.conditions
+        flaw = seen.void if steady or seen.throttles else None
+        return rows, Circumstances(self.uuid, seen.temperature_c, seen.clock_mhz, flaw or "")
+
+    def close(self) -> None:
+        """Release the drivers."""
+        self.meter.close()
+        self._watch.close()
+
+
+def resolve_device(device: str) -> str:
+    """The device that was asked for, checked; by default the first GPU, else the CPU.
+
+    Raises
+    ------
+    OptionError
+        There is no such device.
+    """
+    import torch  # noqa: PLC0415 - heavy
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not device:
+        return "cuda:0" if count else "cpu"
+    if device == "cpu":
+        return device
+    index = int(device.partition(":")[2] or 0)
+    if index >= count:
+        there = ", ".join(["cpu", *(f"cuda:{number}" for number in range(count))])
+        raise OptionError(f"--device {device}: torch sees no such device here; there is {there}")
+    return f"cuda:{index}"
+
+
+def open_place(
+    device: str, dtype: str, *, meter: str = "none", watts: float | None = None
+) -> Place:
+    """Check the device, read its facts and ceilings, and choose a meter under load.
+
+    Raises
+    ------
+    OptionError
+        There is no such device.
+    MeterRefused
+        The meter that was asked for does not work here.
+    """
+    device = resolve_device(device)
+    _set_flags()
+    facts = device_facts(device)
+    facts.setdefault("device_uuid", _own_uuid(facts["device"]))
+    bench = Bench(device, dtype, hardware_facts(device, dtype))
+    chosen = choose_meter(meter, device, load=_load(device, dtype), watts=watts)
+    facts |= {"dtype": dtype, "mode": bench.mode, "threads": str(bench.threads)}
+    facts |= {"meter": chosen.name, "meter_method": chosen.method}
+    return Place(bench, chosen, facts, _memory_bytes(device), watch_device(device))
+
+
+def _set_flags() -> None:
+    """Algorithms that do not change from run to run."""
+    import torch  # noqa: PLC0415 - heavy
+
+    torch.backends.cudnn.benchmark = False
+
+
+def _own_uuid(device: str) -> str:
+    """A processor has no UUID: the machine's own stands in, hashed, since it is private."""
+    try:
+        machine = Path("/etc/machine-id").read_text(encoding="ascii").strip()
+    except OSError:
+        machine = platform.node()
+    return f"CPU-{hashlib.sha256(f'{machine} {device}'.encode()).hexdigest()[:12]}"
+
+
+def _load(device: str, dtype: str) -> Callable[[], None]:
+    """A few milliseconds of work that has ended when it returns."""
+    import torch  # noqa: PLC0415 - heavy
+
+    side = _LOAD_SIZE[torch.device(device).type]
+    left: Any = torch.randn(side, side, device=device, dtype=getattr(torch, dtype))
+
+    def load() -> None:
+        with torch.inference_mode():
+            torch.mm(left, left)
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+
+    return load
+
+
+def _memory_bytes(device: str) -> int:
+    import torch  # noqa: PLC0415 - heavy
+
+    if device != "cpu":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * _MEMORY_SHARE)
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        free = _SOME_MEMORY
+    return int(free * _MEMORY_SHARE)
