@@ -65,6 +65,12 @@ _INTERVAL_FIELDS: Final[tuple[tuple[Quantity, str], ...]] = (
     ("power", "power_interval_w"),
 )
 
+#: Tier of power that nobody measured on the device -> where it comes from, in words.
+_UNMEASURED_POWER: Final = {
+    "transferred": "transferred from another device",
+    "datasheet": "from the datasheet",
+}
+
 _FLOATING: Final = ("float", "bfloat", "complex")
 
 
@@ -248,6 +254,9 @@ class Platform:
             f"calibrated in {self.dtype}: flagged {EXTRAPOLATED}"
             for dtype, count in sorted(foreign.items())
         )
+        origin = _UNMEASURED_POWER.get(self.tiers.get("power", ""))
+        if power is not None and origin:
+            notes += (f"power and energy: {origin}, not measured on this device",)
         if not isinstance(layers, Trace):
             return Prediction(predicted, self.name, self.sha256, notes=notes, **intervals)
         return Prediction(
