@@ -164,13 +164,7 @@ def _content(path: Path, data: dict[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(content) - set(_FIELDS))
     if unknown:
         raise _error(path, f"unknown field {unknown[0]!r}", "refit it")
-    for key in _FALLBACK:
-        value = content["fallback"].get(key)
-        if not _is_number(value) or not math.isfinite(value) or value <= 0:
-            raise _error(path, f"fallback {key} must be a positive number, not {value!r}", "refit")
-    extra = sorted(set(content["fallback"]) - set(_FALLBACK))
-    if extra:
-        raise _error(path, f"unknown field {extra[0]!r} of fallback", "refit it")
+    _check_numbers(path, content["fallback"], content["hardware"])
     content["families"] = {
         name: _family(path, name, each) for name, each in content["families"].items()
     }
@@ -181,11 +175,28 @@ def _content(path: Path, data: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
+def _check_numbers(path: Path, fallback: dict[str, Any], hardware: dict[str, Any]) -> None:
+    for key in _FALLBACK:
+        value: Any = fallback.get(key)
+        if not _is_number(value) or not math.isfinite(value) or value <= 0:
+            raise _error(path, f"fallback {key} must be a positive number, not {value!r}", "refit")
+    extra = sorted(set(fallback) - set(_FALLBACK))
+    if extra:
+        raise _error(path, f"unknown field {extra[0]!r} of fallback", "refit it")
+    for key, value in hardware.items():
+        if not _is_cost(value):
+            raise _error(path, f"hardware {key} must be a number from 0, not {value!r}", "refit it")
+
+
 _JSON_NAMES: Final = {str: "a string", dict: "an object"}
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_cost(value: Any) -> bool:
+    return _is_number(value) and value >= 0
 
 
 def _family(path: Path, name: str, data: Any) -> dict[str, Any]:
@@ -196,9 +207,13 @@ def _family(path: Path, name: str, data: Any) -> dict[str, Any]:
             raise _error(path, f"range {column!r} of family {name!r} names no sizes", "refit it")
         if not (isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends))):
             raise _error(path, f"range {column!r} of family {name!r} must be two numbers", "refit")
+        if ends[0] > ends[1]:
+            raise _error(path, f"range {column!r} of family {name!r} ends below its start", "refit")
     surcharges = data.get("surcharges")
-    if not isinstance(surcharges, dict) or not all(map(_is_number, surcharges.values())):
-        raise _error(path, f"surcharges of family {name!r} must be numbers by term", "refit it")
+    if not isinstance(surcharges, dict) or not all(map(_is_cost, surcharges.values())):
+        raise _error(
+            path, f"surcharges of family {name!r} must be numbers from 0 by term", "refit it"
+        )
     for term in surcharges:
         if not is_term(term):
             raise _error(path, f"unknown surcharge {term!r} of family {name!r}", "refit it")

@@ -22,8 +22,10 @@ class Summary:
         self, terminalreporter: pytest.TerminalReporter, config: pytest.Config
     ) -> None:
         if self.records and config.get_verbosity("neuralpower") >= 0:
-            from pytest_neuralpower.reports.terminal import summary_lines  # noqa: PLC0415
+            from pytest_neuralpower.reports.summary import summary_lines  # noqa: PLC0415
 
             terminalreporter.section("predicted energy and runtime (neuralpower)")
-            for line in summary_lines([each for found in self.records.values() for each in found]):
+            records = [each for found in self.records.values() for each in found]
+            verbose = config.get_verbosity("neuralpower") > 0
+            for line in summary_lines(records, whole_ids=verbose):
                 terminalreporter.line(line)

@@ -54,7 +54,9 @@ def layer_prediction_record(item: LayerPrediction) -> dict[str, Any]:
     """A layer with its predicted runtime (ms), power (W) and energy (mJ)."""
     values = item._asdict()
     del values["layer"]
-    return {**layer_record(item.layer), **_plain(values)}
+    parts = values.pop("energy_parts_mj")
+    named = {f"{part}_mj": energy for part, energy in (parts or {}).items()}
+    return {**layer_record(item.layer), **_plain(values), **named}
 
 
 def prediction_record(prediction: Prediction) -> dict[str, Any]:
@@ -65,6 +67,7 @@ def prediction_record(prediction: Prediction) -> dict[str, Any]:
         "energy_mj": prediction.energy_mj,
         "runtime_ms": prediction.runtime_ms,
         "power_w": prediction.power_w,
+        **{f"{part}_mj": energy for part, energy in (prediction.energy_parts_mj or {}).items()},
         "layers": [layer_prediction_record(layer) for layer in prediction.layers],
     }
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from pytest_neuralpower.prediction import EXTRAPOLATED, FALLBACK, UNCOVERED, UNTRUSTED
-from pytest_neuralpower.units import Quantity, show, show_in, show_percent
+from pytest_neuralpower.units import Quantity, show, show_percent
 
 if TYPE_CHECKING:
     from pytest_neuralpower.budget import Verdict
@@ -260,70 +260,6 @@ def _sureness(verdict: Verdict) -> str:
         return f"{coverage:.0%} sure to be {'over' if limit < low else 'within'}"
     place = (limit - low) / (high - low) if high > low else 0.5
     return f"not sure, the limit lies {place:.0%} of the way up this {coverage:.0%} interval"
-
-
-#: Outcome of a record -> how a summary line starts.
-_STATUS = {
-    "ok": "ok",
-    "over": "OVER",
-    "untrusted": "UNSURE",
-    "misused": "ERROR",
-    "failed": "failed",
-    "unbounded": "-",
-}
-
-
-def summary_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One aligned line for each prediction of each guarded test (records of session.judge)."""
-    rows = [
-        [
-            _STATUS[record["outcome"]],
-            *_summary_cells(record),
-            f"{record['untrusted_share']:.0%} unsure" if record["untrusted_share"] > 0 else "",
-            record["platform"],
-            record["test"],
-        ]
-        for record in sorted(records, key=_summary_order)
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    return [
-        "  ".join(
-            [cell.ljust(width) for cell, width in zip(row, widths, strict=False) if width]
-            + row[-1:]
-        )
-        for row in rows
-    ]
-
-
-def _summary_order(record: Mapping[str, Any]) -> tuple[str, str]:
-    """By test, so that a run on xdist reads the same; its workers finish in any order."""
-    return record["test"], record["platform"]
-
-
-#: Whether the limit lies outside the interval -> what the summary adds.
-_SURE: Mapping[bool | None, str] = {None: "", True: " (sure)", False: " (not sure)"}
-
-
-def _summary_cells(record: Mapping[str, Any]) -> list[str]:
-    values: tuple[tuple[Quantity, str], ...] = (
-        ("energy", "energy_mj"), ("runtime", "runtime_ms"), ("power", "power_w"),
-    )  # fmt: skip
-    cells = []
-    for quantity, key in values:
-        budgets = [each for each in record["budgets"] if each["quantity"] == quantity]
-        if budgets:
-            # Of several budgets of one quantity the tightest is shown: a broken one, if any.
-            budget = max(budgets, key=lambda each: each["value"] / each["limit"])
-            per = ""
-            if budget["per"] == "sample":
-                per = f" per sample of {budget['samples'] or record['batch']}"
-            value, limit = (
-                show_in(quantity, budget[name], budget["unit"]) for name in ("value", "limit")
-            )
-            cells.append(f"{value} of {limit}{per}{_SURE[budget['sure']]}")
-        else:
-            cells.append("" if record[key] is None else show(quantity, record[key]))
-    return cells
 
 
 def epr_text(ranked: Sequence[Ranked], *, platform: str, alpha: float) -> str:

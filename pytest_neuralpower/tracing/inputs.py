@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_neuralpower.tracing.rules.factories import REAL_ELEMENTS
 
-__all__ = ["abstract_inputs", "batch_size", "input_tensors", "map_inputs"]
+__all__ = ["abstract_inputs", "batch_size", "input_tensors", "map_inputs", "not_a_tensor"]
 
 
 def without_data(tensor: Tensor) -> Tensor:
@@ -82,6 +82,19 @@ def input_tensors(value: Any) -> list[Tensor]:
 
     visit(value, 0)
     return found
+
+
+def not_a_tensor(args: Any, kwargs: Any) -> str | None:
+    """What looks like a tensor among inputs that a model refused, and what to give instead."""
+    named = [(f"argument {number}", value) for number, value in enumerate(args, 1)]
+    for name, value in (*named, *kwargs.items()):
+        items = value.values() if isinstance(value, dict) else [value]
+        if any(type(item).__module__ == "numpy" for item in items):
+            return f"{name} is a numpy array: give torch.from_numpy(array)"
+        if isinstance(value, (list, tuple)) and value and all(type(item) is int for item in value):
+            sizes = ", ".join(map(str, value))
+            return f"{name} is a shape: give a tensor of it, torch.empty({sizes})"
+    return None
 
 
 def batch_size(tensors: list[Tensor]) -> int:

@@ -12,7 +12,7 @@ from pytest_neuralpower.layers import Trace
 from pytest_neuralpower.tracing.aten_route import trace_dispatcher
 from pytest_neuralpower.tracing.forward_route import lacks_values, trace_forward
 from pytest_neuralpower.tracing.function_route import trace_functions
-from pytest_neuralpower.tracing.inputs import batch_size, input_tensors
+from pytest_neuralpower.tracing.inputs import batch_size, input_tensors, not_a_tensor
 from pytest_neuralpower.tracing.lazy_modules import has_lazy_modules, initialised_later
 from pytest_neuralpower.tracing.module_paths import ModulePaths
 from pytest_neuralpower.tracing.signals import NeedsAten, NeedsForward, ShapeMismatch
@@ -127,6 +127,9 @@ def _refuse(model: nn.Module, args: Any, kwargs: Any, error: BaseException) -> N
             f"cannot trace {name}: its forward does not take these arguments ({wrong}); "
             f"it takes {inspect.signature(model.forward)}"
         ) from None
+    no_tensor = not_a_tensor(args, kwargs)
+    if no_tensor is not None:
+        raise TraceError(f"cannot trace {name}: {no_tensor}") from None
     where = getattr(error, "where", "") or f"{name}.forward"
     kind = "" if isinstance(error, ShapeMismatch) else f"{type(error).__name__}: "
     raise TraceError(

@@ -247,6 +247,11 @@ AT_THE_START = {
         "--np-strict-limit=200: must be between 0 and 100 percent",
     ),
     "ini_of_wrong_type": ([], "np_top = many", "np_top"),
+    "ini_limit_of_wrong_type": (
+        [],
+        "np_strict_limit = few",
+        "'few'; write a number of percent from 0 to 100, such as np_strict_limit = 5",
+    ),
     "judge_unknown": (["--np-judge=perhaps"], "", "--np-judge"),
     "ini_judge_unknown": ([], "np_judge = perhaps", "np_judge='perhaps': allowed: point, certain"),
     "ini_unknown_platform": ([], "np_platform = titanz", "unknown platform 'titanz'"),

@@ -24,14 +24,56 @@ THREE = """
 
 
 @pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
-def test_the_summary_has_one_line_for_each_guarded_test(repo, workers):
+def test_the_summary_has_each_guarded_test(repo, workers):
     repo.write(THREE + "\n    def test_unguarded(): pass\n")
     result = repo.run("--np-platform=titanx", *workers)
     result.assert_outcomes(passed=3, failed=1)
-    lines = [line for line in result.outlines if "titanx" in line and "test_guard.py::" in line]
-    assert [line.split()[0] for line in lines] == ["-", "OVER", "ok"]
-    assert "of 1,000 J" in lines[2]
-    assert "of 1.00 s" in lines[2]
+    tests, figures = summary(result)[::2], summary(result)[1::2]  # too long for a line each
+    assert [line.split() for line in tests] == [
+        ["-", "test_guard.py::test_no_budget"],
+        ["OVER", "test_guard.py::test_over"],
+        ["ok", "test_guard.py::test_within"],
+    ]
+    assert "of 1,000 J" in figures[2]
+    assert "of 1.00 s" in figures[2]
+    assert all("titanx" in line for line in figures)
+
+
+def summary(result) -> list[str]:
+    """Lines of the summary section."""
+    start = next(i for i, line in enumerate(result.outlines) if "(neuralpower) ==" in line)
+    section = result.outlines[start + 1 :]
+    return section[: next(i for i, line in enumerate(section) if line.startswith("==") or not line)]
+
+
+LONG = """
+    import pytest
+
+    @pytest.mark.parametrize("case", ["of_a_rather_long_name_that_goes_on_and_on_and_on"])
+    @pytest.mark.energy_budget(j=1000)
+    def test_of_a_long_name_as_well(neuralpower, case):
+        neuralpower.predict(small(), image())
+"""
+
+
+def test_a_long_id_is_shortened_and_shown_whole_when_verbose(repo):
+    repo.write(LONG)
+    found = summary(repo.run("--np-platform=titanx"))
+    assert len(found) == 2
+    assert max(map(len, found)) <= 80
+    assert found[0].startswith("ok  …::test_of_a_long_name_as_")
+    assert found[0].endswith("on_and_on]")
+    assert " of 1,000 J" in found[1]
+    assert summary(repo.run("--np-platform=titanx", "-v"))[0] == (
+        "ok  test_guard.py::test_of_a_long_name_as_well"
+        "[of_a_rather_long_name_that_goes_on_and_on_and_on]"
+    )
+
+
+def test_short_lines_have_all_of_a_test(repo):
+    repo.write("def test_one(neuralpower): neuralpower.predict(small(), image())")
+    (line,) = summary(repo.run("--np-platform=titanx"))
+    assert line.startswith("-  127 mJ  541 µs  235 W  19% unsure  titanx  test_guard.py::test_one")
 
 
 def test_quiet_leaves_the_summary_out(repo):
@@ -126,11 +168,10 @@ def test_the_same_session_gives_the_same_figures_twice_and_under_xdist(repo):
     repo.write(THREE)
 
     def figures(*args: str) -> list[str]:
-        result = repo.run("--np-platform=titanx", *args)
-        return [line for line in result.outlines if "titanx  test_guard.py::" in line]
+        return summary(repo.run("--np-platform=titanx", *args))
 
     first = figures()
-    assert len(first) == 3
+    assert len(first) == 6
     assert first == figures() == figures("-n2")
 
 
@@ -163,7 +204,7 @@ def test_the_tightest_of_two_budgets_is_in_the_summary(repo):
             neuralpower.predict(small(), image())
     """)
     result = repo.run("--np-platform=titanx")
-    result.stdout.fnmatch_lines(["OVER * of 1.00 µJ *test_two*"])
+    result.stdout.fnmatch_lines(["OVER  test_guard.py::test_two", "* of 1.00 µJ *"])
 
 
 def test_a_test_that_failed_by_itself_is_still_listed(repo):
@@ -174,7 +215,7 @@ def test_a_test_that_failed_by_itself_is_still_listed(repo):
             assert False
     """)
     result = repo.run("--np-platform=titanx")
-    result.stdout.fnmatch_lines(["failed * of 1,000 J *test_wrong*"])
+    result.stdout.fnmatch_lines(["failed  test_guard.py::test_wrong", "* of 1,000 J *"])
 
 
 def test_a_prediction_prints_short(repo):

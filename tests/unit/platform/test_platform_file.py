@@ -105,6 +105,11 @@ class TestRefusals:
         saved.write_text("name: titanx")
         assert "not JSON" in refusal(saved)
 
+    @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+    def test_a_number_that_is_not_finite(self, saved: Path, number: str) -> None:
+        saved.write_text(saved.read_text().replace("1000.0", number, 1))
+        assert "is not a finite number" in refusal(saved)
+
     def test_a_binary_file(self, saved: Path) -> None:
         saved.write_bytes(b"\x80\x04\x95\xff")
         assert "cannot be read" in refusal(saved)
@@ -144,6 +149,12 @@ class TestRefusals:
             (lambda d: d["fallback"].update(floor_ms=0), "floor_ms must be a positive number"),
             (lambda d: d["fallback"].update(gflops="9"), "gflops must be a positive number"),
             (lambda d: d["fallback"].pop("gflops"), "gflops must be a positive number"),
+            (lambda d: d["hardware"].update(peak_gflops=-1), "hardware peak_gflops must be"),
+            (lambda d: d["families"]["conv"]["ranges"].update(k=[9, 1]), "ends below its start"),
+            (
+                lambda d: d["families"]["conv"].update(surcharges={"launch": -1.0}),
+                "surcharges of family 'conv' must be numbers from 0",
+            ),
             (lambda d: d["families"].update(conv=3), "family 'conv' must be an object"),
             (lambda d: d["families"]["conv"]["ranges"].update(k=[1]), "range 'k'"),
             (lambda d: d["families"]["conv"]["ranges"].update({"k-n": [1, 2]}), "names no sizes"),

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_neuralpower import load_platform
 from pytest_neuralpower.calibrate.rows import conv_layer, linear_layer
-from pytest_neuralpower.errors import TraceError
+from pytest_neuralpower.errors import PlatformError, TraceError
 from pytest_neuralpower.layers import Layer, TensorSpec, Trace
 from pytest_neuralpower.platform import FamilyModel, Platform
 from pytest_neuralpower.prediction import EXTRAPOLATED, FALLBACK, UNCOVERED
@@ -145,6 +145,22 @@ class TestPower:
         found = replace(platform, families=families).predict([conv(), streaming("norm", (9, 9))])
         assert found.layers[0].power_w == 7.0
         assert (found.layers[1].power_w or 0) > 50.0
+
+
+class TestImpossibleValues:
+    def test_a_power_below_0_is_refused_by_name(self, platform: Platform) -> None:
+        platform.power.watts_["base_w"] = -500.0
+        with pytest.raises(PlatformError) as found:
+            platform.predict([streaming("norm", (9, 9)), conv()])
+        text = str(found.value)
+        assert "platform toy predicts a power of -" in text
+        assert "refit the platform" in text
+        assert "\n" not in text
+
+    def test_a_runtime_that_is_no_number_is_refused(self, platform: Platform) -> None:
+        platform.families["conv"].surcharges["flops"] = float("nan")
+        with pytest.raises(PlatformError, match="predicts a runtime of nan for conv2d"):
+            platform.predict([streaming("norm", (9, 9)), conv()])
 
 
 class TestCall:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -77,6 +78,17 @@ def test_anything_but_a_module_is_refused(value: Any, named: str) -> None:
 def test_input_of_a_wrong_type() -> None:
     assert "Sequential" in message(NET, [1.0, 2.0])
     assert "Sequential" in message(NET, None)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), [1, 3, 8, 8]])
+def test_a_shape_for_a_tensor_says_how_to_make_one(shape: Any) -> None:
+    text = message(NET, shape)
+    assert "argument 1 is a shape: give a tensor of it, torch.empty(1, 3, 8, 8)" in text
+
+
+def test_a_numpy_array_says_how_to_make_a_tensor() -> None:
+    assert "argument 1 is a numpy array: give torch.from_numpy" in message(NET, np.ones((1, 3)))
+    assert "input is a numpy array" in message(NET, input={"pixels": np.ones((1, 3))})
 
 
 def test_error_of_the_model_s_own_code_is_told() -> None:
