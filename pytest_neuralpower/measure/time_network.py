@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from pytest_neuralpower.measure.in_place import Calls, list_calls, time_calls
+from pytest_neuralpower.measure.probe import Probe
 from pytest_neuralpower.measure.timers import CpuTimer, Timer, WallTimer
 from pytest_neuralpower.measure.trial import MeasuredRow, Trial, TrialSkipped
 
@@ -23,6 +26,9 @@ __all__ = ["refuse_not_finite", "time_network", "timer_of"]
 #: Runs of one network in one pass, each way: as many as fit the time (ms).
 _REPEATS: Final = (1, 4)
 _PASS_MS: Final = 200.0
+
+#: So many times as many runs at most, where other processes slow the processor down meanwhile.
+_MOST_TIMES: Final = 2
 
 
 def timer_of(bench: Bench) -> Timer:
@@ -53,18 +59,66 @@ def time_network(
     once_ms = 1e3 * (time.perf_counter() - began)
     repeats = min(max(int(_PASS_MS / 2 / once_ms), _REPEATS[0]), _REPEATS[1])
     whole = _whole_call(model, inputs, bench)
-    runs, wholes, walls = [], [], []
-    for _ in range(repeats):
-        runs.append(time_calls(model, inputs, calls, timer))
-        runtime, wall = _timed(whole, timer)
-        wholes.append(runtime)
-        walls.append(wall)
-    least = [min(each) for each in zip(*runs, strict=True)]
+    runs, wholes = [], []
+    probe = _probe(bench)
+    speed = probe.measure_ms() if probe else 0.0
+    for number in range(_MOST_TIMES * repeats):
+        runs.append(_Run(time_calls(model, inputs, calls, timer), speed))
+        speed = _around(probe, runs[-1], speed)
+        runtime_ms, wall_ms = _timed(whole, timer)
+        wholes.append(_Run([runtime_ms], speed, wall_ms))
+        speed = _around(probe, wholes[-1], speed)
+        if number + 1 >= repeats and (
+            probe is None or not (probe.is_slow(_least(runs)) or probe.is_slow(_least(wholes)))
+        ):
+            break
+    best = _best(wholes, probe)
     row = MeasuredRow(
-        *(trial.id, trial.network, None, min(wholes)),
-        calls=len(traced), pass_=trial.pass_, wall_ms=min(walls),
+        *(trial.id, trial.network, None, min(each.times_ms[0] for each in best)),
+        calls=len(traced), pass_=trial.pass_, wall_ms=min(each.wall_ms for each in best),
+        probe_ms=_least(best) or None,
     )  # fmt: skip
-    return [*_layer_rows(traced, calls, least, trial), row]
+    best = _best(runs, probe)
+    times = [min(each) for each in zip(*(run.times_ms for run in best), strict=True)]
+    return [*_layer_rows(traced, calls, times, trial, _least(best) or None), row]
+
+
+@dataclass(slots=True)
+class _Run:
+    """One run of a network; ``probe_ms`` is the longer of the probes before and after it."""
+
+    times_ms: list[float]
+    probe_ms: float
+    wall_ms: float = 0.0
+
+
+@cache
+def _processor_probe() -> Probe:
+    return Probe()
+
+
+def _probe(bench: Bench) -> Probe | None:
+    """One for the whole session, as it has to know the best; none where other threads compute."""
+    return _processor_probe() if not bench.is_cuda and bench.threads == 1 else None
+
+
+def _around(probe: Probe | None, run: _Run, before_ms: float) -> float:
+    """Note the probe after a run beside the one before it; returns the one after."""
+    if probe is None:
+        return 0.0
+    after_ms = probe.measure_ms()
+    run.probe_ms = max(before_ms, after_ms)
+    return after_ms
+
+
+def _least(runs: Sequence[_Run]) -> float:
+    return min(run.probe_ms for run in runs)
+
+
+def _best(runs: Sequence[_Run], probe: Probe | None) -> Sequence[_Run]:
+    """The runs that were not slowed down; where all were, the one that was least."""
+    sound = [run for run in runs if probe is None or not probe.is_slow(run.probe_ms)]
+    return sound or [min(runs, key=lambda run: run.probe_ms)]
 
 
 def _whole_call(model: Any, inputs: Sequence[Any], bench: Bench) -> Callable[[], Any]:
@@ -96,7 +150,7 @@ def refuse_not_finite(output: Any) -> None:
 
 
 def _layer_rows(
-    traced: Trace, calls: Calls, times_ms: Sequence[float], trial: Trial
+    traced: Trace, calls: Calls, times_ms: Sequence[float], trial: Trial, probe_ms: float | None
 ) -> Iterator[MeasuredRow]:
     """One row for all equal layers: the mean of their times."""
     times: dict[int, float] = {}
@@ -111,5 +165,5 @@ def _layer_rows(
         mean = sum(times[id(traced[place])] for place in places) / len(places)
         yield MeasuredRow(
             *(trial.id, trial.network, traced[places[0]], mean),
-            index=places[0], calls=len(places), pass_=trial.pass_,
+            index=places[0], calls=len(places), pass_=trial.pass_, probe_ms=probe_ms,
         )  # fmt: skip

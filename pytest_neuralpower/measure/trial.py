@@ -93,6 +93,9 @@ class MeasuredRow:
         The same by the wall clock; None where it was not taken.
     power_w
         Mean gross device power during repeated calls, W; None without a meter.
+    probe_ms
+        Time of the same small piece of work before or after, the longer, ms: how fast the
+        processor was (:mod:`pytest_neuralpower.measure.probe`); None where it was not taken.
     """
 
     trial: str
@@ -104,6 +107,7 @@ class MeasuredRow:
     pass_: int = 1
     wall_ms: float | None = None
     power_w: float | None = None
+    probe_ms: float | None = None
 
     @property
     def whole(self) -> bool:
