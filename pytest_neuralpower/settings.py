@@ -121,4 +121,14 @@ def _ini(config: pytest.Config, name: str) -> Any:
     try:
         return config.getini(name)
     except (TypeError, ValueError, pytest.UsageError) as error:
-        raise pytest.UsageError(f"ini option {name}: {error}") from None
+        advice = f"; write {_WRITE[name]}" if name in _WRITE else ""
+        raise pytest.UsageError(f"ini option {name}: {error}{advice}") from None
+
+
+#: How an ini option whose value cannot be read is written.
+_WRITE = {
+    "np_top": f"a whole number, such as np_top = {DEFAULT_TOP}; 0 shows all layers",
+    "np_strict": "np_strict = true or false",
+    "np_strict_limit": "a number of percent from 0 to 100, such as np_strict_limit = "
+    f"{DEFAULT_STRICT_LIMIT_PERCENT:g}",
+}
