@@ -20,12 +20,20 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform import Platform, list_platforms, load_platform
     from pytest_neuralpower.prediction import LayerPrediction, Prediction
     from pytest_neuralpower.predictor import predict
-    from pytest_neuralpower.session import BudgetExceeded, NeuralPower, PredictionUntrusted
+    from pytest_neuralpower.session import (
+        BaselineExceeded,
+        BaselineMissing,
+        BudgetExceeded,
+        NeuralPower,
+        PredictionUntrusted,
+    )
     from pytest_neuralpower.tracing import trace
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BaselineExceeded",
+    "BaselineMissing",
     "BudgetError",
     "BudgetExceeded",
     "Layer",
@@ -47,6 +55,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BaselineExceeded": "session",
+    "BaselineMissing": "session",
     "BudgetError": "errors",
     "BudgetExceeded": "session",
     "Layer": "layers",

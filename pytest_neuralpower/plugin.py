@@ -9,7 +9,8 @@ import pytest
 
 from pytest_neuralpower.errors import NeuralPowerError
 from pytest_neuralpower.mistakes import OneLineMistakes
-from pytest_neuralpower.settings import add_options, read_settings
+from pytest_neuralpower.session_end import SessionEnd
+from pytest_neuralpower.settings import add_options, read_settings, repeated_command
 from pytest_neuralpower.summary import Summary
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ _MARKERS = {
     "samples=None): upper limit on the predicted runtime of one call (or per='sample')",
     "power_budget": "power_budget(w=None, mw=None, platform=None): upper limit on the predicted "
     "mean power of one call",
+    "regression": "regression(max_percent=None, max_mj=None, max_ms=None, layer_max_percent=None, "
+    "layer_max_mj=None, layer_max_ms=None, per='call', baseline=None, platform=None): how much "
+    "more than its stored baseline each model that the test predicts may cost",
 }
 
 _SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
@@ -42,11 +46,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(OneLineMistakes(), "neuralpower-mistakes")
     config.pluginmanager.register(Summary(), "neuralpower-summary")
     settings = config.stash[_SETTINGS] = read_settings(config)
-    for name in settings.platforms:
-        try:
+    config.pluginmanager.register(SessionEnd(settings), "neuralpower-session-end")
+    try:
+        for name in settings.platforms:
             _session(config).load(name)
-        except NeuralPowerError as error:
-            raise pytest.UsageError(str(error)) from None
+        if settings.tolerance or settings.update_baseline or settings.reports:
+            from pytest_neuralpower.judged import check_settings  # noqa: PLC0415
+
+            writes = not hasattr(config, "workerinput")
+            check_settings(settings, config.rootpath, writes=writes)
+    except NeuralPowerError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def _session(config: pytest.Config) -> GuardSession:
@@ -54,9 +64,9 @@ def _session(config: pytest.Config) -> GuardSession:
     if _SESSION not in config.stash:
         from pytest_neuralpower.session import GuardSession  # noqa: PLC0415
 
-        given = config.getoption("--np-platform") or ()
-        command = " ".join(["pytest", *(f"--np-platform={name}" for name in given)])
-        config.stash[_SESSION] = GuardSession(config.stash[_SETTINGS], config.rootpath, command)
+        config.stash[_SESSION] = GuardSession(
+            config.stash[_SETTINGS], config.rootpath, repeated_command(config)
+        )
     return config.stash[_SESSION]
 
 
@@ -122,10 +132,14 @@ def _judge(item: pytest.Item, *, failed: bool = False) -> list[dict[str, Any]]:
         return []
     if _GUARD not in item.stash:  # a marker was added while the test ran
         item.stash[_GUARD] = _new_guard(item)
-    records = _session(item.config).judge(item.stash[_GUARD], markers, failed=failed)
+    session, guard = _session(item.config), item.stash[_GUARD]
+    records = session.judge(guard, markers, failed=failed)
     if records:
+        from pytest_neuralpower.judged import Place, complete, marked_tolerances  # noqa: PLC0415
         from pytest_neuralpower.session import properties  # noqa: PLC0415
 
+        tolerances = () if failed else marked_tolerances(session, guard, markers)
+        complete(session, guard, Place.of(item, guard), tolerances, records, failed=failed)
         item.stash[_RECORDS] = records
         item.user_properties.extend(properties(records))
     return records

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pytest
 
-from pytest_neuralpower.budget import Budget, check, closest_budgets, parse_marker
+from pytest_neuralpower.budget import MARKERS, Budget, check, closest_budgets, parse_marker
 from pytest_neuralpower.errors import BudgetError
 from pytest_neuralpower.prediction import UNTRUSTED
 from pytest_neuralpower.settings import platform_at
@@ -37,6 +37,18 @@ class BudgetExceeded(pytest.fail.Exception):  # type: ignore[misc, name-defined]
 
 class PredictionUntrusted(pytest.fail.Exception):  # type: ignore[misc, name-defined]
     """Too much of a prediction is not vouched for by measurements, under ``--np-strict``."""
+
+    __module__ = "builtins"
+
+
+class BaselineExceeded(pytest.fail.Exception):  # type: ignore[misc, name-defined]
+    """A prediction of a guarded test costs more than its stored baseline allows."""
+
+    __module__ = "builtins"
+
+
+class BaselineMissing(pytest.fail.Exception):  # type: ignore[misc, name-defined]
+    """A CI has no baseline to hold a prediction against, and writes none."""
 
     __module__ = "builtins"
 
@@ -156,6 +168,12 @@ class GuardSession:
             With one line, for a misused marker, or no single loadable platform to run on.
         """
         parsed = _parse(markers)
+        regressions = [placed.mark for placed in markers if placed.mark.name not in MARKERS]
+        if regressions:
+            from pytest_neuralpower.regression.tolerance import parse_tolerance  # noqa: PLC0415
+
+            for mark in regressions:
+                parse_tolerance(mark.args, mark.kwargs, mark.name)
         platforms = (parametrised,) if parametrised else self.platforms_for(markers)
         if not platforms:
             raise BudgetError(_no_platform_text())
@@ -215,9 +233,11 @@ class GuardSession:
             If the test has a budget and predicted nothing.
         """
         budgets = closest_budgets(self._applicable(guard.name, _parse(markers)))
-        if budgets and not guard.predictions and not failed:
+        regressions = [placed for placed in markers if placed.mark.name not in MARKERS]
+        if (budgets or regressions) and not guard.predictions and not failed:
+            what = "a budget" if budgets else "a regression marker"
             raise BudgetError(
-                "the test has a budget but predicted nothing: call "
+                f"the test has {what} but predicted nothing: call "
                 "neuralpower.predict(model, *inputs) in it (`neuralpower` is a fixture)"
             )
         records = [self._judge_one(guard, budgets, each) for each in guard.predictions]
@@ -272,7 +292,9 @@ class GuardSession:
 
 def _parse(markers: Sequence[PlacedMarker]) -> list[tuple[int, Budget]]:
     return [
-        (distance, parse_marker(mark.name, mark.args, mark.kwargs)) for distance, mark in markers
+        (distance, parse_marker(mark.name, mark.args, mark.kwargs))
+        for distance, mark in markers
+        if mark.name in MARKERS
     ]
 
 
@@ -310,6 +332,10 @@ def raise_failures(records: Sequence[Mapping[str, Any]]) -> None:
         raise BudgetExceeded(text, pytrace=False)
     if "untrusted" in outcomes:
         raise PredictionUntrusted(text, pytrace=False)
+    if "regressed" in outcomes:
+        raise BaselineExceeded(text, pytrace=False)
+    if "missing" in outcomes:
+        raise BaselineMissing(text, pytrace=False)
     if text:
         raise pytest.fail.Exception(text, pytrace=False)
 

@@ -16,17 +16,25 @@ PLATFORM_VARIABLE = "NEURALPOWER_PLATFORM"
 
 DEFAULT_TOP = 5
 DEFAULT_STRICT_LIMIT_PERCENT = 5.0
+DEFAULT_BASELINES = "budgets/baselines"
 JUDGES = ("point", "certain", "safe")
 
 
 class Settings(NamedTuple):  # a dataclass would double the plugin's import time
-    """``top`` 0 shows every layer; ``strict_limit`` is a share of the energy, 0..1."""
+    """``top`` 0 shows every layer; ``strict_limit`` is a share of the energy, 0..1.
+
+    ``update_baseline`` is ``""``, ``"new"`` or ``"all"``; ``tolerance`` is as it was written.
+    """
 
     platforms: tuple[str, ...] = ()
     top: int = DEFAULT_TOP
     strict: bool = False
     strict_limit: float = DEFAULT_STRICT_LIMIT_PERCENT / 100
     judge: Judge = "point"
+    baselines: Path = Path(DEFAULT_BASELINES)
+    update_baseline: str = ""
+    tolerance: tuple[str, ...] = ()
+    reports: tuple[str, ...] = ()
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -64,6 +72,7 @@ def add_options(parser: pytest.Parser) -> None:
         help="what a budget is held against: the predicted point (default); the lower end of its "
         "interval, failing what is certain to be over; or the upper end, passing what is safe",
     )
+    _add_baseline_options(group, parser)
     parser.addini("np_platform", "platforms to predict on, as --np-platform", type="args")
     parser.addini("np_top", "as --np-top", type="int", default=DEFAULT_TOP)
     parser.addini("np_strict", "as --np-strict", type="bool", default=False)
@@ -74,6 +83,42 @@ def add_options(parser: pytest.Parser) -> None:
         default=DEFAULT_STRICT_LIMIT_PERCENT,
     )
     parser.addini("np_judge", "as --np-judge: point, certain or safe", default="point")
+
+
+def _add_baseline_options(group: pytest.OptionGroup, parser: pytest.Parser) -> None:
+    group.addoption(
+        "--np-baselines",
+        metavar="DIR",
+        help=f"folder of baselines (default {DEFAULT_BASELINES}); each platform has its own in it",
+    )
+    # Two options that look like one: with an optional value it would swallow a path behind it.
+    for suffix, stored, what in (
+        ("", "all", "write the baseline of every guarded test that passes"),
+        ("=new", "new", "write the baselines that are missing, and no other"),
+    ):
+        group.addoption(
+            f"--np-update-baseline{suffix}",
+            action="append_const",
+            const=stored,
+            dest="np_update_baseline",
+            help=what,
+        )
+    group.addoption(
+        "--np-tolerance",
+        action="append",
+        metavar="NAME=NUMBER",
+        help="growth over a baseline that is let pass (default max_percent=1), or max_mj, max_ms, "
+        "layer_max_percent, layer_max_mj, layer_max_ms; repeatable",
+    )
+    group.addoption(
+        "--np-report",
+        action="append",
+        metavar="PATH",
+        help="write a report; its suffix says which: .json, .md; repeatable",
+    )
+    parser.addini("np_baselines", "as --np-baselines", default=DEFAULT_BASELINES)
+    parser.addini("np_tolerance", "as --np-tolerance", type="args")
+    parser.addini("np_report", "as --np-report", type="args")
 
 
 def read_settings(config: pytest.Config) -> Settings:
@@ -107,7 +152,33 @@ def read_settings(config: pytest.Config) -> Settings:
         strict=bool(config.getoption("--np-strict") or _ini(config, "np_strict")),
         strict_limit=percent / 100,
         judge=cast("Judge", judge),
+        **_read_baseline_settings(config),
     )
+
+
+def _read_baseline_settings(config: pytest.Config) -> dict[str, Any]:
+    folder = config.inipath.parent if config.inipath else config.rootpath
+    baselines = config.getoption("--np-baselines")
+    update = set(config.getoption("np_update_baseline") or ())
+    if len(update) > 1:
+        raise pytest.UsageError(
+            "--np-update-baseline and --np-update-baseline=new: the first writes all baselines, "
+            "the second only missing ones; give one of them"
+        )
+    return {
+        "baselines": Path(baselines).absolute()
+        if baselines
+        else folder / _ini(config, "np_baselines"),
+        "update_baseline": next(iter(update), ""),
+        "tolerance": tuple(config.getoption("--np-tolerance") or _ini(config, "np_tolerance")),
+        "reports": tuple(config.getoption("--np-report") or _ini(config, "np_report")),
+    }
+
+
+def repeated_command(config: pytest.Config) -> str:
+    """How pytest was asked to run, as far as advice must repeat it."""
+    given = config.getoption("--np-platform") or ()
+    return " ".join(["pytest", *(f"--np-platform={name}" for name in given)])
 
 
 def platform_at(name: str, folder: Path) -> str:

@@ -34,6 +34,8 @@ def signed_percent(before: float, after: float) -> str:
     ratio = after / before
     if ratio >= 2:
         return f"x{ratio:,.3g}"
+    if abs(ratio - 1) < 1e-9:  # sums of equal layers in another order
+        return "+0.0%"
     return f"{'-' if ratio < 1 else '+'}{show_percent(abs(ratio - 1))}"
 
 

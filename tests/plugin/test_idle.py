@@ -20,6 +20,7 @@ def test_nothing_heavy_is_loaded():
         "pytest_neuralpower.errors",
         "pytest_neuralpower.mistakes",
         "pytest_neuralpower.plugin",
+        "pytest_neuralpower.session_end",
         "pytest_neuralpower.settings",
         "pytest_neuralpower.summary",
     ]
