@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -58,8 +59,8 @@ def finish(end: SessionEnd, session: pytest.Session, records: Records) -> list[s
 def _write_baselines(
     end: SessionEnd, store: BaselineStore, records: Records
 ) -> tuple[list[str], bool]:
-    written, kept, left, owners = [], 0, [], {}
-    lines, failed = [], False
+    written, left, owners = [], [], dict[Path, str]()
+    kept, lines, failed = 0, [], False
     for nodeid in sorted(records):
         for record in records[nodeid]:
             text = record.get("baseline", {}).pop("text", None)

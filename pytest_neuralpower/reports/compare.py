@@ -68,7 +68,7 @@ def regression_text(record: Record, *, platform: str, path: str, top: int, accep
         )
     if len(shown) < len(layers):
         lines.append(f"  and {len(layers) - len(shown)} more layers")
-    lines += [f"  {line}" for line in changes_text(record, top=top).splitlines()]
+    lines += [f"  {line}".rstrip() for line in changes_text(record, top=top).splitlines()]
     lines += ["", f"  baseline: {path}", f"  accept:   {accept}"]
     return "\n".join(lines)
 
@@ -113,7 +113,7 @@ def changes_text(record: Record, *, top: int) -> str:
     shown = changed[:top] if top else changed
     if shown:
         lines += ["", f"the {len(shown)} layers that changed most, of {len(changed)}:"]
-        rows = [
+        table = [
             (
                 signed(basis, each[field][1] - each[field][0]),
                 signed_percent(*each[field]),
@@ -123,7 +123,7 @@ def changes_text(record: Record, *, top: int) -> str:
             )
             for each in shown
         ]
-        lines += _columns(rows, indent=2, right=2)
+        lines += _columns(table, indent=2, right=2)
     return "\n".join(lines)
 
 
@@ -206,7 +206,11 @@ def compare_text(found: Sequence[Record], *, top: int) -> str:
             )
             if comparison["layers"] or comparison["recalibrated"]:
                 title = f"{each['name']} on {each['platform']}"
-                details += ["", title, *(f"  {line}" for line in _detail_lines(comparison, top))]
+                details += [
+                    "",
+                    title,
+                    *(f"  {line}".rstrip() for line in _detail_lines(comparison, top)),
+                ]
         if each["outcome"] == "failed":
             details += ["", f"{each['name']} on {each['platform']}: {each['error']}"]
         rows.append((_STATUS[each["outcome"]], each["name"], each["platform"], *cells))
@@ -220,4 +224,4 @@ def _detail_lines(comparison: Record, top: int) -> list[str]:
         + f" {_breach_text(each)} per {each['per']}"
         for each in (comparison["breaches"][:top] if top else comparison["breaches"])
     ]
-    return [*lines, *changes_text(comparison, top=top).splitlines()]
+    return [*lines, *changes_text(comparison, top=top).strip("\n").splitlines()]

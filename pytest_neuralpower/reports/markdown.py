@@ -39,8 +39,9 @@ def render(report: Mapping[str, Any]) -> str:
         lines += _folded(f"{each['test']}: {each['outcome']}", each["failure"])
     for each in predictions:
         comparison = each.get("comparison")
-        changed = comparison and (comparison["layers"] or comparison["recalibrated"])
-        if changed and not each["failure"]:
+        if comparison is None or each["failure"]:
+            continue
+        if comparison["layers"] or comparison["recalibrated"]:
             lines += _folded(f"{each['test']}: what changed", changes_text(comparison, top=_TOP))
     if report["stale_baselines"]:
         stale = ", ".join(f"`{each}`" for each in report["stale_baselines"])
