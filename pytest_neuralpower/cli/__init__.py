@@ -16,13 +16,16 @@ from pytest_neuralpower import __version__
 from pytest_neuralpower.cli import (
     accuracy,
     calibrate,
+    compare,
     epr,
     explain,
     eyeriss,
     fit,
+    measure,
     platforms,
     predict,
     trace,
+    verify,
 )
 from pytest_neuralpower.errors import NeuralPowerError
 
@@ -30,11 +33,14 @@ from pytest_neuralpower.errors import NeuralPowerError
 COMMANDS = (
     trace,
     predict,
+    compare,
     platforms,
     explain,
     eyeriss,
     epr,
     calibrate,
+    verify,
+    measure,
     fit,
     accuracy,
 )

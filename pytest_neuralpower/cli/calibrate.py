@@ -18,7 +18,7 @@ from pytest_neuralpower.cli.measuring import (
 )
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.measure.run import Calibrated
+    from pytest_neuralpower.platform import Platform
 
 EXAMPLE = "calibrate my-gpu --device cuda:0 --dtype bfloat16 --minutes 10"
 
@@ -56,7 +56,7 @@ def run(
     (its card). Each row is on the disk before the next is measured: after Ctrl-C, a crash or a full
     disk, --resume goes on.
     """
-    from pytest_neuralpower.measure.options import calibration_options  # noqa: PLC0415
+    from pytest_neuralpower.measure.options import calibration_options  # noqa: PLC0415 - torch
     from pytest_neuralpower.measure.progress import choose_progress  # noqa: PLC0415
 
     many = device.endswith(":all") or workers > 0
@@ -75,7 +75,7 @@ def run(
     if many:
         from pytest_neuralpower.measure.fleet import calibrate_fleet  # noqa: PLC0415
 
-        for each in calibrate_fleet(
+        for path, platform in calibrate_fleet(
             options,
             all_gpus=device.endswith(":all"),
             backend=backend,
@@ -83,7 +83,7 @@ def run(
             per_device=per_device,
             progress=choose_progress(),
         ):
-            _print_result(each)
+            _print_result(path, platform)
         return
     from pytest_neuralpower.measure.run import calibrate  # noqa: PLC0415 - imports torch
 
@@ -93,12 +93,12 @@ def run(
         f"{done.outcome.measured} trials measured, {done.outcome.skipped} skipped, "
         f"{done.outcome.rerun} run again after a drift"
     )
-    _print_result(done)
+    _print_result(done.path, done.platform)
     raise typer.Exit(0 if done.repeatable else 1)
 
 
-def _print_result(done: Calibrated) -> None:
+def _print_result(path: Path, platform: Platform) -> None:
     from pytest_neuralpower.measure.closing import closing_lines  # noqa: PLC0415
 
-    for line in closing_lines(done.path, done.platform, done.path.parent):
+    for line in closing_lines(path, platform, path.parent):
         typer.echo(line)

@@ -1,0 +1,153 @@
+"""Does a platform still hold on its device? Some of its networks, measured once more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_neuralpower.errors import ProfileError
+from pytest_neuralpower.measure.preflight import open_place
+from pytest_neuralpower.measure.progress import Status
+from pytest_neuralpower.measure.run_trial import run_trial
+from pytest_neuralpower.measure.same_device import (
+    calibration_record,
+    device_of,
+    measured_here,
+)
+from pytest_neuralpower.measure.trial import Trial, TrialSkipped
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.measure.preflight import Place
+    from pytest_neuralpower.measure.progress import Progress
+    from pytest_neuralpower.platform import AnyPlatform
+
+__all__ = ["Drift", "Verification", "verify"]
+
+#: Change of the total time, and of one kind's, that no platform has to hold: a GPU's clock is
+#: steady, a processor is seldom alone.
+LIMITS: Final[Mapping[str, tuple[float, float]]] = {"cuda": (0.05, 0.08), "cpu": (0.15, 0.20)}
+#: Kinds with less of the time are shown, and judge nothing.
+_LEAST_SHARE: Final = 0.05
+#: Times that every network is measured, at most; the least time counts.
+_MOST_PASSES: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Time of one kind of layer (or of all), ms: when it was calibrated, and now.
+
+    ``limit`` is the change it may have; None where it is too small a share to judge.
+    """
+
+    kind: str
+    calibrated_ms: float
+    measured_ms: float
+    limit: float | None
+
+    @property
+    def change(self) -> float:
+        """0.1 where it became 10% slower."""
+        return self.measured_ms / self.calibrated_ms - 1.0
+
+    @property
+    def holds(self) -> bool:
+        return self.limit is None or abs(self.change) <= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was found. ``drifts`` ends with the total."""
+
+    platform: str
+    device: str
+    same_specimen: bool
+    drifts: tuple[Drift, ...]
+    passes: int
+
+    @property
+    def holds(self) -> bool:
+        return all(drift.holds for drift in self.drifts)
+
+
+def verify(chosen: AnyPlatform, progress: Progress, *, seconds: float = 100.0) -> Verification:
+    """Measure the networks that the platform keeps for this, over and over for some time.
+
+    Raises
+    ------
+    OptionError
+        This machine does not have the platform's device.
+    ProfileError
+        Its calibration was never closed: it keeps no networks.
+    """
+    platform = measured_here(chosen)
+    place = open_place(device_of(platform), platform.dtype)
+    try:
+        record = calibration_record(platform, place.uuid)
+        if not record["verify"]:
+            raise ProfileError(f"{platform.name}: its calibration was not finished; calibrate anew")
+        best, passes = _measure(place, record["verify"], progress, seconds)
+        drifts = _drifts(record["verify"], best, LIMITS["cuda" if place.bench.is_cuda else "cpu"])
+        same = record["facts"].get("device_uuid") == place.uuid
+        return Verification(platform.name, place.facts["device"], same, drifts, passes)
+    finally:
+        place.close()
+
+
+def _measure(
+    place: Place, references: list[Mapping[str, Any]], progress: Progress, seconds: float
+) -> tuple[dict[tuple[str, int], float], int]:
+    """Least time (ms, of all equal layers together) by network and place, and passes made."""
+    best: dict[tuple[str, int], float] = {}
+    began = time.monotonic()
+    total = _MOST_PASSES * len(references)
+    done = 0
+    with progress:
+        for pass_ in range(1, _MOST_PASSES + 1):
+            for reference in references:
+                left = seconds - (time.monotonic() - began)
+                if left < 0 and pass_ > 1:
+                    return best, pass_ - 1
+                done += 1
+                progress.show(
+                    Status(done=done, total=total, left_s=left, kind=reference["template"])
+                )
+                trial = Trial(
+                    reference["network"], "network", reference["template"], reference["seed"], pass_
+                )
+                try:
+                    rows = list(run_trial(trial, place.bench))
+                except TrialSkipped as skipped:
+                    progress.say(f"skipped {trial.id}: {skipped}")
+                    continue
+                for row in rows:
+                    key = (row.network, row.index)
+                    value = row.runtime_ms * (row.calls if row.index >= 0 else 1)
+                    best[key] = min(value, best.get(key, value))
+    return best, _MOST_PASSES
+
+
+def _drifts(
+    references: list[Mapping[str, Any]],
+    best: Mapping[tuple[str, int], float],
+    limits: tuple[float, float],
+) -> tuple[Drift, ...]:
+    sums: dict[str, list[float]] = {}
+    for reference in references:
+        for index, kind, calibrated_ms in reference["layers"]:
+            measured_ms = best.get((reference["network"], index))
+            if measured_ms is not None:
+                pair = sums.setdefault(kind, [0.0, 0.0])
+                pair[0] += calibrated_ms
+                pair[1] += measured_ms
+    if not sums:
+        raise ProfileError("none of the platform's networks can be measured here; calibrate anew")
+    calibrated = sum(pair[0] for pair in sums.values())
+    measured = sum(pair[1] for pair in sums.values())
+    whole, kind_limit = limits
+    drifts = [
+        Drift(kind, first, now, kind_limit if first >= _LEAST_SHARE * calibrated else None)
+        for kind, (first, now) in sorted(sums.items(), key=lambda item: -item[1][0])
+    ]
+    return (*drifts, Drift("all layers", calibrated, measured, whole))
