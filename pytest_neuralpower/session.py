@@ -21,6 +21,7 @@ from pytest_neuralpower.settings import platform_at
 
 if TYPE_CHECKING:
     from pytest_neuralpower.budget import Verdict
+    from pytest_neuralpower.measure.live import Live
     from pytest_neuralpower.platform import AnyPlatform
     from pytest_neuralpower.prediction import Prediction
     from pytest_neuralpower.settings import Settings
@@ -68,6 +69,17 @@ class Guard:
     name: str
     platform: AnyPlatform
     predictions: list[Prediction] = field(default_factory=list)
+    live: Live | None = None
+    #: Place among the predictions -> measured beside predicted, under ``--np-measure``.
+    measured: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def measure(self, model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Measure the model that was predicted last, if the session does that."""
+        if self.live is not None:
+            prediction = self.predictions[-1]
+            self.measured[len(self.predictions) - 1] = self.live.measure(
+                model, args, kwargs, platform=self.platform, prediction=prediction
+            )
 
 
 class NeuralPower:
@@ -112,6 +124,7 @@ class NeuralPower:
 
         prediction = predict_call(model, args, kwargs, platform=self.platform)
         self._guard.predictions.append(prediction)
+        self._guard.measure(model, args, kwargs)
         return prediction
 
     @staticmethod
@@ -137,6 +150,7 @@ class GuardSession:
     rootpath: Path = field(default_factory=Path)
     command: str = "pytest"
     _loaded: dict[str, AnyPlatform] = field(default_factory=dict)
+    _live: Live | None = None
 
     def load(self, name: str) -> AnyPlatform:
         """Load a platform once a session; raises PlatformError."""
@@ -145,6 +159,15 @@ class GuardSession:
 
             self._loaded[name] = load_platform(name)
         return self._loaded[name]
+
+    @property
+    def live(self) -> Live | None:
+        """What measures on the device, under ``--np-measure``; made on first use."""
+        if self.settings.measure and self._live is None:
+            from pytest_neuralpower.measure.live import Live  # noqa: PLC0415 - imports torch
+
+            self._live = Live()
+        return self._live
 
     def platforms_for(self, markers: Sequence[PlacedMarker]) -> tuple[str, ...]:
         """Platforms a test runs on: those its markers name, and for the rest the session's.
@@ -189,7 +212,7 @@ class GuardSession:
                 f"this test runs on {name!r}, but its budgets are for {others}: add a budget for "
                 f"{name!r} or leave out platform="
             )
-        return Guard(nodeid, name, self.load(name))
+        return Guard(nodeid, name, self.load(name), live=self.live)
 
     def _applicable(
         self, name: str, parsed: Sequence[tuple[int, Budget]]
@@ -241,6 +264,8 @@ class GuardSession:
                 "neuralpower.predict(model, *inputs) in it (`neuralpower` is a fixture)"
             )
         records = [self._judge_one(guard, budgets, each) for each in guard.predictions]
+        for place, measured in guard.measured.items():
+            records[place]["measured"] = measured
         return [{**each, "outcome": "failed"} for each in records] if failed else records
 
     def _judge_one(

@@ -35,6 +35,7 @@ class Settings(NamedTuple):  # a dataclass would double the plugin's import time
     update_baseline: str = ""
     tolerance: tuple[str, ...] = ()
     reports: tuple[str, ...] = ()
+    measure: bool = False
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -71,6 +72,12 @@ def add_options(parser: pytest.Parser) -> None:
         choices=JUDGES,
         help="what a budget is held against: the predicted point (default); the lower end of its "
         "interval, failing what is certain to be over; or the upper end, passing what is safe",
+    )
+    group.addoption(
+        "--np-measure",
+        action="store_true",
+        help="on the device itself: run each predicted model, too, and report measured against "
+        "predicted",
     )
     _add_baseline_options(group, parser)
     parser.addini("np_platform", "platforms to predict on, as --np-platform", type="args")
@@ -152,6 +159,7 @@ def read_settings(config: pytest.Config) -> Settings:
         strict=bool(config.getoption("--np-strict") or _ini(config, "np_strict")),
         strict_limit=percent / 100,
         judge=cast("Judge", judge),
+        measure=_measures(config),
         **_read_baseline_settings(config),
     )
 
@@ -173,6 +181,15 @@ def _read_baseline_settings(config: pytest.Config) -> dict[str, Any]:
         "tolerance": tuple(config.getoption("--np-tolerance") or _ini(config, "np_tolerance")),
         "reports": tuple(config.getoption("--np-report") or _ini(config, "np_report")),
     }
+
+
+def _measures(config: pytest.Config) -> bool:
+    measure = bool(config.getoption("--np-measure"))
+    if measure and (config.getoption("numprocesses", None) or hasattr(config, "workerinput")):
+        raise pytest.UsageError(
+            "--np-measure needs the device for one test at a time: leave out -n (pytest-xdist)"
+        )
+    return measure
 
 
 def repeated_command(config: pytest.Config) -> str:

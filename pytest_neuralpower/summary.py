@@ -29,3 +29,20 @@ class Summary:
             verbose = config.get_verbosity("neuralpower") > 0
             for line in summary_lines(records, whole_ids=verbose):
                 terminalreporter.line(line)
+            self._show_measured(terminalreporter)
+
+    def _show_measured(self, terminalreporter: pytest.TerminalReporter) -> None:
+        found = [
+            (test, each["measured"])
+            for test, records in self.records.items()
+            for each in records
+            if "measured" in each
+        ]
+        if found:
+            from pytest_neuralpower.reports.measured import measured_lines  # noqa: PLC0415
+
+            terminalreporter.section("measured on this device (neuralpower)")
+        for test, record in found:
+            terminalreporter.line(f"{test}: {record['model']} on {record['platform']}")
+            for line in measured_lines(record):
+                terminalreporter.line(f"  {line}")
