@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_neuralpower.tracing.aten_layers import LISTERS, AtenCall
 from pytest_neuralpower.tracing.fallbacks import tensors_in
+from pytest_neuralpower.tracing.torch_private import FakeTensor, TorchDispatchMode
 
 if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder

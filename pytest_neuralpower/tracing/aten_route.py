@@ -6,11 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
 
 from pytest_neuralpower.tracing.aten_mode import AtenRecorder
 from pytest_neuralpower.tracing.function_route import eager_only
@@ -20,6 +15,11 @@ from pytest_neuralpower.tracing.module_paths import ModulePaths, watched_calls
 from pytest_neuralpower.tracing.recorder import Recorder
 from pytest_neuralpower.tracing.signals import NeedsForward
 from pytest_neuralpower.tracing.state import WriteJournal, global_state, module_state
+from pytest_neuralpower.tracing.torch_private import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 
 __all__ = ["trace_dispatcher"]
 

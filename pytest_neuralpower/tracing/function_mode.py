@@ -21,9 +21,10 @@ from pytest_neuralpower.tracing.rules.factories import (
 from pytest_neuralpower.tracing.rules.table import Entry
 from pytest_neuralpower.tracing.signals import NeedsAten, NeedsForward
 from pytest_neuralpower.tracing.state import written_by
+from pytest_neuralpower.tracing.torch_private import functorch_level
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.state import WriteJournal
@@ -37,15 +38,6 @@ _OF_VALUES = ("device", "pin_memory", "generator")
 _NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "x1": "input", "x2": "other"}
 
 _UNKNOWN = Entry("unknown", "")
-
-
-def _no_level() -> None: ...
-
-
-#: Private: the innermost ``vmap`` or ``torch.func.grad``; without it those are not noticed.
-_functorch_level: Callable[[], Any] = getattr(
-    getattr(torch._C, "_functorch", None), "peek_interpreter_stack", _no_level
-)
 
 
 def _too_many(tensor: Tensor) -> bool:
@@ -117,7 +109,7 @@ class FunctionTracer(TorchFunctionMode):
     def _rule(self, func: Any, op: str, rule: Any, args: Any, kwargs: Any) -> Any:
         if self.compute or not (self.is_abstract(args) or self.is_abstract(kwargs.values())):
             return self._run(func, op, rule, args, kwargs)
-        if _functorch_level() is not None:
+        if functorch_level() is not None:
             raise NeedsAten("it uses vmap or torch.func inside forward")
         journal = self.journal
         if journal.stale and (journal.touches(args) or journal.touches(kwargs.values())):
@@ -277,7 +269,7 @@ class FunctionTracer(TorchFunctionMode):
             return func(*args, **kwargs)
         if self.compute or (not self.is_abstract(args) and not self.is_abstract(kwargs.values())):
             return self._run(func, op, None, args, kwargs)
-        if _functorch_level() is not None:
+        if functorch_level() is not None:
             raise NeedsAten("it uses vmap or torch.func inside forward")
         return self._fall_back(func, op, args, kwargs)
 

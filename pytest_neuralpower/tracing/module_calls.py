@@ -12,6 +12,7 @@ from torch import nn
 from pytest_neuralpower.tracing.fallbacks import describe
 from pytest_neuralpower.tracing.leaf_modules import LEAVES
 from pytest_neuralpower.tracing.script_calls import call_script_module
+from pytest_neuralpower.tracing.torch_private import any_global_hook, without_torch_function
 
 if TYPE_CHECKING:
     from pytest_neuralpower.tracing.module_paths import ModulePaths
@@ -22,11 +23,6 @@ __all__ = ["ModuleCalls"]
 
 #: The leaf whose input is an integer tensor with its values.
 _TAKES_REAL = nn.Embedding
-
-#: Private, and only to be safe: global hooks would not run where a forward is bypassed.
-_any_global_hook: Callable[[], bool] = getattr(
-    nn.modules.module, "_has_any_global_hook", lambda: True
-)
 
 
 class ModuleCalls:
@@ -65,7 +61,7 @@ class ModuleCalls:
         Local variables and one flat function, as this runs once for every module.
         """
         recorder, names, path_of = self.recorder, self.paths.names, self.paths.of
-        bypass = not self._compute and not _any_global_hook()
+        bypass = not self._compute and not any_global_hook()
         leaves = LEAVES if bypass else {}
         ordinary = self._ordinary
         get_ident = threading.get_ident
@@ -84,7 +80,7 @@ class ModuleCalls:
                     own = module.__dict__
                     if not (own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own):
                         try:
-                            with _plainly():
+                            with without_torch_function():
                                 given = args[0]
                                 if given.is_meta or kind is _TAKES_REAL:
                                     return leaf(recorder, module, given)
@@ -155,12 +151,9 @@ def _call_wrapped(_original: Callable[..., Any], module: nn.Module, args: Any, k
 def _locate(error: BaseException, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
     """Say on the error which module it came from: the innermost one."""
     try:
-        with _plainly():
+        with without_torch_function():
             given = describe(args, kwargs)
         name = f"{path!r} ({type(module).__name__})" if path else type(module).__name__
         error.where = f"{name} given {given}"  # type: ignore[attr-defined]
     except Exception:
         pass  # an exception type that takes no attribute: its message must do
-
-
-_plainly: Callable[[], Any] = torch._C.DisableTorchFunction

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.layers import ITEMSIZE, Layer, Params, ParamValue, TensorSpec
 from pytest_neuralpower.tracing.strides import contiguous_strides, dense_like
+from pytest_neuralpower.tracing.torch_private import any_autocast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,7 +169,7 @@ class Recorder:
 
     def same_dtype(self, left: torch.dtype, right: torch.dtype) -> bool:
         """Whether a product accepts operands of these dtypes: equal, or cast by autocast."""
-        return left == right or (_any_autocast() and self.autocast(left) == self.autocast(right))
+        return left == right or (any_autocast() and self.autocast(left) == self.autocast(right))
 
     @staticmethod
     def new(shape: Any, dtype: torch.dtype, strides: Any = None) -> Tensor:
@@ -190,7 +191,7 @@ class Recorder:
 
     def autocast(self, dtype: torch.dtype) -> torch.dtype:
         """Dtype of an operation on autocast's low-precision list."""
-        if _any_autocast() and dtype.is_floating_point and torch.is_autocast_enabled(self.home):
+        if any_autocast() and dtype.is_floating_point and torch.is_autocast_enabled(self.home):
             # float64 is never cast
             return dtype if dtype is torch.float64 else torch.get_autocast_dtype(self.home)
         return dtype
@@ -198,18 +199,10 @@ class Recorder:
     def autocast_up(self, dtype: torch.dtype) -> torch.dtype:
         """Dtype of an operation that autocast runs in float32 on CUDA but not on the CPU."""
         if (
-            _any_autocast()
+            any_autocast()
             and self.home == "cuda"
             and dtype in (torch.float16, torch.bfloat16)
             and torch.is_autocast_enabled("cuda")
         ):
             return torch.float32
         return dtype
-
-
-def _assume_autocast() -> bool:
-    return True
-
-
-#: Private, and only a shortcut: without it every cast asks for its device's autocast.
-_any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", _assume_autocast)

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
 
 from pytest_neuralpower.tracing.aten_mode import AtenRecorder
 from pytest_neuralpower.tracing.fallbacks import map_outline, map_tensors
 from pytest_neuralpower.tracing.signals import NeedsForward
+from pytest_neuralpower.tracing.torch_private import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    without_torch_function,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ def call_script_module(
     kwargs: Any,
 ) -> Any:
     """Call a scripted or traced module; its buffers are written by compiled code."""
-    with torch._C.DisableTorchFunction():
+    with without_torch_function():
         for buffer in module.buffers():
             journal.keep(buffer)
     recorder.seen.update(id(parameter) for parameter in module.parameters())
@@ -58,7 +59,7 @@ def _call_script(recorder: Recorder, call: Callable[..., Any], args: Any, kwargs
     def from_fake(tensor: Tensor) -> Tensor:
         return recorder.new(tuple(tensor.shape), tensor.dtype, tensor.stride())
 
-    with torch._C.DisableTorchFunction():
+    with without_torch_function():
         given, named = map_tensors(to_fake, args), map_tensors(to_fake, kwargs)
         try:
             # The profiling executor would fuse what we want to see.

@@ -19,6 +19,7 @@ from pytest_neuralpower.tracing.strides import (
     contiguous_strides,
     is_channels_last,
 )
+from pytest_neuralpower.tracing.torch_private import NATIVE_FUNCTIONS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -232,7 +233,7 @@ def _register(dims: int) -> None:
     TABLE[getattr(torch.nn.functional, adaptive_max)] = Entry(
         "rule", adaptive_max, adaptive_maximum
     )
-    for place in (torch, torch._C._nn):
+    for place in (torch, *NATIVE_FUNCTIONS):
         function = getattr(place, adaptive_max, None)
         if function is not None:
             TABLE[function] = with_indices

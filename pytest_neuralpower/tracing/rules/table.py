@@ -7,6 +7,8 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
+from pytest_neuralpower.tracing.torch_private import NATIVE_FUNCTIONS
+
 __all__ = ["TABLE", "Entry", "Rule", "enter", "functions_named", "rule"]
 
 #: A rule takes the recorder, then the arguments of its function; it lists what the operation
@@ -41,8 +43,7 @@ _PLACES: Final = (
     torch,
     torch.Tensor,
     torch.nn.functional,
-    torch._C._nn,
-    torch._VF,
+    *NATIVE_FUNCTIONS,
 )
 
 
