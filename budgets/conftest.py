@@ -3,80 +3,69 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from tabulate import tabulate
 
 if TYPE_CHECKING:
-    from pytest_neuralpower import Prediction
-    from pytest_neuralpower.session import NeuralPower
+    import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from networks import PAPER_TABLE, meta_call
-
-from pytest_neuralpower import predict
-
-#: Has the execution mode of the paper's measurements.
-AS_THE_PAPER_RAN = "titanx-tf"
 
 
-@pytest.fixture
-def guard(
-    neuralpower: NeuralPower, record_property: Callable[[str, object], None]
-) -> Callable[[str], Prediction]:
-    """Predict one of the paper's networks at the paper's batch size, by its name in the paper."""
-
-    def predict_network(name: str) -> Prediction:
-        model, images = meta_call(PAPER_TABLE[name])
-        prediction = neuralpower.predict(model, images)
-        as_paper = predict(model, images, platform=AS_THE_PAPER_RAN)
-        record_property("paper.network", name)
-        for key, found in (("predicted", prediction), ("as_the_paper_ran", as_paper)):
-            record_property(f"paper.{key}_ms", found.runtime_ms)
-            record_property(f"paper.{key}_mj", found.energy_mj)
-        return prediction
-
-    return predict_network
+_FILE = "networks.budget.yaml::"
 
 
 class _PaperTable:
     """Reads the figures off the reports, where xdist brings them too."""
 
     def __init__(self) -> None:
-        self.found: list[dict[str, Any]] = []
+        #: Runtime (ms) and energy (mJ) by the network's name in the file and the platform.
+        self.found: dict[tuple[str, str], tuple[float, float]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        properties: dict[str, Any] = dict(report.user_properties)
-        if report.when == "call" and "paper.network" in properties:
-            self.found.append(properties)
+        if _FILE not in report.nodeid:
+            return
+        name = report.nodeid.partition(_FILE)[2].partition("[")[0]
+        for record in getattr(report, "neuralpower", ()):
+            values = record["runtime_ms"], record["energy_mj"]
+            self.found[name, record["platform"]] = values
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self.found:
             return
         terminalreporter.section("predicted beside the paper's Titan X (TensorFlow)")
-        for quantity, unit, scale in (("runtime, ms", "ms", 1.0), ("energy, J", "mj", 1e3)):
-            for line in self._table(quantity, unit, scale).splitlines():
+        for quantity, place, scale in (("runtime, ms", 0, 1.0), ("energy, J", 1, 1e3)):
+            for line in self._table(quantity, place, scale).splitlines():
                 terminalreporter.line(line.rstrip())
             terminalreporter.line("")
         terminalreporter.line("The paper's TensorFlow ran without autotuning, as titanx-tf does;")
         terminalreporter.line("titanx takes the fastest algorithm of each convolution.")
 
-    def _table(self, quantity: str, unit: str, scale: float) -> str:
+    def _table(self, quantity: str, place: int, scale: float) -> str:
+        from networks import NETWORKS  # noqa: PLC0415 - imports torch, which others may not need
+
+        names = {name for name, _ in self.found}
+        platforms = sorted({platform for _, platform in self.found})
         rows = []
-        for found in sorted(self.found, key=lambda each: str(each["paper.network"])):
-            paper = PAPER_TABLE[found["paper.network"]]
-            measured = paper.paper_ms if unit == "ms" else paper.paper_j
-            row = [paper.name, paper.input_shape[0], f"{measured:.3g}"]
-            for key in ("predicted", "as_the_paper_ran"):
-                value = found[f"paper.{key}_{unit}"] / scale
-                row += [f"{value:.3g}", f"{value / measured - 1:+.0%}"]
+        for network in sorted(NETWORKS, key=lambda each: each.name):
+            name = network.factory.__name__
+            if name not in names:
+                continue
+            measured = (network.paper_ms, network.paper_j)[place]
+            row: list[Any] = [network.name, network.input_shape[0], f"{measured:.3g}"]
+            for platform in platforms:
+                value = self.found.get((name, platform))
+                shown = ("-", "-")
+                if value is not None:
+                    found = value[place] / scale
+                    shown = f"{found:.3g}", f"{found / measured - 1:+.0%}"
+                row += shown
             rows.append(row)
-        platform = next(value for key, value in self.found[0].items() if key.endswith("platform"))
-        headers = (quantity, "batch", "measured", platform, "off", AS_THE_PAPER_RAN, "off")
-        align = ("left", *["right"] * 6)
+        headers = [quantity, "batch", "measured"]
+        headers += [part for platform in platforms for part in (platform, "off")]
+        align = ["left", *["right"] * (len(headers) - 1)]
         return tabulate(rows, headers, tablefmt="plain", colalign=align, disable_numparse=True)
 
 

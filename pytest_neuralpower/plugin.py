@@ -14,6 +14,8 @@ from pytest_neuralpower.settings import add_options, read_settings, repeated_com
 from pytest_neuralpower.summary import Summary
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pytest_neuralpower.session import Guard, GuardSession, NeuralPower, PlacedMarker
     from pytest_neuralpower.settings import Settings
 
@@ -49,7 +51,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SessionEnd(settings), "neuralpower-session-end")
     try:
         for name in settings.platforms:
-            _session(config).load(name)
+            platform = _session(config).load(name)
+            live = _session(config).live
+            if live is not None:
+                live.place(platform)
         if settings.tolerance or settings.update_baseline or settings.reports:
             from pytest_neuralpower.judged import check_settings  # noqa: PLC0415
 
@@ -72,7 +77,7 @@ def _session(config: pytest.Config) -> GuardSession:
 
 def _budget_markers(node: pytest.Item) -> list[PlacedMarker]:
     """The test's budget markers, closest first; empty for what can take no fixture (doctests)."""
-    if not isinstance(node, pytest.Function):
+    if not isinstance(node, pytest.Function) and not hasattr(node, "neuralpower_platform"):
         return []
     found = [pair for pair in node.iter_markers_with_node() if pair[1].name in _MARKERS]
     if not found:
@@ -101,9 +106,29 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         item.stash[_GUARD] = _new_guard(item)
 
 
+def guard_of(item: pytest.Item) -> Guard:
+    """What a test of a budget file predicts with, once it is set up."""
+    return item.stash[_GUARD]
+
+
+def session_platforms(config: pytest.Config) -> tuple[str, ...]:
+    """Platforms chosen for the whole session."""
+    return config.stash[_SETTINGS].platforms
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    if file_path.name.endswith((".budget.yaml", ".budget.yml")):
+        from pytest_neuralpower.budget_files.items import BudgetFile  # noqa: PLC0415
+
+        return BudgetFile.from_parent(parent, path=file_path)
+    return None
+
+
 def _new_guard(item: pytest.Item) -> Guard:
     callspec = getattr(item, "callspec", None)
-    parametrised = callspec.params.get("neuralpower_platform") if callspec else None
+    parametrised = getattr(item, "neuralpower_platform", None)  # of a budget file
+    if callspec:
+        parametrised = callspec.params.get("neuralpower_platform")
     return _session(item.config).guard(item.nodeid, _budget_markers(item), parametrised)
 
 

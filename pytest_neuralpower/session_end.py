@@ -53,6 +53,7 @@ class SessionEnd:
 
             self.lines = finish(self, session, records)
 
+    @pytest.hookimpl(trylast=True)  # below the summary of what was predicted
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for line in self.lines:
             terminalreporter.line(line)
