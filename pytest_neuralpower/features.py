@@ -115,7 +115,8 @@ def columns(family_name: str, layers: Sequence[Layer]) -> dict[str, FloatArray]:
         ``bytes_weight``, ``bytes_workspace``, ``bytes_moved`` (equal to
         :func:`~pytest_neuralpower.layers.cost_terms`). Matrix-product families add ``m``, ``n``,
         ``k`` and ``groups``; convolutions and pools add their geometry, norms and softmaxes the
-        ``rows`` they treat alike and their ``width``, attention its sizes.
+        ``rows`` they treat alike and their ``width``, attention its sizes. All but the
+        matrix-product families add ``op`` (:func:`op_code`).
     """
     if family_name.startswith("conv"):
         found = _conv_columns(layers)
@@ -134,7 +135,21 @@ def columns(family_name: str, layers: Sequence[Layer]) -> dict[str, FloatArray]:
             constant = [layer.op == "pow" and len(layer.inputs) == 1 for layer in layers]
             found["pow"] = np.array(constant, dtype=np.float64)
     found["bytes_moved"] = found["bytes_in"] + found["bytes_out"] + found["bytes_weight"]
+    if family_name not in GEMM_FAMILIES:
+        found["op"] = np.array([op_code(layer.op) for layer in layers], dtype=np.float64)
     return found
+
+
+_OP_CODES: Final[dict[str, float]] = {}
+
+
+def op_code(op: str) -> float:
+    """What stands for an operation's name in the column ``op``: any number, the same as long as
+    the process lives."""
+    code = _OP_CODES.get(op)
+    if code is None:
+        code = _OP_CODES[op] = float(len(_OP_CODES))
+    return code
 
 
 _COST_NAMES: Final = ("flops", "bytes_in", "bytes_out", "bytes_weight", "bytes_workspace")
@@ -149,7 +164,7 @@ def _table(names: Sequence[str], rows: Sequence[tuple[float, ...]]) -> dict[str,
 
 _CONV_NAMES: Final = (
     *("batch", "cin", "h", "w", "cout", "oh", "ow", "kh", "kw"),
-    *("groups", "stride", "transposed", "bias", "itemsize", "dims"),
+    *("groups", "stride", "transposed", "bias", "itemsize", "dims", "dilation"),
 )
 
 
@@ -157,9 +172,11 @@ def _conv_row(layer: Layer) -> tuple[float, ...]:
     given = layer.inputs[0].shape
     weight = layer.weights[0].shape
     result = layer.outputs[0].shape
-    groups, stride, transposed = 1, 1, 0
+    groups, stride, transposed, dilation = 1, 1, 0, 1
     for name, value in layer.params:
-        if name == "groups":
+        if name == "dilation":
+            dilation = max(value) if isinstance(value, tuple) else value  # type: ignore[assignment]
+        elif name == "groups":
             groups = value  # type: ignore[assignment]
         elif name == "stride":
             stride = math.prod(value) if isinstance(value, tuple) else value  # type: ignore[assignment]
@@ -177,7 +194,7 @@ def _conv_row(layer: Layer) -> tuple[float, ...]:
     itemsize = ITEMSIZE[layer.dtype]
     return (
         *(batch, cin, h, w, cout, oh, ow, kh, kw),
-        *(groups, stride, transposed, bias, itemsize, len(given) - 2),
+        *(groups, stride, transposed, bias, itemsize, len(given) - 2, dilation),
     )
 
 
@@ -194,6 +211,7 @@ def _conv_columns(layers: Sequence[Layer]) -> dict[str, FloatArray]:
     weights = deep * wide * table["groups"] * kernel
     size = table["itemsize"]
     table["kernel_area"] = kernel
+    table["narrow_kernel"] = np.minimum(table["kh"], table["kw"])
     table["m"], table["n"], table["k"] = swept, wide, deep * kernel
     table["flops"] = 2.0 * swept * weights
     table["bytes_in"] = inside * table["cin"] * size

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.rows import Row
 
-__all__ = ["Measurement", "NetworkRow", "layer_rows", "network_rows"]
+__all__ = [
+    "Measurement",
+    "NetworkRow",
+    "at_usual_speed",
+    "layer_rows",
+    "network_rows",
+    "usual_probe_ms",
+]
 
 #: Pass of the trials that close a calibration: they tell its repeatability and are not fitted.
 CLOSING: Final = 0
@@ -28,7 +35,7 @@ class Measurement:
 
     ``network`` and ``seed`` make the network again; ``index`` is the layer's place in it, -1 of the
     whole, whose operation is the network's template; ``calls`` is the number of equal layers that
-    the row is the mean of.
+    the row is the mean of; ``probe_ms`` tells how fast the processor was just then.
     """
 
     row: Row
@@ -40,6 +47,7 @@ class Measurement:
     calls: int = 1
     pass_: int = 1
     wall_ms: float | None = None
+    probe_ms: float | None = None
     device_uuid: str = ""
 
     @property
@@ -72,11 +80,13 @@ def layer_rows(measurements: Iterable[Measurement]) -> list[Row]:
     return [row for each, row in _merged(measurements) if each.index >= 0]
 
 
-def network_rows(measurements: Iterable[Measurement]) -> list[NetworkRow]:
-    """Whole networks with their layers."""
+def network_rows(
+    measurements: Iterable[Measurement], *, usual_ms: Mapping[str, float] | None = None
+) -> list[NetworkRow]:
+    """Whole networks with their layers, at the usual speed of these measurements or of others."""
     wholes: list[tuple[Measurement, Row]] = []
     layers: dict[tuple[str, str], list[tuple[Row, int]]] = {}
-    for each, row in _merged(measurements):
+    for each, row in _merged(measurements, usual_ms):
         if each.index < 0:
             wholes.append((each, row))
         else:
@@ -88,14 +98,18 @@ def network_rows(measurements: Iterable[Measurement]) -> list[NetworkRow]:
     ]
 
 
-def _merged(measurements: Iterable[Measurement]) -> list[tuple[Measurement, Row]]:
+def _merged(
+    measurements: Iterable[Measurement], usual_ms: Mapping[str, float] | None = None
+) -> list[tuple[Measurement, Row]]:
     """One row a place, in the order of the profile.
 
     A trial that was run again counts as it was the last time. Of several passes the least time
-    counts, for whatever else the machine does only adds to it; of powers, the mean.
+    counts, for whatever else the machine does only adds to it; where the processor's speed was
+    probed, the median of the times at its usual speed. Of powers, the mean.
     """
     last: dict[tuple[str, _Place], Measurement] = {}
-    for each in measurements:
+    known = list(measurements)
+    for each in at_usual_speed(known, usual_probe_ms(known) if usual_ms is None else usual_ms):
         if each.network != _SENTINEL and each.pass_ != CLOSING:
             last[each.trial, each.place] = each
     in_place: dict[_Place, list[Measurement]] = {}
@@ -108,6 +122,38 @@ def _merged(measurements: Iterable[Measurement]) -> list[tuple[Measurement, Row]
     return [(group[0], _merge(group, watts)) for group in in_place.values()]
 
 
+def usual_probe_ms(measurements: Iterable[Measurement]) -> dict[str, float]:
+    """Median probe of each device's processor: its usual speed while it was measured."""
+    probes: dict[str, list[float]] = {}
+    for each in measurements:
+        if each.probe_ms is not None:
+            probes.setdefault(each.device_uuid, []).append(each.probe_ms)
+    return {uuid: median(times) for uuid, times in probes.items()}
+
+
+def at_usual_speed(
+    measurements: Iterable[Measurement], usual_ms: Mapping[str, float]
+) -> list[Measurement]:
+    """Times as they would have been at a device's usual speed.
+
+    What else runs on a shared processor takes execution units, caches and clock from a thread, and
+    its time grows about as that of the probe around it does.
+
+    Parameters
+    ----------
+    usual_ms
+        The probe at that speed by device (:func:`usual_probe_ms`).
+    """
+    found = []
+    for each in measurements:
+        usual = usual_ms.get(each.device_uuid)
+        if usual is not None and each.probe_ms is not None:
+            runtime_ms = each.row.runtime_ms * usual / each.probe_ms
+            each = replace(each, row=replace(each.row, runtime_ms=runtime_ms))  # noqa: PLW2901
+        found.append(each)
+    return found
+
+
 def _merge(group: Sequence[Measurement], watts: Mapping[_Place, Sequence[float]]) -> Row:
     sound = [each.row for each in group if not each.row.flaw]
     if not sound:
@@ -116,6 +162,8 @@ def _merge(group: Sequence[Measurement], watts: Mapping[_Place, Sequence[float]]
     power = watts.get(group[0].place)
     return replace(
         sound[0],
-        runtime_ms=min(row.runtime_ms for row in sound),
+        runtime_ms=(median if group[0].probe_ms is not None else min)(
+            row.runtime_ms for row in sound
+        ),
         power_w=fmean(power) if power else None,
     )

@@ -42,7 +42,7 @@ REQUIRED: Final = ("kind", "inputs", "outputs", "runtime_ms")
 OPTIONAL: Final = ("op", "weights", "params", "dtype", "power_w", "energy_mj")
 #: Further columns of a profile that was measured by trials.
 CALIBRATED: Final = (
-    "trial", "what", "network", "seed", "index", "calls", "pass", "wall_ms", "when",
+    "trial", "what", "network", "seed", "index", "calls", "pass", "wall_ms", "probe_ms", "when",
     "device_uuid", "temperature_c", "clock_mhz", "flaw",
 )  # fmt: skip
 
@@ -170,6 +170,7 @@ def _measurement(record: Mapping[str, str], dtype: str, line: int) -> Measuremen
         calls=int(record.get("calls") or 1),
         pass_=int(record.get("pass") or 1),
         wall_ms=_number(record, "wall_ms") if record.get("wall_ms") else None,
+        probe_ms=_number(record, "probe_ms") if record.get("probe_ms") else None,
         device_uuid=record.get("device_uuid") or "",
     )
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 #: A rate seen in fewer rows than this is noise: its term is dropped from the regime.
 MIN_ACTIVE_ROWS: Final = 12
 
+#: A regime with fewer rows than this is not worth one of its own, where regimes may be merged.
+MIN_REGIME_ROWS: Final = 24
+
 
 @dataclass(frozen=True, slots=True)
 class _Fitted:
@@ -51,6 +54,9 @@ class Physical(Estimator):
         The device's ceilings, for the roofline.
     rescale
         Make each regime's total right.
+    merge
+        Rows of a regime that has too few to be fitted go to the next that holds for them, instead
+        of refusing them all.
 
     Attributes
     ----------
@@ -72,7 +78,9 @@ class Physical(Estimator):
         peak_gflops: float,
         bandwidth_gbs: float,
         rescale: bool = True,
+        merge: bool = False,
     ) -> None:
+        self.merge = merge
         self.regimes = tuple(regimes)
         self.multiprocessors = multiprocessors
         self.peak_gflops = peak_gflops
@@ -81,6 +89,8 @@ class Physical(Estimator):
         self.fitted_: tuple[_Fitted, ...] = ()
 
     def _fit(self, columns: Columns, target: FloatArray) -> None:
+        if self.merge:
+            self.regimes = _large_enough(self.regimes, columns)
         chosen = assign(self.regimes, columns)
         fitted = []
         for index, regime in enumerate(self.regimes):
@@ -188,6 +198,19 @@ class Physical(Estimator):
             for each in data["regimes"]
         )
         return estimator
+
+
+def _large_enough(regimes: Sequence[Regime], columns: Columns) -> tuple[Regime, ...]:
+    """The regimes without those that have too few rows, dropped one by one from the first, as each
+    leaves its rows to a later one."""
+    kept = list(regimes)
+    place = 0
+    while place < len(kept) - 1:
+        if (assign(kept, columns) == place).sum() < MIN_REGIME_ROWS:
+            del kept[place]
+        else:
+            place += 1
+    return tuple(kept)
 
 
 def _rounded(value: float) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from pytest_neuralpower.estimators.terms import is_term
+from pytest_neuralpower.features import op_code
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,16 +26,21 @@ _COMPARE: Final[dict[str, Callable[[FloatArray, float], NDArray[np.bool_]]]] = {
 
 
 class Condition(NamedTuple):
-    """``column op value``; ``%`` is true of whole multiples of ``value``."""
+    """``column op value``; ``%`` is true of whole multiples of ``value``, ``is`` of the operation's
+    name alone (``["op", "is", "gelu"]``)."""
 
     column: str
     op: str
-    value: float
+    value: float | str
 
     def holds(self, columns: Columns) -> NDArray[np.bool_]:
+        if isinstance(self.value, str):
+            return np.asarray(columns[self.column] == op_code(self.value))
         return _COMPARE[self.op](columns[self.column], self.value)
 
     def __str__(self) -> str:
+        if isinstance(self.value, str):
+            return f"{self.column} is {self.value}"
         if self.op == "%":
             return f"{self.column} is a multiple of {self.value:g}"
         return f"{self.column} {self.op} {self.value:.10g}"
@@ -49,6 +55,8 @@ class Condition(NamedTuple):
             It is none, or there is no such comparison.
         """
         column, op, value = data
+        if op == "is":
+            return cls("op", "is", str(value))
         if op not in _COMPARE:
             raise ValueError(f"unknown comparison {op!r}")
         return cls(str(column), str(op), float(value))

@@ -58,6 +58,12 @@ _PLAIN: Final[dict[str, Callable[[Columns], FloatArray]]] = {
         (columns["bytes_in"] + columns["bytes_out"]) / columns["runtime_ms"] * _MEGA
     ),
     "weight_rate": lambda columns: columns["bytes_weight"] / columns["runtime_ms"] * _MEGA,
+    # Products that a library is called for, one a sample and group.
+    "samples": lambda columns: columns["batch"] * columns["groups"],
+    # Elements of the left operand, of the right one and of the result of all products, millions.
+    "left": lambda columns: columns["m"] * columns["k"] * columns["groups"] * _MEGA,
+    "right": lambda columns: columns["n"] * columns["k"] * columns["groups"] * _MEGA,
+    "products": lambda columns: columns["m"] * columns["n"] * columns["groups"] * _MEGA,
     # Rows that a norm or softmax treats alike, millions: one block or warp each.
     "rows": lambda columns: columns["rows"] * _MEGA,
     # MB that raising to a constant power writes: it computes more per element than it moves.
@@ -87,6 +93,12 @@ def evaluate(name: str, columns: Columns, multiprocessors: int) -> FloatArray:
         A plain term (``launch``, ``flops``, ``bytes_out``, ...), or a term with its size:
 
         - ``bytes_over[6]``: MB of inputs, outputs and weights beyond a cache of 6 MB;
+        - ``io_over[6]``, ``weight_over[6]``: the same of inputs and outputs, of weights;
+        - ``fresh_out[33]``, ``fresh_workspace[33]``: MB of outputs, of workspace, where they are
+          33 MB or larger: an allocator gets these from the system anew each time, page by page;
+        - ``unaligned_in[16]``, ``unaligned_out[16]``, ``unaligned_weight[16]``: MB of a
+          convolution's input, output, weights where its channels are no multiple of 16: libraries
+          that keep blocks of channels side by side pad them on the way;
         - ``unaligned_flops[8]``: GFLOP where the depth or the columns of the product are no
           multiple of 8, so that no vector unit or matrix unit of that width can be used fully;
 
@@ -157,8 +169,39 @@ def _unaligned_flops(columns: Columns, width: int) -> FloatArray:
     return np.where(aligned, 0.0, columns["flops"] * _GIGA)
 
 
+def _beyond(*names: str) -> Callable[[Columns, int], FloatArray]:
+    def term(columns: Columns, megabytes: int) -> FloatArray:
+        total = sum(columns[name] for name in names)
+        return np.asarray(np.maximum(total * _MEGA - megabytes, 0.0))
+
+    return term
+
+
+def _fresh(name: str) -> Callable[[Columns, int], FloatArray]:
+    def term(columns: Columns, megabytes: int) -> FloatArray:
+        found = columns[name] * _MEGA
+        return np.where(found >= megabytes, found, 0.0)
+
+    return term
+
+
+def _unaligned(name: str, *channels: str) -> Callable[[Columns, int], FloatArray]:
+    def term(columns: Columns, width: int) -> FloatArray:
+        aligned = np.logical_and.reduce([columns[each] % width == 0 for each in channels])
+        return np.where(aligned, 0.0, columns[name] * _MEGA)
+
+    return term
+
+
 _SIZED: Final[dict[str, Callable[[Columns, int], FloatArray]]] = {
     "bytes_over": _bytes_over,
+    "io_over": _beyond("bytes_in", "bytes_out"),
+    "weight_over": _beyond("bytes_weight"),
+    "fresh_out": _fresh("bytes_out"),
+    "fresh_workspace": _fresh("bytes_workspace"),
+    "unaligned_in": _unaligned("bytes_in", "cin"),
+    "unaligned_out": _unaligned("bytes_out", "cout"),
+    "unaligned_weight": _unaligned("bytes_weight", "cin", "cout"),
     "unaligned_flops": _unaligned_flops,
 }
 

@@ -7,9 +7,11 @@ from. Later runs time the same calls, known by their order.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import TYPE_CHECKING, Any, Final
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from torch.overrides import TorchFunctionMode
 
@@ -27,12 +29,16 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_neuralpower.layers import Layer, Trace
+    from pytest_neuralpower.measure.probe import Probe
     from pytest_neuralpower.measure.timers import Timer
 
-__all__ = ["Calls", "list_calls", "time_calls"]
+__all__ = ["CallTime", "Calls", "list_calls", "time_calls"]
 
 #: Share of the traced layers that a real run must list, too.
 _LEAST_MATCHED: Final = 0.8
+
+#: Seconds between two probes of the processor's speed in one run.
+_PROBE_EVERY_S: Final = 0.005
 
 #: Treatments of the tracer that list no layer: attribute reads, views, writes of attributes.
 _FREE: Final = frozenset({"plain", "device", "assign", "read", "view"})
@@ -68,6 +74,13 @@ class Calls:
         raise TrialSkipped(f"no call lists {layer.op} {layer.path} alone")
 
 
+class CallTime(NamedTuple):
+    """Time of one call, ms, and of the probe around it; None without one."""
+
+    runtime_ms: float
+    probe_ms: float | None
+
+
 class _ListingTracer(FunctionTracer):
     """Computes for real, and keeps apart what each call lists."""
 
@@ -89,13 +102,23 @@ class _ListingTracer(FunctionTracer):
 
 
 class _TimingMode(TorchFunctionMode):
-    """Marks the time before and after every call that may list layers."""
+    """Marks the time before and after every call that may list layers, probes now and then."""
 
-    def __init__(self, timer: Timer) -> None:
+    def __init__(self, timer: Timer, probe: Probe | None) -> None:
         super().__init__()
         self.mark = timer.mark
         self.functions: list[Any] = []
         self.marks: list[tuple[Any, Any]] = []
+        #: Number of calls before each probe, and what it found.
+        self.probes: list[tuple[int, float]] = []
+        self._probe = probe
+        self._next_probe = 0.0
+        self.probe_now()
+
+    def probe_now(self) -> None:
+        if self._probe is not None:
+            self.probes.append((len(self.marks), self._probe.measure_ms()))
+            self._next_probe = time.perf_counter() + _PROBE_EVERY_S
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -108,7 +131,18 @@ class _TimingMode(TorchFunctionMode):
         result = func(*args, **kwargs)
         self.marks.append((begin, self.mark()))
         self.functions.append(func)
+        if self._probe is not None and time.perf_counter() > self._next_probe:
+            self.probe_now()
         return result
+
+    def probe_of_calls(self) -> list[float | None]:
+        """Of every call, the mean of the probes before and after it."""
+        if self._probe is None:
+            return [None] * len(self.marks)
+        found: list[float | None] = []
+        for (_, before), (until, after) in pairwise(self.probes):
+            found += [(before + after) / 2] * (until - len(found))
+        return found
 
 
 def _lists_nothing(func: Any) -> bool:
@@ -161,8 +195,15 @@ def _configuration(layer: Layer) -> Any:
     return (layer.kind, layer.inputs, layer.weights, layer.outputs, layer.params)
 
 
-def time_calls(model: nn.Module, inputs: Sequence[Any], calls: Calls, timer: Timer) -> list[float]:
-    """Time of every call in ms, in one run of the network.
+def time_calls(
+    model: nn.Module,
+    inputs: Sequence[Any],
+    calls: Calls,
+    timer: Timer,
+    *,
+    probe: Probe | None = None,
+) -> list[CallTime]:
+    """Time of every call, in one run of the network.
 
     Raises
     ------
@@ -170,8 +211,10 @@ def time_calls(model: nn.Module, inputs: Sequence[Any], calls: Calls, timer: Tim
         The network made other calls this time.
     """
     timer.start()
-    with _TimingMode(timer) as mode:
+    with _TimingMode(timer, probe) as mode:
         model(*inputs)
+    mode.probe_now()
     if tuple(mode.functions) != calls.functions:
         raise TrialSkipped(f"{type(model).__name__}: two runs made different calls")
-    return timer.elapsed_ms(mode.marks)
+    times = timer.elapsed_ms(mode.marks)
+    return [CallTime(*each) for each in zip(times, mode.probe_of_calls(), strict=True)]

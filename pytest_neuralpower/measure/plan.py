@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from pytest_neuralpower.measure.trial import SENTINEL, Trial
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.layers import Trace
+    from pytest_neuralpower.layers import Layer, Trace
 
 __all__ = ["PRESET_MINUTES", "Plan", "make_plan"]
 
@@ -28,8 +28,8 @@ _PASSES: Final = {"quick": 2, "default": 3, "thorough": 4}
 
 #: A network is timed so often in one pass that this many of its runs are paid for; and making and
 #: tracing it takes so long (s).
-_RUNS: Final = 4.5
-_MAKING_S: Final = 0.12
+_RUNS: Final = 5
+_MAKING_S: Final = 0.2
 
 #: Ideal time of one run of a network (s): log-uniform between these, so that the large end of
 #: every kind of layer is there.
@@ -41,6 +41,13 @@ _CALL_S: Final = 40e-6
 
 #: Sketches looked at for each place in the plan.
 _TRIES: Final = 4
+
+#: With a meter: the share of the time that it gets, what one reading takes (s), the share of
+#: readings that are of whole networks, and layers metered of one network at most.
+_POWER_SHARE: Final = 0.6
+_READING_S: Final = 4.0
+_WHOLE_SHARE: Final = 0.2
+_LAYERS_EACH: Final = 3
 
 #: Trials between two sentinels.
 _SENTINEL_EVERY: Final = 25
@@ -71,11 +78,13 @@ class Plan:
 
 
 class _Chosen(NamedTuple):
-    """One random network of a plan, and the time that one run of it may take (s)."""
+    """One random network of a plan, the time that one run of it may take (s), and its layers that
+    take the most of it."""
 
     template: str
     seed: int
     run_s: float
+    dearest: tuple[int, ...]
 
 
 def make_plan(
@@ -109,6 +118,8 @@ def make_plan(
         Add isolated layers and whole networks for the meter.
     """
     budget_s = 60 * (minutes if minutes is not None else PRESET_MINUTES[preset])
+    power_s = _POWER_SHARE * budget_s if with_power else 0.0
+    budget_s -= power_s
     passes = _PASSES[preset]
     networks: dict[str, _Chosen] = {}
     spent = 0.0
@@ -118,7 +129,8 @@ def make_plan(
             break
         networks[f"n{len(networks) + 1:03d}"] = chosen
         spent += cost
-    trials = tuple(_ordered(networks, passes, seed))
+    metered = _metered(networks, int(power_s / _READING_S), seed)
+    trials = tuple(_ordered(networks, passes, metered, seed))
     names = random.Random(f"closing {seed}").sample(sorted(networks), min(_CLOSING, len(networks)))
     closing = tuple(
         Trial(name, "network", networks[name].template, networks[name].seed, 0) for name in names
@@ -128,7 +140,7 @@ def make_plan(
         "memory_bytes": memory_bytes, "preset": preset, "minutes": minutes,
         "with_power": with_power,
     }  # fmt: skip
-    return Plan(trials, closing, recipe, spent)
+    return Plan(trials, closing, recipe, spent + _READING_S * len(metered))
 
 
 def _networks(
@@ -153,19 +165,32 @@ def _networks(
                 traced = trace(model, *inputs)
                 run_s = _ideal_s(traced, hardware)
                 if run_s <= _RUN_S[1] * 1.5 and _memory(traced) <= memory_bytes / 2:
-                    found.append(_Chosen(template, number, run_s))
+                    found.append(_Chosen(template, number, run_s, _dearest(traced, hardware)))
                     if abs(math.log(run_s / wanted)) < 0.4:
                         break
             if found:
                 yield min(found, key=lambda each: abs(math.log(each.run_s / wanted)))
 
 
-def _ideal_s(traced: Trace, hardware: Mapping[str, float]) -> float:
-    """About what one run takes: operations and bytes at a good part of the ceilings."""
-    moved = sum(layer.cost.bytes_moved for layer in traced)
-    compute = traced.flops / (hardware["peak_gflops"] * 1e9)
-    memory = moved / (hardware["bandwidth_gbs"] * 1e9)
-    return (compute + memory) / _EFFICIENCY + _CALL_S * len(traced)
+def _ideal_s(traced: Iterable[Layer], hardware: Mapping[str, float]) -> float:
+    """About what layers take: operations and bytes at a good part of the ceilings."""
+    ideal = 0.0
+    for layer in traced:
+        cost = layer.cost
+        compute = cost.flops / (hardware["peak_gflops"] * 1e9)
+        memory = cost.bytes_moved / (hardware["bandwidth_gbs"] * 1e9)
+        ideal += (compute + memory) / _EFFICIENCY + _CALL_S
+    return ideal
+
+
+def _dearest(traced: Trace, hardware: Mapping[str, float]) -> tuple[int, ...]:
+    """Places of the layers of every kind that take longest, the dearest first."""
+    first: dict[str, tuple[float, int]] = {}
+    for place, layer in enumerate(traced):
+        cost = _ideal_s([layer], hardware)
+        if cost > first.get(layer.kind, (0.0, 0))[0]:
+            first[layer.kind] = (cost, place)
+    return tuple(place for _, place in sorted(first.values(), reverse=True))
 
 
 def _memory(traced: Trace) -> int:
@@ -175,17 +200,42 @@ def _memory(traced: Trace) -> int:
     return weights + 4 * largest
 
 
-def _ordered(networks: Mapping[str, _Chosen], passes: int, seed: int) -> Iterator[Trial]:
-    """Every pass in an order of its own, sentinels between."""
-    count = 0
-    sentinels = 0
+def _metered(networks: Mapping[str, _Chosen], readings: int, seed: int) -> list[Trial]:
+    """Trials under the meter: whole networks, and of each network layers of different kinds."""
+    source = random.Random(f"power {seed}")
+    names = sorted(networks)
+    source.shuffle(names)
+    wholes = [Trial(name, "whole", networks[name].template, networks[name].seed) for name in names][
+        : round(_WHOLE_SHARE * readings)
+    ]
+    layers = [
+        Trial(name, "layer", networks[name].template, networks[name].seed, index=place)
+        for rank in range(_LAYERS_EACH)
+        for name in names
+        for place in networks[name].dearest[rank : rank + 1]
+    ][: readings - len(wholes)]
+    found = wholes + layers
+    source.shuffle(found)
+    return found
+
+
+def _ordered(
+    networks: Mapping[str, _Chosen], passes: int, metered: Sequence[Trial], seed: int
+) -> Iterator[Trial]:
+    """Every pass in an order of its own, the metered trials spread over all, sentinels between."""
+    order: list[Trial] = []
     for number in range(1, passes + 1):
-        names = sorted(networks)
-        random.Random(f"pass {number} {seed}").shuffle(names)
-        for name in names:
-            if count % _SENTINEL_EVERY == 0:
-                sentinels += 1
-                yield Trial(SENTINEL, "network", SENTINEL, 0, sentinels)
-            count += 1
-            yield Trial(name, "network", networks[name].template, networks[name].seed, number)
+        part = list(metered[number - 1 :: passes])
+        part += [
+            Trial(name, "network", chosen.template, chosen.seed, number)
+            for name, chosen in networks.items()
+        ]
+        random.Random(f"pass {number} {seed}").shuffle(part)
+        order += part
+    sentinels = 0
+    for place, trial in enumerate(order):
+        if place % _SENTINEL_EVERY == 0:
+            sentinels += 1
+            yield Trial(SENTINEL, "network", SENTINEL, 0, sentinels)
+        yield trial
     yield Trial(SENTINEL, "network", SENTINEL, 0, sentinels + 1)

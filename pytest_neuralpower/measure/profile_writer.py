@@ -148,6 +148,7 @@ def _cells(trial: Trial, row: MeasuredRow, dtype: str) -> dict[str, str]:
         "calls": str(row.calls),
         "pass": str(row.pass_),
         "wall_ms": _number(row.wall_ms),
+        "probe_ms": _number(row.probe_ms),
     }
 
 

@@ -51,10 +51,9 @@ def run_trial(trial: Trial, bench: Bench, *, meter: Meter | None = None) -> Iter
             yield from _measured(trial, bench, meter)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
+            gc.collect()
             raise TrialSkipped(f"{trial.id} ({trial.template}): out of memory") from None
         raise
-    finally:
-        gc.collect()
 
 
 def _measured(trial: Trial, bench: Bench, meter: Meter | None) -> list[MeasuredRow]:

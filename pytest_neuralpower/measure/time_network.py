@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pytest_neuralpower.measure.in_place import Calls, list_calls, time_calls
+from pytest_neuralpower.measure.in_place import Calls, CallTime, list_calls, time_calls
 from pytest_neuralpower.measure.probe import Probe
 from pytest_neuralpower.measure.timers import CpuTimer, Timer, WallTimer
 from pytest_neuralpower.measure.trial import MeasuredRow, Trial, TrialSkipped
@@ -27,8 +27,8 @@ __all__ = ["refuse_not_finite", "time_network", "timer_of"]
 _REPEATS: Final = (1, 4)
 _PASS_MS: Final = 200.0
 
-#: So many times as many runs at most, where other processes slow the processor down meanwhile.
-_MOST_TIMES: Final = 2
+#: Probes within this factor found the processor equally fast.
+_AS_FAST: Final = 1.05
 
 
 def timer_of(bench: Bench) -> Timer:
@@ -59,37 +59,26 @@ def time_network(
     once_ms = 1e3 * (time.perf_counter() - began)
     repeats = min(max(int(_PASS_MS / 2 / once_ms), _REPEATS[0]), _REPEATS[1])
     whole = _whole_call(model, inputs, bench)
-    runs, wholes = [], []
     probe = _probe(bench)
-    speed = probe.measure_ms() if probe else 0.0
-    for number in range(_MOST_TIMES * repeats):
-        runs.append(_Run(time_calls(model, inputs, calls, timer), speed))
-        speed = _around(probe, runs[-1], speed)
-        runtime_ms, wall_ms = _timed(whole, timer)
-        wholes.append(_Run([runtime_ms], speed, wall_ms))
-        speed = _around(probe, wholes[-1], speed)
-        if number + 1 >= repeats and (
-            probe is None or not (probe.is_slow(_least(runs)) or probe.is_slow(_least(wholes)))
-        ):
-            break
-    best = _best(wholes, probe)
+    runs, wholes = [], []
+    for _ in range(repeats):
+        runs.append(time_calls(model, inputs, calls, timer, probe=probe))
+        wholes.append(_timed(whole, timer, probe))
     row = MeasuredRow(
-        *(trial.id, trial.network, None, min(each.times_ms[0] for each in best)),
-        calls=len(traced), pass_=trial.pass_, wall_ms=min(each.wall_ms for each in best),
-        probe_ms=_least(best) or None,
+        *(trial.id, trial.network, None, (found := _steadiest(wholes)).runtime_ms),
+        calls=len(traced), pass_=trial.pass_, wall_ms=min(each.wall_ms for each in wholes),
+        probe_ms=found.probe_ms,
     )  # fmt: skip
-    best = _best(runs, probe)
-    times = [min(each) for each in zip(*(run.times_ms for run in best), strict=True)]
-    return [*_layer_rows(traced, calls, times, trial, _least(best) or None), row]
+    times = [_steadiest(each) for each in zip(*runs, strict=True)]
+    return [*_layer_rows(traced, calls, times, trial), row]
 
 
-@dataclass(slots=True)
-class _Run:
-    """One run of a network; ``probe_ms`` is the longer of the probes before and after it."""
+class _WholeTime(NamedTuple):
+    """Device time, probe and wall time of a whole network, ms."""
 
-    times_ms: list[float]
-    probe_ms: float
-    wall_ms: float = 0.0
+    runtime_ms: float
+    probe_ms: float | None
+    wall_ms: float
 
 
 @cache
@@ -98,27 +87,18 @@ def _processor_probe() -> Probe:
 
 
 def _probe(bench: Bench) -> Probe | None:
-    """One for the whole session, as it has to know the best; none where other threads compute."""
+    """The one of this process; none where other threads or another device compute."""
     return _processor_probe() if not bench.is_cuda and bench.threads == 1 else None
 
 
-def _around(probe: Probe | None, run: _Run, before_ms: float) -> float:
-    """Note the probe after a run beside the one before it; returns the one after."""
-    if probe is None:
-        return 0.0
-    after_ms = probe.measure_ms()
-    run.probe_ms = max(before_ms, after_ms)
-    return after_ms
+_Time = TypeVar("_Time", CallTime, _WholeTime)
 
 
-def _least(runs: Sequence[_Run]) -> float:
-    return min(run.probe_ms for run in runs)
-
-
-def _best(runs: Sequence[_Run], probe: Probe | None) -> Sequence[_Run]:
-    """The runs that were not slowed down; where all were, the one that was least."""
-    sound = [run for run in runs if probe is None or not probe.is_slow(run.probe_ms)]
-    return sound or [min(runs, key=lambda run: run.probe_ms)]
+def _steadiest(times: Sequence[_Time]) -> _Time:
+    """The least time of the runs in which the processor was about as fast as in the fastest."""
+    fastest = min(each.probe_ms or 0.0 for each in times)
+    steady = [each for each in times if (each.probe_ms or 0.0) <= _AS_FAST * fastest]
+    return min(steady, key=lambda each: each.runtime_ms)
 
 
 def _whole_call(model: Any, inputs: Sequence[Any], bench: Bench) -> Callable[[], Any]:
@@ -132,14 +112,17 @@ def _whole_call(model: Any, inputs: Sequence[Any], bench: Bench) -> Callable[[],
     return call
 
 
-def _timed(call: Callable[[], Any], timer: Timer) -> tuple[float, float]:
-    """Device time and wall time of one call, ms."""
+def _timed(call: Callable[[], Any], timer: Timer, probe: Probe | None) -> _WholeTime:
     timer.start()
+    before = probe.measure_ms() if probe else None
     wall = time.perf_counter()
     begin = timer.mark()
     call()
     (runtime_ms,) = timer.elapsed_ms([(begin, timer.mark())])
-    return runtime_ms, 1e3 * (time.perf_counter() - wall)
+    wall_ms = 1e3 * (time.perf_counter() - wall)
+    after = probe.measure_ms() if probe else None
+    around = None if before is None or after is None else (before + after) / 2
+    return _WholeTime(runtime_ms, around, wall_ms)
 
 
 def refuse_not_finite(output: Any) -> None:
@@ -150,20 +133,23 @@ def refuse_not_finite(output: Any) -> None:
 
 
 def _layer_rows(
-    traced: Trace, calls: Calls, times_ms: Sequence[float], trial: Trial, probe_ms: float | None
+    traced: Trace, calls: Calls, found: Sequence[CallTime], trial: Trial
 ) -> Iterator[MeasuredRow]:
     """One row for all equal layers: the mean of their times."""
-    times: dict[int, float] = {}
-    for layers, runtime in zip(calls.layers, times_ms, strict=True):
+    times: dict[int, CallTime] = {}
+    for layers, each in zip(calls.layers, found, strict=True):
         if len(layers) == 1 and layers[0] is not None:
-            times[id(layers[0])] = runtime
+            times[id(layers[0])] = each
     equal: dict[Any, list[int]] = {}
     for index, layer in enumerate(traced):
         if id(layer) in times:
             equal.setdefault(layer.configuration, []).append(index)
     for places in equal.values():
-        mean = sum(times[id(traced[place])] for place in places) / len(places)
+        group = [times[id(traced[place])] for place in places]
+        probes = [each.probe_ms for each in group if each.probe_ms is not None]
         yield MeasuredRow(
-            *(trial.id, trial.network, traced[places[0]], mean),
-            index=places[0], calls=len(places), pass_=trial.pass_, probe_ms=probe_ms,
+            *(trial.id, trial.network, traced[places[0]]),
+            fmean(each.runtime_ms for each in group),
+            index=places[0], calls=len(places), pass_=trial.pass_,
+            probe_ms=fmean(probes) if probes else None,
         )  # fmt: skip
