@@ -283,10 +283,11 @@ def _fit_family(
     """One family's choice of estimators, and its held-out errors beside the baselines'."""
     values, runtime = table
     design = recipe.designs.get(name, {})
+    allowed = candidates or design.get("candidates") or recipe.candidates
     makers = {
         candidate: make
         for candidate, make in runtime_makers(name, design, recipe.hardware).items()
-        if candidate in (candidates or design.get("candidates") or (candidate,))
+        if not allowed or candidate in allowed
     }
     split = judge_split(members, values, runtime, makers)
     groups = [row.shape_group for row in members]

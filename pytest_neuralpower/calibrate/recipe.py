@@ -32,6 +32,8 @@ class Recipe:
     designs
         Candidates by family, where they differ from the defaults of
         :mod:`pytest_neuralpower.calibrate.designs`.
+    candidates
+        Of the families whose design names none; empty for all.
     surcharges
         By family, the terms of traffic (MB) that the execution mode adds to the measured
         kernels; priced at the bandwidth that streaming layers reached.
@@ -59,6 +61,7 @@ class Recipe:
     tiers: Mapping[str, str] = field(default_factory=dict)
     sources: tuple[Mapping[str, Any], ...] = ()
     designs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    candidates: tuple[str, ...] = ()
     surcharges: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     power: Mapping[str, Any] = field(default_factory=dict)
     networks: str = ""
@@ -97,6 +100,6 @@ def read_recipe(directory: Path) -> Recipe:
     for ceiling in ("peak_gflops", "bandwidth_gbs"):
         if ceiling not in data["hardware"]:
             raise ProfileError(f"recipe {path}: hardware needs {ceiling!r}")
-    for name in ("sources", "notes"):
+    for name in ("sources", "notes", "candidates"):
         data[name] = tuple(data.get(name) or ())
     return Recipe(**{**data, "folder": directory})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_neuralpower.errors import ProfileError
@@ -21,6 +22,7 @@ from pytest_neuralpower.measure.trial import Trial, TrialSkipped
 if TYPE_CHECKING:
     from pytest_neuralpower.measure.preflight import Place
     from pytest_neuralpower.measure.progress import Progress
+    from pytest_neuralpower.measure.trial import MeasuredRow
     from pytest_neuralpower.platform import AnyPlatform
 
 __all__ = ["Drift", "Verification", "verify"]
@@ -28,9 +30,13 @@ __all__ = ["Drift", "Verification", "verify"]
 #: Change of the total time, and of one kind's, that no platform has to hold: a GPU's clock is
 #: steady, a processor is seldom alone.
 LIMITS: Final[Mapping[str, tuple[float, float]]] = {"cuda": (0.05, 0.08), "cpu": (0.15, 0.20)}
+#: What the processor's own speed is called among the drifts, and the change it may have: layers are
+#: compared at one speed, so that a neighbour's load is no drift of theirs.
+SPEED: Final = "processor speed"
+SPEED_LIMIT: Final = 0.4
 #: Kinds with less of the time are shown, and judge nothing.
 _LEAST_SHARE: Final = 0.05
-#: Times that every network is measured, at most; the least time counts.
+#: Times that every network is measured, at most; the median counts.
 _MOST_PASSES: Final = 6
 
 
@@ -87,8 +93,13 @@ def verify(chosen: AnyPlatform, progress: Progress, *, seconds: float = 100.0) -
         record = calibration_record(platform, place.uuid)
         if not record["verify"]:
             raise ProfileError(f"{platform.name}: its calibration was not finished; calibrate anew")
-        best, passes = _measure(place, record["verify"], progress, seconds)
-        drifts = _drifts(record["verify"], best, LIMITS["cuda" if place.bench.is_cuda else "cpu"])
+        rows, passes = _measure(place, record["verify"], progress, seconds)
+        probe_ms = record["probe_ms"]
+        limits = LIMITS["cuda" if place.bench.is_cuda else "cpu"]
+        drifts = (
+            *_speed(rows, probe_ms),
+            *_drifts(record["verify"], _typical(rows, probe_ms), limits),
+        )
         same = record["facts"].get("device_uuid") == place.uuid
         return Verification(platform.name, place.facts["device"], same, drifts, passes)
     finally:
@@ -97,9 +108,9 @@ def verify(chosen: AnyPlatform, progress: Progress, *, seconds: float = 100.0) -
 
 def _measure(
     place: Place, references: list[Mapping[str, Any]], progress: Progress, seconds: float
-) -> tuple[dict[tuple[str, int], float], int]:
-    """Least time (ms, of all equal layers together) by network and place, and passes made."""
-    best: dict[tuple[str, int], float] = {}
+) -> tuple[list[MeasuredRow], int]:
+    """Rows of all networks, and passes made."""
+    rows: list[MeasuredRow] = []
     began = time.monotonic()
     total = _MOST_PASSES * len(references)
     done = 0
@@ -108,7 +119,7 @@ def _measure(
             for reference in references:
                 left = seconds - (time.monotonic() - began)
                 if left < 0 and pass_ > 1:
-                    return best, pass_ - 1
+                    return rows, pass_ - 1
                 done += 1
                 progress.show(
                     Status(done=done, total=total, left_s=left, kind=reference["template"])
@@ -117,15 +128,28 @@ def _measure(
                     reference["network"], "network", reference["template"], reference["seed"], pass_
                 )
                 try:
-                    rows = list(run_trial(trial, place.bench))
+                    rows += run_trial(trial, place.bench)
                 except TrialSkipped as skipped:
                     progress.say(f"skipped {trial.id}: {skipped}")
-                    continue
-                for row in rows:
-                    key = (row.network, row.index)
-                    value = row.runtime_ms * (row.calls if row.index >= 0 else 1)
-                    best[key] = min(value, best.get(key, value))
-    return best, _MOST_PASSES
+    return rows, _MOST_PASSES
+
+
+def _typical(rows: list[MeasuredRow], usual_probe_ms: float | None) -> dict[tuple[str, int], float]:
+    """Median time by network and place, at the speed the processor had when it was calibrated."""
+    times: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        factor = usual_probe_ms / row.probe_ms if usual_probe_ms and row.probe_ms else 1.0
+        value = row.runtime_ms * factor * (row.calls if row.index >= 0 else 1)
+        times.setdefault((row.network, row.index), []).append(value)
+    return {place: median(found) for place, found in times.items()}
+
+
+def _speed(rows: list[MeasuredRow], usual_probe_ms: float | None) -> list[Drift]:
+    """The processor's own speed, by the piece of work that is timed between the layers."""
+    probes = [row.probe_ms for row in rows if row.probe_ms is not None]
+    if not probes or usual_probe_ms is None:
+        return []
+    return [Drift(SPEED, usual_probe_ms, median(probes), SPEED_LIMIT)]
 
 
 def _drifts(

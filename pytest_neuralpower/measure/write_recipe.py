@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from pytest_neuralpower.measure.preflight import Place
 
 __all__ = ["write_recipe"]
+
+
+#: Boosting on the residual of rows timed in place helps layers and hurts whole networks.
+_CANDIDATES: Final = ("physical", "neuralpower", "neuralpower-relative", "tree")
 
 
 def write_recipe(
@@ -59,6 +63,7 @@ def recipe_content(
                 "profile": Path(options.profile.name).name,
             }
         ],
+        "candidates": list(_CANDIDATES),
         "totals": "in place",
         "plan": dict(plan.recipe),
     }
