@@ -27,8 +27,10 @@ from pytest_neuralpower.features import (
 from pytest_neuralpower.layers import Layer, Trace
 from pytest_neuralpower.platform_file import FAMILY_QUANTITIES, read, read_json, write
 from pytest_neuralpower.prediction import (
+    ESTIMATED,
     EXTRAPOLATED,
     FALLBACK,
+    GROSS,
     UNCOVERED,
     Interval,
     LayerPrediction,
@@ -69,6 +71,7 @@ _INTERVAL_FIELDS: Final[tuple[tuple[Quantity, str], ...]] = (
 _UNMEASURED_POWER: Final = {
     "transferred": "transferred from another device",
     "datasheet": "from the datasheet",
+    "estimated": "estimated from the watts that the user gave",
 }
 
 _FLOATING: Final = ("float", "bfloat", "complex")
@@ -257,8 +260,11 @@ class Platform:
         origin = _UNMEASURED_POWER.get(self.tiers.get("power", ""))
         if power is not None and origin:
             notes += (f"power and energy: {origin}, not measured on this device",)
+        basis = ESTIMATED if self.tiers.get("power") == "estimated" else GROSS
         if not isinstance(layers, Trace):
-            return Prediction(predicted, self.name, self.sha256, notes=notes, **intervals)
+            return Prediction(
+                predicted, self.name, self.sha256, notes=notes, energy_basis=basis, **intervals
+            )
         return Prediction(
             predicted,
             self.name,
@@ -267,6 +273,7 @@ class Platform:
             model=layers.model,
             route=layers.route,
             notes=(*layers.notes, *notes),
+            energy_basis=basis,
             **intervals,
         )
 

@@ -23,6 +23,8 @@ UNTRUSTED = (UNCOVERED, FALLBACK, EXTRAPOLATED)
 
 #: What the energy of a platform with measured power is (NeuralPower, section 3.3).
 GROSS: Final = "gross device energy, idle included"
+#: What it is where nobody measured power and the user gave a wattage.
+ESTIMATED: Final = "estimated energy: the watts that the user gave, times the runtime"
 
 
 class Interval(NamedTuple):

@@ -304,6 +304,7 @@ class GuardSession:
             "energy_mj": prediction.energy_mj,
             "runtime_ms": prediction.runtime_ms,
             "power_w": prediction.power_w,
+            "estimated_power": guard.platform.tiers.get("power") == "estimated",
             "untrusted_share": untrusted,
             "budgets": [_verdict_record(verdict) for verdict in verdicts],
             "outcome": outcome,

@@ -121,4 +121,6 @@ def _cells(record: Mapping[str, Any]) -> list[str]:
             cells.append(f"{value} of {limit}{per}{_SURE[budget['sure']]}")
         else:
             cells.append("" if record[key] is None else show(quantity, record[key]))
+        if cells[-1] and quantity != "runtime" and record.get("estimated_power"):
+            cells[-1] += " estimated"
     return cells
