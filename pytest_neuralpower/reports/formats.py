@@ -19,6 +19,7 @@ Renderer = Callable[[Mapping[str, Any]], str]
 RENDERERS: dict[str, str] = {
     ".json": "pytest_neuralpower.reports.json:render",
     ".md": "pytest_neuralpower.reports.markdown:render",
+    ".html": "pytest_neuralpower.reports.html:render",
 }
 
 

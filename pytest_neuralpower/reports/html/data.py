@@ -1,0 +1,125 @@
+"""What the page needs of a report, laid out by column so that thousands of layers stay small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+__all__ = ["page_data"]
+
+#: Fields of a prediction that the page takes as they are.
+_FACTS: Final = (
+    "test", "platform", "platform_sha256", "model", "batch", "energy_mj", "runtime_ms", "power_w",
+    "untrusted_share", "budgets", "outcome", "failure", "baseline", "file", "line", "energy_basis",
+    "energy_interval_mj", "runtime_interval_ms", "power_interval_w", "notes", "provenance",
+)  # fmt: skip
+
+_NUMBERS: Final = ("energy_mj", "runtime_ms", "power_w", "flops", "bytes")
+_INTERVALS: Final = ("energy_interval_mj", "runtime_interval_ms")
+
+#: Fields of a comparison that the page takes as they are; its layers are laid out anew.
+_COMPARED: Final = ("recalibrated", "stored_sha256", "batches", "energy", "runtime", "causes")
+
+
+class _Texts:
+    """Gives each different text a number: most configurations of layers repeat."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def number(self, text: str) -> int:
+        return self._numbers.setdefault(text, len(self._numbers))
+
+    def column(self, texts: Iterable[str]) -> list[int]:
+        return [self.number(text) for text in texts]
+
+    def all(self) -> list[str]:
+        return list(self._numbers)
+
+
+def page_data(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The page's data.
+
+    Returns
+    -------
+    dict
+        ``texts``; ``predictions``, each with its facts, ``layers`` (one list a column, texts by
+        their number) and ``comparison`` or None, in which ``changed`` has the layers that differ
+        by their index and ``gone`` those that no longer exist, with ``at``, the layer they stood
+        before.
+    """
+    texts = _Texts()
+    predictions = [_prediction(each, texts) for each in report["predictions"]]
+    return {
+        **{name: report[name] for name in ("plugin", "torch", "stale_baselines")},
+        "predictions": predictions,
+        "texts": texts.all(),
+    }
+
+
+def _prediction(record: Mapping[str, Any], texts: _Texts) -> dict[str, Any]:
+    comparison = record.get("comparison")
+    return {
+        **{name: record[name] for name in _FACTS if name in record},
+        "layers": _columns(record["layers"], texts),
+        "comparison": None
+        if comparison is None
+        else _comparison(comparison, len(record["layers"]), texts),
+    }
+
+
+def _columns(layers: Sequence[Mapping[str, Any]], texts: _Texts) -> dict[str, Any]:
+    columns: dict[str, Any] = {
+        name: texts.column(each[name] for each in layers)
+        for name in ("path", "op", "kind", "dtype", "estimator")
+    }
+    columns["out"] = texts.column(", ".join(each["out"]) for each in layers)
+    columns["configuration"] = texts.column(map(_configuration, layers))
+    columns["flags"] = texts.column(" ".join(each["flags"]) for each in layers)
+    for name in _NUMBERS:
+        columns[name] = [each[name] for each in layers]
+    for name in _INTERVALS:
+        # One coverage holds for the whole of a prediction, where it is shown.
+        columns[name] = [each[name] and each[name][:2] for each in layers]
+    return columns
+
+
+def _configuration(layer: Mapping[str, Any]) -> str:
+    parts = [f"in {', '.join(layer['in'])}"]
+    if layer["weights"]:
+        parts.append(f"weights {', '.join(layer['weights'])}")
+    parts.append(f"out {', '.join(layer['out'])}")
+    parts += [f"{name} {_value(value)}" for name, value in layer["params"].items()]
+    return "; ".join(parts)
+
+
+def _value(value: Any) -> str:
+    return "x".join(map(_value, value)) if isinstance(value, list) else str(value).lower()
+
+
+def _comparison(found: Mapping[str, Any], layers: int, texts: _Texts) -> dict[str, Any]:
+    changed, gone = {}, []
+    at = 0
+    for each in found["layers"]:
+        entry: dict[str, Any] = {
+            "energy_mj": _stored(each["energy_mj"][0]),
+            "runtime_ms": _stored(each["runtime_ms"][0]),
+            "new": each["base_index"] is None,
+            "causes": texts.column(_cause(cause) for cause in each["causes"]),
+            "breaches": each["breaches"],
+        }
+        if each["head_index"] is None:
+            names = {name: texts.number(each[name]) for name in ("path", "op", "kind")}
+            gone.append({**entry, **names, "at": min(at, layers)})
+        else:
+            at = each["head_index"] + 1
+            changed[each["head_index"]] = entry
+    return {**{name: found[name] for name in _COMPARED}, "changed": changed, "gone": gone}
+
+
+def _stored(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
+
+
+def _cause(cause: Mapping[str, Any]) -> str:
+    return f"{cause['name']}: {cause['detail']}" if cause["detail"] else str(cause["name"])
