@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check coverage platforms benchmark wheel clean
+.PHONY: demo test check coverage platforms benchmark calibrate-gpu wheel clean
 
 demo: $(VENV)/.demo  ## guard five real networks on the shipped titanx platform
 	$(BIN)/python -m pytest budgets --np-platform=titanx
@@ -37,6 +37,25 @@ platforms: $(VENV)/.test  ## refit every shipped platform; DATA is the folder of
 benchmark: $(VENV)/.benchmark  ## tracing and prediction beside their peers, in one run
 	$(BIN)/python tests/benchmarks/trace_speed.py
 	$(BIN)/python tests/benchmarks/guard_speed.py
+
+# Everything on one GPU in about 25 minutes: fp32 and bf16 calibrated, verified, and judged on real
+# networks. Rehearse it without one: make calibrate-gpu DEVICE=cpu DTYPES=float32 MINUTES=1
+DEVICE ?= cuda:0
+DTYPES ?= float32 bfloat16
+MINUTES ?= 6
+JUDGED_MINUTES ?= 2
+NAME ?= my-device
+
+calibrate-gpu: $(VENV)/.test  ## calibrate, verify and judge this machine's GPU, fp32 and bf16
+	for dtype in $(DTYPES); do \
+	  folder=calibration/$(NAME)-$$dtype; \
+	  resume=; if [ -e $$folder/profile.csv ]; then resume=--resume; fi; \
+	  $(BIN)/neuralpower calibrate $(NAME)-$$dtype --out $$folder --device $(DEVICE) \
+	    --dtype $$dtype --minutes $(MINUTES) $$resume || [ $$? = 1 ] || exit; \
+	  $(BIN)/neuralpower verify $$folder/$(NAME)-$$dtype.json --minutes 1 || [ $$? = 1 ] || exit; \
+	  $(BIN)/python tests/accuracy/judge_device.py $$folder/$(NAME)-$$dtype.json \
+	    --minutes $(JUDGED_MINUTES) | tee $$folder/judged.md || exit; \
+	done
 
 wheel: $(VENV)/.test
 	$(INSTALL) build

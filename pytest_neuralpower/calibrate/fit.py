@@ -18,6 +18,7 @@ from pytest_neuralpower.calibrate.drift import judge_overhead
 from pytest_neuralpower.calibrate.judging import beats, judge_split
 from pytest_neuralpower.calibrate.layer_power import LayerPower, fit_layer_power
 from pytest_neuralpower.calibrate.measured import with_calibration
+from pytest_neuralpower.calibrate.metered_power import metered_power
 from pytest_neuralpower.calibrate.network_power import fit_power, judge_networks
 from pytest_neuralpower.calibrate.power_transfer import transfer_power
 from pytest_neuralpower.calibrate.profile import read_profile
@@ -34,6 +35,7 @@ from pytest_neuralpower.platform import Fallback, FamilyModel, Platform
 from pytest_neuralpower.ranges import calibrated_ranges
 
 if TYPE_CHECKING:
+    from pytest_neuralpower.calibrate.measured_rows import NetworkRow
     from pytest_neuralpower.calibrate.rows import Row
 
 #: Families that only stream their tensors: what bandwidth they reach prices the fallback.
@@ -94,6 +96,12 @@ def fit_recipe(
         The extra ``calibrate`` is not installed.
     """
     rows, recipe = read_rows(recipe, data_root)
+    profiles = [
+        read_profile(recipe.folder / source["profile"])
+        for source in recipe.sources
+        if "profile" in source
+    ]
+    networks = [network for profile in profiles for network in profile.networks]
     fitted = fit_rows(
         rows,
         recipe,
@@ -101,18 +109,8 @@ def fit_recipe(
         fit_other=lambda other: fit_directory(other, data_root=data_root, candidates=candidates),
         rows_of=lambda other: read_rows(read_recipe(other), data_root)[0],
         progress=progress,
+        networks=networks,
     )
-    return _with_trials(fitted, recipe)
-
-
-def _with_trials(fitted: Fitted, recipe: Recipe) -> Fitted:
-    """What the trials of measured profiles tell beside their rows: totals, facts, repeatability."""
-    profiles = [
-        read_profile(recipe.folder / source["profile"])
-        for source in recipe.sources
-        if "profile" in source
-    ]
-    networks = [network for profile in profiles for network in profile.networks]
     platform = fitted.platform
     if recipe.totals == "in place":
         platform = learn_totals(platform, fitted.families, networks)
@@ -191,11 +189,13 @@ def fit_rows(
     fit_other: Callable[[Path], Platform] = fit_directory,
     rows_of: Callable[[Path], Sequence[Row]] = lambda other: read_rows(read_recipe(other), None)[0],
     progress: Callable[[str], None] = _silent,
+    networks: Sequence[NetworkRow] = (),
 ) -> Fitted:
     """Fit every family that the rows have, choosing each estimator by held-out shapes.
 
     ``fit_other`` fits the calibration folder whose power the recipe borrows; ``rows_of`` reads
-    the rows of the one that it transfers power from.
+    the rows of the one that it transfers power from; ``networks`` are whole networks that a
+    calibration timed, and metered where their power is known.
 
     Raises
     ------
@@ -261,7 +261,7 @@ def fit_rows(
         provenance=_provenance(recipe),
         accuracy=accuracy,
     )
-    platform = _with_power(platform, recipe, fit_other, rows_of)
+    platform = _with_power(platform, recipe, fit_other, rows_of, networks)
     platform = judge_networks(platform, recipe)
     left_out = {
         name: _fallback({other: tables[other] for other in tables if other != name}, recipe)
@@ -306,12 +306,15 @@ def _with_power(
     recipe: Recipe,
     fit_other: Callable[[Path], Platform],
     rows_of: Callable[[Path], Sequence[Row]],
+    networks: Sequence[NetworkRow],
 ) -> Platform:
     """The platform with power for whatever has none of its own, as the recipe says."""
     if "transfer" in recipe.power:
         return transfer_power(platform, recipe, rows_of)
     if "watts" in recipe.power:
         return constant_power(platform, recipe)
+    if networks and not recipe.power:
+        return metered_power(platform, networks)
     return fit_power(platform, recipe, fit_other)
 
 
