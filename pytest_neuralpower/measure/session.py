@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from pytest_neuralpower.errors import DeviceLost, ReadingVoid
@@ -82,6 +82,7 @@ class Session:
     _failures: int = 0
     _seen: Circumstances | None = None
     _power_w: float | None = None
+    _probe_ms: float | None = None
 
     def run(self, plan: Plan, *, done: frozenset[str], seconds: float) -> Outcome:
         """Measure what is not done yet, then the closing trials; start none when time is up.
@@ -157,7 +158,7 @@ class Session:
             self._measure(trial)
 
     def _measure(self, trial: Trial) -> list[MeasuredRow]:
-        """Measure and save one trial; empty where it was skipped."""
+        """Measure and save one trial; its rows at one speed of the processor, empty if skipped."""
         reason = ""
         for _ in range(2):  # a void reading may be a passing thing
             try:
@@ -180,6 +181,7 @@ class Session:
             self.outcome.void += bool(self._seen.flaw)
             self._power_w = rows[-1].power_w or self._power_w
             self._failures = 0
+            rows = [self._at_one_speed(row) for row in rows]
             if trial.what == "network" and not trial.is_sentinel:
                 self._passes.setdefault(trial.pass_, []).extend(rows)
             return rows
@@ -190,6 +192,13 @@ class Session:
         if self._failures >= MOST_FAILURES:
             raise Stopped(f"{self._failures} trials in a row could not be measured ({reason})")
         return []
+
+    def _at_one_speed(self, row: MeasuredRow) -> MeasuredRow:
+        """As it would have been at the speed of the first row: neighbours' load is no drift."""
+        if row.probe_ms is None:
+            return row
+        self._probe_ms = self._probe_ms or row.probe_ms
+        return replace(row, runtime_ms=row.runtime_ms * self._probe_ms / row.probe_ms)
 
     def _show(self, trial: Trial, number: int, total: int, began: float, deadline: float) -> None:
         now = time.monotonic()
