@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pytest_neuralpower.errors import BaselineError
 from pytest_neuralpower.layers import Trace
 from pytest_neuralpower.prediction import add_known, mean_power
-from pytest_neuralpower.regression.layer_record import PricedLayer
+from pytest_neuralpower.regression.layer_record import PricedLayer, rounded
 
 if TYPE_CHECKING:
     from pytest_neuralpower.platform import AnyPlatform
@@ -83,7 +83,7 @@ class Baseline:
 
 
 def baseline_of(prediction: Prediction, *, test: str, torch: str) -> Baseline:
-    """The baseline that accepts a prediction."""
+    """The baseline that accepts a prediction; values are rounded as they are stored."""
     return Baseline(
         test=test,
         model=prediction.model,
@@ -92,7 +92,9 @@ def baseline_of(prediction: Prediction, *, test: str, torch: str) -> Baseline:
         platform_sha256=prediction.platform_sha256,
         torch=torch,
         layers=tuple(
-            PricedLayer(item.layer, item.runtime_ms, item.power_w, item.energy_mj)
+            PricedLayer(
+                item.layer, rounded(item.runtime_ms), rounded(item.power_w), rounded(item.energy_mj)
+            )
             for item in prediction.layers
         ),
     )

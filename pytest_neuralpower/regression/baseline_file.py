@@ -60,10 +60,11 @@ def _flow(value: Any) -> str:
         text = repr(value)
         return text.replace("e", ".0e") if "e" in text and "." not in text else text
     if isinstance(value, dict):
-        return "{" + ", ".join(f'"{key}": {_flow(each)}' for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{_flow(key)}: {_flow(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_flow, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    # YAML takes no control characters as they are.
+    return json.dumps(value, ensure_ascii=isinstance(value, str) and not value.isprintable())
 
 
 def write_baseline(path: Path, text: str) -> bool:
@@ -130,7 +131,7 @@ def parse_baseline(text: str, name: str) -> Baseline:
 
 def _json_lines(body: str) -> list[Any] | None:
     """The layers, where each is one line of JSON; None where they are written otherwise."""
-    lines = body.splitlines()
+    lines = body.removesuffix("\n").split("\n")
     if not all(line.startswith("- {") for line in lines):
         return None
     try:

@@ -48,7 +48,7 @@ def finish(end: SessionEnd, session: pytest.Session, records: Records) -> list[s
     if end.settings.reports:
         from pytest_neuralpower.reports.formats import write_reports  # noqa: PLC0415
 
-        written, broken = write_reports(end.settings.reports, records, stale)
+        written, broken = write_reports(end.settings.reports, records, stale, session.config)
         lines += written
         failed = failed or broken
     if failed and session.exitstatus == pytest.ExitCode.OK:
