@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from pytest_neuralpower.calibrate.cpu_designs import CALL_NOISE_MS, cpu_regimes
 from pytest_neuralpower.estimators import (
     Boosted,
     Estimator,
@@ -94,7 +95,8 @@ def runtime_makers(family: str, design: Mapping[str, Any], hardware: Mapping[str
         own, and its number of ``trees`` where cross-validation is not to choose it.
     hardware
         ``peak_gflops``, ``bandwidth_gbs`` and, of a GPU, ``multiprocessors``: without it matrix
-        products are taken to fill vectors, not tiles.
+        products are taken to fill vectors, not tiles. ``vector_floats`` says that it is a processor
+        on which torch ran, and adds what is known of its code.
     """
     return _work_makers("runtime", family, design, hardware)
 
@@ -149,6 +151,8 @@ def _work_makers(
             peak_gflops=float(hardware["peak_gflops"]),
             bandwidth_gbs=float(hardware["bandwidth_gbs"]),
             rescale=bool(design.get("rescale", True)),
+            merge="vector_floats" in hardware,
+            noise_ms=CALL_NOISE_MS if "vector_floats" in hardware else None,
         )
 
     return {
@@ -169,6 +173,8 @@ def _work_makers(
 
 
 def _default_regimes(family: str, hardware: Mapping[str, float]) -> list[dict[str, Any]]:
+    if "vector_floats" in hardware:
+        return cpu_regimes(family, hardware)
     found = DEFAULT_REGIMES.get(family, [_STREAM])
     return [_VECTOR_GEMM] if found == [_GEMM] and "multiprocessors" not in hardware else found
 

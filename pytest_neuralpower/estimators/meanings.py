@@ -27,6 +27,17 @@ _MEANINGS: Final[dict[str, Meaning]] = {
     "bytes_io": Meaning(_MEGA, "bytes", "inputs and outputs"),
     "bytes_workspace": Meaning(_MEGA, "bytes", "unfolded input, or score matrix"),
     "bytes_over": Meaning(_MEGA, "bytes", "all tensors beyond a cache of so many MB"),
+    "io_over": Meaning(_MEGA, "bytes", "inputs and outputs beyond a cache of so many MB"),
+    "weight_over": Meaning(_MEGA, "bytes", "parameters beyond a cache of so many MB"),
+    "fresh_out": Meaning(_MEGA, "bytes", "outputs of so many MB or more, memory got anew"),
+    "fresh_workspace": Meaning(_MEGA, "bytes", "workspace of so many MB or more, got anew"),
+    "unaligned_in": Meaning(_MEGA, "bytes", "inputs whose channels are no multiple of that"),
+    "unaligned_out": Meaning(_MEGA, "bytes", "outputs whose channels are no multiple of that"),
+    "unaligned_weight": Meaning(_MEGA, "bytes", "parameters with channels no multiple of that"),
+    "samples": Meaning(1.0, "", "once a sample and group"),
+    "left": Meaning(_MEGA, "", "elements of the left operands of all products"),
+    "right": Meaning(_MEGA, "", "elements of the right operands of all products"),
+    "products": Meaning(_MEGA, "", "elements of the results of all products"),
     "unaligned_flops": Meaning(
         _GIGA, "FLOPs", "operations where depth or columns are no multiple of that"
     ),

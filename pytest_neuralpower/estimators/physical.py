@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 #: A rate seen in fewer rows than this is noise: its term is dropped from the regime.
 MIN_ACTIVE_ROWS: Final = 12
 
-#: A regime with fewer rows than this is not worth one of its own, where regimes may be merged.
-MIN_REGIME_ROWS: Final = 24
+#: Fits of a regime whose weights follow from the fit before.
+_REWEIGHINGS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,11 @@ class Physical(Estimator):
         Rows of a regime that has too few to be fitted go to the next that holds for them, instead
         of refusing them all.
 
+    noise_ms
+        Where given, rows are weighed so that the error of the logarithm counts, not that relative
+        to the row alone, which would make the fit too low; of rows not much longer than this, the
+        absolute error does, as they are mostly dispatch.
+
     Attributes
     ----------
     fitted_
@@ -79,8 +84,10 @@ class Physical(Estimator):
         bandwidth_gbs: float,
         rescale: bool = True,
         merge: bool = False,
+        noise_ms: float | None = None,
     ) -> None:
         self.merge = merge
+        self.noise_ms = noise_ms
         self.regimes = tuple(regimes)
         self.multiprocessors = multiprocessors
         self.peak_gflops = peak_gflops
@@ -111,11 +118,16 @@ class Physical(Estimator):
             raise need_extra("SciPy") from None
         values = [evaluate(term, columns, self.multiprocessors) for term in regime.terms]
         active = [index for index, each in enumerate(values) if (each > 0).sum() >= MIN_ACTIVE_ROWS]
-        matrix = np.stack([values[index] for index in active], axis=1) / target[:, None]
-        size = np.linalg.norm(matrix, axis=0)
-        rates, _ = nnls(matrix / size, np.ones(len(target)))
-        rates = rates / size
-        predicted = (matrix * target[:, None]) @ rates
+        matrix = np.stack([values[index] for index in active], axis=1)
+        weighed = target
+        for _ in range(1 if self.noise_ms is None else _REWEIGHINGS):
+            relative = matrix / weighed[:, None]
+            size = np.linalg.norm(relative, axis=0)
+            rates, _ = nnls(relative / size, target / weighed)
+            rates = rates / size
+            predicted = matrix @ rates
+            if self.noise_ms is not None:
+                weighed = np.sqrt(target * np.maximum(predicted, target / 10)) + self.noise_ms
         scale = float(target.sum() / predicted.sum()) if self.rescale else 1.0
         ratio = target / self._roofline(columns)
         return _Fitted(
@@ -202,14 +214,16 @@ class Physical(Estimator):
 
 def _large_enough(regimes: Sequence[Regime], columns: Columns) -> tuple[Regime, ...]:
     """The regimes without those that have too few rows, dropped one by one from the first, as each
-    leaves its rows to a later one."""
+    leaves its rows to a later one; where the last has too few, the one before takes them."""
     kept = list(regimes)
     place = 0
     while place < len(kept) - 1:
-        if (assign(kept, columns) == place).sum() < MIN_REGIME_ROWS:
+        if (assign(kept, columns) == place).sum() < MIN_ACTIVE_ROWS:
             del kept[place]
         else:
             place += 1
+    if len(kept) > 1 and (assign(kept, columns) == place).sum() < MIN_ACTIVE_ROWS:
+        kept[-2:] = [kept[-2]._replace(when=())]
     return tuple(kept)
 
 

@@ -58,8 +58,8 @@ _PLAIN: Final[dict[str, Callable[[Columns], FloatArray]]] = {
         (columns["bytes_in"] + columns["bytes_out"]) / columns["runtime_ms"] * _MEGA
     ),
     "weight_rate": lambda columns: columns["bytes_weight"] / columns["runtime_ms"] * _MEGA,
-    # Products that a library is called for, one a sample and group.
-    "samples": lambda columns: columns["batch"] * columns["groups"],
+    # Products that a library is called for: of a convolution one a sample and group.
+    "samples": lambda columns: columns.get("batch", 1.0) * columns["groups"],
     # Elements of the left operand, of the right one and of the result of all products, millions.
     "left": lambda columns: columns["m"] * columns["k"] * columns["groups"] * _MEGA,
     "right": lambda columns: columns["n"] * columns["k"] * columns["groups"] * _MEGA,

@@ -8,13 +8,17 @@ from. Later runs time the same calls, known by their order.
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import torch
 from torch.overrides import TorchFunctionMode
 
+from pytest_neuralpower.measure.timers import CpuTimer
 from pytest_neuralpower.measure.trial import TrialSkipped
 from pytest_neuralpower.tracing import trace
 from pytest_neuralpower.tracing.function_mode import FunctionTracer
@@ -32,13 +36,18 @@ if TYPE_CHECKING:
     from pytest_neuralpower.measure.probe import Probe
     from pytest_neuralpower.measure.timers import Timer
 
-__all__ = ["CallTime", "Calls", "list_calls", "time_calls"]
+__all__ = ["CallTime", "Calls", "list_calls", "mode_ms", "time_calls"]
 
 #: Share of the traced layers that a real run must list, too.
 _LEAST_MATCHED: Final = 0.8
 
 #: Seconds between two probes of the processor's speed in one run.
 _PROBE_EVERY_S: Final = 0.005
+
+#: Calls and runs that tell what the timing itself takes; and the least time of a call, ms.
+_EMPTY_CALLS: Final = 100
+_EMPTY_RUNS: Final = 30
+_LEAST_MS: Final = 1e-4
 
 #: Treatments of the tracer that list no layer: attribute reads, views, writes of attributes.
 _FREE: Final = frozenset({"plain", "device", "assign", "read", "view"})
@@ -113,9 +122,11 @@ class _TimingMode(TorchFunctionMode):
         self.probes: list[tuple[int, float]] = []
         self._probe = probe
         self._next_probe = 0.0
+        self._begin: Any = None
         self.probe_now()
 
     def probe_now(self) -> None:
+        self._end_last()
         if self._probe is not None:
             self.probes.append((len(self.marks), self._probe.measure_ms()))
             self._next_probe = time.perf_counter() + _PROBE_EVERY_S
@@ -127,13 +138,19 @@ class _TimingMode(TorchFunctionMode):
             kwargs = {}
         if _lists_nothing(func):
             return func(*args, **kwargs)
-        begin = self.mark()
+        self._end_last()
+        self._begin = self.mark()
         result = func(*args, **kwargs)
-        self.marks.append((begin, self.mark()))
         self.functions.append(func)
         if self._probe is not None and time.perf_counter() > self._next_probe:
             self.probe_now()
         return result
+
+    def _end_last(self) -> None:
+        """A call takes until the next begins: freeing its inputs, and Python on the way."""
+        if self._begin is not None:
+            self.marks.append((self._begin, self.mark()))
+            self._begin = None
 
     def probe_of_calls(self) -> list[float | None]:
         """Of every call, the mean of the probes before and after it."""
@@ -216,5 +233,31 @@ def time_calls(
     mode.probe_now()
     if tuple(mode.functions) != calls.functions:
         raise TrialSkipped(f"{type(model).__name__}: two runs made different calls")
-    times = timer.elapsed_ms(mode.marks)
-    return [CallTime(*each) for each in zip(times, mode.probe_of_calls(), strict=True)]
+    own_ms = mode_ms(timer) if isinstance(timer, CpuTimer) else 0.0
+    return [
+        CallTime(max(runtime_ms - own_ms, _LEAST_MS), probe_ms)
+        for runtime_ms, probe_ms in zip(
+            timer.elapsed_ms(mode.marks), mode.probe_of_calls(), strict=True
+        )
+    ]
+
+
+@cache
+def mode_ms(timer: Timer) -> float:
+    """What the timing itself adds to every call, ms: the least of many runs of nothing much."""
+    value = torch.zeros(1)
+
+    def run() -> None:
+        for _ in range(_EMPTY_CALLS):
+            torch.neg(value)
+
+    def least(mode: AbstractContextManager[Any]) -> float:
+        marks = []
+        for _ in range(_EMPTY_RUNS):
+            with mode:
+                begin = timer.mark()
+                run()
+                marks.append((begin, timer.mark()))
+        return min(timer.elapsed_ms(marks)) / _EMPTY_CALLS
+
+    return max(least(_TimingMode(timer, None)) - least(nullcontext()), 0.0)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from pytest_neuralpower.measure.allocator import keep_memory
 from pytest_neuralpower.measure.in_place import list_calls
 from pytest_neuralpower.measure.isolated import repeated_call, rotating
 from pytest_neuralpower.measure.networks import build
@@ -111,7 +112,9 @@ def _per_call(call: Callable[[], Any], timer: Any, count: int) -> float:
 
 @contextmanager
 def on_bench(bench: Bench) -> Iterator[None]:
-    """Torch as the bench says: its threads, and no gradients."""
+    """Torch as the bench says: its threads, and no gradients; memory kept from now on."""
+    if not bench.is_cuda:
+        keep_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(bench.threads)
     try:

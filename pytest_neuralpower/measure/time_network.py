@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pytest_neuralpower.measure.in_place import Calls, CallTime, list_calls, time_calls
+from pytest_neuralpower.measure.in_place import Calls, list_calls, time_calls
 from pytest_neuralpower.measure.probe import Probe
 from pytest_neuralpower.measure.timers import CpuTimer, Timer, WallTimer
 from pytest_neuralpower.measure.trial import MeasuredRow, Trial, TrialSkipped
@@ -24,20 +24,22 @@ if TYPE_CHECKING:
 __all__ = ["refuse_not_finite", "time_network", "timer_of"]
 
 #: Runs of one network in one pass, each way: as many as fit the time (ms).
-_REPEATS: Final = (1, 4)
+_REPEATS: Final = (2, 4)
 _PASS_MS: Final = 200.0
-
-#: Probes within this factor found the processor equally fast.
-_AS_FAST: Final = 1.05
 
 
 def timer_of(bench: Bench) -> Timer:
     """Thread time of one computing thread, the wall clock for several, events on CUDA."""
-    if bench.is_cuda:
+    return _timer(bench.device, bench.mode, bench.threads)
+
+
+@cache
+def _timer(device: str, mode: str, threads: int) -> Timer:
+    if device.startswith("cuda"):
         from pytest_neuralpower.measure.timer_cuda import CudaTimer  # noqa: PLC0415
 
-        return CudaTimer(torch.device(bench.device), ahead=bench.mode == "graph")
-    return CpuTimer() if bench.threads == 1 else WallTimer()
+        return CudaTimer(torch.device(device), ahead=mode == "graph")
+    return CpuTimer() if threads == 1 else WallTimer()
 
 
 def time_network(
@@ -45,7 +47,7 @@ def time_network(
 ) -> list[MeasuredRow]:
     """Rows of every layer in place, equal ones as one, and of the whole network.
 
-    The first run, which prepares the kernels, is not counted.
+    The first runs, which prepare the kernels and get the memory, are not counted.
 
     Raises
     ------
@@ -57,27 +59,32 @@ def time_network(
     traced, calls, output = list_calls(model, inputs)
     refuse_not_finite(output)
     once_ms = 1e3 * (time.perf_counter() - began)
+    model(*inputs)  # by now the process holds the memory that a run needs
     repeats = min(max(int(_PASS_MS / 2 / once_ms), _REPEATS[0]), _REPEATS[1])
     whole = _whole_call(model, inputs, bench)
     probe = _probe(bench)
-    runs, wholes = [], []
+    runs, wholes, walls, probes = [], [], [], []
     for _ in range(repeats):
-        runs.append(time_calls(model, inputs, calls, timer, probe=probe))
-        wholes.append(_timed(whole, timer, probe))
+        times = time_calls(model, inputs, calls, timer, probe=probe)
+        runs.append([each.runtime_ms for each in times])
+        probes += [each.probe_ms for each in times if each.probe_ms is not None]
+        found = _timed(whole, timer)
+        wholes.append(found.runtime_ms)
+        walls.append(found.wall_ms)
+    # One for the trial: a single one is too short to be exact.
+    probe_ms = fmean(probes) if probes else None
     row = MeasuredRow(
-        *(trial.id, trial.network, None, (found := _steadiest(wholes)).runtime_ms),
-        calls=len(traced), pass_=trial.pass_, wall_ms=min(each.wall_ms for each in wholes),
-        probe_ms=found.probe_ms,
+        *(trial.id, trial.network, None, min(wholes)),
+        calls=len(traced), pass_=trial.pass_, wall_ms=min(walls), probe_ms=probe_ms,
     )  # fmt: skip
-    times = [_steadiest(each) for each in zip(*runs, strict=True)]
-    return [*_layer_rows(traced, calls, times, trial), row]
+    least = [min(each) for each in zip(*runs, strict=True)]
+    return [*_layer_rows(traced, calls, least, trial, probe_ms), row]
 
 
 class _WholeTime(NamedTuple):
-    """Device time, probe and wall time of a whole network, ms."""
+    """Device time and wall time of a whole network, ms."""
 
     runtime_ms: float
-    probe_ms: float | None
     wall_ms: float
 
 
@@ -91,16 +98,6 @@ def _probe(bench: Bench) -> Probe | None:
     return _processor_probe() if not bench.is_cuda and bench.threads == 1 else None
 
 
-_Time = TypeVar("_Time", CallTime, _WholeTime)
-
-
-def _steadiest(times: Sequence[_Time]) -> _Time:
-    """The least time of the runs in which the processor was about as fast as in the fastest."""
-    fastest = min(each.probe_ms or 0.0 for each in times)
-    steady = [each for each in times if (each.probe_ms or 0.0) <= _AS_FAST * fastest]
-    return min(steady, key=lambda each: each.runtime_ms)
-
-
 def _whole_call(model: Any, inputs: Sequence[Any], bench: Bench) -> Callable[[], Any]:
     def call() -> Any:
         return model(*inputs)
@@ -112,17 +109,13 @@ def _whole_call(model: Any, inputs: Sequence[Any], bench: Bench) -> Callable[[],
     return call
 
 
-def _timed(call: Callable[[], Any], timer: Timer, probe: Probe | None) -> _WholeTime:
+def _timed(call: Callable[[], Any], timer: Timer) -> _WholeTime:
     timer.start()
-    before = probe.measure_ms() if probe else None
     wall = time.perf_counter()
     begin = timer.mark()
     call()
     (runtime_ms,) = timer.elapsed_ms([(begin, timer.mark())])
-    wall_ms = 1e3 * (time.perf_counter() - wall)
-    after = probe.measure_ms() if probe else None
-    around = None if before is None or after is None else (before + after) / 2
-    return _WholeTime(runtime_ms, around, wall_ms)
+    return _WholeTime(runtime_ms, 1e3 * (time.perf_counter() - wall))
 
 
 def refuse_not_finite(output: Any) -> None:
@@ -133,23 +126,24 @@ def refuse_not_finite(output: Any) -> None:
 
 
 def _layer_rows(
-    traced: Trace, calls: Calls, found: Sequence[CallTime], trial: Trial
+    traced: Trace,
+    calls: Calls,
+    times_ms: Sequence[float],
+    trial: Trial,
+    probe_ms: float | None,
 ) -> Iterator[MeasuredRow]:
     """One row for all equal layers: the mean of their times."""
-    times: dict[int, CallTime] = {}
-    for layers, each in zip(calls.layers, found, strict=True):
+    times: dict[int, float] = {}
+    for layers, runtime_ms in zip(calls.layers, times_ms, strict=True):
         if len(layers) == 1 and layers[0] is not None:
-            times[id(layers[0])] = each
+            times[id(layers[0])] = runtime_ms
     equal: dict[Any, list[int]] = {}
     for index, layer in enumerate(traced):
         if id(layer) in times:
             equal.setdefault(layer.configuration, []).append(index)
     for places in equal.values():
-        group = [times[id(traced[place])] for place in places]
-        probes = [each.probe_ms for each in group if each.probe_ms is not None]
         yield MeasuredRow(
             *(trial.id, trial.network, traced[places[0]]),
-            fmean(each.runtime_ms for each in group),
-            index=places[0], calls=len(places), pass_=trial.pass_,
-            probe_ms=fmean(probes) if probes else None,
+            fmean(times[id(traced[place])] for place in places),
+            index=places[0], calls=len(places), pass_=trial.pass_, probe_ms=probe_ms,
         )  # fmt: skip

@@ -94,8 +94,8 @@ class MeasuredRow:
     power_w
         Mean gross device power during repeated calls, W; None without a meter.
     probe_ms
-        Time of the same small piece of work before and after, in the mean: how fast the processor
-        was (:mod:`pytest_neuralpower.measure.probe`); None where it was not taken.
+        Time of the same small piece of work now and then during the trial, in the mean: how fast
+        the processor was (:mod:`pytest_neuralpower.measure.probe`); None where it was not taken.
     """
 
     trial: str

@@ -69,7 +69,6 @@ NETWORKS = (
     _cv("efficientnet_b0"),
     _cv("mnasnet_b1"),
     _cv("ghostnet"),
-    _cv("regnetx032"),
     _cv("inceptionv3", 299),
     _cv("bninception"),
     _transformer(

@@ -37,13 +37,13 @@ TEMPLATES: Final[Mapping[str, tuple[Callable[[Draw], Network], int]]] = {
     "dense": (dense, 2),
     "inception": (inception, 2),
     "squeeze": (squeeze, 1),
-    "upsampling": (upsampling, 1),
+    "upsampling": (upsampling, 2),
     "encoder": (encoder, 2),
     "patches": (patches, 2),
     "decoder": (decoder, 2),
     "mixer": (convolutional_mixer, 1),
     "windows": (windows, 1),
-    "recurrent": (recurrent, 1),
+    "recurrent": (recurrent, 2),
     "sentinel": (sentinel, 0),
 }
 

@@ -1,0 +1,42 @@
+"""Memory that is freed stays with the process, so that a layer takes the same time every time."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from pytest_neuralpower.measure.allocator import keep_memory
+
+PROGRAM = """
+import resource, sys, torch
+torch.set_num_threads(1)
+if sys.argv[1] == "keep":
+    from pytest_neuralpower.measure.allocator import keep_memory
+    assert keep_memory()
+source = torch.ones(12_000_000)  # 48 MB: beyond the allocator's largest threshold
+for _ in range(10):
+    source.clone()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    source.clone()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(how):
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True
+    )
+    return int(run.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's mallopt")
+def test_a_large_tensor_is_got_from_the_system_once():
+    if not keep_memory():
+        pytest.skip("the C library is not glibc")
+    page = resource.getpagesize()
+    assert page_faults("give") > 5
+    assert page_faults("keep") * page < 48e6 / 10
