@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_neuralpower.errors import OptionError
+from pytest_neuralpower.errors import MeterRefused, OptionError
 from pytest_neuralpower.measure.bench import Bench
 from pytest_neuralpower.measure.conditions import watch_device
 from pytest_neuralpower.measure.device_facts import device_facts
 from pytest_neuralpower.measure.hardware import hardware_facts
 from pytest_neuralpower.measure.meters.choose import choose_meter
+from pytest_neuralpower.measure.nvml_device import NvmlDevice, cuda_uuid
+from pytest_neuralpower.measure.preheat import preheat
 from pytest_neuralpower.measure.profile_writer import Circumstances
 
 if TYPE_CHECKING:
@@ -102,9 +104,22 @@ def resolve_device(device: str) -> str:
 
 
 def open_place(
-    device: str, dtype: str, *, meter: str = "none", watts: float | None = None
+    device: str,
+    dtype: str,
+    *,
+    meter: str = "none",
+    watts: float | None = None,
+    warm_up_s: tuple[float, float] | None = None,
+    sysfs: Path = Path("/sys"),
 ) -> Place:
     """Check the device, read its facts and ceilings, and choose a meter under load.
+
+    Parameters
+    ----------
+    warm_up_s
+        Run a GPU under load for at least, and at most, so long, until its temperature holds still.
+    sysfs
+        Where the kernel's files are.
 
     Raises
     ------
@@ -118,10 +133,30 @@ def open_place(
     facts = device_facts(device)
     facts.setdefault("device_uuid", _own_uuid(facts["device"]))
     bench = Bench(device, dtype, hardware_facts(device, dtype))
-    chosen = choose_meter(meter, device, load=_load(device, dtype), watts=watts)
+    load = _load(device, dtype)
+    chosen = choose_meter(meter, device, load=load, watts=watts, sysfs=sysfs)
+    if warm_up_s is not None and bench.is_cuda:
+        facts |= _warmed_up(device, load, *warm_up_s)
     facts |= {"dtype": dtype, "mode": bench.mode, "threads": str(bench.threads)}
     facts |= {"meter": chosen.name, "meter_method": chosen.method}
     return Place(bench, chosen, facts, _memory_bytes(device), watch_device(device))
+
+
+def _warmed_up(
+    device: str, load: Callable[[], None], least_s: float, most_s: float
+) -> dict[str, str]:
+    """Bring a GPU to its working temperature; what that took, for the profile's head."""
+    try:
+        sensor = NvmlDevice(cuda_uuid(device))
+    except MeterRefused:
+        return {}
+    try:
+        found = preheat(load, sensor.temperature_c, least_s=least_s, most_s=most_s)
+    finally:
+        sensor.close()
+    celsius = "unknown" if found.temperature_c is None else f"{found.temperature_c:g} C"
+    state = "steady" if found.steady else "not steady"
+    return {"preheated": f"{found.seconds:.0f} s, {celsius}, {state}"}
 
 
 def _set_flags() -> None:

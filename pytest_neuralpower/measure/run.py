@@ -29,6 +29,8 @@ __all__ = ["calibrate", "measure_profile"]
 
 #: Share of the planned time after which no more trials are started, where no time was given.
 _OVERTIME = 1.5
+#: A GPU runs under load at least, and at most, so long before it is measured, s.
+_WARM_UP_S = {"quick": (10.0, 20.0), "default": (30.0, 60.0), "thorough": (30.0, 60.0)}
 #: Facts that must hold when a profile is resumed, and how they are called.
 _SAME = {"device": "device", "device_uuid": "device", "dtype": "--dtype", "torch": "torch"}
 
@@ -49,8 +51,10 @@ class Calibrated:
     repeatable: bool
 
 
-def calibrate(options: CalibrationOptions, progress: Progress) -> Calibrated:
-    """Measure a device and fit its platform.
+def calibrate(
+    options: CalibrationOptions, progress: Progress, *, sysfs: Path = Path("/sys")
+) -> Calibrated:
+    """Measure a device and fit its platform; ``sysfs`` is where the kernel's files are.
 
     Raises
     ------
@@ -63,7 +67,7 @@ def calibrate(options: CalibrationOptions, progress: Progress) -> Calibrated:
 
     with only_writer(options.directory):
         began = time.monotonic()
-        outcome = measure_profile(options, progress)
+        outcome = measure_profile(options, progress, sysfs=sysfs)
         measured_s = time.monotonic() - began
         progress.say(f"fitting the rows of {options.profile}")
         path, platform = fit_command(options.directory, options.platform)
@@ -71,8 +75,12 @@ def calibrate(options: CalibrationOptions, progress: Progress) -> Calibrated:
     return Calibrated(path, platform, outcome, measured_s, fitted_s, is_repeatable(platform))
 
 
-def measure_profile(options: CalibrationOptions, progress: Progress) -> Outcome:
+def measure_profile(
+    options: CalibrationOptions, progress: Progress, *, sysfs: Path = Path("/sys")
+) -> Outcome:
     """Measure a device's profile and write its recipe; the caller holds the folder's lock.
+
+    ``sysfs`` is where the kernel's files are.
 
     Raises
     ------
@@ -84,6 +92,8 @@ def measure_profile(options: CalibrationOptions, progress: Progress) -> Outcome:
         options.dtype or header.get("dtype", "float32"),
         meter=header.get("meter", options.meter) if options.meter == "auto" else options.meter,
         watts=options.watts,
+        warm_up_s=_WARM_UP_S[options.preset],
+        sysfs=sysfs,
     )
     try:
         for note in place.meter.notes:
