@@ -32,8 +32,6 @@ def guard(repo, pytester):
         folder = pytester.path / FOLDER
 
         def run(self, *args):
-            for name in ("models", "zoo", "test_guard"):
-                sys.modules.pop(name, None)
             return repo.run("--np-platform=titanx", *args)
 
         def accept(self, body=ONE, *args):
@@ -213,7 +211,6 @@ class TestHeld:
         assert found["energy"]["calibration"] > 0.1 * found["energy"]["stored"]
         assert found["energy"]["base"] == pytest.approx(found["energy"]["head"])
         guard.change(WIDER, WIDER_NEXT)
-        sys.modules.pop("models")
         result = repo.run("--np-platform=mine.json")
         result.assert_outcomes(failed=1)
         result.stdout.fnmatch_lines(["*energy * in all: calibration +*, model +*"])
