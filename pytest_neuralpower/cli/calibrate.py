@@ -85,9 +85,12 @@ def run(
         ):
             _print_result(path, platform)
         return
-    from pytest_neuralpower.measure.run import calibrate  # noqa: PLC0415 - imports torch
+    from pytest_neuralpower.measure.lock import only_writer  # noqa: PLC0415 - an extra
 
-    done = calibrate(options, choose_progress())
+    with only_writer(options.directory):
+        from pytest_neuralpower.measure.run import calibrate  # noqa: PLC0415 - imports torch
+
+        done = calibrate(options, choose_progress())
     typer.echo(
         f"measured in {done.measured_s:.0f} s, fitted in {done.fitted_s:.0f} s; "
         f"{done.outcome.measured} trials measured, {done.outcome.skipped} skipped, "

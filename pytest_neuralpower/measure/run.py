@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from pytest_neuralpower.calibrate.profile import read_provenance
 from pytest_neuralpower.errors import CalibrationStopped, OptionError, ProfileError
 from pytest_neuralpower.measure.closing import is_repeatable
-from pytest_neuralpower.measure.lock import only_writer
 from pytest_neuralpower.measure.plan import Plan, make_plan
 from pytest_neuralpower.measure.preflight import Place, open_place
 from pytest_neuralpower.measure.profile_writer import ProfileWriter, trials_done
@@ -54,7 +53,9 @@ class Calibrated:
 def calibrate(
     options: CalibrationOptions, progress: Progress, *, sysfs: Path = Path("/sys")
 ) -> Calibrated:
-    """Measure a device and fit its platform; ``sysfs`` is where the kernel's files are.
+    """Measure a device and fit its platform; the caller holds the folder's lock.
+
+    ``sysfs`` is where the kernel's files are.
 
     Raises
     ------
@@ -65,12 +66,11 @@ def calibrate(
     """
     from pytest_neuralpower.calibrate.fit import fit_command  # noqa: PLC0415 - imports scipy
 
-    with only_writer(options.directory):
-        began = time.monotonic()
-        outcome = measure_profile(options, progress, sysfs=sysfs)
-        measured_s = time.monotonic() - began
-        progress.say(f"fitting the rows of {options.profile}")
-        path, platform = fit_command(options.directory, options.platform)
+    began = time.monotonic()
+    outcome = measure_profile(options, progress, sysfs=sysfs)
+    measured_s = time.monotonic() - began
+    progress.say(f"fitting the rows of {options.profile}")
+    path, platform = fit_command(options.directory, options.platform)
     fitted_s = time.monotonic() - began - measured_s
     return Calibrated(path, platform, outcome, measured_s, fitted_s, is_repeatable(platform))
 
