@@ -18,8 +18,10 @@ __all__ = [
     "PlatformError",
     "ProfileError",
     "ReadingVoid",
+    "RemedyError",
     "ReportError",
     "TraceError",
+    "UnsupportedGraphError",
 ]
 
 
@@ -69,6 +71,14 @@ class ImportPathError(NeuralPowerError, ValueError):
 
 class MissingExtraError(NeuralPowerError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+class RemedyError(NeuralPowerError, ValueError):
+    """A width, a plan or a way of pruning that this model or platform cannot have."""
+
+
+class UnsupportedGraphError(RemedyError):
+    """The model's widths cannot be told apart; the message names the operation."""
 
 
 class OptionError(NeuralPowerError, ValueError):
