@@ -224,7 +224,7 @@ def _conv_columns(layers: Sequence[Layer]) -> dict[str, FloatArray]:
 
 # -- matrix products -------------------------------------------------------------------------
 
-_GEMM_NAMES: Final = ("m", "n", "k", "groups", "flops", *_COST_NAMES[1:])
+_GEMM_NAMES: Final = ("m", "n", "k", "groups", "convolved", "flops", *_COST_NAMES[1:])
 
 
 def _linear_row(layer: Layer) -> tuple[float, ...]:
@@ -235,7 +235,7 @@ def _linear_row(layer: Layer) -> tuple[float, ...]:
         depth, width = given.shape[-1], result.shape[-1]
     rows = result.numel // max(width, 1)
     return (
-        *(rows, width, depth, 1, 2 * rows * width * depth),
+        *(rows, width, depth, 1, layer.kind == "conv", 2 * rows * width * depth),
         *(given.nbytes, result.nbytes, total_bytes(layer.weights), 0),
     )
 
@@ -248,7 +248,7 @@ def _matmul_row(layer: Layer) -> tuple[float, ...]:
     groups = math.prod(result.shape[:-2])
     depth = macs // max(result.numel, 1)
     given, held = total_bytes(layer.inputs), total_bytes(layer.weights)
-    return (height, width, depth, groups, 2 * macs, given, result.nbytes, held, 0)
+    return (height, width, depth, groups, 0, 2 * macs, given, result.nbytes, held, 0)
 
 
 def _gemm_columns(

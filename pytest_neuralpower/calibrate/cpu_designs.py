@@ -50,7 +50,10 @@ def cpu_regimes(family: str, hardware: Mapping[str, float]) -> list[dict[str, An
         return _convolution(family, hardware)
     if family in ("linear", "matmul"):
         terms = ["launch", "samples", *_product(hardware), *_traffic(hardware)]
+        convolved: list[list[Any]] = [["convolved", ">=", 1]]
         return [
+            {"name": "blocked", "when": [*convolved, ["m", ">=", 16]], "terms": terms},
+            {"name": "convolution", "when": convolved, "terms": terms},
             {"name": "one row", "when": [["m", "<=", 1]], "terms": terms},
             {"name": "few rows", "when": [["m", "<=", 15]], "terms": terms},
             {"name": "rows", "when": [], "terms": terms},

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pytest
 
+from pytest_neuralpower.calibrate.cpu_designs import cpu_regimes
 from pytest_neuralpower.calibrate.designs import energy_makers, power_makers, runtime_makers
 from pytest_neuralpower.calibrate.rows import (
     conv_layer,
@@ -16,6 +17,7 @@ from pytest_neuralpower.calibrate.rows import (
     streaming_layer,
 )
 from pytest_neuralpower.estimators import Boosted, NeuralPower, Physical, Tree
+from pytest_neuralpower.estimators.regimes import Regime
 from pytest_neuralpower.features import columns, family
 
 if TYPE_CHECKING:
@@ -117,3 +119,42 @@ def test_a_processor_fills_vectors_and_a_gpu_tiles() -> None:
         assert isinstance(boosted, Boosted)
         assert term in physical.regimes[0].terms
         assert fill in boosted.inputs
+
+
+class TestProcessors:
+    HARDWARE: ClassVar = {
+        "peak_gflops": 100.0, "bandwidth_gbs": 10.0, "threads": 1, "vector_floats": 8,
+        "l2_mb": 1.2, "l3_mb": 30.0,
+    }  # fmt: skip
+
+    def test_regimes_are_as_wide_as_the_device_s_vectors_and_caches(self) -> None:
+        (others,) = (each for each in cpu_regimes("conv", self.HARDWARE) if not each["when"])
+        assert "padded_flops[8x8]" in others["terms"]
+        assert "bytes_over[1]" in others["terms"]
+        assert "bytes_over[30]" in others["terms"]
+
+    def test_several_threads_leave_pointwise_convolutions_to_the_library(self) -> None:
+        one = {each["name"] for each in cpu_regimes("conv", self.HARDWARE)}
+        many = {each["name"] for each in cpu_regimes("conv", {**self.HARDWARE, "threads": 4})}
+        assert "pointwise" in one - many
+
+    @pytest.mark.parametrize("family", ["conv", "linear", "matmul", "norm", "pool", "rnn"])
+    def test_every_term_is_known_and_the_last_regime_holds_for_all(self, family: str) -> None:
+        regimes = [Regime.from_json(each) for each in cpu_regimes(family, self.HARDWARE)]
+        assert not regimes[-1].when
+
+    def test_an_operation_with_few_rows_is_fitted_with_the_others(self) -> None:
+        ops = ["relu"] * 30 + ["tanh"] * 30 + ["mish"] * 3
+        layers = [
+            streaming_layer("activation", op, [(1, 1000 * (place + 1))], (1, 1000 * (place + 1)))
+            for place, op in enumerate(ops)
+        ]
+        values = columns("activation", layers)
+        times = values["bytes_out"] * np.where(np.array(ops) == "tanh", 3e-6, 1e-6) + 0.02
+        physical = runtime_makers("activation", {}, self.HARDWARE)["physical"]()
+        physical.fit(values, times)
+        names = [each["name"] for each in physical.to_json()["regimes"]]
+        assert "tanh" in names
+        assert "mish" not in names
+        error = np.abs(physical.predict(values) / times - 1)
+        assert error[:60].max() < 0.02

@@ -17,7 +17,7 @@ def small_seed(template: str) -> int:
     """The first seed whose network computes little."""
     for seed in range(200):
         model, inputs = sketch(template, seed, dtype=torch.float32)
-        if trace(model, *inputs).flops < 2e8:
+        if trace(model, *inputs).flops < 5e8:
             return seed
     raise AssertionError(f"no small {template} in 200 seeds")
 
