@@ -15,8 +15,6 @@ from pytest_neuralpower.regression.tolerance import (
 from pytest_neuralpower.settings import platform_at
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pytest
 
     from pytest_neuralpower.session import Guard, GuardSession, PlacedMarker
@@ -27,13 +25,8 @@ __all__ = ["Place", "check_settings", "complete", "marked_tolerances"]
 TOLERANCE_OPTION = "--np-tolerance"
 
 
-def check_settings(settings: Settings, rootpath: Path, *, writes: bool) -> None:
+def check_settings(settings: Settings, config: pytest.Config) -> None:
     """Check what the session was asked to hold against and to write, before any test runs.
-
-    Parameters
-    ----------
-    writes
-        Whether this process is the one that writes: no xdist worker.
 
     Raises
     ------
@@ -41,13 +34,13 @@ def check_settings(settings: Settings, rootpath: Path, *, writes: bool) -> None:
         With one line: a tolerance is misspelt, or a folder or file cannot be written.
     """
     from pytest_neuralpower.regression.store import BaselineStore  # noqa: PLC0415
-    from pytest_neuralpower.reports.formats import check_targets  # noqa: PLC0415
+    from pytest_neuralpower.reports.formats import check_targets, known_formats  # noqa: PLC0415
 
     parse_texts(settings.tolerance, TOLERANCE_OPTION)
-    if writes:
-        check_targets(settings.reports)
+    if not hasattr(config, "workerinput"):  # an xdist worker writes nothing
+        check_targets(settings.reports, known_formats(config))
         if settings.update_baseline:
-            BaselineStore(settings.baselines, rootpath).check_writable()
+            BaselineStore(settings.baselines, config.rootpath).check_writable()
 
 
 class Place(NamedTuple):
@@ -133,7 +126,9 @@ def complete(
         )
         hold(held, records, guard.predictions)
     if settings.reports:
+        from pytest_neuralpower.reports.provenance import platform_facts  # noqa: PLC0415
         from pytest_neuralpower.reports.session_report import details  # noqa: PLC0415
 
+        known = platform_facts(guard.platform)
         for record, prediction in zip(records, guard.predictions, strict=True):
-            record.update(file=place.file, line=place.line, **details(prediction))
+            record.update(file=place.file, line=place.line, provenance=known, **details(prediction))

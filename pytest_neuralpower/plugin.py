@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_neuralpower import hookspecs
 from pytest_neuralpower.errors import NeuralPowerError
 from pytest_neuralpower.mistakes import OneLineMistakes
 from pytest_neuralpower.session_end import SessionEnd
@@ -38,6 +40,10 @@ _GUARD: pytest.StashKey[Guard] = pytest.StashKey()
 _RECORDS = pytest.StashKey[list[dict[str, Any]]]()
 
 
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(hookspecs)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser)
 
@@ -58,8 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if settings.tolerance or settings.update_baseline or settings.reports:
             from pytest_neuralpower.judged import check_settings  # noqa: PLC0415
 
-            writes = not hasattr(config, "workerinput")
-            check_settings(settings, config.rootpath, writes=writes)
+            check_settings(settings, config)
     except NeuralPowerError as error:
         raise pytest.UsageError(str(error)) from None
 
@@ -70,7 +75,10 @@ def _session(config: pytest.Config) -> GuardSession:
         from pytest_neuralpower.session import GuardSession  # noqa: PLC0415
 
         config.stash[_SESSION] = GuardSession(
-            config.stash[_SETTINGS], config.rootpath, repeated_command(config)
+            config.stash[_SETTINGS],
+            config.rootpath,
+            repeated_command(config),
+            partial(config.hook.pytest_neuralpower_platform, config=config),
         )
     return config.stash[_SESSION]
 
@@ -161,12 +169,16 @@ def _judge(item: pytest.Item, *, failed: bool = False) -> list[dict[str, Any]]:
     records = session.judge(guard, markers, failed=failed)
     if records:
         from pytest_neuralpower.judged import Place, complete, marked_tolerances  # noqa: PLC0415
-        from pytest_neuralpower.session import properties  # noqa: PLC0415
+        from pytest_neuralpower.reports.junit import properties  # noqa: PLC0415
 
         tolerances = () if failed else marked_tolerances(session, guard, markers)
         complete(session, guard, Place.of(item, guard), tolerances, records, failed=failed)
         item.stash[_RECORDS] = records
         item.user_properties.extend(properties(records))
+        for prediction, record in zip(guard.predictions, records, strict=True):
+            item.ihook.pytest_neuralpower_prediction(
+                item=item, prediction=prediction, record=record
+            )
     return records
 
 

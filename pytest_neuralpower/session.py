@@ -143,12 +143,13 @@ class GuardSession:
     """One pytest process: its settings and its loaded platforms.
 
     ``rootpath`` is where paths in markers start; ``command`` is how pytest was asked to run, as far
-    as a failure's advice must repeat it.
+    as a failure's advice must repeat it; ``provide`` asks plugins for a platform by its ``name=``.
     """
 
     settings: Settings
     rootpath: Path = field(default_factory=Path)
     command: str = "pytest"
+    provide: Callable[..., AnyPlatform | Path | str | None] = lambda name: None  # noqa: ARG005
     _loaded: dict[str, AnyPlatform] = field(default_factory=dict)
     _live: Live | None = None
 
@@ -157,7 +158,10 @@ class GuardSession:
         if name not in self._loaded:
             from pytest_neuralpower.platform import load_platform  # noqa: PLC0415 - imports numpy
 
-            self._loaded[name] = load_platform(name)
+            found = self.provide(name=name)
+            if found is None or isinstance(found, str | Path):
+                found = load_platform(found or name)
+            self._loaded[name] = found
         return self._loaded[name]
 
     @property
@@ -364,27 +368,3 @@ def raise_failures(records: Sequence[Mapping[str, Any]]) -> None:
         raise BaselineMissing(text, pytrace=False)
     if text:
         raise pytest.fail.Exception(text, pytrace=False)
-
-
-def properties(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
-    """JUnit properties of one test: scalars only, numbered when it predicted more than once."""
-    pairs = []
-    for number, record in enumerate(records, 1):
-        prefix = "neuralpower" if len(records) == 1 else f"neuralpower.{number}"
-        pairs += [
-            (f"{prefix}.{key}", record[key])
-            for key in ("platform", "model", "batch", "energy_mj", "runtime_ms", "power_w")
-            if record[key] is not None
-        ]
-        pairs += [
-            (f"{prefix}.{_BUDGET_KEYS[budget['quantity']]}_per_{budget['per']}", budget["limit"])
-            for budget in record["budgets"]
-        ]
-    return pairs
-
-
-_BUDGET_KEYS = {
-    "energy": "energy_budget_mj",
-    "runtime": "runtime_budget_ms",
-    "power": "power_budget_w",
-}

@@ -121,7 +121,8 @@ def _add_baseline_options(group: pytest.OptionGroup, parser: pytest.Parser) -> N
         "--np-report",
         action="append",
         metavar="PATH",
-        help="write a report; its suffix says which: .json, .md; repeatable",
+        help="write a report; its suffix says which: .json, .md, .html; or `github`: the step "
+        "summary and annotations of a workflow; repeatable",
     )
     parser.addini("np_baselines", "as --np-baselines", default=DEFAULT_BASELINES)
     parser.addini("np_tolerance", "as --np-tolerance", type="args")

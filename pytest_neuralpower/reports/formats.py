@@ -1,4 +1,4 @@
-"""Report formats by the suffix of the file: what ``--np-report`` can write."""
+"""Report formats by the suffix of the file, and GitHub's: what ``--np-report`` can write."""
 
 from __future__ import annotations
 
@@ -6,14 +6,30 @@ import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from pytest_neuralpower.errors import ReportError
 
-__all__ = ["RENDERERS", "Renderer", "check_targets", "write_reports"]
+if TYPE_CHECKING:
+    import pytest
+
+__all__ = [
+    "GITHUB",
+    "RENDERERS",
+    "Formats",
+    "Renderer",
+    "check_targets",
+    "known_formats",
+    "write_reports",
+]
+
+#: Not a path: the step summary and annotations of a GitHub workflow.
+GITHUB: Final = "github"
 
 #: Takes what :func:`~pytest_neuralpower.reports.session_report.session_report` made.
-Renderer = Callable[[Mapping[str, Any]], str]
+Renderer: TypeAlias = Callable[[Mapping[str, Any]], str]
+#: By suffix; a text is the ``module:function`` of a renderer.
+Formats: TypeAlias = Mapping[str, str | Renderer]
 
 #: Suffix -> ``module:function`` of its :data:`Renderer`; loaded when a report is written.
 RENDERERS: dict[str, str] = {
@@ -23,48 +39,84 @@ RENDERERS: dict[str, str] = {
 }
 
 
-def check_targets(targets: Sequence[str]) -> None:
+def known_formats(config: pytest.Config) -> Formats:
+    """Our formats and those that plugins add; an added one wins.
+
+    Raises
+    ------
+    ReportError
+        A plugin added something that is no suffix.
+    """
+    formats: dict[str, str | Renderer] = dict(RENDERERS)
+    # pytest asks the last plugin first; its answer is to count.
+    for added in reversed(config.hook.pytest_neuralpower_report_formats(config=config)):
+        formats.update(added)
+    for suffix in formats:
+        if Path(f"report{suffix}").suffix != suffix:
+            raise ReportError(
+                f"pytest_neuralpower_report_formats: {suffix!r} is no suffix; write one like '.csv'"
+            )
+    return formats
+
+
+def check_targets(targets: Sequence[str], formats: Formats) -> None:
     """Check what ``--np-report`` was given, before any test runs.
 
     Raises
     ------
     ReportError
         With one line: no such format, one file twice, or a folder that cannot be written.
+    MissingExtraError
+        The format needs a package that is not installed.
     """
     seen: set[Path] = set()
     for target in targets:
         path = Path(target)
-        if path.suffix not in RENDERERS:
-            raise ReportError(
-                f"--np-report={target}: no format for {path.suffix or 'a path without suffix'!r}; "
-                f"allowed: {', '.join(RENDERERS)}"
-            )
         if path.absolute() in seen:
             raise ReportError(f"--np-report={target} is given twice; name another file")
         seen.add(path.absolute())
+        if target == GITHUB:
+            continue
+        if path.suffix not in formats:
+            raise ReportError(
+                f"--np-report={target}: no format for {path.suffix or 'a path without suffix'!r}; "
+                f"allowed: {', '.join(formats)}, or the word {GITHUB}"
+            )
         place = path.absolute().parent
         while not place.exists() and place != place.parent:
             place = place.parent
         if path.is_dir() or not place.is_dir() or not os.access(place, os.W_OK):
             what = "it is a folder" if path.is_dir() else f"{place} cannot be written"
             raise ReportError(f"--np-report={target}: {what}; name another file")
+        if formats[path.suffix] == RENDERERS[".html"]:
+            from pytest_neuralpower.reports.html import check_plotly  # noqa: PLC0415
+
+            check_plotly()
 
 
 def write_reports(
     targets: Sequence[str],
     records: Mapping[str, Sequence[Mapping[str, Any]]],
     stale: Sequence[str],
+    config: pytest.Config,
 ) -> tuple[list[str], bool]:
     """Write every report; lines for the terminal, and whether any could not be written."""
     from pytest_neuralpower.files import write_atomically  # noqa: PLC0415
     from pytest_neuralpower.reports.session_report import session_report  # noqa: PLC0415
 
     content = session_report(records, stale)
-    lines, failed = [], False
+    lines, failed = list[str](), False
+    formats = known_formats(config)
     for target in targets:
-        text = _renderer(Path(target).suffix)(content)
+        if target == GITHUB:
+            from pytest_neuralpower.reports.github import publish  # noqa: PLC0415
+
+            shown, broken = publish(content, config.rootpath)
+            lines += shown
+            failed = failed or broken
+            continue
         try:
-            write_atomically(Path(target), text)
+            write_atomically(Path(target), _renderer(formats[Path(target).suffix])(content))
             lines.append(f"report written: {target}")
         except OSError as error:
             reason = error.strerror or str(error)
@@ -73,6 +125,8 @@ def write_reports(
     return lines, failed
 
 
-def _renderer(suffix: str) -> Renderer:
-    module, _, name = RENDERERS[suffix].partition(":")
+def _renderer(found: str | Renderer) -> Renderer:
+    if not isinstance(found, str):
+        return found
+    module, _, name = found.partition(":")
     return cast("Renderer", getattr(importlib.import_module(module), name))

@@ -18,6 +18,7 @@ def test_nothing_heavy_is_loaded():
     assert ours == [
         "pytest_neuralpower",
         "pytest_neuralpower.errors",
+        "pytest_neuralpower.hookspecs",
         "pytest_neuralpower.mistakes",
         "pytest_neuralpower.plugin",
         "pytest_neuralpower.session_end",
