@@ -560,3 +560,24 @@ def test_reports_are_the_same_byte_for_byte_on_xdist(guard, repo):
     report = json.loads(texts[0][0])
     assert [each["outcome"] for each in report["predictions"]] == ["regressed"] * 6
     assert all(each["layers"] for each in report["predictions"])
+
+
+def test_every_field_of_the_report_is_documented(guard, request):
+    guard.accept()
+    guard.change(WIDER, WIDER_NEXT)
+    guard.run("--np-report=r.json")
+    documented = (request.config.rootpath / "docs/report-format.md").read_text()
+
+    def fields(value):
+        if isinstance(value, dict):
+            for key, each in value.items():
+                yield key
+                if key not in ("params", "provenance"):  # what they name is not ours to fix
+                    yield from fields(each)
+        elif isinstance(value, list):
+            for each in value:
+                yield from fields(each)
+
+    names = set(fields(json.loads(Path("r.json").read_text())))
+    assert {"version", "layers", "causes", "interval"} <= names
+    assert not [name for name in sorted(names) if f"`{name}`" not in documented]
