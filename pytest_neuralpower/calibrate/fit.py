@@ -143,15 +143,23 @@ def fit_command(
 ) -> tuple[Path, Platform]:
     """:func:`fit_recipe`, then save to ``out`` and write the folder's card.
 
-    ``out`` is ``NAME.json`` in the folder where it is there already, else here, by default.
+    ``out`` is ``NAME.json`` by default: in the folder of a calibration, else here.
     Returns where the platform was saved, and what was.
+
+    Raises
+    ------
+    As :func:`fit_recipe`; ProfileError where the card cannot be written.
     """
-    fitted = fit_recipe(read_recipe(directory), data_root=data_root)
-    beside = directory / f"{fitted.platform.name}.json"  # where `neuralpower calibrate` puts it
-    path = out or (beside if beside.exists() else Path(beside.name))
+    recipe = read_recipe(directory)
+    fitted = fit_recipe(recipe, data_root=data_root)
+    name = Path(f"{recipe.name}.json")
+    path = out or (directory / name if recipe.plan else name)
     saved = fitted.platform.save(path)
-    write_card(saved, directory)
-    write_figure(fitted, directory)
+    try:
+        write_card(saved, directory)
+        write_figure(fitted, directory)
+    except OSError as error:
+        raise ProfileError(f"{directory}: its card cannot be written ({error})") from None
     return path, saved
 
 

@@ -27,7 +27,7 @@ FACTS: Final = (
     "device", "device_uuid", "torch_device", "dtype", "mode", "threads", "cores", "instructions",
     "onednn", "governor", "compute_capability", "driver", "cuda", "cudnn", "cudnn_benchmark",
     "cudnn_tf32", "matmul_precision", "ecc", "power_limit_w", "torch", "python", "system",
-    "pytest_neuralpower", "meter", "meter_method", "meter_source", "preheated", "started",
+    "pytest_neuralpower", "meter", "meter_method", "meter_source", "idle_w", "preheated", "started",
 )  # fmt: skip
 
 

@@ -31,6 +31,8 @@ __all__ = ["Place", "open_place", "resolve_device"]
 
 #: Share of the free memory that networks may use.
 _MEMORY_SHARE: Final = 0.5
+#: Seconds over which idle power is read.
+_IDLE_S: Final = 2.0
 #: Bytes, where the system does not tell.
 _SOME_MEMORY: Final = 4 * 2**30
 #: Rows and columns of the product that loads the device while a meter is probed.
@@ -117,7 +119,8 @@ def open_place(
     Parameters
     ----------
     warm_up_s
-        Run a GPU under load for at least, and at most, so long, until its temperature holds still.
+        Run a GPU under load for at least, and at most, so long, until its temperature holds still;
+        its idle power is read before.
     sysfs
         Where the kernel's files are.
 
@@ -135,6 +138,9 @@ def open_place(
     bench = Bench(device, dtype, hardware_facts(device, dtype))
     load = _load(device, dtype)
     chosen = choose_meter(meter, device, load=load, watts=watts, sysfs=sysfs)
+    if warm_up_s is not None and chosen.source == "measured":
+        idle_w = chosen.idle_w(_IDLE_S)
+        facts |= {} if idle_w is None else {"idle_w": f"{idle_w:.4g}"}
     if warm_up_s is not None and bench.is_cuda:
         facts |= _warmed_up(device, load, *warm_up_s)
     facts |= {"dtype": dtype, "mode": bench.mode, "threads": str(bench.threads)}

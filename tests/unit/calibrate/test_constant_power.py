@@ -1,0 +1,60 @@
+"""Energy from a wattage that the user gave is called estimated wherever it is shown."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pytest_neuralpower.calibrate.constant_power import constant_power
+from pytest_neuralpower.calibrate.recipe import Recipe
+from pytest_neuralpower.calibrate.rows import conv_layer
+from pytest_neuralpower.errors import ProfileError
+from pytest_neuralpower.platform import Fallback, Platform
+from pytest_neuralpower.reports.summary import summary_lines
+from pytest_neuralpower.reports.terminal import prediction_text
+
+CONV = conv_layer((1, 3, 32, 32), cout=8, kernel=(3, 3), stride=(1, 1), padding=(1, 1))
+TIERS = {"runtime": "measured", "power": "estimated"}
+HARDWARE = {"peak_gflops": 100.0, "bandwidth_gbs": 10.0}
+RECIPE = Recipe("toy", "Toy", "eager", HARDWARE, tiers=TIERS, power={"watts": 65})
+BARE = Platform(
+    "toy", "Toy", "float32", "eager", TIERS, HARDWARE, {}, Fallback(10.0, 100.0, 0.001), None
+)
+
+
+def test_every_layer_draws_the_watts() -> None:
+    found = constant_power(BARE, RECIPE).predict([CONV, CONV])
+    assert found.power_w == pytest.approx(65)
+    assert found.energy_mj == pytest.approx(65 * found.runtime_ms)
+
+
+def test_the_text_of_a_prediction_says_estimated() -> None:
+    text = prediction_text(constant_power(BARE, RECIPE).predict([CONV]), top=1)
+    assert "estimated energy: the watts that the user gave, times the runtime" in text
+    assert "power and energy: estimated from the watts that the user gave, not measured" in text
+
+
+def test_a_line_of_the_summary_says_estimated() -> None:
+    record = {
+        "test": "t.py::test", "platform": "toy", "outcome": "unbounded", "budgets": [],
+        "energy_mj": 65.0, "runtime_ms": 1.0, "power_w": 65.0, "untrusted_share": 0.0, "batch": 1,
+    }  # fmt: skip
+    (measured,) = summary_lines([record])
+    (estimated,) = summary_lines([{**record, "estimated_power": True}])
+    assert "estimated" not in measured
+    assert "65.0 mJ estimated" in estimated
+    assert "65.0 W estimated" in estimated
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        (replace(RECIPE, tiers={"power": "measured"}), "65 W was not measured; write tiers"),
+        (replace(RECIPE, power={"watts": -1}), "power watts -1 must be above 0"),
+        (replace(RECIPE, power={"watts": "much"}), "power watts 'much' must be above 0"),
+    ],
+)
+def test_a_recipe_cannot_call_it_measured(recipe: Recipe, says: str) -> None:
+    with pytest.raises(ProfileError, match=says):
+        constant_power(BARE, recipe)
