@@ -237,6 +237,9 @@ class _Part:
     #: Whether the layer's family has a spread of its own; all others are of one family here.
     own: NDArray[np.bool_]
 
+    def of(self, which: NDArray[np.intp]) -> _Part:
+        return _Part(self.distance[which], self.correlation[which], self.own[which])
+
     def only(self, mask: NDArray[np.bool_]) -> _Part:
         return _Part(np.where(mask, self.distance, 0.0), self.correlation, self.own)
 
@@ -284,6 +287,18 @@ class LayerErrors:
         values = self.amounts(quantity)
         factor = np.exp(np.sqrt(sum(part.distance**2 for part in self._parts[quantity])))
         return values / factor, values * factor
+
+    def of(self, which: NDArray[np.intp]) -> LayerErrors:
+        """Errors of the layers with these places in this one, each as often as it is named."""
+        return LayerErrors(
+            self.coverage,
+            self.names,
+            self.family[which],
+            self.runtime_ms[which],
+            None if self.energy_mj is None else self.energy_mj[which],
+            {name: tuple(part.of(which) for part in parts) for name, parts in self._parts.items()},
+            self._whole,
+        )
 
     def amounts(self, quantity: Quantity) -> FloatArray:
         """Each layer's part of the total: ms, mJ, or W (its energy over the call's runtime)."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import gc
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntFlag, auto
 from itertools import repeat
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -222,44 +224,40 @@ class Platform:
             return self._predict(items, layers)
 
     def _predict(self, items: Sequence[Layer], layers: Trace | Iterable[Layer]) -> Prediction:
-        runtime, power, codes, used, families = self._predict_columns(items)
-        self._refuse_impossible(items, "runtime", runtime)
+        which, distinct = _distinct(items)
+        runtime, power, codes, used, families = self._predict_columns(distinct)
+        self._refuse_impossible(distinct, "runtime", runtime)
         if power is not None:
-            self._refuse_impossible(items, "power", power)
-        foreign = self._foreign_dtypes(items)
-        if foreign:
-            for index, layer in enumerate(items):
-                if layer.dtype in foreign:
-                    codes[index] |= _Code.EXTRAPOLATED
-        watts: Sequence[float | None]
-        energy: Sequence[float | None]
+            self._refuse_impossible(distinct, "power", power)
+        foreign = self._foreign(distinct)
+        codes[foreign] |= int(_Code.EXTRAPOLATED)
+        watts: Iterable[float | None] = repeat(None)
+        energy: Iterable[float | None] = repeat(None)
         millijoules = None if power is None else power * runtime
-        if power is None or millijoules is None:
-            watts = energy = [None] * len(items)
-        else:
+        if power is not None and millijoules is not None:
             watts, energy = power.tolist(), millijoules.tolist()
         flags = [_FLAGS[code] for code in codes.tolist()]
-        values: list[Iterable[Any]] = [items, runtime.tolist(), watts, energy, used, flags]
+        values: list[Iterable[Any]] = [runtime.tolist(), watts, energy, used, flags]
         intervals: dict[str, Any] = {}
         if self.intervals is not None:
+            outside = codes == _Code.EXTRAPOLATED
             errors = self.intervals.errors(
-                families,
-                runtime,
-                millijoules,
-                outside=codes == _Code.EXTRAPOLATED,
-                foreign=np.array([layer.dtype in foreign for layer in items]),
+                families, runtime, millijoules, outside=outside, foreign=foreign
             )
             values += [_layer_intervals(errors, each) for each in ("runtime", "energy")]
-            intervals = _call_intervals(errors, self.hardware.get("limit_w", math.inf))
-        predicted = tuple(map(LayerPrediction, *values))
-        notes = tuple(
-            f"{count} of {len(items)} layers compute in {dtype}, platform {self.name} was "
-            f"calibrated in {self.dtype}: flagged {EXTRAPOLATED}"
-            for dtype, count in sorted(foreign.items())
+            intervals = _call_intervals(errors.of(which), self.hardware.get("limit_w", math.inf))
+        else:
+            values += [repeat(None), repeat(None)]
+        # No platform of this class tells data types apart, hence the last None. This is what
+        # LayerPrediction(layer, ...) does, at a third of its price: there are many layers.
+        rest = list(zip(*values, repeat(None), strict=False))
+        predicted = tuple(
+            [
+                tuple.__new__(LayerPrediction, (layer, *rest[place]))
+                for layer, place in zip(items, which.tolist(), strict=True)
+            ]
         )
-        origin = _UNMEASURED_POWER.get(self.tiers.get("power", ""))
-        if power is not None and origin:
-            notes += (f"power and energy: {origin}, not measured on this device",)
+        notes = self._notes(items, foreign[which], has_power=power is not None)
         basis = ESTIMATED if self.tiers.get("power") == "estimated" else GROSS
         if not isinstance(layers, Trace):
             return Prediction(
@@ -276,6 +274,21 @@ class Platform:
             energy_basis=basis,
             **intervals,
         )
+
+    def _notes(
+        self, items: Sequence[Layer], foreign: NDArray[np.bool_], *, has_power: bool
+    ) -> tuple[str, ...]:
+        """What a reader should know of layers in other dtypes, and of power."""
+        counts = Counter(items[place].dtype for place in np.flatnonzero(foreign).tolist())
+        notes = tuple(
+            f"{count} of {len(items)} layers compute in {dtype}, platform {self.name} was "
+            f"calibrated in {self.dtype}: flagged {EXTRAPOLATED}"
+            for dtype, count in sorted(counts.items())
+        )
+        origin = _UNMEASURED_POWER.get(self.tiers.get("power", ""))
+        if has_power and origin:
+            notes += (f"power and energy: {origin}, not measured on this device",)
+        return notes
 
     def _predict_columns(
         self, items: Sequence[Layer]
@@ -333,13 +346,13 @@ class Platform:
                 "wrong; refit the platform, or check the model's shapes"
             )
 
-    def _foreign_dtypes(self, items: Sequence[Layer]) -> dict[str, int]:
-        """Floating dtypes other than the platform's, with the number of layers in each."""
-        found: dict[str, int] = {}
-        for layer in items:
-            if layer.dtype != self.dtype and layer.dtype.startswith(_FLOATING):
-                found[layer.dtype] = found.get(layer.dtype, 0) + 1
-        return found
+    def _foreign(self, items: Sequence[Layer]) -> NDArray[np.bool_]:
+        """Layers that compute in a floating dtype other than the platform's."""
+        dtypes = [layer.dtype for layer in items]
+        foreign = {
+            dtype for dtype in set(dtypes) if dtype != self.dtype and dtype.startswith(_FLOATING)
+        }
+        return np.array([dtype in foreign for dtype in dtypes])
 
     def summary(self) -> dict[str, Any]:
         """What ``neuralpower platforms`` lists, in JSON types."""
@@ -404,6 +417,24 @@ class Platform:
     def save(self, path: Path | str) -> Platform:
         """Write the platform file, all of it or nothing; return the platform with its hash."""
         return _from_content(*write(Path(path), self.to_json()))
+
+
+#: Everything of a layer but its path, read in one go: see :attr:`Layer.configuration`.
+_configuration: Final = attrgetter("kind", "op", "inputs", "weights", "outputs", "dtype", "params")
+
+
+def _distinct(items: Sequence[Layer]) -> tuple[NDArray[np.intp], Sequence[Layer]]:
+    """Layers of different configurations, and which of them each of ``items`` equals: models
+    repeat their blocks, and equal configurations cost the same."""
+    places: dict[Any, int] = {}
+    distinct: list[Layer] = []
+    which: list[int] = []
+    for layer, key in zip(items, map(_configuration, items), strict=True):
+        place = places.setdefault(key, len(distinct))
+        if place == len(distinct):
+            distinct.append(layer)
+        which.append(place)
+    return np.array(which, dtype=np.intp), distinct
 
 
 def _layer_intervals(
