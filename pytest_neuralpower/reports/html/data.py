@@ -12,6 +12,7 @@ _FACTS: Final = (
     "test", "platform", "platform_sha256", "model", "batch", "energy_mj", "runtime_ms", "power_w",
     "untrusted_share", "budgets", "outcome", "failure", "baseline", "file", "line", "energy_basis",
     "energy_interval_mj", "runtime_interval_ms", "power_interval_w", "notes", "provenance",
+    "estimated_power",
 )  # fmt: skip
 
 _NUMBERS: Final = ("energy_mj", "runtime_ms", "power_w", "flops", "bytes")

@@ -22,6 +22,8 @@ function drawPrediction(index) {
   const noun = prediction.batch === 1 ? "sample" : "samples";
   byId("facts").replaceChildren(
     make("p", {}, outcome(prediction), ` ${prediction.model} on ${prediction.platform}, one call of ${prediction.batch} ${noun}, ${layers.filter((each) => !each.gone).length} layers`),
+    prediction.estimated_power
+      ? make("p", { class: "bold" }, "Power, and so energy, is estimated from a wattage that someone gave: no meter measured it.") : "",
     totals(prediction), failure(prediction));
   byId("changes").replaceChildren(...changes(prediction));
   const known = ["energy", "runtime"].filter((each) => prediction[FIELDS[each]] !== null);
