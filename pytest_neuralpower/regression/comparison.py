@@ -114,6 +114,13 @@ class Comparison:
         """Interval of ``head - base``; None where the platform knows none."""
         if self.base.platform_sha256 != self.head.platform_sha256:
             return None
+        if not self.changes:  # exactly 0, however sums are rounded
+            own = (
+                self.head.energy_interval_mj
+                if quantity == "energy"
+                else self.head.runtime_interval_ms
+            )
+            return own and own._replace(low=0.0, high=0.0)
         return difference_interval(self.base, self.head, quantity)
 
     def causes(self) -> tuple[CauseSum, ...]:
@@ -152,7 +159,12 @@ def compare(base: Baseline, head: Prediction, platform: AnyPlatform) -> Comparis
     BaselineError
         A stored layer cannot be priced.
     """
-    return compare_predictions(base.repredict(platform), head, base.totals, base.platform_sha256)
+    same = len(base.layers) == len(head.layers) and all(
+        stored.layer == item.layer for stored, item in zip(base.layers, head.layers, strict=True)
+    )
+    # What is configured alike is predicted alike.
+    repredicted = head if same and base.batch == head.batch else base.repredict(platform)
+    return compare_predictions(repredicted, head, base.totals, base.platform_sha256)
 
 
 def compare_predictions(

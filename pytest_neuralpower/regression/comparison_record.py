@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.prediction import Interval
     from pytest_neuralpower.regression.comparison import Breach, Comparison, LayerChange
     from pytest_neuralpower.regression.tolerance import Compared
 
@@ -63,13 +62,8 @@ def _whole(comparison: Comparison, quantity: Compared) -> dict[str, Any]:
         "base": base,
         "head": head,
         "calibration": comparison.calibration(quantity),
-        "interval": None if interval is None else _ends(interval, changed=bool(comparison.changes)),
+        "interval": None if interval is None else list(interval),
     }
-
-
-def _ends(interval: Interval, *, changed: bool) -> list[float]:
-    """Low, high and coverage; exactly 0 where nothing has changed, however sums are rounded."""
-    return list(interval) if changed else [0.0, 0.0, interval.coverage]
 
 
 def _breach(breach: Breach) -> dict[str, Any]:
