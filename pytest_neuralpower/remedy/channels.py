@@ -148,6 +148,11 @@ class ChannelGroups:
         return tuple(group for group in self.groups if not group.frozen)
 
     @property
+    def frozen(self) -> dict[str, str]:
+        """Why each of the other groups may not change, by name."""
+        return {group.name: group.frozen for group in self.groups if group.frozen}
+
+    @property
     def widths(self) -> dict[str, int]:
         """Present width of every group that may change."""
         return {group.name: group.width for group in self.changeable}

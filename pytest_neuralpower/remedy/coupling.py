@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -16,14 +16,17 @@ if TYPE_CHECKING:
 
 __all__ = ["groups_of"]
 
+#: Modules whose channels a group's width counts.
+_WRITERS: Final = ("conv", "linear")
+
 #: Kind of module -> why a width that it shares may not change.
-_LEFT_ALONE = {
+_LEFT_ALONE: Final = {
     "attention": "attention heads are left alone",
     "rnn": "recurrent widths are left alone",
 }
 
 
-def groups_of(couplings: Sequence[Coupling], order: dict[str, int]) -> list[ChannelGroup]:
+def groups_of(couplings: Sequence[Coupling], order: Mapping[str, int]) -> list[ChannelGroup]:
     """Channel groups in order of execution.
 
     Parameters
@@ -33,58 +36,35 @@ def groups_of(couplings: Sequence[Coupling], order: dict[str, int]) -> list[Chan
     order
         Path of a module -> its place in the order of execution.
     """
-    axes = list(dict.fromkeys(axis for pair in couplings for axis in (pair.root, pair.axis)))
-    starts = dict(zip(axes, np.cumsum([0, *(axis.size for axis in axes)]), strict=False))
-    labels = _components(couplings, axes, starts)
-    frozen = _frozen(couplings, starts, labels)
-    members: dict[int, dict[Axis, list[int]]] = {}
-    for axis in axes:
-        start = int(starts[axis])
-        for channel, label in enumerate(labels[start : start + axis.size].tolist()):
-            members.setdefault(label, {}).setdefault(axis, []).append(channel)
     last = len(order)
-    alike: dict[tuple[tuple[Axis, int], ...], list[int]] = {}
-    for label, unit in members.items():
-        key = sorted(
-            ((axis, len(channels)) for axis, channels in unit.items()),
-            key=lambda each: (order.get(each[0].path, last), each[0].path, each[0].axis == "in"),
-        )
-        alike.setdefault(tuple(key), []).append(label)
+    axes = sorted(
+        dict.fromkeys(axis for pair in couplings for axis in (pair.root, pair.axis)),
+        key=lambda axis: (order.get(axis.path, last), axis.path, axis.axis == "in"),
+    )
+    ends = np.cumsum([axis.size for axis in axes]).tolist()
+    starts = dict(zip(axes, [0, *ends], strict=False))
+    labels = _components(couplings, axes, starts)
+    reasons = _reasons(couplings, starts, labels)
     found = []
-    for key, units in alike.items():
-        producers = [place for place, (axis, _) in enumerate(key) if axis.axis == "out"]
-        if not any(key[place][0].kind in ("conv", "linear") for place in producers):
+    for through, units in _alike(axes, labels):
+        written = [axis for axis in through if axis.axis == "out" and axis.kind in _WRITERS]
+        if not written:
             continue
-        # Units in the order of the channels that the width counts.
-        first = next(p for p in producers if key[p][0].kind in ("conv", "linear"))
-        ordered = [key[first], *key[:first], *key[first + 1 :]]
-        units.sort(key=lambda label: members[label][ordered[0][0]])
-        slots = tuple(
-            Slot(
-                axis.path,
-                axis.axis,
-                axis.kind,
-                np.array([members[label][axis] for label in units], dtype=np.intp),
-                axis.dim,
-            )
-            for axis, _ in ordered
-        )
-        reasons = [frozen[label] for label in units if label in frozen]
-        reasons += [_LEFT_ALONE[axis.kind] for axis, _ in key if axis.kind in _LEFT_ALONE]
+        shared = [_LEFT_ALONE[axis.kind] for axis in through if axis.kind in _LEFT_ALONE]
+        shared += [reasons[unit] for unit in units.tolist() if unit in reasons]
         found.append(
-            ChannelGroup(
-                _name(ordered[0][0], slots[0].indices),
-                slots,
-                units=len(units),
-                step=ordered[0][1],
-                frozen=reasons[0] if reasons else "",
+            _group(
+                [written[0], *(axis for axis in through if axis is not written[0])],
+                {axis: labels[starts[axis] : starts[axis] + axis.size] for axis in through},
+                units,
+                frozen=shared[0] if shared else "",
             )
         )
     return sorted(found, key=lambda group: order.get(group.slots[0].path, last))
 
 
 def _components(
-    couplings: Sequence[Coupling], axes: Sequence[Axis], starts: dict[Axis, int]
+    couplings: Sequence[Coupling], axes: Sequence[Axis], starts: Mapping[Axis, int]
 ) -> NDArray[np.intp]:
     """Label of every channel of every axis; equal labels belong together."""
     parents = np.arange(sum(axis.size for axis in axes))
@@ -105,14 +85,14 @@ def _components(
 
 
 def _join(parents: NDArray[np.intp], first: NDArray[np.intp], second: NDArray[np.intp]) -> None:
-    """Unite pairs, all at once; repeated until every pair has one root."""
+    """Unite pairs, all at once, until every pair has one root."""
     while True:
         left, right = _roots(parents, first), _roots(parents, second)
         apart = left != right
         if not apart.any():
             return
-        low, high = np.minimum(left, right)[apart], np.maximum(left, right)[apart]
-        parents[high] = low  # of several, one wins; the others are joined in the next round
+        # Of several that would get one root's place, one wins; the next round joins the others.
+        parents[np.maximum(left, right)[apart]] = np.minimum(left, right)[apart]
 
 
 def _roots(parents: NDArray[np.intp], where: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -124,10 +104,10 @@ def _roots(parents: NDArray[np.intp], where: NDArray[np.intp]) -> NDArray[np.int
         found = above
 
 
-def _frozen(
-    couplings: Sequence[Coupling], starts: dict[Axis, int], labels: NDArray[np.intp]
+def _reasons(
+    couplings: Sequence[Coupling], starts: Mapping[Axis, int], labels: NDArray[np.intp]
 ) -> dict[int, str]:
-    """Label -> why its channels may not change."""
+    """Label -> why its channels may not change, as far as the operations on their way tell."""
     found: dict[int, str] = {}
     for pair in couplings:
         reason = pair.through and f"{pair.through} moves its channels"
@@ -139,7 +119,47 @@ def _frozen(
     return found
 
 
-def _name(axis: Axis, indices: NDArray[np.intp]) -> str:
-    if indices.size == axis.size:
-        return axis.path
-    return f"{axis.path}[{indices.min()}:{indices.max() + 1}]"
+def _alike(
+    axes: Sequence[Axis], labels: NDArray[np.intp]
+) -> list[tuple[list[Axis], NDArray[np.intp]]]:
+    """Axes in order, with the labels that run through just these with equally many channels."""
+    owners = np.repeat(np.arange(len(axes)), [axis.size for axis in axes])
+    cells, counts = np.unique(np.stack([labels, owners]), axis=1, return_counts=True)
+    through: dict[int, list[tuple[int, int]]] = {}
+    for label, owner, count in zip(*cells.tolist(), counts.tolist(), strict=True):
+        through.setdefault(label, []).append((owner, count))
+    alike: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    for label, key in through.items():
+        alike.setdefault(tuple(key), []).append(label)
+    return [
+        ([axes[owner] for owner, _ in key], np.array(units, dtype=np.intp))
+        for key, units in alike.items()
+    ]
+
+
+def _group(
+    through: Sequence[Axis],
+    labels: Mapping[Axis, NDArray[np.intp]],
+    units: NDArray[np.intp],
+    *,
+    frozen: str,
+) -> ChannelGroup:
+    """The group of these units; its width counts the channels of the first axis."""
+    first = labels[through[0]]
+    ordered = first[np.isin(first, units)]  # units in the order of the channels that are counted
+    _, places = np.unique(ordered, return_index=True)
+    ordered = ordered[np.sort(places)]
+    rank = np.full(int(units.max()) + 1, -1, dtype=np.intp)
+    rank[ordered] = np.arange(len(ordered))
+    slots = []
+    for axis in through:
+        mine = np.flatnonzero(np.isin(labels[axis], units))
+        indices = mine[np.argsort(rank[labels[axis][mine]], kind="stable")]
+        slots.append(
+            Slot(axis.path, axis.axis, axis.kind, indices.reshape(len(units), -1), axis.dim)
+        )
+    counted = slots[0].indices
+    name = through[0].path
+    if counted.size != through[0].size:
+        name += f"[{counted.min()}:{counted.max() + 1}]"
+    return ChannelGroup(name, tuple(slots), len(units), counted.shape[1], frozen)

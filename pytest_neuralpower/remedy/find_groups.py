@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,20 +11,29 @@ from typing import TYPE_CHECKING, Any
 from pytest_neuralpower.errors import TraceError, UnsupportedGraphError
 from pytest_neuralpower.remedy.channels import ChannelGroup, ChannelGroups, Gains
 from pytest_neuralpower.remedy.coupling import groups_of
+from pytest_neuralpower.remedy.layer_sizes import form, read_sizes
 from pytest_neuralpower.remedy.narrowed_copy import NarrowedCopy
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from pytest_neuralpower.layers import Layer
     from pytest_neuralpower.remedy.narrowed_copy import Seen
 
-__all__ = ["find_channel_groups"]
+__all__ = ["NOT_CHECKED", "find_channel_groups"]
+
+#: Why a group is frozen that there was no time for.
+NOT_CHECKED = "there was no time to check it"
 
 _OUTPUT = "it is the model's output"
 
 
 def find_channel_groups(
-    model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    until: float = math.inf,
 ) -> ChannelGroups:
     """The channel groups of ``model(*args, **kwargs)``.
 
@@ -34,6 +45,9 @@ def find_channel_groups(
         Any module; it may be on the meta device.
     args, kwargs
         Inputs of one call, as :func:`~pytest_neuralpower.tracing.tracer.trace` takes them.
+    until
+        When to stop, on the clock of :func:`time.monotonic`: groups that are not checked by then
+        are frozen.
 
     Raises
     ------
@@ -46,14 +60,14 @@ def find_channel_groups(
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
     try:
-        return _find(NarrowedCopy(model, args, kwargs or {}))
+        return _find(NarrowedCopy(model, args, kwargs or {}), until)
     except (TraceError, UnsupportedGraphError):
         if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
             raise
-        return _find(NarrowedCopy(model, args, kwargs or {}, with_values=True))
+        return _find(NarrowedCopy(model, args, kwargs or {}, with_values=True), until)
 
 
-def _find(copy: NarrowedCopy) -> ChannelGroups:
+def _find(copy: NarrowedCopy, until: float) -> ChannelGroups:
     present = copy.look()
     order: dict[str, int] = {}
     for layer in present.trace:
@@ -61,7 +75,9 @@ def _find(copy: NarrowedCopy) -> ChannelGroups:
     checked, gains, shape_gains = [], {}, {}
     for group in groups_of(copy.follow(), order):
         reason, found = group.frozen, None
-        if not reason:
+        if not reason and time.monotonic() > until:
+            reason = NOT_CHECKED
+        elif not reason:
             reason, found = _check(copy, present, group)
         checked.append(replace(group, frozen=reason))
         if found is not None:
@@ -83,20 +99,28 @@ def _check(
         return f"narrower, the model does not run: {lines[0]}", None
     if seen.outputs != present.outputs:
         return _OUTPUT, None
-    if seen.forms != present.forms:
+    gains: Gains | None = _layer_gains(present.trace.layers, seen.trace.layers)
+    if gains is None:
         return "narrower, the model runs other operations", None
-    return "", (
-        {
-            place: _minus(before, after)
-            for place, (before, after) in enumerate(zip(present.sizes, seen.sizes, strict=True))
-            if before != after
-        },
-        {
-            name: _minus(shape, seen.shapes[name])
-            for name, shape in present.shapes.items()
-            if shape != seen.shapes[name]
-        },
-    )
+    changed = {
+        name: _minus(shape, seen.shapes[name])
+        for name, shape in present.shapes.items()
+        if shape != seen.shapes[name]
+    }
+    return "", (gains, changed)
+
+
+def _layer_gains(before: Sequence[Layer], after: Sequence[Layer]) -> Gains | None:
+    """What the wider layers' sizes have more; None where the layers are not the same ones."""
+    if len(before) != len(after):
+        return None
+    gains: dict[int | str, tuple[int, ...]] = {}
+    for place, (wide, narrow) in enumerate(zip(before, after, strict=True)):
+        if wide != narrow:
+            if form(wide) != form(narrow):
+                return None
+            gains[place] = _minus(read_sizes(wide), read_sizes(narrow))
+    return gains
 
 
 def _minus(before: Sequence[int], after: Sequence[int]) -> tuple[int, ...]:

@@ -22,7 +22,9 @@ def copy_without_values(model: nn.Module) -> nn.Module:
     for tensor in (*model.parameters(), *model.buffers()):
         if not tensor.is_floating_point() and not tensor.is_meta:
             continue
-        empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+        empty = torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
+        )  # empty_like is a hundred times slower there
         if isinstance(tensor, nn.Parameter):
             # torch-pruning follows gradients, also of weights that the user has frozen.
             memo[id(tensor)] = nn.Parameter(empty, requires_grad=True)

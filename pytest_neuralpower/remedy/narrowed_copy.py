@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from pytest_neuralpower.remedy.layer_sizes import form, read_sizes
 from pytest_neuralpower.remedy.model_copy import copy_without_values, kept_as_they_are
 from pytest_neuralpower.remedy.narrowing import remove_units, touched_modules
 from pytest_neuralpower.remedy.torch_pruning import follow
+from pytest_neuralpower.remedy.without_kernels import WithoutKernels
 from pytest_neuralpower.tracing import trace
-from pytest_neuralpower.tracing.inputs import input_tensors, map_inputs
+from pytest_neuralpower.tracing.inputs import input_tensors, map_inputs, without_data
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.layers import Layer, Trace
+    from pytest_neuralpower.layers import Trace
     from pytest_neuralpower.remedy.channels import ChannelGroup
     from pytest_neuralpower.remedy.torch_pruning import Coupling
 
@@ -27,11 +28,9 @@ __all__ = ["NarrowedCopy", "Seen"]
 
 @dataclass(frozen=True)
 class Seen:
-    """One trace: layers, their forms and sizes, shapes of the parameters and of the outputs."""
+    """One trace, and the shapes of the parameters and of the outputs."""
 
     trace: Trace
-    forms: list[Layer]
-    sizes: list[tuple[int, ...]]
     shapes: Mapping[str, tuple[int, ...]]
     outputs: list[tuple[int, ...]]
 
@@ -52,24 +51,28 @@ class NarrowedCopy:
             if parameter.is_floating_point():
                 parameter.requires_grad_(True)  # torch-pruning follows gradients
         self._args, self._kwargs = args, kwargs
-        self._device = None if with_values else "meta"
+        self._with_values = with_values
 
     def follow(self) -> list[Coupling]:
         """Which channels belong together."""
         modes = {module: module.training for module in self.model.modules()}
         args, kwargs = map_inputs((tuple(self._args), dict(self._kwargs)), self._input)
+        mode = nullcontext() if self._with_values else WithoutKernels()
+
+        def run(model: nn.Module) -> Any:
+            with mode:
+                return model(*args, **kwargs)
+
         try:
-            return follow(self.model, lambda model: model(*args, **kwargs))
+            return follow(self.model, run)
         finally:
             for module, training in modes.items():
                 module.training = training
 
     def _input(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self._device is not None:
-            return tensor.to(self._device)
-        if tensor.is_meta:
-            return torch.zeros(tensor.shape, dtype=tensor.dtype)
-        return tensor
+        if not self._with_values:
+            return without_data(tensor)
+        return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor
 
     def look(self) -> Seen:
         """Trace the copy as it is."""
@@ -90,8 +93,6 @@ class NarrowedCopy:
             handle.remove()
         return Seen(
             traced,
-            [form(layer) for layer in traced],
-            [read_sizes(layer) for layer in traced],
             {name: tuple(each.shape) for name, each in self.model.named_parameters()},
             outputs,
         )

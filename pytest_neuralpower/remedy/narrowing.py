@@ -32,13 +32,13 @@ def remove_units(model: nn.Module, removed: Iterable[tuple[ChannelGroup, Sequenc
             key = (slot.path, slot.axis, slot.kind, slot.dim)
             gone = slot.indices[list(units)].ravel().tolist()
             channels.setdefault(key, set()).update(gone)
-    for (path, axis, kind, dim), gone in channels.items():
-        if not gone:
+    for (path, axis, kind, dim), found in channels.items():
+        if not found:
             continue
         if kind == "parameter":
-            _narrow_parameter(model, path, dim, gone)
+            _narrow_parameter(model, path, dim, found)
         else:
-            _narrow_module(model.get_submodule(path), axis, sorted(gone))
+            _narrow_module(model.get_submodule(path), axis, sorted(found))
 
 
 def touched_modules(model: nn.Module, slots: Iterable[Slot]) -> list[nn.Module]:
@@ -60,10 +60,35 @@ def _narrow_module(module: nn.Module, axis: str, gone: list[int]) -> None:
     trained: Mapping[str, bool] = {
         name: parameter.requires_grad for name, parameter in module.named_parameters()
     }
+    statistics = _without_statistics(module)
     pruner: Any = module_pruner(module)
     if axis == "out":
         pruner.prune_out_channels(module, gone)
     else:
         pruner.prune_in_channels(module, gone)
+    _put_back(module, statistics, gone)
     for name, parameter in module.named_parameters():  # torch-pruning makes all of them trainable
         parameter.requires_grad_(trained.get(name, True))
+
+
+def _without_statistics(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Take a batch norm's running statistics off it.
+
+    torch-pruning would index them, which on tensors without data imports sympy: two seconds.
+    """
+    if not getattr(module, "track_running_stats", False):
+        return {}
+    module.track_running_stats = False
+    return {name: getattr(module, name) for name in ("running_mean", "running_var")}
+
+
+def _put_back(module: nn.Module, statistics: Mapping[str, torch.Tensor], gone: list[int]) -> None:
+    if not statistics:
+        return
+    module.track_running_stats = True
+    dropped = set(gone)
+    for name, values in statistics.items():
+        kept = [index for index in range(len(values)) if index not in dropped]
+        setattr(
+            module, name, torch.index_select(values, 0, torch.tensor(kept, device=values.device))
+        )

@@ -1,0 +1,287 @@
+"""``advise``: which widths lie just past a plateau edge of a platform, and what moving them saves.
+
+FastDeepIoT (Yao et al., SenSys 2018) saw that time over channels has local minima: a few channels
+less can save much, and some more can cost nothing. Predicted, never measured here; the model is not
+changed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from pytest_neuralpower.budget import Budget, check
+from pytest_neuralpower.platform import load_platform
+from pytest_neuralpower.remedy.calls import as_call
+from pytest_neuralpower.remedy.find_groups import NOT_CHECKED, find_channel_groups
+from pytest_neuralpower.remedy.limits import as_budget
+from pytest_neuralpower.remedy.plateaus import expansion, shrinkage
+from pytest_neuralpower.remedy.width_prices import WidthPrices
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.features import FloatArray
+    from pytest_neuralpower.platform import AnyPlatform
+    from pytest_neuralpower.prediction import Prediction
+    from pytest_neuralpower.remedy.channels import ChannelGroup, ChannelGroups
+    from pytest_neuralpower.remedy.plateaus import Curve
+    from pytest_neuralpower.remedy.prices import Prices
+
+__all__ = ["Advice", "Advised", "advise", "advise_groups"]
+
+#: Edges are looked for within this part of a width, and within so many channels of a narrow one.
+_PART: Final = 8
+_LEAST_CHANNELS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """One width to move to an edge, and what that alone changes in one call.
+
+    Attributes
+    ----------
+    action
+        ``shrink`` to an edge below, or ``expand`` to one above that costs next to nothing.
+    group
+        Name of the channel group: the first module that writes these channels.
+    coupled
+        Paths of the other modules whose weights change with it.
+    width, to_width
+        Channels now, and as advised.
+    energy_change_mj, runtime_change_ms
+        Predicted, negative for a saving; None is what the platform does not know.
+    parameters_change
+        Values in the model's parameters.
+    known
+        How the platform knows both widths: ``interpolated`` between measured sizes,
+        ``extrapolated`` beyond them, or ``computed`` by formulas.
+    meets
+        Whether this change alone meets the budget; None without a budget.
+    """
+
+    action: Literal["shrink", "expand"]
+    group: str
+    coupled: tuple[str, ...]
+    width: int
+    to_width: int
+    energy_change_mj: float | None
+    runtime_change_ms: float | None
+    parameters_change: int
+    known: Literal["interpolated", "extrapolated", "computed"]
+    meets: bool | None = None
+
+    def change(self, quantity: Literal["energy", "runtime"]) -> float:
+        """Predicted change of one quantity (mJ or ms)."""
+        found = self.energy_change_mj if quantity == "energy" else self.runtime_change_ms
+        return found or 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Advised:
+    """All advice for one model.
+
+    Attributes
+    ----------
+    before
+        The prediction of the model as it is.
+    advice
+        Shrinking, largest saving first; then expanding, most channels first.
+    widths
+        By group, the widths of all shrinking that pays together; empty where none does.
+    after
+        The prediction at those widths; ``before`` where there are none.
+    parameters, parameters_after
+        Values in the model's parameters, now and at those widths.
+    budget, meets
+        The budget asked about, and whether those widths together meet it; None without one.
+    frozen
+        Groups whose width may not change, with the reason.
+    examined
+        How many groups were examined.
+    left
+        Groups that were not examined within the time limit.
+    """
+
+    before: Prediction
+    advice: tuple[Advice, ...]
+    widths: Mapping[str, int]
+    after: Prediction
+    parameters: int
+    parameters_after: int
+    budget: Budget | None = None
+    meets: bool | None = None
+    frozen: Mapping[str, str] = field(default_factory=dict)
+    examined: int = 0
+    left: tuple[str, ...] = ()
+
+
+def advise(
+    model: Any,
+    inputs: Any,
+    platform: AnyPlatform | str | Path,
+    budget: Budget | str | None = None,
+    *,
+    channels: int | None = None,
+    time_limit_s: float = 5.0,
+) -> Advised:
+    """Say which widths of ``model`` to move to a near plateau edge of ``platform``.
+
+    Parameters
+    ----------
+    model
+        A ``torch.nn.Module`` on any device, the meta device included; it is not changed.
+    inputs
+        One tensor, a sequence of positional inputs, or a mapping of keyword inputs.
+    platform
+        A loaded platform, a shipped platform's name, or the path of a platform file. Where it
+        knows no energy the advice is on runtime.
+    budget
+        What one call should cost at most: ``"120 mJ"``, ``"4 ms"``, or a ``Budget``.
+    channels
+        Most channels by which a width may move; by default an eighth of it, and at least 4.
+    time_limit_s
+        Groups that are not examined within this time are left out, and named in the result.
+
+    Returns
+    -------
+    Advised
+        Predicted, not measured.
+
+    Raises
+    ------
+    MissingExtraError
+        torch-pruning is not installed (the ``prune`` extra).
+    UnsupportedGraphError
+        Which widths belong together cannot be told; the message names the operation.
+    BudgetError
+        The budget is misused, or limits what the platform does not know.
+    TraceError
+        The model cannot be traced with these inputs.
+    """
+    until = time.monotonic() + time_limit_s
+    loaded = load_platform(platform) if isinstance(platform, str | Path) else platform
+    call = as_call(inputs)
+    limit = None if budget is None else as_budget(budget)
+    groups = find_channel_groups(model, call.args, call.kwargs, until=until)
+    return advise_groups(groups, loaded, limit, channels=channels, until=until)
+
+
+def advise_groups(
+    groups: ChannelGroups,
+    platform: AnyPlatform,
+    budget: Budget | None = None,
+    *,
+    channels: int | None = None,
+    until: float = math.inf,
+) -> Advised:
+    """:func:`advise` for channel groups that were found already."""
+    before = platform.predict(groups.trace)
+    if budget is not None:
+        check(budget, before)  # refuses a budget on what the platform does not know
+    prices = WidthPrices(groups, platform, _quantity(before, budget))
+    found: list[Advice] = []
+    left = [name for name, reason in groups.frozen.items() if reason == NOT_CHECKED]
+    computed = "analytic" in platform.tiers.values()
+    for group in prices.dearest_first():
+        if time.monotonic() > until:
+            left.append(group.name)
+            continue
+        most = max(group.width // _PART, _LEAST_CHANNELS) if channels is None else channels
+        found += _advice_on(group, prices, most, computed=computed)
+    shrinking = sorted(
+        (each for each in found if each.action == "shrink"),
+        key=lambda each: each.change(prices.quantity),
+    )
+    expanding = sorted(
+        (each for each in found if each.action == "expand"),
+        key=lambda each: each.width - each.to_width,
+    )
+    widths = _together(shrinking, prices)
+    after = platform.predict(prices.trace_at(widths)) if widths else before
+    advice = [*shrinking, *expanding]
+    if budget is not None:
+        advice = [
+            replace(each, meets=check(budget, platform.predict(prices.trace_at(moved))).passed)
+            for each in advice
+            for moved in [{each.group: each.to_width}]
+        ]
+    return Advised(
+        before=before,
+        advice=tuple(advice),
+        widths=widths,
+        after=after,
+        parameters=groups.parameters(),
+        parameters_after=groups.parameters(widths),
+        budget=budget,
+        meets=None if budget is None else check(budget, after).passed,
+        frozen={name: each for name, each in groups.frozen.items() if each != NOT_CHECKED},
+        examined=sum(group.name not in left for group in groups.changeable),
+        left=tuple(left),
+    )
+
+
+def _quantity(before: Prediction, budget: Budget | None) -> Literal["energy", "runtime"]:
+    """What widths are chosen by: what the budget limits, else energy where it is known."""
+    if budget is not None and budget.quantity == "runtime":
+        return "runtime"
+    return "runtime" if before.energy_mj is None else "energy"
+
+
+def _advice_on(
+    group: ChannelGroup, prices: WidthPrices, most: int, *, computed: bool
+) -> list[Advice]:
+    """The edges near one width, one below and one above, where there are any."""
+    curve, priced = prices.curve(group)
+    places: tuple[tuple[Literal["shrink", "expand"], int | None], ...] = (
+        ("shrink", shrinkage(curve, most)),
+        ("expand", expansion(curve, most)),
+    )
+    return [
+        _advice(action, group, prices, curve, priced, place, computed=computed)
+        for action, place in places
+        if place is not None
+    ]
+
+
+def _advice(
+    action: Literal["shrink", "expand"],
+    group: ChannelGroup,
+    prices: WidthPrices,
+    curve: Curve,
+    priced: Prices,
+    place: int,
+    *,
+    computed: bool,
+) -> Advice:
+    to_width = int(curve.widths[place])
+    trusted = bool(priced.trusted[place] and priced.trusted[curve.now])
+    parameters = prices.groups.parameters
+    return Advice(
+        action=action,
+        group=group.name,
+        coupled=tuple(dict.fromkeys(slot.path for slot in group.slots[1:])),
+        width=group.width,
+        to_width=to_width,
+        energy_change_mj=_change(priced.energy_mj, place, curve.now),
+        runtime_change_ms=_change(priced.runtime_ms, place, curve.now),
+        parameters_change=parameters({group.name: to_width}) - parameters(),
+        known="computed" if computed else "interpolated" if trusted else "extrapolated",
+    )
+
+
+def _change(values: FloatArray | None, place: int, now: int) -> float | None:
+    return None if values is None else float(values[place] - values[now])
+
+
+def _together(shrinking: Sequence[Advice], prices: WidthPrices) -> dict[str, int]:
+    """The widths of all advice that still saves beside the advice before it."""
+    widths: dict[str, int] = {}
+    for advice in shrinking:
+        found = prices.at(advice.group, (advice.width, advice.to_width), widths)
+        stay, move = prices.amounts(found).tolist()
+        if move < stay:
+            widths[advice.group] = advice.to_width
+    return widths
