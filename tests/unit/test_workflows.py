@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -87,6 +88,50 @@ def test_the_token_that_comments_runs_no_code_of_the_pull_request():
     assert not any("uses" in step for step in job["steps"])
     (script,) = scripts(WORKFLOWS / "github-comment.yml")
     assert not re.search(r"\b(eval|source|python|pip|pytest|bash)\b", script)
+
+
+GH = """#!/usr/bin/env bash
+# Stands in for GitHub: answers as it would, and notes what was asked.
+echo "$*" >> calls
+case "$1 $2" in
+  "api repos/o/r/actions"*) test -z "$BREACH" || echo neuralpower-comment ;;
+  "run download") 
+    mkdir comment
+    echo '17; touch owned' > comment/number
+    echo '### over' > comment/report.md ;;
+  "pr view") echo "$PULL_HEAD" ;;
+  "api repos/o/r/issues"*) test -z "$COMMENTED" || echo 99 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("answers", "last"),
+    [
+        ({}, "api repos/o/r/actions/runs/5/artifacts"),
+        ({"BREACH": "1"}, "pr comment 17 --body-file body.md"),
+        ({"BREACH": "1", "COMMENTED": "1"}, "api --method PATCH repos/o/r/issues/comments/99"),
+        ({"BREACH": "1", "PULL_HEAD": "another"}, "pr view 17"),
+    ],
+    ids=["no breach", "first", "again", "of another commit"],
+)
+def test_a_comment_is_written_on_a_breach_alone_and_where_it_belongs(tmp_path, answers, last):
+    (tmp_path / "gh").write_text(GH, encoding="utf-8")
+    (tmp_path / "gh").chmod(0o755)
+    (script,) = scripts(WORKFLOWS / "github-comment.yml")
+    given = {"GH_REPO": "o/r", "RUN": "5", "HEAD_SHA": "abc", "MARK": "<!-- neuralpower -->"}
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        **given,
+        **dict.fromkeys(("BREACH", "COMMENTED"), ""),
+        "PULL_HEAD": "abc",
+        **answers,
+    }
+    subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "calls").read_text().splitlines()[-1].startswith(last)
+    assert not (tmp_path / "owned").exists()
+    if "comment" in last:
+        assert (tmp_path / "body.md").read_text() == "<!-- neuralpower -->\n### over\n"
 
 
 def test_gitlabs_token_is_used_without_the_repository():
