@@ -95,7 +95,7 @@ GH = """#!/usr/bin/env bash
 echo "$*" >> calls
 case "$1 $2" in
   "api repos/o/r/actions"*) test -z "$BREACH" || echo neuralpower-comment ;;
-  "run download") 
+  "run download")
     mkdir comment
     echo '17; touch owned' > comment/number
     echo '### over' > comment/report.md ;;
