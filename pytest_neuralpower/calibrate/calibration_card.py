@@ -35,6 +35,8 @@ def calibration_sections(platform: Platform) -> list[str]:
         "## Measured",
         "\n\n".join(_record(record) for record in records),
         *_trials(platform),
+        "A kind of layer is kept where it beats the fallback, which would price it instead, even "
+        "if a baseline that was fitted to it does as well.",
         *_not_fitted(platform),
         f"![predicted against measured runtime]({FIGURE})",
         f"To see whether it still holds on the device: `neuralpower verify {platform.name}.json`.",

@@ -15,7 +15,7 @@ from pytest_neuralpower.calibrate.card import write_card
 from pytest_neuralpower.calibrate.constant_power import constant_power
 from pytest_neuralpower.calibrate.designs import runtime_makers
 from pytest_neuralpower.calibrate.drift import judge_overhead
-from pytest_neuralpower.calibrate.judging import beats, judge_split
+from pytest_neuralpower.calibrate.judging import is_kept, judge_split
 from pytest_neuralpower.calibrate.layer_power import LayerPower, fit_layer_power
 from pytest_neuralpower.calibrate.measured import with_calibration
 from pytest_neuralpower.calibrate.metered_power import metered_power
@@ -239,7 +239,7 @@ def fit_rows(
             # Random networks bring some kinds of layer too rarely; the fallback prices those.
             accuracy.setdefault("not_fitted", {})[name] = str(error)
             continue
-        if not beats(found["held_out"][found["chosen"]]["mape"], found["baselines"]):
+        if not _is_kept(found, fits[name], fallback, recipe):
             accuracy.setdefault("not_shipped", {})[name] = found
             del fits[name]
             continue
@@ -349,6 +349,16 @@ def _score_baselines(fit: FamilyFit, recipe: Recipe) -> dict[str, Any]:
         except FitError as error:
             scores[name] = {"refused": str(error)}
     return scores
+
+
+def _is_kept(found: dict[str, Any], fit: FamilyFit, fallback: Fallback, recipe: Recipe) -> bool:
+    """Whether a family keeps its estimator; of a device measured on the spot, ``found`` gets the
+    score of the fallback, which prices the family if it does not."""
+    if not recipe.plan:
+        return is_kept(found)
+    predicted = np.maximum(fallback.predict(fit.columns), fallback.floor_ms)
+    found["baselines"]["fallback"] = Score.of(predicted, fit.runtime_ms).to_json()
+    return is_kept(found, alone="fallback")
 
 
 def _fallback(tables: Mapping[str, tuple[Columns, FloatArray]], recipe: Recipe) -> Fallback:

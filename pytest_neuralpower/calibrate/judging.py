@@ -28,6 +28,22 @@ def beats(mape: float, baselines: Mapping[str, Mapping[str, Any]]) -> bool:
     return all(mape < score["mape"] + margin for score in baselines.values() if "mape" in score)
 
 
+def is_kept(found: Mapping[str, Any], *, alone: str = "") -> bool:
+    """Whether a family's chosen estimator is kept: it must beat its baselines.
+
+    Parameters
+    ----------
+    found
+        Held-out scores, which was chosen, and the baselines' scores.
+    alone
+        The one baseline that counts: of a device measured on the spot the one that would price
+        the family instead.
+    """
+    baselines = found["baselines"]
+    mape: float = found["held_out"][found["chosen"]]["mape"]
+    return beats(mape, {alone: baselines[alone]} if alone else baselines)
+
+
 def judge_split(
     rows: Sequence[Row],
     values: Columns,

@@ -66,6 +66,9 @@ def test_the_platform_predicts_and_names_what_it_was_measured_on(calibration) ->
     assert record["facts"]["device_uuid"].startswith("CPU-")
     assert record["repeatability"]["p95_percent"] >= record["repeatability"]["median_percent"]
     assert record["networks"] >= 4
+    trials = platform.accuracy["intervals"]["trials"]
+    assert trials["networks"] == record["networks"]
+    assert trials["inside"] >= 0.7 * trials["networks"]  # 90% intervals, few networks
 
 
 def test_the_card_shows_repeatability_and_a_figure(calibration) -> None:
