@@ -1,0 +1,93 @@
+"""Gram matrices of a model's layers from sampled feature maps; no label is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+
+from pytest_neuralpower.remedy.feature_maps import (
+    Reconstructed,
+    each_map,
+    unfolded_input,
+    unfolded_output,
+)
+from pytest_neuralpower.remedy.least_squares import Gram
+from pytest_neuralpower.remedy.matrices import groups_of, unknowns_of
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.remedy.calls import Call
+
+__all__ = ["ROWS_PER_UNKNOWN", "sampled_grams"]
+
+#: Rows of a layer's feature maps that are sampled at most, per weight of one output.
+ROWS_PER_UNKNOWN = 8
+
+
+def sampled_grams(
+    model: nn.Module,
+    reference: nn.Module,
+    paths: Sequence[str],
+    calls: Sequence[Call],
+    *,
+    outputs: Mapping[str, torch.Tensor] | None = None,
+    seed: int = 0,
+) -> Mapping[str, Gram]:
+    """Sums that tell how to make layers of ``model`` give what those of ``reference`` give.
+
+    Inputs are those that the layer sees in ``model`` as it is now, with the errors of the layers
+    before it; outputs are those of the same layer in ``reference``. Of each call the same rows
+    (positions of samples) are taken from both.
+
+    Parameters
+    ----------
+    paths
+        Layers; one that does not run is left out.
+    outputs
+        Channels of the reference's outputs that the model's layer still has, by path.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    grams: dict[str, Gram] = {}
+    for call in calls:
+        wanted: dict[str, list[tuple[torch.Tensor | None, torch.Tensor]]] = {}
+
+        def keep(
+            path: str,
+            _given: torch.Tensor,
+            made: torch.Tensor,
+            wanted: dict[str, list[tuple[torch.Tensor | None, torch.Tensor]]] = wanted,
+        ) -> None:
+            layer = cast("Reconstructed", model.get_submodule(path))
+            if outputs and path in outputs:
+                axis = -1 if isinstance(layer, nn.Linear) else 1
+                made = made.index_select(axis, outputs[path].to(made.device))
+            rows = unfolded_output(layer, made)
+            most = -(-ROWS_PER_UNKNOWN * unknowns_of(layer) // len(calls))
+            picked = None
+            if rows.shape[1] > most:
+                picked = torch.randperm(rows.shape[1], generator=generator)[:most].to(rows.device)
+                rows = rows[:, picked]
+            wanted.setdefault(path, []).append((picked, rows))
+
+        def add(
+            path: str,
+            given: torch.Tensor,
+            _made: torch.Tensor,
+            wanted: dict[str, list[tuple[torch.Tensor | None, torch.Tensor]]] = wanted,
+        ) -> None:
+            layer = cast("Reconstructed", model.get_submodule(path))
+            picked, made = wanted[path].pop(0)
+            rows = unfolded_input(layer, given)
+            if picked is not None:
+                rows = rows[:, picked]
+            if layer.bias is not None:
+                rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], 2)
+            if path not in grams:
+                grams[path] = Gram.empty(groups_of(layer), rows.shape[2], made.shape[2])
+            grams[path].add(rows, made)
+
+        each_map(reference, paths, (call,), keep)
+        each_map(model, paths, (call,), add)
+    return grams
