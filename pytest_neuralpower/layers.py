@@ -234,6 +234,10 @@ _OPS_PER_ELEMENT: Final = {
 }
 
 
+#: Operations that read no more of their first input than they return.
+_READS_ITS_RESULT: Final = frozenset({"getitem", "gather", "index_select", "take_along_dim"})
+
+
 def cost_terms(layer: Layer) -> CostTerms:
     """Operations and bytes of one layer, from its configuration alone.
 
@@ -244,12 +248,12 @@ def cost_terms(layer: Layer) -> CostTerms:
     kind = layer.kind
     bytes_in = total_bytes(layer.inputs)
     bytes_out = total_bytes(layer.outputs)
-    bytes_weight = total_bytes(layer.weights)
+    bytes_weight = total_bytes(layer.weights) if layer.weights else 0
     workspace = 0
-    if kind in _OPS_PER_ELEMENT:
-        per_element = _OPS_PER_ELEMENT[kind]
+    per_element = _OPS_PER_ELEMENT.get(kind)
+    if per_element is not None:
         swept = layer.inputs if kind == "reduction" and layer.inputs else layer.outputs
-        flops = per_element * (swept[0].numel if swept else 0)
+        flops = per_element * math.prod(swept[0].shape) if swept and per_element else 0
         if kind == "norm" and layer.op == "batch_norm" and not layer.param("training", False):
             flops = 2 * layer.outputs[0].numel  # statistics are known: one scale, one shift
         if kind == "embedding":
@@ -257,7 +261,7 @@ def cost_terms(layer: Layer) -> CostTerms:
             rows = int(layer.param("rows", 0)) * layer.weights[0].shape[-1]
             itemsize = ITEMSIZE[layer.weights[0].dtype]
             bytes_weight = rows * itemsize if rows else bytes_out
-        elif layer.op in ("getitem", "gather", "index_select", "take_along_dim"):
+        elif layer.op in _READS_ITS_RESULT:
             # Likewise: indexing touches what it returns, and the index tensors.
             bytes_in = bytes_out + total_bytes(layer.inputs[1:])
     elif kind == "pool":
