@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from pytest_neuralpower.errors import FitError
 from pytest_neuralpower.estimators import Shares
 from pytest_neuralpower.estimators.selection import Score
 from pytest_neuralpower.features import columns, family
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["metered_power"]
 
-#: Readings for three terms, at least.
+#: Readings for three terms, at least; fewer come of a calibration of less than a minute.
 _LEAST: Final = 6
 
 
@@ -40,14 +39,9 @@ class _Reading(NamedTuple):
 
 
 def metered_power(platform: Platform, networks: Sequence[NetworkRow]) -> Platform:
-    """The platform with a power model of all kinds of layers; without any reading, none is claimed.
+    """The platform with a power model of all kinds of layers; none is claimed of too few readings.
 
     Its accuracy tells each reading's error by a model that was fitted without it.
-
-    Raises
-    ------
-    FitError
-        Power was measured, but too few times.
     """
     model = Shares(
         peak_gflops=float(platform.hardware["peak_gflops"]),
@@ -55,14 +49,9 @@ def metered_power(platform: Platform, networks: Sequence[NetworkRow]) -> Platfor
         limit_w=platform.hardware.get("limit_w"),
     )
     readings = _readings(model, networks)
-    if not readings:
+    if len(readings) < _LEAST:
         tiers = {quantity: tier for quantity, tier in platform.tiers.items() if quantity != "power"}
         return replace(platform, tiers=tiers)
-    if len(readings) < _LEAST:
-        raise FitError(
-            f"{platform.name}: {len(readings)} readings of power, {_LEAST} are needed: measure "
-            "longer, or without a meter (--meter none)"
-        )
     watts = np.array([each.watts for each in readings])
     shares = np.array([(each.compute, each.traffic) for each in readings])
     held_out = np.empty(len(readings))

@@ -34,7 +34,7 @@ def closing_lines(path: Path, platform: Platform, directory: Path) -> list[str]:
         )
     tier = platform.tiers.get("power")
     lines.append(
-        "energy: none; give --watts W for an estimate"
+        "energy: none; measure longer with a meter, or give --watts W for an estimate"
         if tier is None
         else f"energy: {tier}" + (", not measured" if tier == "estimated" else "")
     )

@@ -9,7 +9,6 @@ import pytest
 from pytest_neuralpower.calibrate.measured_rows import NetworkRow
 from pytest_neuralpower.calibrate.metered_power import metered_power
 from pytest_neuralpower.calibrate.rows import Row, matmul_layer, streaming_layer
-from pytest_neuralpower.errors import FitError
 from pytest_neuralpower.platform import Fallback, Platform
 
 PEAK, BANDWIDTH = 1000.0, 100.0
@@ -70,12 +69,8 @@ def test_a_whole_network_draws_what_its_layers_do_weighted_by_time() -> None:
     assert reading["held_out_w"] == pytest.approx(reading["measured_w"], rel=1e-3)
 
 
-def test_without_a_reading_no_tier_of_power_is_claimed() -> None:
-    found = metered_power(BARE, [network("n0", row(512, 0.5, known=False))])
+@pytest.mark.parametrize("known", [False, True])
+def test_of_too_few_readings_no_power_is_claimed(known: bool) -> None:
+    found = metered_power(BARE, [network("n0", row(512, 0.5, known=known))])
     assert found.power is None
     assert dict(found.tiers) == {"runtime": "measured"}
-
-
-def test_too_few_readings_are_refused_with_what_to_do() -> None:
-    with pytest.raises(FitError, match=r"toy: 1 readings of power, 6 are needed: measure longer"):
-        metered_power(BARE, [network("n0", row(512, 0.5))])
