@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -27,14 +27,15 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform import AnyPlatform
     from pytest_neuralpower.prediction import Prediction
     from pytest_neuralpower.remedy.channels import ChannelGroup, ChannelGroups
-    from pytest_neuralpower.remedy.plateaus import Curve
-    from pytest_neuralpower.remedy.prices import Prices
 
 __all__ = ["Advice", "Advised", "advise", "advise_groups"]
 
 #: Edges are looked for within this part of a width, and within so many channels of a narrow one.
 _PART: Final = 8
 _LEAST_CHANNELS: Final = 4
+
+#: So many units beyond are priced too, to know the usual step.
+_BEYOND: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,15 +183,18 @@ def advise_groups(
     if budget is not None:
         check(budget, before)  # refuses a budget on what the platform does not know
     prices = WidthPrices(groups, platform, _quantity(before, budget))
-    found: list[Advice] = []
-    left = [name for name, reason in groups.frozen.items() if reason == NOT_CHECKED]
+    most = {group.name: _most_units(group, channels) for group in groups.changeable}
+    examined = prices.examine({name: units + _BEYOND for name, units in most.items()}, until)
     computed = "analytic" in platform.tiers.values()
-    for group in prices.dearest_first():
-        if time.monotonic() > until:
-            left.append(group.name)
-            continue
-        most = max(group.width // _PART, _LEAST_CHANNELS) if channels is None else channels
-        found += _advice_on(group, prices, most, computed=computed)
+    found = [
+        each
+        for group in groups.changeable
+        for each in _advice_on(
+            group, prices, most[group.name], examined[group.name], computed=computed
+        )
+    ]
+    left = [name for name, reason in groups.frozen.items() if reason == NOT_CHECKED]
+    left += [name for name, units in most.items() if examined[name] < units]
     shrinking = sorted(
         (each for each in found if each.action == "shrink"),
         key=lambda each: each.change(prices.quantity),
@@ -218,7 +222,7 @@ def advise_groups(
         budget=budget,
         meets=None if budget is None else check(budget, after).passed,
         frozen={name: each for name, each in groups.frozen.items() if each != NOT_CHECKED},
-        examined=sum(group.name not in left for group in groups.changeable),
+        examined=sum(name not in left for name in most),
         left=tuple(left),
     )
 
@@ -230,46 +234,38 @@ def _quantity(before: Prediction, budget: Budget | None) -> Literal["energy", "r
     return "runtime" if before.energy_mj is None else "energy"
 
 
+def _most_units(group: ChannelGroup, channels: int | None) -> int:
+    """By how many units a width may move at most."""
+    most = max(group.width // _PART, _LEAST_CHANNELS) if channels is None else channels
+    return most // group.step
+
+
 def _advice_on(
-    group: ChannelGroup, prices: WidthPrices, most: int, *, computed: bool
-) -> list[Advice]:
+    group: ChannelGroup, prices: WidthPrices, most: int, examined: int, *, computed: bool
+) -> Iterator[Advice]:
     """The edges near one width, one below and one above, where there are any."""
-    curve, priced = prices.curve(group)
-    places: tuple[tuple[Literal["shrink", "expand"], int | None], ...] = (
-        ("shrink", shrinkage(curve, most)),
-        ("expand", expansion(curve, most)),
-    )
-    return [
-        _advice(action, group, prices, curve, priced, place, computed=computed)
-        for action, place in places
-        if place is not None
-    ]
-
-
-def _advice(
-    action: Literal["shrink", "expand"],
-    group: ChannelGroup,
-    prices: WidthPrices,
-    curve: Curve,
-    priced: Prices,
-    place: int,
-    *,
-    computed: bool,
-) -> Advice:
-    to_width = int(curve.widths[place])
-    trusted = bool(priced.trusted[place] and priced.trusted[curve.now])
+    curve, priced = prices.curve(group, examined)
     parameters = prices.groups.parameters
-    return Advice(
-        action=action,
-        group=group.name,
-        coupled=tuple(dict.fromkeys(slot.path for slot in group.slots[1:])),
-        width=group.width,
-        to_width=to_width,
-        energy_change_mj=_change(priced.energy_mj, place, curve.now),
-        runtime_change_ms=_change(priced.runtime_ms, place, curve.now),
-        parameters_change=parameters({group.name: to_width}) - parameters(),
-        known="computed" if computed else "interpolated" if trusted else "extrapolated",
+    places: tuple[tuple[Literal["shrink", "expand"], int | None], ...] = (
+        ("shrink", shrinkage(curve, most * group.step)),
+        ("expand", expansion(curve, most * group.step)),
     )
+    for action, place in places:
+        if place is None:
+            continue
+        to_width = int(curve.widths[place])
+        trusted = bool(priced.trusted[place] and priced.trusted[curve.now])
+        yield Advice(
+            action=action,
+            group=group.name,
+            coupled=tuple(dict.fromkeys(slot.path for slot in group.slots[1:])),
+            width=group.width,
+            to_width=to_width,
+            energy_change_mj=_change(priced.energy_mj, place, curve.now),
+            runtime_change_ms=_change(priced.runtime_ms, place, curve.now),
+            parameters_change=parameters({group.name: to_width}) - parameters(),
+            known="computed" if computed else "interpolated" if trusted else "extrapolated",
+        )
 
 
 def _change(values: FloatArray | None, place: int, now: int) -> float | None:

@@ -1,7 +1,8 @@
-"""Every width of a channel group, priced on a platform."""
+"""A model's layers at other widths of its channel groups, priced on a platform."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
@@ -19,14 +20,16 @@ if TYPE_CHECKING:
 
 __all__ = ["WidthPrices"]
 
-#: A width is examined this part of it up and down, and at least so many units: far enough to tell
-#: a jump from the usual step.
-_PART: Final = 8
-_LEAST_UNITS: Final = 16
+#: Units up and down to which all groups are priced, round by round: a slow platform is asked for
+#: the nearest widths of all groups before any far one.
+_ROUNDS: Final = (4, 16, 64, 256, 1024, 4096)
+
+#: Widths are priced some at a time, to look at the clock between; more when that took less.
+_SLICE_S: Final = 0.05
 
 
 class WidthPrices:
-    """Prices of a model's layers at other widths, chosen by one ``quantity``."""
+    """Prices of layers by width, chosen by one ``quantity``."""
 
     def __init__(
         self,
@@ -41,17 +44,14 @@ class WidthPrices:
     def dearest_first(self) -> list[ChannelGroup]:
         """The groups that may change, by what the layers that they reach cost now."""
         found = self.groups.changeable
-        reached = [self.groups.reached(group.name) for group in found]
-        costs = self.amounts(
-            self._prices.of([self.groups.layers_at(places, {}) for places in reached])
-        )
-        order = np.argsort(-costs, kind="stable")
+        sets = [self.groups.layers_at(self.groups.reached(group.name), {}) for group in found]
+        order = np.argsort(-self.amounts(self._prices.of(sets)), kind="stable")
         return [found[place] for place in order.tolist()]
 
     def at(
         self, name: str, widths: Sequence[int], others: Mapping[str, int] | None = None
     ) -> Prices:
-        """Price of the layers that one group reaches, at each of its ``widths``."""
+        """Price of the layers that one group reaches, at each of ``widths``, beside ``others``."""
         places = self.groups.reached(name)
         return self._prices.of(
             [self.groups.layers_at(places, {**(others or {}), name: width}) for width in widths]
@@ -60,19 +60,56 @@ class WidthPrices:
     def amounts(self, prices: Prices) -> FloatArray:
         """The quantity that widths are chosen by."""
         found = prices.of(self.quantity)
-        assert found is not None  # the quantity is one that the platform knows
+        assert found is not None  # it was chosen as one that the platform knows
         return found
 
-    def curve(self, group: ChannelGroup) -> tuple[Curve, Prices]:
-        """The price at every width around the present one."""
-        reach = max(group.units // _PART, _LEAST_UNITS)
-        units = range(max(group.units - reach, 1), group.units + reach + 1)
-        widths = [each * group.step for each in units]
+    def examine(self, reach: Mapping[str, int], until: float) -> dict[str, int]:
+        """Price the widths around every present one, the dearest group first.
+
+        Parameters
+        ----------
+        reach
+            How many units up and down to go, by group.
+        until
+            When to stop, on the clock of :func:`time.monotonic`.
+
+        Returns
+        -------
+        dict
+            How many units up and down were priced, by group; 0 for none.
+        """
+        done = dict.fromkeys(reach, 0)
+        size = 1
+        for radius in _ROUNDS:
+            for group in self.dearest_first():
+                goal = min(radius, reach[group.name])
+                while done[group.name] < goal:
+                    start = time.monotonic()
+                    if start > until:
+                        return done
+                    far = min(done[group.name] + size, goal)
+                    self.at(group.name, _widths(group, far, done[group.name]))
+                    done[group.name] = far
+                    quick = time.monotonic() - start < _SLICE_S
+                    size = size * 2 if quick else max(size // 2, 1)
+        return done
+
+    def curve(self, group: ChannelGroup, radius: int) -> tuple[Curve, Prices]:
+        """The price at every width up to ``radius`` units around the present one."""
+        widths = _widths(group, radius)
         prices = self.at(group.name, widths)
-        now = group.units - units.start
-        return Curve(np.array(widths), self.amounts(prices), now), prices
+        return Curve(np.array(widths), self.amounts(prices), widths.index(group.width)), prices
 
     def trace_at(self, widths: Mapping[str, int]) -> Trace:
         """The whole call at other widths."""
         trace = self.groups.trace
         return replace(trace, layers=self.groups.with_widths(trace.layers, widths))
+
+
+def _widths(group: ChannelGroup, radius: int, beyond: int = -1) -> list[int]:
+    """Widths of at most ``radius`` and more than ``beyond`` units from the present one."""
+    return [
+        (group.units + far) * group.step
+        for far in range(max(-radius, 1 - group.units), radius + 1)
+        if abs(far) > beyond
+    ]
