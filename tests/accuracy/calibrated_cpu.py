@@ -27,6 +27,7 @@ from pytest_neuralpower.calibrate.fit import Fitted, fit_recipe
 from pytest_neuralpower.calibrate.measured_rows import NetworkRow, network_rows, usual_probe_ms
 from pytest_neuralpower.calibrate.profile import read_profile
 from pytest_neuralpower.calibrate.recipe import read_recipe
+from pytest_neuralpower.errors import FitError
 from pytest_neuralpower.estimators import Estimator, NeuralPower
 from pytest_neuralpower.estimators.baselines import FlopsOnly, Roofline
 from pytest_neuralpower.estimators.neuralpower import SIZES
@@ -102,7 +103,10 @@ def _refitted(fitted: Fitted, make: Callable[[str], Estimator | None]) -> Platfo
     for name, fit in fitted.families.items():
         estimator = make(name)
         if estimator is not None and name in families:
-            estimator.fit(fit.columns, fit.runtime_ms, groups=fit.groups)
+            try:
+                estimator.fit(fit.columns, fit.runtime_ms, groups=fit.groups)
+            except FitError:  # copies have no operations to count: priced as the platform does
+                continue
             families[name] = replace(families[name], estimators={"runtime": estimator})
     return replace(fitted.platform, families=families, intervals=None)
 
