@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pytest_neuralpower.layers import (
     ITEMSIZE,
@@ -27,7 +26,8 @@ from pytest_neuralpower.layers import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FloatArray: TypeAlias = NDArray[np.float64]
+# NDArray[np.float64], spelled out: loading numpy.typing would take a millisecond.
+FloatArray: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
 Columns: TypeAlias = Mapping[str, FloatArray]
 
 #: Families whose time is that of matrix products (m x k by k x n, ``groups`` of them).

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import IntFlag, auto
 from itertools import repeat
 from operator import attrgetter
 from pathlib import Path
@@ -79,19 +78,12 @@ _UNMEASURED_POWER: Final = {
 _FLOATING: Final = ("float", "bfloat", "complex")
 
 
-class _Code(IntFlag):
-    """Flags of a layer as a number, so that an array holds those of many."""
+#: Flags of a layer as bits of a number, so that an array holds those of many.
+_UNCOVERED: Final = 1
+_FALLBACK: Final = 2
+_EXTRAPOLATED: Final = 4
 
-    UNCOVERED = auto()
-    FALLBACK = auto()
-    EXTRAPOLATED = auto()
-
-
-_NAMES: Final = {
-    _Code.UNCOVERED: UNCOVERED,
-    _Code.FALLBACK: FALLBACK,
-    _Code.EXTRAPOLATED: EXTRAPOLATED,
-}
+_NAMES: Final = {_UNCOVERED: UNCOVERED, _FALLBACK: FALLBACK, _EXTRAPOLATED: EXTRAPOLATED}
 
 #: The flags that each sum of codes stands for.
 _FLAGS: Final = tuple(
@@ -230,7 +222,7 @@ class Platform:
         if power is not None:
             self._refuse_impossible(distinct, "power", power)
         foreign = self._foreign(distinct)
-        codes[foreign] |= int(_Code.EXTRAPOLATED)
+        codes[foreign] |= _EXTRAPOLATED
         watts: Iterable[float | None] = repeat(None)
         energy: Iterable[float | None] = repeat(None)
         millijoules = None if power is None else power * runtime
@@ -240,7 +232,7 @@ class Platform:
         values: list[Iterable[Any]] = [runtime.tolist(), watts, energy, used, flags]
         intervals: dict[str, Any] = {}
         if self.intervals is not None:
-            outside = codes == _Code.EXTRAPOLATED
+            outside = codes == _EXTRAPOLATED
             errors = self.intervals.errors(
                 families, runtime, millijoules, outside=outside, foreign=foreign
             )
@@ -309,13 +301,13 @@ class Platform:
             model = self.families.get(name) or self.families.get(STAND_INS.get(name, ""))
             if model is None or "runtime" not in model.estimators:
                 estimated = self.fallback.predict(values)
-                flag = _Code.UNCOVERED if name == "uncovered" else _Code.FALLBACK
-                label, code = "fallback", np.full(len(where), int(flag))
+                flag = _UNCOVERED if name == "uncovered" else _FALLBACK
+                label, code = "fallback", np.full(len(where), flag)
             else:
                 estimated, label = model.runtime(values), model.estimators["runtime"].name
-                code = np.where(outside(model.ranges, values), int(_Code.EXTRAPOLATED), 0)
+                code = np.where(outside(model.ranges, values), _EXTRAPOLATED, 0)
                 if name not in self.families:
-                    code[:] = _Code.EXTRAPOLATED
+                    code[:] = _EXTRAPOLATED
             estimated = np.maximum(estimated, self.fallback.floor_ms)
             runtime[where], codes[where] = estimated, code
             for index in where:

@@ -18,7 +18,6 @@ from pytest_neuralpower.errors import FitError
 from pytest_neuralpower.estimators.base import Estimator
 from pytest_neuralpower.estimators.folds import MIN_GROUPS, grouped_folds, whole_groups
 from pytest_neuralpower.estimators.terms import evaluate, is_term
-from pytest_neuralpower.estimators.tree_growth import grow
 from pytest_neuralpower.estimators.tree_nodes import (
     Leaf,
     Node,
@@ -121,6 +120,8 @@ class Tree(Estimator):
         self.root_ = self._grow(columns, target, self.depth, self.least_rows)
 
     def _grow(self, columns: Columns, target: FloatArray, depth: int, least_rows: int) -> Node:
+        from pytest_neuralpower.estimators.tree_growth import grow  # noqa: PLC0415 - only fitting
+
         return grow(
             columns,
             self._terms(columns),

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pytest_neuralpower.tracing.aten_mode import AtenRecorder
 from pytest_neuralpower.tracing.fallbacks import map_outline, map_tensors
 from pytest_neuralpower.tracing.signals import NeedsForward
 from pytest_neuralpower.tracing.torch_private import (
@@ -46,6 +45,8 @@ def call_script_module(
 
 
 def _call_script(recorder: Recorder, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    from pytest_neuralpower.tracing.aten_mode import AtenRecorder  # noqa: PLC0415 - few need it
+
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def to_fake(tensor: Tensor) -> Tensor:

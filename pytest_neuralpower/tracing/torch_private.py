@@ -20,7 +20,8 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
-    "NATIVE_FUNCTIONS",
+    "NATIVE_CLASS",
+    "NATIVE_MODULE",
     "DataDependentOutputException",
     "DynamicOutputShapeException",
     "FakeTensor",
@@ -32,8 +33,9 @@ __all__ = [
     "without_torch_function",
 ]
 
-#: Where functions live that ``torch.nn.functional`` and ``nn.LSTM`` call.
-NATIVE_FUNCTIONS: Final = (torch._C._nn, torch._VF)
+#: Where functions live that ``torch.nn.functional`` and ``nn.LSTM`` (through ``torch._VF``) call.
+NATIVE_MODULE: Final = torch._C._nn
+NATIVE_CLASS: Final = torch._C._VariableFunctions
 
 #: A context in which functions run without ``__torch_function__``.
 without_torch_function: Callable[[], Any] = torch._C.DisableTorchFunction

@@ -9,8 +9,6 @@ from torch import nn
 
 from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.layers import Trace
-from pytest_neuralpower.tracing.aten_route import trace_dispatcher
-from pytest_neuralpower.tracing.forward_route import lacks_values, trace_forward
 from pytest_neuralpower.tracing.function_route import trace_functions
 from pytest_neuralpower.tracing.inputs import batch_size, input_tensors, not_a_tensor
 from pytest_neuralpower.tracing.lazy_modules import has_lazy_modules, initialised_later
@@ -75,6 +73,9 @@ def _first_route(model: nn.Module, args: Any, kwargs: Any) -> tuple[str, Recorde
     try:
         return "function", trace_functions(model, args, kwargs, paths)
     except NeedsAten as detour:
+        # The other routes load when a model needs them: few do.
+        from pytest_neuralpower.tracing.aten_route import trace_dispatcher  # noqa: PLC0415
+
         try:
             recorder = trace_dispatcher(model, args, kwargs)
         except (NeedsForward, Exception) as error:
@@ -95,6 +96,11 @@ def _first_route(model: nn.Module, args: Any, kwargs: Any) -> tuple[str, Recorde
 
 def _forward(model: nn.Module, args: Any, kwargs: Any, cause: BaseException) -> Recorder:
     """The forward route, where the model has values to compute with."""
+    from pytest_neuralpower.tracing.forward_route import (  # noqa: PLC0415 - few models need it
+        lacks_values,
+        trace_forward,
+    )
+
     reason = cause.reason if isinstance(cause, NeedsForward) else None
     lacking = lacks_values(model, args, kwargs)
     if lacking is not None:

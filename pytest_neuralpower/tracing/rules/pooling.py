@@ -19,7 +19,7 @@ from pytest_neuralpower.tracing.strides import (
     contiguous_strides,
     is_channels_last,
 )
-from pytest_neuralpower.tracing.torch_private import NATIVE_FUNCTIONS
+from pytest_neuralpower.tracing.torch_private import NATIVE_CLASS, NATIVE_MODULE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -233,7 +233,7 @@ def _register(dims: int) -> None:
     TABLE[getattr(torch.nn.functional, adaptive_max)] = Entry(
         "rule", adaptive_max, adaptive_maximum
     )
-    for place in (torch, *NATIVE_FUNCTIONS):
+    for place in (torch, NATIVE_MODULE, NATIVE_CLASS):
         function = getattr(place, adaptive_max, None)
         if function is not None:
             TABLE[function] = with_indices

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from pytest_neuralpower.tracing.torch_private import NATIVE_FUNCTIONS
+from pytest_neuralpower.tracing.torch_private import NATIVE_CLASS, NATIVE_MODULE
 
 __all__ = ["TABLE", "Entry", "Rule", "enter", "functions_named", "rule"]
 
@@ -39,18 +39,17 @@ class Entry(NamedTuple):
 
 TABLE: Final[dict[Any, Entry]] = {}
 
-_PLACES: Final = (
-    torch,
-    torch.Tensor,
-    torch.nn.functional,
-    *NATIVE_FUNCTIONS,
-)
+#: Where torch's functions live. Of its modules the dictionaries, for most names are in some of
+#: them only, and torch takes long to say that it has none of a name.
+_MODULES: Final = tuple(map(vars, (torch, torch.nn.functional, NATIVE_MODULE)))
+_CLASSES: Final = (torch.Tensor, NATIVE_CLASS)
 
 
 def functions_named(name: str) -> Iterator[Any]:
     """Every public callable of torch with this name: function, method, functional."""
-    for place in _PLACES:
-        function = getattr(place, name, None)
+    found = [module.get(name) for module in _MODULES]
+    found += [getattr(each, name, None) for each in _CLASSES]
+    for function in found:
         if callable(function) and not isinstance(function, type):
             yield function
 
