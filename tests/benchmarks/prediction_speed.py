@@ -2,9 +2,10 @@
 
 Usage: python tests/benchmarks/prediction_speed.py [--profile PLATFORM]
 
-The layers are those of five networks at three batch sizes, as many distinct objects as are
-predicted. Times are the thread's own CPU time, so that what else the machine runs counts less;
-the best run stands beside each median.
+The layers are those of networks at several batch sizes in one call, repeated as the networks repeat
+their blocks and no further; beside them the different configurations alone, each once. Times are
+the thread's own CPU time, so that what else the machine runs counts less; the best run stands
+beside each median.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import os
 import pstats
 import statistics
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+import transformers
 from pytorchcv.model_provider import get_model
 from tabulate import tabulate
 
@@ -28,21 +29,29 @@ if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer
 
 NETWORKS = ("resnet50", "vgg16", "mobilenetv2_w1", "densenet121", "inceptionv3")
-LAYERS = 40_000
-RUNS = 7
+TRANSFORMERS = ("Bert", "ViT")
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+RUNS = 9
 
 
 def network_layers() -> list[Layer]:
-    """Layers of several networks, one after the other, until there are enough."""
+    """Layers of several networks at each batch size, one call after the other."""
     found: list[Layer] = []
     for name in NETWORKS:
         with torch.device("meta"):
             model = get_model(name)
         size = 299 if name == "inceptionv3" else 224
-        for batch in (1, 8, 64):
+        for batch in BATCHES:
             found += trace(model, torch.empty(batch, 3, size, size, device="meta"))
-    rounds = -(-LAYERS // len(found))
-    return [replace(layer) for _ in range(rounds) for layer in found][:LAYERS]
+    for name in TRANSFORMERS:
+        with torch.device("meta"):
+            model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")())
+        for batch in BATCHES:
+            given = torch.full((batch, 128), 5)
+            found += trace(
+                model.eval(), torch.empty(batch, 3, 224, 224) if name == "ViT" else given
+            )
+    return found
 
 
 def seconds(name: str, layers: list[Layer]) -> list[float]:
@@ -64,6 +73,7 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core
     layers = network_layers()
+    distinct = list({layer.configuration: layer for layer in layers}.values())
     if asked.profile:
         platform = load_platform(asked.profile)
         with cProfile.Profile() as profile:
@@ -72,11 +82,17 @@ def main() -> None:
         return
     rows = []
     for name in list_platforms():
-        times = seconds(name, layers)
-        median, best = (len(layers) / each for each in (statistics.median(times), min(times)))
-        rows.append((name, f"{median:,.0f}", f"{best:,.0f}"))
-    print(f"batched prediction of {len(layers):,} layers of {', '.join(NETWORKS)}\n")
-    print(tabulate(rows, ("platform", "layers/s (median)", "best"), disable_numparse=True))
+        rates = [name]
+        for some in (layers, distinct):
+            times = seconds(name, some)
+            rates += [f"{len(some) / each:,.0f}" for each in (statistics.median(times), min(times))]
+        rows.append(rates)
+    print(
+        f"batched prediction of {len(layers):,} layers of {', '.join(NETWORKS + TRANSFORMERS)}, "
+        f"{len(distinct):,} of them different\n"
+    )
+    heads = ("platform", "layers/s (median)", "best", "different ones (median)", "best")
+    print(tabulate(rows, heads, disable_numparse=True))
 
 
 if __name__ == "__main__":
