@@ -100,7 +100,7 @@ def _value(value: Any) -> str:
 
 def _comparison(found: Mapping[str, Any], layers: int, texts: _Texts) -> dict[str, Any]:
     changed, gone = {}, []
-    at = 0
+    places = _heads_by_base(found["layers"], layers)
     for each in found["layers"]:
         entry: dict[str, Any] = {
             "energy_mj": _stored(each["energy_mj"][0]),
@@ -111,11 +111,27 @@ def _comparison(found: Mapping[str, Any], layers: int, texts: _Texts) -> dict[st
         }
         if each["head_index"] is None:
             names = {name: texts.number(each[name]) for name in ("path", "op", "kind")}
-            gone.append({**entry, **names, "at": min(at, layers)})
+            stood_after = max((base for base in places if base < each["base_index"]), default=None)
+            at = 0 if stood_after is None else places[stood_after] + 1
+            gone.append({**entry, **names, "at": at})
         else:
-            at = each["head_index"] + 1
             changed[each["head_index"]] = entry
     return {**{name: found[name] for name in _COMPARED}, "changed": changed, "gone": gone}
+
+
+def _heads_by_base(changes: Sequence[Mapping[str, Any]], layers: int) -> dict[int, int]:
+    """Index of each layer that still exists: in the baseline, and now.
+
+    Layers that are equal are not listed among the changes; they are paired in order.
+    """
+    pairs = [(each["base_index"], each["head_index"]) for each in changes]
+    listed_bases, listed_heads = ({pair[side] for pair in pairs} - {None} for side in (0, 1))
+    heads = [index for index in range(layers) if index not in listed_heads]
+    count = len(heads) + len(listed_bases)
+    bases = [index for index in range(count) if index not in listed_bases]
+    return dict(zip(bases, heads, strict=True)) | {
+        base: head for base, head in pairs if base is not None and head is not None
+    }
 
 
 def _stored(value: float | None) -> float | None:

@@ -136,7 +136,7 @@ function drawIcicle(tree, layers, quantity, root = firstBranch(tree)) {
     text: nodes.text, textinfo: "label+text", hovertext: nodes.hovertext, hoverinfo: "text",
     // The share that is too small to show stays empty.
     branchvalues: "total", marker: { colors: nodes.fills, line: { width: 0.5, color: colour("--page") } },
-    tiling: { orientation: "v" }, sort: false, pathbar: { visible: false },
+    leaf: { opacity: 1 }, tiling: { orientation: "v" }, sort: false, pathbar: { visible: false },
   }], layout({ height: 380, margin: { l: 0, r: 0, t: 4, b: 0 }, uniformtext: { minsize: 10, mode: "hide" } }), CONFIG).then((chart) => {
     chart.removeAllListeners("plotly_icicleclick");
     chart.on("plotly_icicleclick", (event) => {

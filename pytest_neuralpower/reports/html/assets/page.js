@@ -64,10 +64,11 @@ function changes(prediction) {
   if (!compared) return [];
   const lines = ["energy", "runtime"].filter((each) => compared[each]).map((quantity) => {
     const { base, head, interval, calibration } = compared[quantity];
-    const sure = interval && tone(base, head) !== "faint"
+    const sure = interval
       ? `, ${Math.round(100 * interval[2])}% sure between ${signed(quantity, interval[0])} and ${signed(quantity, interval[1])}` : "";
     const recalibrated = compared.recalibrated && calibration !== null
       ? `; calibration itself ${signed(quantity, calibration)}, not counted` : "";
+    if (tone(base, head) === "faint") return make("p", {}, `${quantity}: ${show(quantity, head)}, unchanged${recalibrated}`);
     return make("p", {}, `${quantity}: ${show(quantity, base)} → ${show(quantity, head)}, `,
       make("span", { class: `bold ${tone(base, head)}` }, growth(base, head)), sure + recalibrated);
   });

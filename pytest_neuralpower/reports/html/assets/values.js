@@ -38,6 +38,7 @@ function showPercent(share) {
 /** How much more, in percent; in times where it has more than doubled. */
 function growth(before, after) {
   if (!before) return after ? "new" : "+0.0%";
+  if (!after) return "gone";
   const ratio = after / before;
   if (ratio >= 2) return `×${Number(ratio.toPrecision(3)).toLocaleString("en")}`;
   if (Math.abs(ratio - 1) < 1e-9) return "+0.0%";
