@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -49,8 +49,7 @@ __all__ = [
 _QUANTITIES: tuple[Literal["runtime", "power", "energy"], ...] = ("runtime", "power", "energy")
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
+class Spread(NamedTuple):
     """How far measured layers lay from what was predicted without them.
 
     Attributes
@@ -228,8 +227,7 @@ def _no_others(data: Mapping[str, Any], names: Sequence[str]) -> None:
         raise ValueError(f"unknown field {unknown[0]!r}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(NamedTuple):
     """One cause of error: each layer's log distance, and what it has in common with its family."""
 
     distance: FloatArray

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -129,8 +129,7 @@ class FamilyModel:
         return {**values, "runtime_ms": runtime_ms, "bytes_moved": moved}
 
 
-@dataclass(frozen=True, slots=True)
-class Fallback:
+class Fallback(NamedTuple):
     """Prices a layer by its traffic at the bandwidth that streaming layers achieved, or by its
     operations at the rate that convolutions achieved where that takes longer.
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Self
 
 import numpy as np
 
@@ -25,8 +24,7 @@ MIN_ACTIVE_ROWS: Final = 12
 _REWEIGHINGS: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
-class _Fitted:
+class _Fitted(NamedTuple):
     """Rates of one regime, and the range of time over roofline that its rows had."""
 
     rates: dict[str, float]

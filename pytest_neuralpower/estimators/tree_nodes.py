@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Leaf", "Node", "Split", "cut", "leaf_numbers", "leaves", "line_values", "node_of"]
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(NamedTuple):
     """The line ``sum of rate x term`` (``launch`` is the constant), and how many rows gave it."""
 
     rates: Mapping[str, float]
@@ -29,8 +27,7 @@ class Leaf:
         return {"rows": self.rows, "rates": dict(self.rates)}
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
+class Split(NamedTuple):
     """Rows for which ``condition`` holds go to ``yes``; ``here`` is the leaf that a tree cut off
     at this node has in its place (None once it is stored)."""
 

@@ -34,7 +34,7 @@ OTHER = Spread(0.5, 0.5, 1.0)
 def intervals(
     correlation: float = 0.0, *, whole: float = 0.0, power: Spread | None = None
 ) -> Intervals:
-    conv = replace(CONV, correlation=correlation)
+    conv = CONV._replace(correlation=correlation)
     watts = None if power is None else QuantitySpreads({}, power)
     return Intervals(0.9, QuantitySpreads({"conv": conv}, OTHER, whole), watts)
 
