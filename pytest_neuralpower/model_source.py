@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pytest_neuralpower.built import Origin, remember
 from pytest_neuralpower.errors import ImportPathError
 
 if TYPE_CHECKING:
@@ -29,9 +30,11 @@ def build(factory: Callable[..., Model], /, *args: Any, **kwargs: Any) -> Model:
 
     try:
         with torch.device("meta"):
-            return factory(*args, **kwargs)
+            model = factory(*args, **kwargs)
     except (NotImplementedError, RuntimeError):  # torch raises either for a value it lacks
-        return factory(*args, **kwargs)
+        model = factory(*args, **kwargs)
+    remember(model, Origin(factory, args, kwargs))
+    return model
 
 
 def load_call(entry: Mapping[str, Any]) -> tuple[Any, list[torch.Tensor], dict[str, torch.Tensor]]:
@@ -55,10 +58,11 @@ def load_call(entry: Mapping[str, Any]) -> tuple[Any, list[torch.Tensor], dict[s
     return load_model(entry["model"], arguments), positional, keywords
 
 
-def load_model(target: str, arguments: dict[str, Any]) -> Any:
+def load_model(target: str, arguments: dict[str, Any], *, with_values: bool = False) -> Any:
     """Build the model that ``package.module:name`` or ``path/to/file.py:name`` names.
 
-    ``name`` is a module instance, or a class or function that returns one.
+    ``name`` is a module instance, or a class or function that returns one. It is built without
+    weights where that will do, unless ``with_values``.
 
     Raises
     ------
@@ -82,7 +86,7 @@ def load_model(target: str, arguments: dict[str, Any]) -> Any:
             f"{target!r} could not be called: {error}; give its arguments as --arg name=value"
         ) from None
     try:
-        return build(found, **arguments)
+        return found(**arguments) if with_values else build(found, **arguments)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ImportPathError(f"{target!r} raised {type(error).__name__}: {reason}") from error

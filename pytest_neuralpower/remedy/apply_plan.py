@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from pytest_neuralpower.errors import RemedyError
 from pytest_neuralpower.remedy.calls import as_call
 from pytest_neuralpower.remedy.fingerprint import structure_hash, weights_hash
 from pytest_neuralpower.remedy.plan import Plan, read_plan
+from pytest_neuralpower.remedy.tensor_files import load_state
 
 __all__ = ["apply_plan"]
 
@@ -63,7 +63,7 @@ def apply_plan(
                 values = parameters[name]
                 values.copy_(torch.where(mask.to(values.device), values, 0.0))
     if weights is not None:
-        state = _state(weights)
+        state = weights if isinstance(weights, Mapping) else load_state(weights)
         if weights_hash(state) != found.pruned_weights:
             raise RemedyError(
                 "the weights are not those that this plan came with; give the file that "
@@ -94,18 +94,3 @@ def _remove_channels(model: nn.Module, plan: Plan, inputs: Any) -> None:
         if gone:
             removed.append((group, gone))
     remove_units(model, removed)
-
-
-def _state(weights: Mapping[str, torch.Tensor] | str | Path) -> Mapping[str, torch.Tensor]:
-    if isinstance(weights, Mapping):
-        return weights
-    try:
-        loaded = torch.load(weights, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise RemedyError(f"{weights}: {error.strerror}") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RemedyError(f"{weights} is no state dict of torch: {reason}") from None
-    if not isinstance(loaded, Mapping):
-        raise RemedyError(f"{weights} is no state dict of torch: save model.state_dict()")
-    return loaded

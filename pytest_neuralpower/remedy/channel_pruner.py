@@ -118,7 +118,7 @@ class ChannelPruner:
         final = widths(chosen)
         for name in final:  # free capacity: FastDeepIoT's expansion to the local minimum
             final[name] = self._expanded(priced, final, name, limit)
-        self._keep({name: ranked[name].kept(final[name] // self._step(name)) for name in final})
+        self.keep({name: ranked[name].kept(final[name] // self._step(name)) for name in final})
         return {name: len(units) / self.first[name].units for name, units in self.kept.items()}
 
     def least(self) -> float:
@@ -192,7 +192,7 @@ class ChannelPruner:
                 sizes += weight.flatten(1).square().sum(1)[torch.as_tensor(slot.indices)].sum(1)
         return sizes
 
-    def _keep(self, chosen: Mapping[str, Sequence[int]]) -> None:
+    def keep(self, chosen: Mapping[str, Sequence[int]]) -> None:
         """Remove all other units of these groups, and refit the layers in running order."""
         removed = []
         kept, outputs = dict(self.kept), dict(self.outputs)

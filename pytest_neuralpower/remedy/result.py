@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from pytest_neuralpower.remedy.plan import Plan, write_plan
+from pytest_neuralpower.remedy.tensor_files import save_state
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,4 +62,4 @@ class Pruned:
         """Write the plan, and the pruned weights as a state dict of torch."""
         write_plan(self.plan, plan)
         if weights is not None:
-            torch.save(self.model.state_dict(), weights)
+            save_state(self.model, weights)

@@ -87,7 +87,9 @@ def warnings_of(
             f"{show_percent(share)} of the call after pruning is extrapolated: widths or sizes "
             "that the platform was not calibrated on."
         )
-    found += [f"{path} is left as it is: {why}." for path, why in left_out.items()]
+    if left_out:
+        named = "; ".join(f"{path} ({why})" for path, why in left_out.items())
+        found.append(f"Left as they are: {named}.")
     return tuple(found)
 
 

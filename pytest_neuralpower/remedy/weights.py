@@ -78,7 +78,7 @@ class WeightPruner:
     refit
         Whether kept weights are solved for by least squares.
     rows_per_unknown
-        Least rows of sampled feature maps per weight of an output, over the last layers refitted.
+        Rows of sampled feature maps per weight that stays of an output, by layer.
     """
 
     model: nn.Module
@@ -212,5 +212,5 @@ class WeightPruner:
         write_matrix(layer, source.under(kept).weights)
         # New dicts: a round that is undone goes back to the old ones.
         self.kept = {**self.kept, path: kept}
-        rows = gram.rows / gram.inputs.shape[-1]
+        rows = gram.rows / int(kept.sum(-1).max())
         self.rows_per_unknown = {**self.rows_per_unknown, path: rows}

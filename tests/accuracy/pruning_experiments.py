@@ -1,0 +1,247 @@
+"""The table of pruning experiments: `make prune-experiments`, or this file.
+
+Each row is run for several seeds of the network's training; the table has the mean and the worst.
+What is done is kept in `--cache`, so that a run that stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING
+
+import torch
+from pruning_networks import BATCH, NETWORKS, accuracy, calibration, train
+from tabulate import tabulate
+from torch import nn
+
+from pytest_neuralpower import load_platform, trace
+from pytest_neuralpower.remedy.calls import as_call, calibration_calls
+from pytest_neuralpower.remedy.channel_pruner import ChannelPruner
+from pytest_neuralpower.remedy.prune import prune_to_budget
+from pytest_neuralpower.remedy.weights import WeightPruner
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.layers import Layer
+    from pytest_neuralpower.remedy.result import Pruned
+
+EPOCHS = 10
+FINETUNE_EPOCHS = 4  # in each of two rounds
+ARRAY = load_platform("eyeriss")
+
+#: What one run of an experiment found, by column.
+Found = dict[str, float]
+
+
+def trained(network: str, seed: int, cache: Path) -> nn.Module:
+    """The network, trained once for all experiments."""
+    file = cache / f"{network}-{seed}.pt"
+    torch.manual_seed(seed)
+    model = NETWORKS[network]()
+    if file.exists():
+        model.load_state_dict(torch.load(file, weights_only=True))
+    else:
+        train(model, epochs=EPOCHS, rate=2e-3, seed=seed)
+        torch.save(model.state_dict(), file)
+    return model.eval()
+
+
+def _inputs(batch: int) -> torch.Tensor:
+    return calibration()[:batch]
+
+
+def _energy(model: nn.Module, batch: int = BATCH) -> float:
+    """Energy (mJ) of one call with the zeros that the model and its maps have."""
+    call = as_call(_inputs(batch))
+    calls = calibration_calls(calibration(), call)
+    pruner = WeightPruner(model, model, trace(model, *call.args), ARRAY, calls)
+    return pruner.cost()
+
+
+def _lines(result: Pruned, model: nn.Module) -> Found:
+    before, after = accuracy(model), accuracy(result.model)
+    return {
+        "dense %": before,
+        "pruned %": after,
+        "points lost": before - after,
+        "energy ratio, batch 16": result.plan.before / result.plan.after,
+        "energy ratio, batch 1": _energy(model, 1) / _energy(result.model, 1),
+        "weights left %": 100 * _weights_left(result.model),
+    }
+
+
+def _weights_left(model: nn.Module) -> float:
+    weights = [each for name, each in model.named_parameters() if name.endswith("weight")]
+    return sum(int((each != 0).sum()) for each in weights) / sum(each.numel() for each in weights)
+
+
+def untrained(model: nn.Module, seed: int, *, ratio: float, order: str = "greedy") -> Found:
+    """Weights removed to `1 / ratio` of the energy by least squares alone."""
+    limit = f"{_energy(model) / ratio} mJ"
+    result = prune_to_budget(
+        model, _inputs(BATCH), ARRAY, limit, calibration=calibration(), granularity="weight",
+        order=order, seed=seed,
+    )  # fmt: skip
+    return _lines(result, model)
+
+
+def finetuned(model: nn.Module, seed: int, *, ratio: float) -> Found:
+    """Two rounds, each followed by back-propagation with the masks held."""
+
+    def finetune(pruned: nn.Module, masks: dict[str, torch.Tensor], number: int) -> None:
+        train(pruned, epochs=FINETUNE_EPOCHS, rate=1e-3, seed=100 + number, masks=masks)
+
+    limit = f"{_energy(model) / ratio} mJ"
+    result = prune_to_budget(
+        model, _inputs(BATCH), ARRAY, limit, calibration=calibration(), granularity="weight",
+        order="greedy", finetune=finetune, rounds=2, seed=seed,
+    )  # fmt: skip
+    return _lines(result, model)
+
+
+def one_density(model: nn.Module, seed: int) -> Found:
+    """Every layer at density 0.3, untrained: by magnitude as it is, and by least squares."""
+    call = as_call(_inputs(BATCH))
+    calls = calibration_calls(calibration(), call)
+    found: Found = {"dense %": accuracy(model)}
+    for name, criterion, refit in (
+        ("magnitude %", "magnitude", False),
+        ("magnitude, refitted %", "magnitude", True),
+        ("least squares %", "output_error", True),
+    ):
+        pruned = copy.deepcopy(model)
+        layers = trace(pruned, *call.args)
+        pruner = WeightPruner(
+            pruned, model, layers, ARRAY, calls, criterion=criterion, refit=refit, seed=seed
+        )
+        pruner.reduce_each_to(0.3)
+        found[name] = accuracy(pruned)
+    found["points gained"] = found["least squares %"] - found["magnitude %"]
+    return found
+
+
+def _parameters(layers: Iterable[Layer]) -> float:
+    return sum(weight.numel for layer in layers for weight in layer.weights)
+
+
+def channels(model: nn.Module, seed: int) -> Found:
+    """Channels removed to 12% of the parameters, untrained, with and without least squares."""
+    call = as_call(_inputs(BATCH))
+    calls = calibration_calls(calibration(), call)
+    found: Found = {"dense %": accuracy(model)}
+    for name, criterion, refit in (
+        ("least squares %", "output_error", True),
+        ("magnitude, as it is %", "magnitude", False),
+    ):
+        pruned = copy.deepcopy(model)
+        pruner = ChannelPruner(
+            pruned, model, call, _parameters, calls, criterion=criterion, order="greedy",
+            refit=refit, seed=seed,
+        )  # fmt: skip
+        full = pruner.cost()
+        pruner.reduce_to(0.12 * full)
+        found[name] = accuracy(pruned)
+        if refit:
+            found["parameters left %"] = 100 * pruner.cost() / full
+            bare = copy.deepcopy(model)
+            same = ChannelPruner(bare, model, call, _parameters, calls, refit=False)
+            same.keep(pruner.kept)
+            found["same channels, as they are %"] = accuracy(bare)
+    return found
+
+
+#: Least ratio and weights at which pruning for some classes stays within half a point.
+_RATIOS = (2.0, 2.5, 3.0, 3.5, 4.0)
+
+
+def few_classes(model: nn.Module, seed: int) -> Found:
+    """Two classes instead of ten: outputs of the others are cut, then weights are removed."""
+    found: Found = {}
+    for name, classes in (("ten", range(10)), ("two", range(2))):
+        start = copy.deepcopy(model)
+        last = start[-1]
+        last.weight = nn.Parameter(last.weight[: classes.stop].detach().clone())
+        last.bias = nn.Parameter(last.bias[: classes.stop].detach().clone())
+        last.out_features = classes.stop
+        images = calibration(classes)
+        dense, first = accuracy(start, classes), _energy(start)
+        for ratio in _RATIOS:
+            result = prune_to_budget(
+                start, images[:BATCH], ARRAY, f"{first / ratio} mJ", calibration=images,
+                granularity="weight", order="greedy", seed=seed,
+            )  # fmt: skip
+            if not result.met or dense - accuracy(result.model, classes) > 0.5:
+                break
+            found[f"{name} classes: energy ratio"] = first / result.plan.after
+            found[f"{name} classes: weights left %"] = 100 * _weights_left(result.model)
+    return found
+
+
+EXPERIMENTS: dict[str, tuple[str, Callable[[nn.Module, int], Found]]] = {
+    "weights, no training, 3.0x": ("alexnet-like", lambda m, s: untrained(m, s, ratio=3.05)),
+    "weights, no training, 3.0x, dearest first": (
+        "alexnet-like", lambda m, s: untrained(m, s, ratio=3.05, order="energy"),
+    ),
+    "weights, 8 epochs, 3.7x": ("alexnet-like", lambda m, s: finetuned(m, s, ratio=3.75)),
+    "weights at density 0.3": ("alexnet-like", one_density),
+    "channels at 12% of parameters": ("alexnet-like", channels),
+    "inception, no training, 1.6x": ("inception-like", lambda m, s: untrained(m, s, ratio=1.65)),
+    "few classes": ("alexnet-like", few_classes),
+}  # fmt: skip
+
+
+def run(name: str, seed: int, cache: Path) -> Found:
+    """One experiment of one seed, from the cache if it was done before."""
+    file = cache / f"{name.replace('%', 'pc').replace(' ', '-').replace(',', '')}-{seed}.json"
+    if file.exists():
+        return json.loads(file.read_text())
+    network, experiment = EXPERIMENTS[name]
+    model = trained(network, seed, cache)
+    started = time.time()
+    found = experiment(model, seed)
+    file.write_text(json.dumps(found))
+    print(f"{name}, seed {seed}: {time.time() - started:.0f} s {found}", file=sys.stderr)
+    return found
+
+
+def table(found: dict[str, Sequence[Found]]) -> str:
+    """A line a quantity: mean, least and most over the seeds."""
+    rows = [
+        (name if first else "", column, *_spread([each[column] for each in runs]))
+        for name, runs in found.items()
+        for first, column in _columns(runs)
+    ]
+    return tabulate(rows, ("experiment", "", "mean", "least", "most"), floatfmt=".2f")
+
+
+def _columns(runs: Sequence[Found]) -> list[tuple[bool, str]]:
+    columns = [each for each in runs[0] if all(each in run for run in runs)]
+    return [(not at, each) for at, each in enumerate(columns)]
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float, float]:
+    return mean(values), min(values), max(values)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
+    parser.add_argument("--cache", type=Path, default=Path("build/pruning"))
+    args = parser.parse_args()
+    args.cache.mkdir(parents=True, exist_ok=True)
+    done: dict[str, list[Found]] = {name: [] for name in args.only}
+    for seed in args.seeds:
+        for name in args.only:
+            done[name].append(run(name, seed, args.cache))
+    print(table(done))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Planners meet the limit with the least harm, and step over flat stretches."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from pytest_neuralpower.remedy.planner import choose_dearest_first, choose_greedy, choosers
+from pytest_neuralpower.remedy.width_steps import candidate_widths, expanded
+
+ERRORS = {"a": [0.0, 0.1, 0.3, 0.9], "b": [0.0, 0.01, 0.2], "c": [0.0, 0.5]}
+COSTS = {"a": [10.0, 7.0, 4.0, 1.0], "b": [5.0, 4.5, 2.0], "c": [2.0, 1.0]}
+
+
+def cost(choice):
+    return sum(COSTS[name][at] for name, at in choice.items())
+
+
+@pytest.mark.parametrize("order", list(choosers))
+@pytest.mark.parametrize("limit", [16.9, 15.0, 12.0, 9.0, 6.0, 4.0])
+def test_meets_every_limit_that_can_be_met(order, limit):
+    choice = choosers[order](ERRORS, cost, limit, ["a", "b", "c"])
+    assert cost(choice) <= limit
+    undone = [
+        {**choice, name: at - 1} for name, at in choice.items() if at
+    ]  # no part was pruned in vain, but one step of the last one
+    assert any(cost(each) > limit for each in undone)
+
+
+@pytest.mark.parametrize("order", list(choosers))
+def test_takes_all_it_can_where_the_limit_cannot_be_met(order):
+    assert choosers[order](ERRORS, cost, 3.9, ["a", "b", "c"]) == {"a": 3, "b": 2, "c": 1}
+
+
+def test_dearest_first_leaves_later_parts_once_the_limit_is_met():
+    choice = choose_dearest_first(ERRORS, cost, 13.6, ["a", "b", "c"])
+    assert choice == {"a": 1, "b": 1, "c": 0}
+    tolerances = [ERRORS[name][at] for name, at in choice.items()]
+    cheaper = [
+        max(ERRORS[name][at] for name, at in zip(ERRORS, each, strict=True))
+        for each in itertools.product(*(range(len(curve)) for curve in ERRORS.values()))
+        if cost(dict(zip(ERRORS, each, strict=True))) <= 13.6
+    ]
+    assert max(tolerances) == min(cheaper)
+
+
+def test_greedy_steps_over_a_plateau_that_saves_nothing():
+    stairs = {"a": [10.0, 10.0, 10.0, 4.0]}
+    errors = {"a": [0.0, 0.1, 0.2, 0.3]}
+    choice = choose_greedy(errors, lambda each: stairs["a"][each["a"]], 5.0, ["a"])
+    assert choice == {"a": 3}
+
+
+def staircase(width: int) -> float:
+    """Sixteen channels a step, as one vector of the processor."""
+    return -(-width // 16) * 16
+
+
+def test_candidates_are_the_upper_edges_of_plateaus():
+    assert candidate_widths(64, 1, staircase) == [48, 32, 16]
+
+
+def test_a_number_steps_between_its_multiples():
+    assert candidate_widths(64, 1, staircase, widths=20) == [60, 40, 20]
+
+
+def test_candidates_are_multiples_of_the_step_of_a_group():
+    found = candidate_widths(60, 6, float)
+    assert found
+    assert all(width % 6 == 0 for width in found)
+    assert found == sorted(found, reverse=True)
+
+
+def test_expanding_finds_the_widest_that_costs_no_more():
+    assert expanded(33, 64, 1, staircase) == 48
+    assert expanded(33, 40, 1, staircase) == 40
+
+
+def test_expanding_goes_to_a_wider_width_that_is_faster():
+    """43 to 64 channels ran faster than 66 to 32 on a phone: more can be less."""
+    assert expanded(15, 32, 1, lambda width: width * (0.5 if width == 24 else 1.0)) == 24
