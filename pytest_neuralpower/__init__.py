@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform import Platform, list_platforms, load_platform
     from pytest_neuralpower.prediction import LayerPrediction, Prediction
     from pytest_neuralpower.predictor import predict
+    from pytest_neuralpower.remedy.apply_plan import apply_plan
+    from pytest_neuralpower.remedy.prune import prune_to_budget
     from pytest_neuralpower.session import (
         BaselineExceeded,
         BaselineMissing,
@@ -46,10 +48,12 @@ __all__ = [
     "PredictionUntrusted",
     "Trace",
     "TraceError",
+    "apply_plan",
     "difference_interval",
     "list_platforms",
     "load_platform",
     "predict",
+    "prune_to_budget",
     "ratio_interval",
     "trace",
 ]
@@ -69,10 +73,12 @@ _HOMES = {
     "PredictionUntrusted": "session",
     "Trace": "layers",
     "TraceError": "errors",
+    "apply_plan": "remedy.apply_plan",
     "difference_interval": "intervals",
     "list_platforms": "platform",
     "load_platform": "platform",
     "predict": "predictor",
+    "prune_to_budget": "remedy.prune",
     "ratio_interval": "intervals",
     "trace": "tracing",
 }

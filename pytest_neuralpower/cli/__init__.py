@@ -15,6 +15,7 @@ import typer
 from pytest_neuralpower import __version__
 from pytest_neuralpower.cli import (
     accuracy,
+    apply_plan,
     calibrate,
     compare,
     epr,
@@ -24,6 +25,7 @@ from pytest_neuralpower.cli import (
     measure,
     platforms,
     predict,
+    prune,
     trace,
     verify,
 )
@@ -38,6 +40,8 @@ COMMANDS = (
     explain,
     eyeriss,
     epr,
+    prune,
+    apply_plan,
     calibrate,
     verify,
     measure,
