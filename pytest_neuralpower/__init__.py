@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform import Platform, list_platforms, load_platform
     from pytest_neuralpower.prediction import LayerPrediction, Prediction
     from pytest_neuralpower.predictor import predict
+    from pytest_neuralpower.remedy.advice import advise
     from pytest_neuralpower.remedy.apply_plan import apply_plan
     from pytest_neuralpower.remedy.prune import prune_to_budget
     from pytest_neuralpower.session import (
@@ -48,6 +49,7 @@ __all__ = [
     "PredictionUntrusted",
     "Trace",
     "TraceError",
+    "advise",
     "apply_plan",
     "difference_interval",
     "list_platforms",
@@ -73,6 +75,7 @@ _HOMES = {
     "PredictionUntrusted": "session",
     "Trace": "layers",
     "TraceError": "errors",
+    "advise": "remedy.advice",
     "apply_plan": "remedy.apply_plan",
     "difference_interval": "intervals",
     "list_platforms": "platform",

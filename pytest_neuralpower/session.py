@@ -17,6 +17,7 @@ import pytest
 from pytest_neuralpower.budget import MARKERS, Budget, check, closest_budgets, parse_marker
 from pytest_neuralpower.errors import BudgetError
 from pytest_neuralpower.prediction import UNTRUSTED
+from pytest_neuralpower.remedy.on_failure import Spending
 from pytest_neuralpower.settings import platform_at
 
 if TYPE_CHECKING:
@@ -72,6 +73,15 @@ class Guard:
     live: Live | None = None
     #: Place among the predictions -> measured beside predicted, under ``--np-measure``.
     measured: dict[int, dict[str, Any]] = field(default_factory=dict)
+    #: The test's budgets as it started, and the calls that are over one of them: place among the
+    #: predictions -> model, args, kwargs. Others are let go.
+    budgets: tuple[Budget, ...] = ()
+    over: dict[int, tuple[Any, Sequence[Any], Mapping[str, Any]]] = field(default_factory=dict)
+
+    def keep_if_over(self, model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Keep the call that was predicted last, for advice, if it breaks a budget."""
+        if any(_breaks(budget, self.predictions[-1]) for budget in self.budgets):
+            self.over[len(self.predictions) - 1] = (model, args, kwargs)
 
     def measure(self, model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Measure the model that was predicted last, if the session does that."""
@@ -124,6 +134,7 @@ class NeuralPower:
 
         prediction = predict_call(model, args, kwargs, platform=self.platform)
         self._guard.predictions.append(prediction)
+        self._guard.keep_if_over(model, args, kwargs)
         self._guard.measure(model, args, kwargs)
         return prediction
 
@@ -152,6 +163,7 @@ class GuardSession:
     provide: Callable[..., AnyPlatform | Path | str | None] = lambda name: None  # noqa: ARG005
     _loaded: dict[str, AnyPlatform] = field(default_factory=dict)
     _live: Live | None = None
+    _advising: Spending = field(default_factory=Spending)
 
     def load(self, name: str) -> AnyPlatform:
         """Load a platform once a session; raises PlatformError."""
@@ -216,7 +228,8 @@ class GuardSession:
                 f"this test runs on {name!r}, but its budgets are for {others}: add a budget for "
                 f"{name!r} or leave out platform="
             )
-        return Guard(nodeid, name, self.load(name), live=self.live)
+        budgets = closest_budgets(self._applicable(name, parsed))
+        return Guard(nodeid, name, self.load(name), live=self.live, budgets=budgets)
 
     def _applicable(
         self, name: str, parsed: Sequence[tuple[int, Budget]]
@@ -267,16 +280,17 @@ class GuardSession:
                 f"the test has {what} but predicted nothing: call "
                 "neuralpower.predict(model, *inputs) in it (`neuralpower` is a fixture)"
             )
-        records = [self._judge_one(guard, budgets, each) for each in guard.predictions]
+        records = [
+            self._judge_one(guard, budgets, place) for place in range(len(guard.predictions))
+        ]
         for place, measured in guard.measured.items():
             records[place]["measured"] = measured
         return [{**each, "outcome": "failed"} for each in records] if failed else records
 
-    def _judge_one(
-        self, guard: Guard, budgets: Sequence[Budget], prediction: Prediction
-    ) -> dict[str, Any]:
+    def _judge_one(self, guard: Guard, budgets: Sequence[Budget], place: int) -> dict[str, Any]:
         from pytest_neuralpower.reports import terminal  # noqa: PLC0415 - only once used
 
+        prediction = guard.predictions[place]
         verdicts, failures, outcome = [], [], "ok" if budgets else "unbounded"
         untrusted = prediction.share(*UNTRUSTED)
         if self.settings.strict and untrusted > self.settings.strict_limit:
@@ -298,7 +312,7 @@ class GuardSession:
             text = terminal.failure_text(
                 prediction, broken, top=self.settings.top, again=self._again(guard)
             )
-            failures.insert(0, text)
+            failures.insert(0, "\n".join([text, *self._advice(guard, place, broken)]))
         return {
             "test": guard.nodeid,
             "platform": prediction.platform,
@@ -315,9 +329,37 @@ class GuardSession:
             "failure": "\n\n".join(failures),
         }
 
+    def _advice(self, guard: Guard, place: int, broken: Sequence[Verdict]) -> list[str]:
+        """What to do about a broken budget; nothing for a budget on power alone."""
+        budget = next((each.budget for each in broken if each.budget.quantity != "power"), None)
+        if place not in guard.over or budget is None:
+            return []
+        from pytest_neuralpower.remedy.calls import Call  # noqa: PLC0415 - imports torch
+        from pytest_neuralpower.remedy.on_failure import failure_advice  # noqa: PLC0415
+
+        model, args, kwargs = guard.over[place]
+        lines = failure_advice(
+            model,
+            Call(tuple(args), kwargs),
+            guard.platform,
+            budget,
+            platform_name=guard.name,
+            root=self.rootpath,
+            spending=self._advising,
+        )
+        return ["", *(f"  {line}" for line in lines)]
+
     def _again(self, guard: Guard) -> tuple[str, str]:
         """The command that runs one test again, in two parts: an option fits between them."""
         return self.command, shlex.quote(guard.nodeid)
+
+
+def _breaks(budget: Budget, prediction: Prediction) -> bool:
+    """Whether a prediction is over; what cannot be judged is said when the test has run."""
+    try:
+        return not check(budget, prediction).passed
+    except BudgetError:
+        return False
 
 
 def _parse(markers: Sequence[PlacedMarker]) -> list[tuple[int, Budget]]:

@@ -15,6 +15,7 @@ import typer
 from pytest_neuralpower import __version__
 from pytest_neuralpower.cli import (
     accuracy,
+    advise,
     apply_plan,
     calibrate,
     compare,
@@ -42,6 +43,7 @@ COMMANDS = (
     epr,
     prune,
     apply_plan,
+    advise,
     calibrate,
     verify,
     measure,

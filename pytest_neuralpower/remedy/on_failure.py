@@ -1,0 +1,121 @@
+"""What a failing budget test says of the remedy: a few lines of advice and the commands to type.
+
+Whatever goes wrong here is one line: it must never hide the failure it belongs to.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_neuralpower.errors import NeuralPowerError
+from pytest_neuralpower.units import SYMBOLS, UNITS
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.budget import Budget
+    from pytest_neuralpower.platform import AnyPlatform
+    from pytest_neuralpower.remedy.calls import Call
+
+__all__ = ["MOST_LINES", "Spending", "failure_advice"]
+
+MOST_LINES: Final = 5
+
+#: Seconds of advice for one test, and for a whole session.
+_TEST_S: Final = 3.0
+_SESSION_S: Final = 15.0
+
+
+class Spending:
+    """Time that is left for advice in a session."""
+
+    def __init__(self, left_s: float = _SESSION_S) -> None:
+        self._left_s = left_s
+
+    def limit_s(self) -> float:
+        """Seconds for the next test; 0 where the session has used up its time."""
+        return max(min(_TEST_S, self._left_s), 0.0)
+
+    def spent(self, seconds: float) -> None:
+        self._left_s -= seconds
+
+
+def failure_advice(
+    model: Any,
+    call: Call,
+    platform: AnyPlatform,
+    budget: Budget,
+    *,
+    platform_name: str,
+    root: Path,
+    spending: Spending,
+) -> list[str]:
+    """Lines that follow the text of a broken budget.
+
+    Parameters
+    ----------
+    budget
+        On energy or runtime.
+    platform_name
+        As the session was asked for it.
+    root
+        Where paths in commands start.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a user's warnings were shown when the test ran
+        lines = _advice(model, call, platform, budget, spending)
+        return [*lines, *_commands(model, call, budget, platform_name, root)]
+
+
+def _advice(
+    model: Any, call: Call, platform: AnyPlatform, budget: Budget, spending: Spending
+) -> list[str]:
+    limit_s = spending.limit_s()
+    if not limit_s:
+        return ["advice: none here, earlier tests have used up its time"]
+    start = time.monotonic()
+    try:
+        from pytest_neuralpower.remedy.advice import advise  # noqa: PLC0415 - imports torch
+        from pytest_neuralpower.reports.advice import advice_lines  # noqa: PLC0415
+
+        advised = advise(model, call, platform, budget, time_limit_s=limit_s)
+        return [
+            "advice, predicted and not measured:",
+            *(f"  {line}" for line in advice_lines(advised, MOST_LINES)),
+        ]
+    except Exception as error:
+        kind = "" if isinstance(error, NeuralPowerError) else f"{type(error).__name__}: "
+        reason = next(iter(str(error).splitlines()), "")
+        return [f"advice: none, {kind}{reason}"]
+    finally:
+        spending.spent(time.monotonic() - start)
+
+
+def _commands(model: Any, call: Call, budget: Budget, platform_name: str, root: Path) -> list[str]:
+    from pytest_neuralpower.remedy.commands import model_words  # noqa: PLC0415 - imports torch
+
+    try:
+        words = model_words(model, call, root)
+    except Exception:
+        words = ["MODEL", "--input", "SHAPE"]
+    common = " ".join([*words, "--platform", shlex.quote(platform_name)])
+    limit = budget.limit
+    if budget.per == "sample":
+        limit *= budget.samples or _samples(call)
+    unit = budget.unit
+    symbol = SYMBOLS[unit].replace("µ", "u")
+    shown = f"{limit / UNITS[budget.quantity][unit]:.6g}"
+    own = "mj" if budget.quantity == "energy" else "ms"
+    return [
+        f"all advice: neuralpower advise {common} --{own} {limit:.6g}",
+        f"prune to it: neuralpower prune {common} --budget {shown}{symbol} "
+        "--calibration inputs.pt --plan plan.json --weights pruned.pt",
+    ]
+
+
+def _samples(call: Call) -> int:
+    from pytest_neuralpower.tracing.inputs import batch_size, input_tensors  # noqa: PLC0415
+
+    return batch_size(input_tensors((call.args, dict(call.kwargs))))
