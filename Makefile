@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check coverage platforms benchmark calibrate-gpu wheel clean
+.PHONY: demo test check coverage platforms benchmark prune-experiments calibrate-gpu wheel clean
 
 demo: $(VENV)/.demo  ## guard five real networks on the shipped titanx platform
 	$(BIN)/python -m pytest budgets --np-platform=titanx
@@ -57,6 +57,9 @@ calibrate-gpu: $(VENV)/.test  ## calibrate, verify and judge this machine's GPU,
 	    --minutes $(JUDGED_MINUTES) | tee $$folder/judged.md || exit; \
 	done
 
+prune-experiments: $(VENV)/.experiments  ## the table of docs/prune.md; an hour on two idle cores
+	$(BIN)/python tests/accuracy/pruning_experiments.py
+
 wheel: $(VENV)/.test
 	$(INSTALL) build
 	$(BIN)/python -m build --wheel
@@ -76,6 +79,10 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.benchmark: $(VENV)/.test
 	$(INSTALL) --group benchmark
+	touch $@
+
+$(VENV)/.experiments: $(VENV)/.demo
+	$(INSTALL) --group experiments
 	touch $@
 
 clean:
