@@ -75,11 +75,11 @@ function changes(prediction) {
   const made = [make("h3", {}, "Since the baseline"), ...lines];
   if (compared.causes.length) {
     const head = ["why", "layers", "energy", "runtime", "for example"].map((title, place) =>
-      make("th", { scope: "col", class: place && place < 4 ? "number" : "" }, title));
+      make("th", { scope: "col", class: ["", "number", "number", "number wide", ""][place] }, title));
     const rows = compared.causes.map((each) => make("tr", {},
       make("td", {}, each.cause), make("td", { class: "number" }, count(each.layers)),
       make("td", { class: "number" }, compared.energy ? signed("energy", each.energy_mj) : "–"),
-      make("td", { class: "number" }, compared.runtime ? signed("runtime", each.runtime_ms) : "–"),
+      make("td", { class: "number wide" }, compared.runtime ? signed("runtime", each.runtime_ms) : "–"),
       make("td", { class: "name" }, make("code", {}, ...breakable(each.example || "(root)")), each.detail ? ` ${each.detail}` : "")));
     made.push(make("div", { class: "scroll" }, make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows))));
   }
