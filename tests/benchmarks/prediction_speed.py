@@ -1,6 +1,6 @@
 """How many layers a second a platform predicts: one core, features included, every shipped one.
 
-Usage: python tests/benchmarks/prediction_speed.py [--profile PLATFORM]
+Usage: python tests/benchmarks/prediction_speed.py [--profile PLATFORM] [PLATFORM ...]
 
 The layers are those of networks at several batch sizes in one call, repeated as the networks repeat
 their blocks and no further; beside them the different configurations alone, each once. Times are
@@ -68,6 +68,7 @@ def seconds(name: str, layers: list[Layer]) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("platforms", nargs="*", help="names; every shipped one by default")
     parser.add_argument("--profile", metavar="PLATFORM", help="say where the time goes")
     asked = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
@@ -81,7 +82,7 @@ def main() -> None:
         pstats.Stats(profile).sort_stats("tottime").print_stats(20)
         return
     rows = []
-    for name in list_platforms():
+    for name in asked.platforms or list_platforms():
         rates = [name]
         for some in (layers, distinct):
             times = seconds(name, some)
