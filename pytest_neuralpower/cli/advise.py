@@ -37,10 +37,15 @@ def run(
     if mj is not None and ms is not None:
         raise OptionError("--mj and --ms: advice is for one budget; give one of them")
     budget = f"{mj} mJ" if mj is not None else f"{ms} ms" if ms is not None else None
-    call = Call(*parse_inputs(inputs))
+    positional, keywords = parse_inputs(inputs)
     built = load_model(model, parse_arguments(arg or []))
     advised = advise(
-        built.eval(), call, platform, budget, channels=channels, time_limit_s=time_limit
+        built.eval(),
+        Call(tuple(positional), keywords),
+        platform,
+        budget,
+        channels=channels,
+        time_limit_s=time_limit,
     )
     if as_json:
         print_json(advice.advice_record(advised))

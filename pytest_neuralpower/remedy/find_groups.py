@@ -102,7 +102,7 @@ def _check(
     gains: Gains | None = _layer_gains(present.trace.layers, seen.trace.layers)
     if gains is None:
         return "narrower, the model runs other operations", None
-    changed = {
+    changed: Gains = {
         name: _minus(shape, seen.shapes[name])
         for name, shape in present.shapes.items()
         if shape != seen.shapes[name]

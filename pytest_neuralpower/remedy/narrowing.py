@@ -78,14 +78,14 @@ def _without_statistics(module: nn.Module) -> dict[str, torch.Tensor]:
     """
     if not getattr(module, "track_running_stats", False):
         return {}
-    module.track_running_stats = False
+    setattr(module, "track_running_stats", False)  # noqa: B010 - of norms alone
     return {name: getattr(module, name) for name in ("running_mean", "running_var")}
 
 
 def _put_back(module: nn.Module, statistics: Mapping[str, torch.Tensor], gone: list[int]) -> None:
     if not statistics:
         return
-    module.track_running_stats = True
+    setattr(module, "track_running_stats", True)  # noqa: B010 - of norms alone
     dropped = set(gone)
     for name, values in statistics.items():
         kept = [index for index in range(len(values)) if index not in dropped]

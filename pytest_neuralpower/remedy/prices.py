@@ -77,7 +77,8 @@ class LayerPrices:
     ) -> FloatArray | None:
         if not self._knows[quantity]:
             return None
-        return np.bincount(owners, np.array(values)[places], minlength=count)
+        summed = np.bincount(owners, np.array(values, dtype=float)[places], minlength=count)
+        return summed.astype(float)
 
     def _price(self, new: dict[tuple[Any, ...], Layer]) -> None:
         predicted = self.platform.predict(tuple(new.values()))

@@ -73,8 +73,8 @@ class WithoutKernels(TorchFunctionMode):
                 if type(planned) is Tensor and not any(planned is each for each in operands):
                     if entry.op == "cat":
                         dim = _cat_dim(*args, **kwargs) % planned.dim()
-                        return _Cat.apply(planned, dim, *operands)
-                    return _Opaque.apply(planned, *operands)
+                        return _Cat.apply(planned, dim, *operands)  # type: ignore[no-untyped-call]
+                    return _Opaque.apply(planned, *operands)  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
     @staticmethod
