@@ -20,10 +20,10 @@ from pytest_neuralpower.remedy.channel_rank import (
 from pytest_neuralpower.remedy.feature_maps import RECONSTRUCTED, Reconstructed
 from pytest_neuralpower.remedy.find_groups import find_channel_groups
 from pytest_neuralpower.remedy.least_squares import solve_kept
-from pytest_neuralpower.remedy.matrices import matrix_of, write_matrix
+from pytest_neuralpower.remedy.matrices import matrix_of, unknowns_of, write_matrix
 from pytest_neuralpower.remedy.narrowing import remove_units
 from pytest_neuralpower.remedy.planner import Choice, Order, choosers
-from pytest_neuralpower.remedy.sampling import sampled_grams
+from pytest_neuralpower.remedy.sampling import MOST_UNKNOWNS, sampled_grams
 from pytest_neuralpower.remedy.weights import RIDGE, Criterion
 from pytest_neuralpower.remedy.width_steps import candidate_widths, expanded
 
@@ -85,8 +85,13 @@ class ChannelPruner:
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Groups whose width may not change, with the reason."""
-        return {group.name: group.frozen for group in self.groups.groups if group.frozen}
+        """Groups whose channels stay, with the reason."""
+        sampled = set(self._paths())
+        return {group.name: group.frozen for group in self.groups.groups if group.frozen} | {
+            group.name: "no layer that reads it can be solved for"
+            for group in self.groups.changeable
+            if not sampled & set(group.consumers)
+        }
 
     def cost(self) -> float:
         return self.layers_cost(self.groups.trace.layers)
@@ -150,8 +155,11 @@ class ChannelPruner:
         """Layers that least squares can solve, in running order."""
         found: dict[str, None] = {}
         for layer in self.groups.trace.layers:
-            if layer.kind in ("conv", "linear") and isinstance(
-                self.model.get_submodule(layer.path), RECONSTRUCTED
+            module = self.model.get_submodule(layer.path)
+            if (
+                layer.kind in ("conv", "linear")
+                and isinstance(module, RECONSTRUCTED)
+                and unknowns_of(module) <= MOST_UNKNOWNS
             ):
                 found[layer.path] = None
         return list(found)

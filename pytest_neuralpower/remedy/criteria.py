@@ -9,7 +9,16 @@ import torch
 
 from pytest_neuralpower.remedy.least_squares import Gram, relative_error, solve_kept
 
-__all__ = ["Fixed", "Point", "Refitted", "Weights", "by_magnitude", "by_output_error", "exchanged"]
+__all__ = [
+    "Fixed",
+    "Point",
+    "Refitted",
+    "Weights",
+    "by_magnitude",
+    "by_output_error",
+    "by_size",
+    "exchanged",
+]
 
 #: Share of the kept weights that the first exchange tries to replace; it halves when it fails.
 _FIRST_EXCHANGE = 0.05
@@ -134,6 +143,19 @@ def by_output_error(
         kept[..., :weights] = _best(cost, max(1, round(density * cost.numel())))
         state = source.under(kept)
         yield _point(source, kept, state, weights)
+
+
+def by_size(
+    prior: torch.Tensor, kept: torch.Tensor, densities: Sequence[float], *, weights: int
+) -> Iterator[Point]:
+    """:func:`by_magnitude` where no feature map is sampled; the error is the weights' own."""
+    size = torch.where(kept, prior, 0.0)[..., :weights].square()
+    total = float(size.sum()) or 1.0
+    for density in densities:
+        kept = kept.clone()
+        kept[..., :weights] = _best(size, max(1, round(density * size.numel())))
+        error = 1 - float(size[kept[..., :weights]].sum()) / total
+        yield Point(density, kept, error)
 
 
 def exchanged(source: Weights, kept: torch.Tensor, *, weights: int) -> Point:

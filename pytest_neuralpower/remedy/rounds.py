@@ -19,6 +19,8 @@ Finetune = Callable[["nn.Module", Mapping[str, "torch.Tensor"], int], Any]
 
 #: Smaller steps that are tried after a round has lost too much.
 _RETRIES: Final = 3
+#: Less than this share of the cost saved in a round is none.
+_PROGRESS: Final = 1e-3
 
 
 class Pruner(Protocol):
@@ -99,9 +101,9 @@ def run_rounds(
         stays = guard.allows(first, score)
         history.append(Round(len(history), target, reached, score, stays, layers))
         if stays:
-            stuck = reached >= now * (1 - 1e-9) or reached > target * (1 + 1e-9)
+            left = reached < now * (1 - _PROGRESS)
             now = reached
-            if stuck:  # nothing is left to remove
+            if not left:  # nothing more to remove
                 break
         else:
             vars(pruner).update(vars(before[0]))

@@ -20,10 +20,12 @@ from pytest_neuralpower.remedy.matrices import groups_of, unknowns_of
 if TYPE_CHECKING:
     from pytest_neuralpower.remedy.calls import Call
 
-__all__ = ["ROWS_PER_UNKNOWN", "sampled_grams"]
+__all__ = ["MOST_UNKNOWNS", "ROWS_PER_UNKNOWN", "sampled_grams"]
 
 #: Rows of a layer's feature maps that are sampled at most, per weight of one output.
 ROWS_PER_UNKNOWN = 8
+#: Weights of one output above which no Gram matrix is made: it would take more than 512 MiB.
+MOST_UNKNOWNS = 8192
 
 
 def sampled_grams(
@@ -44,12 +46,13 @@ def sampled_grams(
     Parameters
     ----------
     paths
-        Layers; one that does not run is left out.
+        Layers; one that does not run, or has more than `MOST_UNKNOWNS`, is left out.
     outputs
         Channels of the reference's outputs that the model's layer still has, by path.
     """
     generator = torch.Generator().manual_seed(seed)
     grams: dict[str, Gram] = {}
+    paths = [path for path in paths if unknowns_of(_layer(model, path)) <= MOST_UNKNOWNS]
     for call in calls:
         wanted: dict[str, list[tuple[torch.Tensor | None, torch.Tensor]]] = {}
 
@@ -59,7 +62,7 @@ def sampled_grams(
             made: torch.Tensor,
             wanted: dict[str, list[tuple[torch.Tensor | None, torch.Tensor]]] = wanted,
         ) -> None:
-            layer = cast("Reconstructed", model.get_submodule(path))
+            layer = _layer(model, path)
             if outputs and path in outputs:
                 axis = -1 if isinstance(layer, nn.Linear) else 1
                 made = made.index_select(axis, outputs[path].to(made.device))
@@ -77,7 +80,7 @@ def sampled_grams(
             _made: torch.Tensor,
             wanted: dict[str, list[tuple[torch.Tensor | None, torch.Tensor]]] = wanted,
         ) -> None:
-            layer = cast("Reconstructed", model.get_submodule(path))
+            layer = _layer(model, path)
             picked, made = wanted[path].pop(0)
             rows = unfolded_input(layer, given)
             if picked is not None:
@@ -91,3 +94,7 @@ def sampled_grams(
         each_map(reference, paths, (call,), keep)
         each_map(model, paths, (call,), add)
     return grams
+
+
+def _layer(model: nn.Module, path: str) -> Reconstructed:
+    return cast("Reconstructed", model.get_submodule(path))

@@ -65,7 +65,7 @@ def warnings_of(
     rows_per_unknown
         Of the layers solved by least squares.
     left_out
-        Layers that could not be pruned, with the reason.
+        Layers or channel groups that are not pruned as asked, with the reason.
     scored, guarded
         Whether there is a ``score_fn``, and a ``max_drop``.
     """
@@ -89,7 +89,7 @@ def warnings_of(
         )
     if left_out:
         named = "; ".join(f"{path} ({why})" for path, why in left_out.items())
-        found.append(f"Left as they are: {named}.")
+        found.append(f"Not pruned as asked: {named}.")
     return tuple(found)
 
 

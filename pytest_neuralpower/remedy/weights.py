@@ -17,6 +17,7 @@ from pytest_neuralpower.remedy.criteria import (
     Weights,
     by_magnitude,
     by_output_error,
+    by_size,
     exchanged,
 )
 from pytest_neuralpower.remedy.feature_maps import RECONSTRUCTED, Reconstructed
@@ -28,7 +29,7 @@ from pytest_neuralpower.remedy.matrices import (
     write_matrix,
 )
 from pytest_neuralpower.remedy.planner import Choice, Order, choosers
-from pytest_neuralpower.remedy.sampling import sampled_grams
+from pytest_neuralpower.remedy.sampling import MOST_UNKNOWNS, sampled_grams
 from pytest_neuralpower.remedy.zeros import MapZeros, count_zeros, map_zeros
 
 if TYPE_CHECKING:
@@ -103,8 +104,14 @@ class WeightPruner:
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Layers with weights that stay dense, with the reason."""
-        return {
+        """Layers that are not pruned as asked, with the reason."""
+        unsolved = {
+            path: f"{unknowns_of(self._layer(path))} weights an output are too many to solve for: "
+            "pruned by magnitude"
+            for path in self.paths
+            if unknowns_of(self._layer(path)) > MOST_UNKNOWNS
+        }
+        return unsolved | {
             layer.path: f"weights of {layer.op} in {type(module).__name__} are not pruned"
             for layer in self.trace.layers
             if layer.weights
@@ -130,7 +137,7 @@ class WeightPruner:
     def reduce_to(self, energy_mj: float) -> Mapping[str, float]:
         """Remove weights until one call costs at most ``energy_mj`` mJ; density by layer."""
         grams = sampled_grams(self.model, self.reference, self.paths, self.calls, seed=self.seed)
-        curves = {path: self._curve(path, grams[path]) for path in self.paths if path in grams}
+        curves = {path: self._curve(path, grams.get(path)) for path in self.paths}
         price = self._prices()
         costs = {
             path: [price(path, point.density) for point in curve] for path, curve in curves.items()
@@ -196,16 +203,26 @@ class WeightPruner:
         kept, weights = self.kept[path], unknowns_of(self._layer(path))
         return list(_PATHS[self.criterion](source, kept, densities, weights=weights))
 
-    def _curve(self, path: str, gram: Gram) -> Sequence[Point]:
+    def _curve(self, path: str, gram: Gram | None) -> Sequence[Point]:
         present = self._density(path)
         densities = [each for each in GRID if each < present]
         nothing = Point(present, self.kept[path], 0.0)
+        if gram is None:
+            layer, kept = self._layer(path), self.kept[path]
+            return [
+                nothing, *by_size(matrix_of(layer), kept, densities, weights=unknowns_of(layer))
+            ]  # fmt: skip
         return [nothing, *self._points(path, self._weights(path, gram), densities)]
 
     def _apply(self, path: str, kept: torch.Tensor) -> None:
         """Mask one layer, and refit it to what the reference gives for the inputs it sees now."""
         layer = self._layer(path)
-        gram = sampled_grams(self.model, self.reference, [path], self.calls, seed=self.seed)[path]
+        grams = sampled_grams(self.model, self.reference, [path], self.calls, seed=self.seed)
+        if path not in grams:
+            self.kept = {**self.kept, path: kept}
+            write_matrix(layer, torch.where(kept, matrix_of(layer), 0.0))
+            return
+        gram = grams[path]
         source = self._weights(path, gram)
         if self.criterion == "output_error":
             kept = exchanged(source, kept, weights=unknowns_of(layer)).kept

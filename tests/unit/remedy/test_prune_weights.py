@@ -193,3 +193,17 @@ def test_calibration_takes_batches_with_labels_and_ignores_them(array, dense):
     assert one.plan.pruned_weights == other.plan.pruned_weights
     with pytest.raises(RemedyError, match="no batch"):
         prune_to_budget(trained(), INPUTS, array, "1 mJ", calibration=[], granularity="weight")
+
+
+def test_a_layer_too_large_to_solve_is_pruned_by_magnitude_and_named(array):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9000, 3))
+    images = torch.rand(8, 9000)
+    result = prune_to_budget(
+        model, images[:1], array, "0.014 mJ", granularity="weight", calibration=images
+    )
+    kept = result.model[1].weight != 0
+    assert 0 < kept.double().mean() < 1
+    assert model[1].weight[kept].abs().min() >= model[1].weight[~kept].abs().max()
+    assert torch.equal(result.model[1].weight[kept], model[1].weight[kept])
+    assert any("9000 weights an output are too many" in each for each in result.warnings)
