@@ -1,62 +1,23 @@
-"""What 500 guarded tests and their reports cost beside tracing, and how large and quick a page is.
+"""What reports of 500 predictions cost beside tracing them, and how large and quick a page is.
 
     python tests/benchmarks/report_speed.py
 
-Sessions run in processes of their own, each twice; the quicker run counts. The page of a model of
-2,000 layers is opened in Chromium where there is one.
+Processor time, so that other programs on the machine count little. The page of a model of 2,000
+layers is opened in Chromium where there is one.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tabulate import tabulate
 
-TESTS = """
-import functools
-import pytest
-import torch
-from pytorchcv.model_provider import get_model
-from pytest_neuralpower import trace
-
 NAMES = ("resnet18", "mobilenet_w1", "squeezenet_v1_1", "vgg11", "alexnet")
-
-
-@functools.cache
-def model(name):
-    with torch.device("meta"):
-        return get_model(name).eval()
-
-
-def image(batch):
-    return torch.empty(batch, 3, 224, 224, device="meta")
-
-
-def test_warm():
-    for name in NAMES:
-        trace(model(name), image(1))
-
-
-@pytest.mark.parametrize("batch", range(1, 101))
-@pytest.mark.parametrize("name", NAMES)
-def test_traced(name, batch):
-    trace(model(name), image(batch))
-
-
-@pytest.mark.energy_budget(j=1e6)
-@pytest.mark.parametrize("batch", range(1, 101))
-@pytest.mark.parametrize("name", NAMES)
-def test_guarded(neuralpower, name, batch):
-    neuralpower.predict(model(name), image(batch))
-"""
+BATCHES = range(1, 101)
 
 PAGE_PROBE = """
 const [done] = arguments;
@@ -68,36 +29,61 @@ requestAnimationFrame(() => setTimeout(() => {
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "test_models.py").write_text(TESTS, encoding="utf-8")
-        (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
-        traced = _session(folder, "-k", "warm or traced")
-        rows = [["500 tests that trace alone", traced, ""]]
-        guarded = _session(folder, "-k", "warm or guarded", "--np-platform=titanx")
-        rows.append(["500 guarded tests", guarded, f"{guarded / traced - 1:+.1%}"])
-        for suffixes in ((".json",), (".md",), (".html",), (".json", ".md", ".html")):
-            reports = [f"--np-report=report{suffix}" for suffix in suffixes]
-            time_s = _session(folder, "-k", "warm or guarded", "--np-platform=titanx", *reports)
-            row = [f"  with {' '.join(suffixes)}", time_s, f"{(time_s - guarded) / traced:+.1%}"]
-            rows.append(row)
-        print(tabulate(rows, ("session", "s", "of tracing"), floatfmt=".2f"))
-        print(f"page of 500 tests: {(folder / 'report.html').stat().st_size / 1e6:.2f} MB\n")
-        report = json.loads((folder / "report.json").read_text("utf-8"))
+    import torch
+    from pytorchcv.model_provider import get_model
+
+    from pytest_neuralpower import load_platform, trace
+    from pytest_neuralpower.reports import html, json, markdown
+    from pytest_neuralpower.reports.session_report import details, session_report
+
+    platform = load_platform("titanx")
+    with torch.device("meta"):
+        models = [get_model(name).eval() for name in NAMES]
+    calls = [
+        (model, torch.empty(batch, 3, 224, 224, device="meta"))
+        for batch in BATCHES
+        for model in models
+    ]
+    for model, image in calls[: len(models)]:
+        platform.predict(trace(model, image))
+    traces, tracing = _timed(lambda: [trace(*call) for call in calls])
+    predictions, predicting = _timed(lambda: [platform.predict(each) for each in traces])
+    found, recording = _timed(lambda: [details(each) for each in predictions])
+    report = session_report(
+        {
+            f"test_{number:03}": [_record(each, more)]
+            for number, (each, more) in enumerate(zip(predictions, found, strict=True))
+        },
+        [],
+    )
+    rows = [["tracing", tracing], ["predicting", predicting], ["records of layers", recording]]
+    for module in (json, markdown, html):
+        text, spent = _timed(lambda module=module: module.render(report))
+        rows.append([f"{module.__name__}, {len(text.encode()) / 1e6:.2f} MB", spent])
+    shares = [[name, spent, f"{spent / tracing:.1%}"] for name, spent in rows]
+    print(f"{len(calls)} predictions, {sum(map(len, traces)):,} layers")
+    print(tabulate(shares, ("", "CPU s", "of tracing"), floatfmt=".3f"), end="\n\n")
     _page(report)
 
 
-def _session(folder: Path, *arguments: str) -> float:
-    """Seconds that pytest says it took, imports and collection included in all alike."""
-    environment = {key: value for key, value in os.environ.items() if key != "CI"}
-    command = [sys.executable, "-m", "pytest", "-q", "-pno:cacheprovider", *arguments]
-    times = []
-    for _ in range(2):
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, check=True
-        )
-        times.append(float(re.findall(r" in ([\d.]+)s", done.stdout)[-1]))
-    return min(times)
+def _timed(call: Callable[[], object]) -> tuple[object, float]:
+    start = time.process_time()
+    result = call()
+    return result, time.process_time() - start
+
+
+def _record(prediction: object, more: dict) -> dict:
+    """As a session's record of a test without a budget."""
+    names = ("platform", "platform_sha256", "model", "batch", "energy_mj", "runtime_ms", "power_w")
+    return {
+        "test": "test_models.py::test_model",
+        **{name: getattr(prediction, name) for name in names},
+        "untrusted_share": 0.0,
+        "budgets": [],
+        "outcome": "unbounded",
+        "failure": "",
+        **more,
+    }
 
 
 def _page(report: dict) -> None:
@@ -128,7 +114,9 @@ def _page(report: dict) -> None:
         for _ in range(5):
             opened.get("about:blank")
             opened.get(path.as_uri())
-            rows.append(opened.execute_async_script(PAGE_PROBE))
+            found = opened.execute_async_script(PAGE_PROBE)
+            if all(found):  # Chromium gives no times for some of its first pages
+                rows.append(found)
     opened.quit()
     best = [min(values) for values in zip(*rows, strict=True)]
     worst = [max(values) for values in zip(*rows, strict=True)]
