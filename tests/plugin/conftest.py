@@ -45,12 +45,17 @@ def everything_loaded() -> None:
         predict(torch.nn.Conv2d(3, 4, 3), torch.ones(1, 2, 8, 8), platform="titanx")
 
 
+@pytest.fixture(autouse=True)
+def outside_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run as on a developer's machine: in a CI pytest repeats whole messages in its summary."""
+    for name in ("CI", "BUILD_NUMBER"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def repo(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Repo:
     """A repository with ``models.py`` (``small()``, ``image()``); the plugin is installed."""
     monkeypatch.delenv("NEURALPOWER_PLATFORM", raising=False)
-    for name in ("CI", "BUILD_NUMBER"):  # with these pytest repeats whole messages in its summary
-        monkeypatch.delenv(name, raising=False)
     pytester.makepyfile(models=MODELS)
     pytester.makeini("[pytest]\n")
     return Repo(pytester)
