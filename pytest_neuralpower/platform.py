@@ -353,7 +353,10 @@ class Platform:
             "dtype": self.dtype,
             "mode": self.mode,
             "tiers": dict(self.tiers),
-            "sources": [source["title"] for source in self.provenance.get("sources", ())],
+            "sources": [
+                source.get("title", "measured rows")
+                for source in self.provenance.get("sources", ())
+            ],
             "held_out": self._held_out("runtime"),
             "held_out_power": self._held_out("layer_power"),
             "held_out_energy": self._held_out("layer_energy"),

@@ -163,6 +163,11 @@ class TestDirectory:
         assert says in str(found.value)
         assert "\n" not in str(found.value)
 
+    def test_whose_source_has_no_title_is_fitted_and_listed(self, tmp_path: Path) -> None:
+        text = RECIPE.replace(", title: Our own rows", "")
+        _, saved = fit_command(self.write(tmp_path, text), tmp_path / "toy.json")
+        assert saved.summary()["sources"] == ["measured rows"]
+
     def test_without_a_recipe_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ProfileError, match="there is no recipe"):
             fit_directory(tmp_path)
