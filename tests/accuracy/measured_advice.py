@@ -1,0 +1,171 @@
+"""Is shrink advice true? Time random networks before and after it, on the platform's processor.
+
+    python tests/accuracy/measured_advice.py PLATFORM [--networks 24] [--channels 4]
+
+``PLATFORM`` is a platform file of this machine's processor, calibrated with one thread. The
+networks' widths are any numbers, not multiples of any; none of the networks was calibrated on. Each
+is narrowed for real by what ``advise`` shrinks together, at most ``--channels`` channels a layer,
+and both are timed in turns, so that a slow phase of the machine meets both alike. A network that
+``advise`` leaves alone is listed, and counted in no figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import random
+import statistics
+import time
+from typing import NamedTuple
+
+import torch
+from tabulate import tabulate
+from torch import nn
+
+from pytest_neuralpower.budget import Budget
+from pytest_neuralpower.platform import AnyPlatform, load_platform
+from pytest_neuralpower.remedy.advice import advise_groups
+from pytest_neuralpower.remedy.find_groups import find_channel_groups
+from pytest_neuralpower.remedy.narrowing import remove_units
+
+REACH = "reach: median at least 10% less time, never more than 5% slower, sign right at least 80%"
+
+#: Rounds of timing, and the time that one round of one network takes.
+ROUNDS, ROUND_S = 12, 0.05
+
+
+class Residual(nn.Module):
+    """Two convolutions around a sum."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, inner, 3, padding=1)
+        self.norm = nn.BatchNorm2d(inner)
+        self.second = nn.Conv2d(inner, width, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.second(torch.relu(self.norm(self.first(x))))
+
+
+class Timed(NamedTuple):
+    """One network: change of its time as predicted and as measured, in shares of the time before;
+    None where there is no advice."""
+
+    seed: int
+    widths: str
+    before_ms: float
+    predicted: float | None
+    measured: float | None
+
+
+def draw(seed: int) -> tuple[nn.Module, torch.Tensor]:
+    """A network of three to five stages, with any widths from 10 to 160, and its input."""
+    chance = random.Random(f"measured advice {seed}")
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    wide, side = 3, chance.choice((24, 32, 48, 64))
+    inputs = torch.randn(chance.choice((1, 1, 4, 8)), 3, side, side)
+    for _ in range(chance.randint(3, 5)):
+        width = round(10 * 16 ** chance.random())
+        kernel = chance.choice((1, 3, 3, 5))
+        layers += [nn.Conv2d(wide, width, kernel, padding="same"), nn.BatchNorm2d(width), nn.ReLU()]
+        layers += [
+            Residual(width, round(10 * 16 ** chance.random())) for _ in range(chance.randint(0, 2))
+        ]
+        if side >= 12 and chance.random() < 0.6:
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
+        wide = width
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(wide, 10))
+    return nn.Sequential(*layers, *head).eval(), inputs
+
+
+def judge(seed: int, platform: AnyPlatform, channels: int) -> Timed:
+    """Narrow one network as advised, and time it beside itself."""
+    model, inputs = draw(seed)
+    groups = find_channel_groups(model, (inputs,))
+    # Any budget on runtime: the advice is then on time, as it is what can be measured here.
+    advised = advise_groups(groups, platform, Budget("runtime", 1e-3, "us"), channels=channels)
+    changed = ", ".join(f"{groups[name].width}>{width}" for name, width in advised.widths.items())
+    if not advised.widths:
+        return Timed(seed, "", _times_ms(inputs, model)[0], None, None)
+    narrow = copy.deepcopy(model)
+    remove_units(
+        narrow,
+        [
+            (group, range(group.units_at(width), group.units))
+            for name, width in advised.widths.items()
+            for group in (groups[name],)
+        ],
+    )
+    before_ms, after_ms = _times_ms(inputs, model, narrow)
+    known = advised.before.runtime_ms, advised.after.runtime_ms
+    assert known[0] is not None
+    assert known[1] is not None
+    return Timed(seed, changed, before_ms, known[1] / known[0] - 1, after_ms / before_ms - 1)
+
+
+def _times_ms(inputs: torch.Tensor, *models: nn.Module) -> list[float]:
+    """Thread time of one call of each: the median over rounds of each round's least."""
+    with torch.inference_mode():
+        rounds: list[list[float]] = [[] for _ in models]
+        calls = [max(int(ROUND_S / _call_s(model, inputs)), 1) for model in models]
+        for number in range(ROUNDS):
+            order = list(range(len(models)))[:: 1 if number % 2 else -1]
+            for place in order:
+                rounds[place].append(
+                    min(_call_s(models[place], inputs) for _ in range(calls[place]))
+                )
+    return [1e3 * statistics.median(times) for times in rounds]
+
+
+def _call_s(model: nn.Module, inputs: torch.Tensor) -> float:
+    start = time.thread_time_ns()
+    model(inputs)
+    return (time.thread_time_ns() - start) * 1e-9
+
+
+def report(timed: list[Timed], channels: int) -> str:
+    """The table, and the figures beside their reach."""
+    rows = [
+        (
+            each.seed,
+            f"{each.before_ms:.2f}",
+            *(("-", "-") if each.measured is None else map(_percent, each[3:])),
+            each.widths or "no advice",
+        )
+        for each in timed
+    ]
+    table = tabulate(
+        rows, ["network", "ms before", "predicted", "measured", "channels"], disable_numparse=True
+    )
+    pairs = [(each.predicted, each.measured) for each in timed if each.measured is not None]
+    if not pairs:
+        return f"{table}\n\nno network has a width to shrink by at most {channels} channels"
+    measured = [found for _, found in pairs]
+    right = sum((wanted < 0) == (found < 0) for wanted, found in pairs if wanted is not None)
+    return (
+        f"{table}\n\n{len(pairs)} of {len(timed)} networks have advice of at most {channels} "
+        f"channels a layer; measured: median {_percent(statistics.median(measured))}, worst "
+        f"{_percent(max(measured))}, sign right {right / len(pairs):.0%}\n{REACH}"
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:+.1f}%"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="time random networks before and after advice")
+    parser.add_argument("platform", help="name or path")
+    parser.add_argument("--networks", type=int, default=24)
+    parser.add_argument("--channels", type=int, default=4)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    platform = load_platform(given.platform)
+    timed = [judge(seed, platform, given.channels) for seed in range(given.networks)]
+    print(report(timed, given.channels))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Advice: edges of plateaus, read off a platform's prices, and what is said of them."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pytest_neuralpower import advise, load_platform, trace
+from pytest_neuralpower.errors import BudgetError
+from pytest_neuralpower.remedy.plateaus import Curve, edges, expansion, shrinkage
+
+pytest.importorskip("torch_pruning")
+
+
+def curve(price, widths, now):
+    widths = np.array(widths)
+    return Curve(
+        widths, np.array([float(price(width)) for width in widths]), list(widths).index(now)
+    )
+
+
+def staircase(width):
+    """A price that rises by 10 at every multiple of 16."""
+    return 10 * -(-width // 16)
+
+
+class TestThePlateaus:
+    def test_end_where_the_next_channel_costs_a_jump(self):
+        steps = curve(staircase, range(20, 76), 40)
+        assert [int(steps.widths[place]) for place in edges(steps)] == [32, 48, 64]
+
+    def test_begin_where_a_channel_more_costs_less(self):
+        tooth = curve(lambda width: 10 + 5 * (width % 8 > 0), range(10, 31), 19)
+        assert [int(tooth.widths[place]) for place in edges(tooth)] == [16, 24]
+
+    def test_are_none_on_a_straight_line(self):
+        assert edges(curve(lambda width: 3 * width + 7, range(20, 60), 40)) == []
+
+    def test_are_not_of_one_channel_each(self):
+        assert edges(curve(lambda width: width**2, range(20, 60), 40)) == []
+
+    @pytest.mark.parametrize(("now", "most", "wanted"), [(33, 4, 32), (37, 4, None), (37, 8, 32)])
+    def test_are_shrunk_to_within_reach(self, now, most, wanted):
+        steps = curve(staircase, range(17, 60), now)
+        place = shrinkage(steps, most)
+        assert (None if place is None else int(steps.widths[place])) == wanted
+
+    @pytest.mark.parametrize(
+        ("now", "most", "wanted"), [(45, 4, 48), (33, 4, None), (32, 15, None)]
+    )
+    def test_are_expanded_to_where_that_is_free(self, now, most, wanted):
+        steps = curve(staircase, range(17, 80), now)
+        place = expansion(steps, most)
+        assert (None if place is None else int(steps.widths[place])) == wanted
+
+
+def odd(width=33, second=None):
+    """Two convolutions just past the 32 channels that a warp of the Titan X has."""
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, second or width, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(second or width, 8, 3, padding=1),
+    ).eval()
+
+
+INPUTS = torch.empty(8, 3, 64, 64)
+
+
+class TestAdvise:
+    @pytest.mark.parametrize("platform", ["titanx", "cpu-raptorlake"])
+    def test_predicts_what_the_changed_model_is_predicted_to_cost(self, platform):
+        advised = advise(odd(), INPUTS, platform, time_limit_s=60)
+        (first, *_) = advised.advice
+        assert (first.action, first.width, first.to_width) == ("shrink", 33, 32)
+        assert advised.widths == {"3": 32}
+        after = load_platform(platform).predict(trace(odd(second=32), INPUTS))
+        assert advised.after.energy_mj == pytest.approx(after.energy_mj)
+        assert advised.after.runtime_ms == pytest.approx(after.runtime_ms)
+        assert first.energy_change_mj == pytest.approx(after.energy_mj - advised.before.energy_mj)
+        count = sum(each.numel() for each in odd(second=32).parameters())
+        assert (advised.parameters_after, advised.parameters + first.parameters_change) == (
+            count,
+            count,
+        )
+        assert advised.after.energy_mj < advised.before.energy_mj
+
+    def test_says_whether_a_budget_is_met(self):
+        free = advise(odd(), INPUTS, "titanx", time_limit_s=60)
+        between = (free.before.energy_mj + free.after.energy_mj) / 2
+        met = advise(odd(), INPUTS, "titanx", f"{between} mJ", time_limit_s=60)
+        missed = advise(odd(), INPUTS, "titanx", f"{between / 100} mJ", time_limit_s=60)
+        assert (met.meets, missed.meets, free.meets) == (True, False, None)
+        assert not any(each.meets for each in missed.advice)
+
+    def test_moves_no_width_further_than_asked(self):
+        advised = advise(odd(37), INPUTS, "titanx", channels=2, time_limit_s=60)
+        assert not any(abs(each.width - each.to_width) > 2 for each in advised.advice)
+
+    def test_is_silent_where_the_widths_are_on_edges(self):
+        advised = advise(odd(32), INPUTS, "titanx", time_limit_s=60)
+        assert not [each for each in advised.advice if each.action == "shrink"]
+        assert advised.after is advised.before
+
+    def test_takes_a_platform_that_knows_energy_alone(self):
+        advised = advise(odd(9), torch.empty(1, 3, 8, 8), "eyeriss", channels=1, time_limit_s=60)
+        assert advised.before.runtime_ms is None
+        assert advised.examined == 2
+        assert all(each.known == "computed" for each in advised.advice)
+
+    def test_names_what_it_had_no_time_for(self):
+        advised = advise(odd(), INPUTS, "titanx", time_limit_s=0)
+        assert set(advised.left) == {"0", "3", "5"}
+        assert advised.advice == ()
+
+    def test_changes_nothing(self):
+        model = odd()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        advise(model, INPUTS, "titanx", time_limit_s=60)
+        after = model.state_dict()
+        assert after.keys() == before.keys()
+        assert all(torch.equal(after[name], before[name]) for name in before)
+
+    def test_refuses_a_budget_that_the_platform_cannot_judge(self):
+        with pytest.raises(BudgetError, match="knows energy alone"):
+            advise(odd(9), torch.empty(1, 3, 8, 8), "eyeriss", "1 ms", time_limit_s=60)
