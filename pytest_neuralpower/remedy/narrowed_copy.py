@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from pytest_neuralpower.errors import UnsupportedGraphError
 from pytest_neuralpower.remedy.model_copy import copy_without_values, kept_as_they_are
 from pytest_neuralpower.remedy.narrowing import remove_units, touched_modules
 from pytest_neuralpower.remedy.torch_pruning import follow
@@ -46,7 +47,14 @@ class NarrowedCopy:
         *,
         with_values: bool = False,
     ) -> None:
-        self.model = copy.deepcopy(model) if with_values else copy_without_values(model)
+        try:
+            self.model = copy.deepcopy(model) if with_values else copy_without_values(model)
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UnsupportedGraphError(
+                f"cannot copy {type(model).__name__} to look at it with other widths: {reason}; "
+                "remove hooks, computed weights (weight_norm) and open files from the model"
+            ) from error
         for parameter in self.model.parameters():
             if parameter.is_floating_point():
                 parameter.requires_grad_(True)  # torch-pruning follows gradients
