@@ -54,8 +54,17 @@ def load_call(entry: Mapping[str, Any]) -> tuple[Any, list[torch.Tensor], dict[s
     arguments = entry.get("arguments") or {}
     if not isinstance(arguments, dict):
         raise ImportPathError(f"arguments: {arguments!r} must be a mapping of names to values")
-    positional, keywords = parse_inputs([str(spec) for spec in entry["inputs"]])
+    if not entry["inputs"]:
+        raise ImportPathError("inputs: the list is empty; write a shape each, such as 1,3,224,224")
+    specs = [_spec(each) for each in entry["inputs"]]
+    positional, keywords = parse_inputs(specs, field="inputs:")
     return load_model(entry["model"], arguments), positional, keywords
+
+
+def _spec(value: Any) -> str:
+    """A shape as YAML has it, ``[1, 3, 224, 224]`` or ``"1,3,224,224"``, as :func:`parse_inputs`
+    takes it."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def load_model(target: str, arguments: dict[str, Any], *, with_values: bool = False) -> Any:
@@ -143,8 +152,10 @@ def _import_file(path: Path) -> Any:
     return module
 
 
-def parse_inputs(specs: Sequence[str]) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-    """Example inputs from ``[keyword=]1,3,224,224[:dtype]``, one each.
+def parse_inputs(
+    specs: Sequence[str], *, field: str = "--input"
+) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """Example inputs from ``[keyword=]1,3,224,224[:dtype]``, one each; messages name ``field``.
 
     Floating-point tensors are on the meta device (their values never matter); integers are real
     zeros, which are valid indices and lengths; booleans are real ones, which mask nothing.
@@ -157,7 +168,7 @@ def parse_inputs(specs: Sequence[str]) -> tuple[list[torch.Tensor], dict[str, to
     positional, keywords = [], {}
     for spec in specs:
         keyword, separator, rest = spec.rpartition("=")
-        tensor = _parse_tensor(rest, spec)
+        tensor = _parse_tensor(rest, f"{field} {spec}")
         if separator:
             keywords[keyword] = tensor
         else:
@@ -165,21 +176,21 @@ def parse_inputs(specs: Sequence[str]) -> tuple[list[torch.Tensor], dict[str, to
     return positional, keywords
 
 
-def _parse_tensor(text: str, spec: str) -> torch.Tensor:
+def _parse_tensor(text: str, where: str) -> torch.Tensor:
     import torch  # noqa: PLC0415 - slow
 
     sizes, _, dtype = text.partition(":")
     dtype = dtype or "float32"
     if dtype not in _INPUT_DTYPES:
         allowed = ", ".join(_INPUT_DTYPES)
-        raise ImportPathError(f"--input {spec}: unknown dtype {dtype!r}; allowed: {allowed}")
+        raise ImportPathError(f"{where}: unknown dtype {dtype!r}; allowed: {allowed}")
     try:
         shape = [int(size) for size in sizes.split(",")]
     except ValueError:
         shape = []
     if not shape or min(shape) < 1:
         raise ImportPathError(
-            f"--input {spec}: {sizes!r} is no shape; write positive sizes such as 1,3,224,224"
+            f"{where}: {sizes!r} is no shape; write positive sizes such as 1,3,224,224"
         )
     kind = getattr(torch, dtype)
     if kind.is_floating_point:

@@ -69,7 +69,8 @@ def apply_plan(
                 "the weights are not those that this plan came with; give the file that "
                 "`neuralpower prune` wrote beside it"
             )
-        work.load_state_dict(state)
+        # A model on the meta device, as `neuralpower.build` makes it, has no values to copy into.
+        work.load_state_dict(state, assign=any(each.is_meta for each in work.parameters()))
     return work
 
 

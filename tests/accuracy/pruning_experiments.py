@@ -191,7 +191,9 @@ EXPERIMENTS: dict[str, tuple[str, Callable[[nn.Module, int], Found]]] = {
     "weights, 8 epochs, 3.7x": ("alexnet-like", lambda m, s: finetuned(m, s, ratio=3.75)),
     "weights at density 0.3": ("alexnet-like", one_density),
     "channels at 12% of parameters": ("alexnet-like", channels),
-    "inception, no training, 1.6x": ("inception-like", lambda m, s: untrained(m, s, ratio=1.65)),
+    "inception modules, no training, 1.6x": (
+        "googlenet-like", lambda m, s: untrained(m, s, ratio=1.65),
+    ),
     "few classes": ("alexnet-like", few_classes),
 }  # fmt: skip
 

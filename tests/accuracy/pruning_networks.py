@@ -121,18 +121,21 @@ class _Inception(nn.Module):
         return torch.cat([self.one(x), self.three(x), self.five(x), self.pooled(x)], 1)
 
 
-def inception_like() -> nn.Module:
-    """GoogLeNet's plan at 28 x 28: a stem, three inception modules, global pooling."""
+def googlenet_like() -> nn.Module:
+    """GoogLeNet's plan at 28 x 28: a stem, three inception modules, global pooling.
+
+    As wide as gives about GoogLeNet's shares of energy: maps most of it, weights 16%.
+    """
     return nn.Sequential(
         nn.Conv2d(1, 32, 5, stride=2, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1),
-        _Inception(32, 32, 48, 16, 16),
-        _Inception(112, 32, 64, 16, 16), nn.MaxPool2d(3, 2, padding=1),
-        _Inception(128, 48, 96, 32, 32), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(208, 10),
+        _Inception(32, 32, 64, 16, 16),
+        _Inception(128, 64, 96, 32, 32), nn.MaxPool2d(3, 2, padding=1),
+        _Inception(224, 96, 192, 64, 64), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(416, 10),
     )  # fmt: skip
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "alexnet-like": alexnet_like,
-    "inception-like": inception_like,
+    "googlenet-like": googlenet_like,
 }

@@ -1,0 +1,78 @@
+"""Removing by output error, and restoring a few at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pytest_neuralpower.remedy.criteria import (
+    Fixed,
+    Refitted,
+    by_magnitude,
+    by_output_error,
+    exchanged,
+)
+from pytest_neuralpower.remedy.least_squares import Gram, relative_error
+
+UNKNOWNS, OUTPUTS = 40, 6
+
+
+@pytest.fixture(params=["refitted", "fixed"])
+def source(request):
+    """Inputs that are much alike, so that weights can stand in for each other."""
+    generator = torch.Generator().manual_seed(5)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    shared = normal(1, 600, 8)
+    x = shared @ normal(1, 8, UNKNOWNS) + 0.3 * normal(1, 600, UNKNOWNS)
+    prior = normal(1, OUTPUTS, UNKNOWNS)
+    gram = Gram.empty(1, UNKNOWNS, OUTPUTS)
+    gram.add(x, x @ prior.mT)
+    return Refitted(gram, prior, ridge=1e-6) if request.param == "refitted" else Fixed(gram, prior)
+
+
+def everything():
+    return torch.ones(1, OUTPUTS, UNKNOWNS, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("path", [by_magnitude, by_output_error])
+def test_points_have_the_densities_asked_for_and_their_true_error(source, path):
+    points = list(path(source, everything(), [0.6, 0.3, 0.1], weights=UNKNOWNS))
+    for point, density in zip(points, [0.6, 0.3, 0.1], strict=True):
+        assert point.density == pytest.approx(density, abs=1 / everything().numel())
+        assert int(point.kept.sum()) == round(density * everything().numel())
+        weights = source.under(point.kept).weights
+        assert not weights[~point.kept].any()
+        assert point.error == pytest.approx(relative_error(source.gram, weights))
+    assert not (points[1].kept & ~points[0].kept).any()
+
+
+def test_output_error_keeps_the_output_better_than_magnitude(source):
+    """Where inputs are alike, size says little of what the output misses."""
+    chosen, largest = (
+        list(path(source, everything(), [0.7, 0.5, 0.3], weights=UNKNOWNS))[-1]
+        for path in (by_output_error, by_magnitude)
+    )
+    assert exchanged(source, chosen.kept, weights=UNKNOWNS).error < 0.9 * largest.error
+
+
+def test_restoring_a_few_at_a_time_helps_where_all_at_once_hurts(source):
+    *_, start = by_magnitude(source, everything(), [0.3], weights=UNKNOWNS)
+    better = exchanged(source, start.kept, weights=UNKNOWNS)
+    assert int(better.kept.sum()) == int(start.kept.sum())
+    assert better.error < start.error
+    # all at once: of kept and removed weights together, those with the largest worth stay
+    state = source.under(start.kept)
+    worth = torch.where(start.kept, state.removal, state.gain).flatten()
+    at_once = torch.zeros(worth.numel(), dtype=torch.bool)
+    at_once[worth.topk(int(start.kept.sum())).indices] = True
+    weights = source.under(at_once.view(start.kept.shape)).weights
+    assert better.error < relative_error(source.gram, weights)
+
+
+def test_a_bias_always_stays(source):
+    *_, last = by_output_error(source, everything(), [0.1], weights=UNKNOWNS - 1)
+    assert last.kept[..., -1].all()
+    assert exchanged(source, last.kept, weights=UNKNOWNS - 1).kept[..., -1].all()
