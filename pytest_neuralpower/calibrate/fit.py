@@ -26,7 +26,7 @@ from pytest_neuralpower.calibrate.readers import READERS
 from pytest_neuralpower.calibrate.recipe import Recipe, read_recipe
 from pytest_neuralpower.calibrate.trial_totals import learn_totals
 from pytest_neuralpower.calibrate.uncertainty import FamilyFit, with_intervals
-from pytest_neuralpower.errors import FitError, ProfileError
+from pytest_neuralpower.errors import FitError, PlatformError, ProfileError
 from pytest_neuralpower.estimators.base import refuse_bad_rows
 from pytest_neuralpower.estimators.baselines import baseline_makers
 from pytest_neuralpower.estimators.selection import Score, held_out, select
@@ -148,9 +148,12 @@ def fit_command(
 
     Raises
     ------
-    As :func:`fit_recipe`; ProfileError where the card cannot be written.
+    As :func:`fit_recipe`; PlatformError where there is no folder to write ``out`` to;
+    ProfileError where the card cannot be written.
     """
     recipe = read_recipe(directory)
+    if out is not None and not out.parent.is_dir():
+        raise PlatformError(f"--out {out}: there is no folder {out.parent}; make it first")
     fitted = fit_recipe(recipe, data_root=data_root)
     name = Path(f"{recipe.name}.json")
     path = out or (directory / name if recipe.plan else name)
@@ -297,6 +300,10 @@ def _fit_family(
         for candidate, make in runtime_makers(name, design, recipe.hardware).items()
         if not allowed or candidate in allowed
     }
+    if not makers:
+        raise FitError(
+            f"none of the candidates {', '.join(allowed)} can predict layers of this kind"
+        )
     split = judge_split(members, values, runtime, makers)
     groups = [row.shape_group for row in members]
     progress(f"runtime of {len(members):,} {name} rows")

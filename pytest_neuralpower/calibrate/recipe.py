@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import yaml
 
+from pytest_neuralpower.calibrate.recipe_checks import check_recipe
 from pytest_neuralpower.errors import ProfileError
 
 _REQUIRED: Final = ("name", "device", "mode", "hardware")
@@ -79,6 +80,10 @@ def read_recipe(directory: Path) -> Recipe:
     ProfileError
         There is none, or it is not a recipe.
     """
+    if directory.is_file():
+        raise ProfileError(
+            f"{directory} is a file: give the folder with recipe.yaml, {directory.parent}"
+        )
     path = directory / "recipe.yaml"
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -97,9 +102,9 @@ def read_recipe(directory: Path) -> Recipe:
     unknown = sorted(set(data) - set(Recipe.__dataclass_fields__))
     if unknown:
         raise ProfileError(f"recipe {path}: unknown field {unknown[0]!r}")
-    for ceiling in ("peak_gflops", "bandwidth_gbs"):
-        if ceiling not in data["hardware"]:
-            raise ProfileError(f"recipe {path}: hardware needs {ceiling!r}")
+    check_recipe(path, data)
     for name in ("sources", "notes", "candidates"):
         data[name] = tuple(data.get(name) or ())
+    # A field that is there and empty is as one that is not.
+    data = {name: value for name, value in data.items() if value is not None}
     return Recipe(**{**data, "folder": directory})

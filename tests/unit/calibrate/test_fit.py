@@ -14,7 +14,7 @@ from pytest_neuralpower.calibrate.card import card_text
 from pytest_neuralpower.calibrate.fit import fit_command, fit_directory, fit_platform
 from pytest_neuralpower.calibrate.recipe import Recipe, read_recipe
 from pytest_neuralpower.calibrate.rows import Row, linear_layer, streaming_layer
-from pytest_neuralpower.errors import FitError, ProfileError
+from pytest_neuralpower.errors import FitError, PlatformError, ProfileError
 
 if TYPE_CHECKING:
     from pytest_neuralpower.platform import Platform
@@ -155,13 +155,56 @@ class TestDirectory:
             (RECIPE + "colour: red", "unknown field 'colour'"),
             ("name: [", "not readable YAML"),
             (RECIPE.replace("bandwidth_gbs: 100, ", ""), "hardware needs 'bandwidth_gbs'"),
+            (RECIPE.replace("name: toy", "name: ''"), "name: '' must be a text that is not empty"),
+            (
+                RECIPE.replace("name: toy", "name: a/b"),
+                "name: 'a/b' must be a name without folders",
+            ),
+            (re.sub("hardware: .*", "hardware:", RECIPE), "hardware: empty must be a mapping with"),
+            (RECIPE.replace("1000", "fast"), "hardware: peak_gflops: 'fast' must be a number"),
+            (RECIPE.replace("1000", "-1"), "hardware: peak_gflops: -1 must be a number above 0"),
+            (RECIPE.replace("gbs: 100", "gbs: 0"), "bandwidth_gbs: 0 must be a number above 0"),
+            (RECIPE.replace("{profile", "{file"), "source 1: {'file': 'profile.csv', 'title'"),
+            (re.sub("- {.*", "- profile.csv", RECIPE), "source 1: 'profile.csv' must be a mapping"),
+            (re.sub("- {.*", "profile.csv", RECIPE), "sources: 'profile.csv' must be a list"),
+            (RECIPE + "designs: {conv: [gemm]}", "designs: conv: ['gemm'] must be a mapping"),
+            (RECIPE + "designs: {convs: {}}", "designs: 'convs' must be one of conv, linear, "),
+            (RECIPE + "candidates: [forest]", "candidates: 'forest' must be one of physical, "),
+            (
+                RECIPE + "designs: {conv: {candidates: [forest]}}",
+                "designs: conv: candidates: 'forest' must be one of physical, ",
+            ),
+            (RECIPE + "tiers: {runtime: guessed}", "tiers: runtime: 'guessed' must be one of meas"),
+            (RECIPE + "notes: Ours alone.", "notes: 'Ours alone.' must be a list (- value)"),
         ],
     )
     def test_with_a_bad_recipe_is_refused(self, tmp_path: Path, text: str, says: str) -> None:
         with pytest.raises(ProfileError) as found:
             read_recipe(self.write(tmp_path, text))
+        assert str(found.value).startswith(f"recipe {tmp_path / 'recipe.yaml'}: ")
         assert says in str(found.value)
         assert "\n" not in str(found.value)
+
+    def test_with_empty_fields_is_as_one_without_them(self, tmp_path: Path) -> None:
+        text = RECIPE + "designs:\npower:\nnotes:\ntiers:\n"
+        assert read_recipe(self.write(tmp_path, text)) == read_recipe(self.write(tmp_path))
+
+    def test_is_asked_for_where_a_file_of_it_was_given(self, tmp_path: Path) -> None:
+        profile = self.write(tmp_path) / "profile.csv"
+        with pytest.raises(ProfileError, match="is a file: give the folder") as it:
+            fit_directory(profile)
+        assert str(it.value).endswith(str(tmp_path))
+
+    def test_is_not_fitted_for_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
+        out = tmp_path / "nodir" / "toy.json"
+        with pytest.raises(PlatformError, match=r"there is no folder .*nodir; make it first"):
+            fit_command(self.write(tmp_path), out)
+        assert not out.parent.exists()
+
+    def test_whose_candidates_cannot_predict_a_kind_says_so(self, tmp_path: Path) -> None:
+        text = RECIPE + "designs: {activation: {candidates: [neuralpower]}}"
+        with pytest.raises(FitError, match="toy, activation: none of the candidates neuralpower"):
+            fit_directory(self.write(tmp_path, text))
 
     def test_whose_source_has_no_title_is_fitted_and_listed(self, tmp_path: Path) -> None:
         text = RECIPE.replace(", title: Our own rows", "")
