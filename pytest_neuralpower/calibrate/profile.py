@@ -28,9 +28,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pytest_neuralpower.calibrate.measured_rows import Measurement, layer_rows, network_rows
-from pytest_neuralpower.calibrate.profile_cells import read_params, read_tensors
+from pytest_neuralpower.calibrate.profile_cells import (
+    read_dtype,
+    read_params,
+    read_tensors,
+    tensors_text,
+)
 from pytest_neuralpower.calibrate.rows import Row
 from pytest_neuralpower.errors import ProfileError
+from pytest_neuralpower.features import columns, family
 from pytest_neuralpower.layers import KINDS, Layer
 
 if TYPE_CHECKING:
@@ -144,7 +150,7 @@ def _measurement(record: Mapping[str, str], dtype: str, line: int) -> Measuremen
     kind = record["kind"]
     if kind not in KINDS and not (kind == NETWORK and record.get("trial")):
         raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
-    dtype = record.get("dtype") or dtype
+    dtype = read_dtype(record.get("dtype") or dtype)
     layer = Layer(
         kind,
         record.get("op") or kind,
@@ -155,6 +161,8 @@ def _measurement(record: Mapping[str, str], dtype: str, line: int) -> Measuremen
         dtype,
         read_params(record.get("params") or ""),
     )
+    if kind != NETWORK:
+        _check_tensors(layer)
     runtime = _number(record, "runtime_ms")
     power = _number(record, "power_w") if record.get("power_w") else None
     if power is None and record.get("energy_mj"):
@@ -173,6 +181,37 @@ def _measurement(record: Mapping[str, str], dtype: str, line: int) -> Measuremen
         probe_ms=_number(record, "probe_ms") if record.get("probe_ms") else None,
         device_uuid=record.get("device_uuid") or "",
     )
+
+
+#: What a row must have of the kinds whose cost follows from more than the sizes of its tensors.
+_NEEDED: Final = {
+    "conv": "inputs NxCxHxW, weights CoutxCxKHxKW and outputs NxCoutxHxW",
+    "linear": "inputs ...xK, weights NxK and outputs ...xN",
+    "matmul": "inputs ...xMxK;...xKxN and outputs ...xMxN",
+    "attention": "inputs of query, key and value, each BxHxLxE",
+    "rnn": "inputs, and the params mode, hidden_size, num_layers, bidirectional and steps",
+    "pool": "inputs NxCxHxW and outputs NxCxHxW",
+}
+
+
+def _check_tensors(layer: Layer) -> None:
+    """Raise ValueError if the layer has not the tensors, or axes, that its kind is priced by."""
+    given = {"inputs": layer.inputs, "weights": layer.weights, "outputs": layer.outputs}
+    for what, tensors in given.items():
+        if any(min(tensor.shape, default=1) < 1 for tensor in tensors):
+            text = tensors_text(tensors, layer.dtype)
+            raise ValueError(f"{what} {text!r}: sizes are 1 or more, such as 8x64x56x56")
+    shapes = ", ".join(
+        f"{what} {tensors_text(tensors, layer.dtype) or 'empty'}" for what, tensors in given.items()
+    )
+    needed = _NEEDED.get(layer.kind, "inputs and outputs")
+    problem = ValueError(f"{layer.kind} has {shapes}; it needs {needed}")
+    if not layer.outputs:
+        raise problem
+    try:
+        columns(family(layer), [layer])
+    except (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        raise problem from None
 
 
 def _number(record: Mapping[str, str], column: str) -> float:

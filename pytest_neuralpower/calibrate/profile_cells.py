@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pytest_neuralpower.layers import Params, ParamValue, TensorSpec
+from pytest_neuralpower.layers import ITEMSIZE, Params, ParamValue, TensorSpec
 
 #: The shape without axes, which would otherwise be an empty text.
 _SCALAR = "scalar"
@@ -24,8 +24,15 @@ def read_tensors(text: str, dtype: str) -> tuple[TensorSpec, ...]:
     found = []
     for part in filter(None, text.split(";")):
         shape, _, own = part.partition(":")
-        found.append(TensorSpec(_sizes(shape), own or dtype))
+        found.append(TensorSpec(_sizes(shape), read_dtype(own or dtype)))
     return tuple(found)
+
+
+def read_dtype(name: str) -> str:
+    """``name``, if tensors can have it; raises ValueError naming those that they can have."""
+    if name not in ITEMSIZE:
+        raise ValueError(f"dtype {name!r} is not one of {', '.join(ITEMSIZE)}")
+    return name
 
 
 def params_text(params: Params) -> str:

@@ -40,7 +40,9 @@ def test_a_tensor_may_have_a_dtype_of_its_own(tmp_path: Path) -> None:
 
 
 def test_parameters_are_numbers_words_and_sizes(tmp_path: Path) -> None:
-    line = "rnn,lstm,8x16,,8x32,mode=LSTM;steps=8;eps=0.5;kernel=3x1;bidirectional=false,0.1,,"
+    line = (
+        "activation,relu,8x16,,8x32,mode=LSTM;steps=8;eps=0.5;kernel=3x1;bidirectional=false,0.1,,"
+    )
     assert read_profile(write(tmp_path, HEADER, line)).rows[0].layer.params == (
         ("bidirectional", False),
         ("eps", 0.5),
@@ -67,6 +69,15 @@ def test_energy_gives_power(tmp_path: Path) -> None:
         ("norm,,8 by 8,,8x8,,1,,", "'8 by 8' is not a shape such as 8x64x56x56"),
         ("norm,,8x8,,8x8,eps,1,,", "parameter 'eps' is not name=value"),
         ("norm,,8x8,,8x8", "5 cells under 9 columns"),
+        ("norm,,8x8:float23,,8x8,,1,,", "dtype 'float23' is not one of float64, float32"),
+        ("norm,,8x-8,,8x8,,1,,", "inputs '8x-8': sizes are 1 or more"),
+        ("norm,,8x8,,0x8,,1,,", "outputs '0x8': sizes are 1 or more"),
+        (
+            "conv,,8x3x8x8,,8x4x6x6,,1,,",
+            "conv has inputs 8x3x8x8, weights empty, outputs 8x4x6x6; it needs inputs NxCxHxW",
+        ),
+        ("rnn,lstm,8x16,,8x32,,1,,", "rnn has inputs 8x16, weights empty, outputs 8x32; it needs"),
+        ("activation,,8x8,,,,1,,", "activation has inputs 8x8, weights empty, outputs empty;"),
         ("network,,8x8,,8x8,,1,,", "kind 'network' is not one of conv, linear"),
     ],
 )
@@ -76,6 +87,11 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, says: str) -> None:
         read_profile(path)
     assert str(found.value).startswith(f"profile {path}, line 4: {says}")
     assert "\n" not in str(found.value)
+
+
+def test_an_unknown_dtype_of_all_rows_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match=r"line 3: dtype 'float23' is not one of"):
+        read_profile(write(tmp_path, "# dtype: float23", HEADER, GOOD))
 
 
 @pytest.mark.parametrize(
