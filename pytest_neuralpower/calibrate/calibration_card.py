@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tabulate import tabulate
 
 from pytest_neuralpower.calibrate.measured import repeatability_text
+from pytest_neuralpower.files import write_atomically
 from pytest_neuralpower.reports.scatter_svg import NETWORKS, Dot, scatter_svg
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def write_figure(fitted: Fitted, directory: Path) -> None:
     pairs = zip(trials.get("measured_ms", ()), trials.get("predicted_ms", ()), strict=True)
     dots += [Dot(NETWORKS, measured, predicted) for measured, predicted in pairs]
     title = f"Runtime on {platform.name}: held-out shapes, and random networks as their sums"
-    (directory / FIGURE).write_text(scatter_svg(dots, title=title), encoding="utf-8")
+    write_atomically(directory / FIGURE, scatter_svg(dots, title=title))
 
 
 def _record(record: Mapping[str, Any]) -> str:

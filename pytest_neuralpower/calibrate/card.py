@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tabulate import tabulate
 
 from pytest_neuralpower.calibrate.calibration_card import calibration_sections
+from pytest_neuralpower.files import write_atomically
 from pytest_neuralpower.reports.accuracy import (
     intervals_table,
     layers_table,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 def write_card(platform: Platform, directory: Path) -> Path:
     """Write ``README.md`` of a calibration folder; returns its path."""
     path = directory / "README.md"
-    path.write_text(card_text(platform), encoding="utf-8")
+    write_atomically(path, card_text(platform))
     return path
 
 

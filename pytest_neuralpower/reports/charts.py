@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_neuralpower.errors import MissingExtraError, ReportError
+from pytest_neuralpower.files import write_atomically
 
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.accuracy import Point
@@ -31,8 +32,17 @@ def check_page(path: Path) -> None:
 
 
 def write_page(figure: Any, path: Path) -> None:
-    """Write a plotly figure as one HTML file that works from ``file://`` without network."""
-    path.write_text(figure.to_html(include_plotlyjs=True, full_html=True), encoding="utf-8")
+    """Write a plotly figure as one HTML file that works from ``file://`` without network.
+
+    Raises
+    ------
+    ReportError
+        It cannot be written; a page that is there stays as it was.
+    """
+    try:
+        write_atomically(path, figure.to_html(include_plotlyjs=True, full_html=True))
+    except OSError as error:
+        raise ReportError(f"--html {path}: it cannot be written ({error})") from None
 
 
 def plotly_graphs() -> Any:
