@@ -44,9 +44,15 @@ def read_candidates(path: Path, platform: AnyPlatform) -> tuple[Candidate, ...]:
     """
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BudgetError(f"{path}: there is no such file; write a list of models to it") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BudgetError(f"{path}: not readable YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
+    if (
+        not entries
+        or not isinstance(entries, list)
+        or not all(isinstance(each, dict) for each in entries)
+    ):
         raise BudgetError(f"{path}: write a list of entries with {', '.join(_FIELDS)}")
     return tuple(
         _candidate(entry, f"{path}, entry {number}", platform)
@@ -66,8 +72,13 @@ def _candidate(entry: Mapping[str, Any], where: str, platform: AnyPlatform) -> C
     if unknown or missing:
         problem = f"unknown field {unknown[0]!r}" if unknown else f"no {missing[0]!r}"
         raise BudgetError(f"{where}: {problem}; fields are {', '.join(_FIELDS)}, arguments")
+    error = entry["error"]
+    if isinstance(error, bool) or not isinstance(error, int | float):
+        raise BudgetError(
+            f"{where}: error {error!r} must be a share above 0 and at most 1, such as 0.24"
+        )
     try:
-        error = float(entry["error"])
+        error = float(error)
         energy_precision_ratio(error, 1.0)
         model, args, kwargs = load_call(entry)
         prediction = predict_call(model, args, kwargs, platform=platform)

@@ -28,13 +28,18 @@ def run(
 ) -> None:
     """Rank models by energy-precision ratio: error^alpha x energy of one sample, lower is better.
 
-    Each entry of FILE has a name, a model (package.module:factory), its inputs (a list of shapes),
-    its error (a share, measured by you) and perhaps arguments of the factory.
+    Each entry of FILE has a name, a model (package.module:factory), its inputs (a list of shapes,
+    such as [[1, 3, 224, 224]]), its error (a share, measured by you) and perhaps arguments of the
+    factory.
     """
     from pytest_neuralpower.epr import rank, read_candidates  # noqa: PLC0415
     from pytest_neuralpower.platform import load_platform  # noqa: PLC0415 - imports numpy
     from pytest_neuralpower.reports.terminal import epr_text  # noqa: PLC0415
 
+    if html is not None:
+        from pytest_neuralpower.reports.charts import check_page  # noqa: PLC0415
+
+        check_page(html)
     loaded = load_platform(platform)
     ranked = rank(read_candidates(models, loaded), alpha=alpha)
     if html is not None:

@@ -14,7 +14,7 @@ from pytest_neuralpower.epr import (
     rank,
     read_candidates,
 )
-from pytest_neuralpower.errors import BudgetError, MissingExtraError
+from pytest_neuralpower.errors import BudgetError, MissingExtraError, ReportError
 from pytest_neuralpower.reports.charts import energy_error_figure, write_page
 
 SMALL, MIDDLE, WASTEFUL, LARGE = (
@@ -80,6 +80,19 @@ def test_models_are_read_predicted_and_divided_by_their_batch(tmp_path):
     assert narrow.energy_mj == pytest.approx(whole / 32)
 
 
+def test_inputs_may_be_lists_of_sizes(tmp_path):
+    path = tmp_path / "models.yaml"
+    path.write_text(MODELS)
+    as_texts = read_candidates(path, load_platform("titanx"))
+    path.write_text(MODELS.replace('["32,512"]', "[[32, 512]]"))
+    assert read_candidates(path, load_platform("titanx")) == as_texts
+
+
+def test_a_file_that_is_not_there_is_said_so(tmp_path):
+    with pytest.raises(BudgetError, match="there is no such file"):
+        read_candidates(tmp_path / "models.yaml", load_platform("titanx"))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -90,7 +103,11 @@ def test_models_are_read_predicted_and_divided_by_their_batch(tmp_path):
         ("- {name: a, model: 'nope:f', inputs: [1], error: 0.1}", "cannot import 'nope'"),
         ("- {name: a, model: 'torch.nn:ReLU', inputs: 3, error: 0.1}", "inputs: 3 must be a list"),
         ("- {name: a, model: 'torch.nn:ReLU', inputs: ['3'], error: 5}", "error 5.0 must be"),
-        ("- {name: a, model: 'torch.nn:ReLU', inputs: ['3'], error: high}", "high"),
+        ("- {name: a, model: 'torch.nn:ReLU', inputs: ['3'], error: high}", "'high' must be"),
+        ("- {name: a, model: 'torch.nn:ReLU', inputs: ['3'], error: true}", "error True must be"),
+        ("- {name: a, model: 'torch.nn:ReLU', inputs: [], error: 0.1}", "inputs: the list is empt"),
+        ("- {name: a, model: 'torch.nn:ReLU', inputs: ['3xa'], error: 0.1}", "1: inputs: 3xa: "),
+        ("[]", "write a list of entries with name, model, inputs, error"),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_the_entry(tmp_path, text, message):
@@ -109,6 +126,14 @@ def test_the_plot_is_one_file_with_its_script_inside(tmp_path):
     assert "Plotly.newPlot" in text
     assert 'src="http' not in text
     assert all(each.name in text for each in ALL)
+
+
+def test_a_page_is_written_whole_or_not_at_all(tmp_path):
+    page = tmp_path / "epr.html"
+    page.mkdir()
+    with pytest.raises(ReportError, match="it cannot be written"):
+        write_page(energy_error_figure(rank(ALL), platform="titanx", alpha=1), page)
+    assert list(tmp_path.iterdir()) == [page]
 
 
 def test_without_plotly_the_error_names_the_extra(monkeypatch):

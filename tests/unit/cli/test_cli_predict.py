@@ -50,3 +50,11 @@ def test_trace_names_the_route_and_counts(neuralpower, call):
     assert "389 k MACs" in out  # 2 x 8 x 30 x 30 x 27
     assert "traced by the function route" in out
     assert json.loads(neuralpower("trace", *call, "--json")[1])["route"] == "function"
+
+
+def test_epr_refuses_a_page_in_no_folder_before_it_predicts(neuralpower, tmp_path):
+    code, out, err = neuralpower(
+        "epr", tmp_path / "none.yaml", "-p", "titanx", "--html", tmp_path / "nodir" / "epr.html"
+    )
+    assert (code, out) == (2, "")
+    assert "there is no folder" in err
