@@ -126,7 +126,7 @@ def one_density(model: nn.Module, seed: int) -> Found:
     return found
 
 
-def _parameters(layers: Iterable[Layer]) -> float:
+def parameters_of(layers: Iterable[Layer]) -> float:
     return sum(weight.numel for layer in layers for weight in layer.weights)
 
 
@@ -141,7 +141,7 @@ def channels(model: nn.Module, seed: int) -> Found:
     ):
         pruned = copy.deepcopy(model)
         pruner = ChannelPruner(
-            pruned, model, call, _parameters, calls, criterion=criterion, order="greedy",
+            pruned, model, call, parameters_of, calls, criterion=criterion, order="greedy",
             refit=refit, seed=seed,
         )  # fmt: skip
         full = pruner.cost()
@@ -150,7 +150,7 @@ def channels(model: nn.Module, seed: int) -> Found:
         if refit:
             found["parameters left %"] = 100 * pruner.cost() / full
             bare = copy.deepcopy(model)
-            same = ChannelPruner(bare, model, call, _parameters, calls, refit=False)
+            same = ChannelPruner(bare, model, call, parameters_of, calls, refit=False)
             same.keep(pruner.kept)
             found["same channels, as they are %"] = accuracy(bare)
     return found
