@@ -52,7 +52,7 @@ class Shares(Estimator):
     ) -> None:
         self.peak_gflops = peak_gflops
         self.bandwidth_gbs = bandwidth_gbs
-        self.limit_w = limit_w
+        self.limit_w = None if limit_w is None else float(limit_w)
         self.fixed = dict(fixed or {})
         self.watts_: dict[str, float] = {}
         unknown = set(self.fixed) - set(_FREE)
