@@ -17,6 +17,7 @@ import numpy as np
 
 from pytest_neuralpower.layers import (
     ITEMSIZE,
+    KINDS,
     Layer,
     cost_terms,
     multiply_accumulates,
@@ -67,6 +68,9 @@ SIZE_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "softmax": ("rows", "width"),
     "attention": ("heads", "shared_heads", "queries", "keys", "width", "causal"),
 }
+#: Families that a layer can be of: kinds, and the parts of kinds that stand apart.
+FAMILIES: Final = tuple(dict.fromkeys([*KINDS, *SIZE_COLUMNS]))
+
 _DEFAULT_SIZES: Final = ("flops", "bytes_in", "bytes_out", "bytes_weight")
 
 

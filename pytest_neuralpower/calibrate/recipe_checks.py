@@ -9,13 +9,9 @@ from typing import Any, Final, NoReturn
 
 from pytest_neuralpower.calibrate.designs import runtime_makers
 from pytest_neuralpower.errors import ProfileError
-from pytest_neuralpower.features import SIZE_COLUMNS
-from pytest_neuralpower.layers import KINDS
+from pytest_neuralpower.features import FAMILIES
 
 __all__ = ["check_recipe"]
-
-#: Families of layers that a design or a surcharge can be for.
-FAMILIES: Final = tuple(dict.fromkeys([*KINDS[:-1], *SIZE_COLUMNS]))
 
 #: Estimators that can compete for a runtime: convolutions have them all.
 CANDIDATES: Final = tuple(runtime_makers("conv", {}, {}))

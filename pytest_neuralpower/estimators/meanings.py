@@ -69,7 +69,7 @@ _MEANINGS: Final[dict[str, Meaning]] = {
         _GIGA, "FLOPs", "operations of Winograd's minimal filtering, half of those it does not suit"
     ),
     "wave_depth": Meaning(1e-3, "", "waves of tiles x length of the reduction"),
-    "tiles": Meaning(1e-3, "", "tiles"),
+    "tiles": Meaning(1e-3, "", "tiles of so many rows x columns that cover the product"),
     "reread": Meaning(_MEGA, "bytes", "both operands as often as the tiles read them"),
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +14,7 @@ from pytest_neuralpower.errors import PlatformError
 from pytest_neuralpower.estimators.meanings import meaning
 from pytest_neuralpower.estimators.terms import is_term
 from pytest_neuralpower.estimators.tree_nodes import Leaf, Node
+from pytest_neuralpower.features import FAMILIES, STAND_INS
 
 if TYPE_CHECKING:
     from pytest_neuralpower.estimators import (
@@ -34,6 +37,8 @@ _SCORES: Final = {"runtime": "runtime", "power": "layer_power", "energy": "layer
 
 _SHOWN_INPUTS: Final = 6
 
+_WIDTH: Final = 100
+
 
 def explain_text(platform: Platform, family_name: str) -> str:
     """The fitted equations of one family of layers, with their units.
@@ -43,32 +48,95 @@ def explain_text(platform: Platform, family_name: str) -> str:
     platform
         Any platform.
     family_name
-        A family that it has estimators of (``conv``, ``linear``, ...).
+        A family of layers (``conv``, ``linear``, ...), with estimators there or without.
 
     Raises
     ------
     PlatformError
-        It has none of that family; one line names those it has.
+        There is no such family; one line names those there are.
     """
-    model = platform.families.get(family_name)
-    if model is None:
-        raise PlatformError(
-            f"platform {platform.name} has no estimator of {family_name!r}; it has "
-            f"{', '.join(platform.families) or 'none'}; other layers are priced by their traffic "
-            f"at {platform.fallback.bandwidth_gbs:g} GB/s"
-        )
     lines = [f"{family_name} on {platform.name}: {platform.device}, {platform.dtype}", ""]
-    estimators: dict[str, Estimator] = dict(model.estimators)
+    model = platform.families.get(family_name)
+    estimators: dict[str, Estimator] = {}
+    if model is not None:
+        estimators |= model.estimators
+    elif family_name in FAMILIES:
+        lines += [*_fallback(platform, family_name), ""]
+    else:
+        raise PlatformError(_unknown(platform, family_name))
     if platform.power is not None:
         estimators.setdefault("power", platform.power)
     for quantity, estimator in estimators.items():
         lines += [f"{_LEFT.get(quantity, quantity)}, by {estimator.name}"]
-        lines[-1] += _held_out(platform.accuracy, quantity, family_name)
+        lines[-1] += (
+            _known_power(platform)
+            if estimator is platform.power
+            else _held_out(platform.accuracy, quantity, family_name)
+        )
         lines += _indented(_equations(estimator, _LEFT.get(quantity, quantity)))
-        if quantity == "runtime":
+        if quantity == "runtime" and model is not None:
             lines += _indented(_surcharges(model))
         lines.append("")
-    return "\n".join([*lines, *_legend(lines)]).rstrip()
+    text = [*lines, *_legend(lines)]
+    return "\n".join(part for line in text for part in _wrapped(line)).rstrip()
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line within the width; what is left of it goes on below, further in."""
+    word = re.match(r" *\S+ {2,}(?=\S)", line)  # a term and its meaning
+    inner = len(word[0]) if word else len(line) - len(line.lstrip()) + 4
+    return textwrap.wrap(
+        line, _WIDTH, subsequent_indent=" " * inner, break_long_words=False, break_on_hyphens=False
+    ) or [""]
+
+
+def _unknown(platform: Platform, name: str) -> str:
+    """What to say to a kind of layer that there is not."""
+    plain = re.sub(r"[1-3]d$", "", name.lower())
+    close = difflib.get_close_matches(plain, FAMILIES, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return (
+        f"unknown kind of layer {name!r}{hint}; {platform.name} has estimators of "
+        f"{', '.join(platform.families) or 'none'}, and prices without one "
+        f"{', '.join(each for each in FAMILIES if each not in platform.families)}"
+    )
+
+
+def _fallback(platform: Platform, family_name: str) -> list[str]:
+    """How a family without an estimator is priced: by that of a like one, or by its traffic."""
+    like = STAND_INS.get(family_name, "")
+    if like in platform.families:
+        return [f"priced by the equations of {like}, and flagged as extrapolated: explain {like}"]
+    rates = platform.fallback
+    pad = " " * len("runtime_ms")
+    return [
+        f"runtime_ms, by fallback: {platform.name} has no estimator of {family_name}, flagged F",
+        "  runtime_ms = the largest of",
+        f"  {pad}   {1 / (rates.bandwidth_gbs * 1e6):.4g} * bytes_moved   "
+        f"({rates.bandwidth_gbs:g} GB/s)",
+        f"  {pad}   {1 / (rates.gflops * 1e6):.4g} * flops   ({rates.gflops:g} GFLOP/s)",
+        f"  {pad}   {rates.floor_ms:.4g}   (the shortest layer that was measured)",
+    ]
+
+
+def _known_power(platform: Platform) -> str:
+    """How the power of all layers is known, and how wrong it is where that is known."""
+    tier = platform.tiers.get("power")
+    if tier is None:
+        return ""
+    found = platform.accuracy.get("power") or {}
+    if tier == "transferred" and "transferred" in found:
+        return (
+            f" (transferred from {found['transferred_from']}; off by "
+            f"{found['transferred']['rmspe']:.1f}% on networks of {found['judged_on']}, "
+            f"not known of {platform.name})"
+        )
+    if "leave_one_network_out" in found:
+        error = found["leave_one_network_out"]["rmspe"]
+        return f" ({tier}; off by {error:.1f}% on networks left out)"
+    if "held_out_rows" in found:
+        return f" ({tier}; off by {found['held_out_rows']['mape']:.1f}% on rows held out)"
+    return f" ({tier})"
 
 
 #: Sizes that conditions may name and that do not explain themselves.
@@ -135,11 +203,13 @@ def _in_units(rates: Mapping[str, float], scale: float = 1.0) -> list[tuple[floa
 def _physical(estimator: Physical, left: str) -> list[str]:
     lines = []
     several = len(estimator.regimes) > 1
+    # mJ over ms are watts.
+    times = "W times the roofline's time" if left == "energy_mj" else "times the roofline"
     for number, (regime, fitted) in enumerate(
         zip(estimator.regimes, estimator.fitted_, strict=True)
     ):
         body = _sum(left, _in_units(fitted.rates, fitted.scale))
-        body.append(f"kept between {fitted.low:.3g} and {fitted.high:.3g} times the roofline")
+        body.append(f"kept between {fitted.low:.3g} and {fitted.high:.3g} {times}")
         if not several:
             return [*body, _roofline(estimator)]
         when = " and ".join(map(str, regime.when))

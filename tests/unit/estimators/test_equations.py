@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,11 +25,8 @@ from pytest_neuralpower.estimators import (
 )
 from pytest_neuralpower.estimators.regimes import Condition, Regime
 from pytest_neuralpower.features import columns
-from pytest_neuralpower.platform import FamilyModel
+from pytest_neuralpower.platform import FamilyModel, Platform, list_platforms
 from pytest_neuralpower.reports.equations import explain_text
-
-if TYPE_CHECKING:
-    from pytest_neuralpower.platform import Platform
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0}
 SIZES = [(m, k, n) for m in (1, 7, 64, 200) for k in (16, 100, 512) for n in (8, 64, 300)] * 3
@@ -178,11 +176,51 @@ def test_an_estimator_without_an_equation_shows_what_it_stores() -> None:
     assert '    "watts": 7' in lines
 
 
-def test_an_unknown_family_names_those_there_are() -> None:
+def test_a_kind_without_an_estimator_is_explained_as_it_is_priced() -> None:
+    platform = load_platform("titanx")
+    text = explain_text(platform, "rnn")
+    rates = platform.fallback
+    assert "runtime_ms, by fallback: titanx has no estimator of rnn, flagged F" in text
+    assert (
+        f"{1e-6 / rates.bandwidth_gbs:.4g} * bytes_moved   ({rates.bandwidth_gbs:g} GB/s)" in text
+    )
+    assert f"{1e-6 / rates.gflops:.4g} * flops   ({rates.gflops:g} GFLOP/s)" in text
+    assert f"{rates.floor_ms:.4g}   (the shortest layer" in text
+    assert "power_w, by shares (public; off by 7.4% on networks left out)" in text
+    assert "  bytes_moved  inputs, outputs and parameters, in bytes" in text
+
+
+def test_a_part_of_a_kind_says_whose_equations_price_it() -> None:
+    text = explain_text(load_platform("v100"), "conv.transposed")
+    assert "priced by the equations of conv, and flagged as extrapolated" in text
+
+
+@pytest.mark.parametrize("name", ["conv2d", "Conv", "cnv"])
+def test_an_unknown_kind_gets_a_hint(name: str) -> None:
     with pytest.raises(PlatformError) as error:
-        explain_text(load_platform("titanx"), "rnn")
+        explain_text(load_platform("v100"), name)
+    assert f"unknown kind of layer {name!r} (did you mean 'conv'?)" in str(error.value)
     assert "\n" not in str(error.value)
-    assert "has no estimator of 'rnn'; it has conv, linear, matmul" in str(error.value)
+
+
+def test_power_says_how_it_is_known() -> None:
+    platform = load_platform("v100")
+    text = " ".join(explain_text(platform, "conv").split())
+    error = platform.accuracy["power"]["transferred"]["rmspe"]
+    assert f"(transferred from h200; off by {error:.1f}% on networks of titanx-tf, not" in text
+
+
+def test_energy_is_bounded_by_watts() -> None:
+    text = explain_text(load_platform("cpu-raptorlake"), "linear")
+    assert re.search(r"energy_mj = (?s:.*) W times the roofline's time", text)
+
+
+@pytest.mark.parametrize("name", list_platforms())
+def test_lines_stay_within_100_columns(name: str) -> None:
+    platform = load_platform(name)
+    if isinstance(platform, Platform):
+        for family in platform.families:
+            assert max(map(len, explain_text(platform, family).splitlines())) <= 100
 
 
 @pytest.mark.parametrize("name", ["titanx", "titanx-tf"])
