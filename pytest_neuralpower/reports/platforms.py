@@ -80,7 +80,7 @@ def _networks(summary: Mapping[str, Any], quantity: str) -> list[str]:
         left_out, transferred = power.get("leave_one_network_out"), power.get("transferred")
         if left_out:
             return [_figure("networks", left_out["rmspe"])]
-        if transferred:
+        if transferred and _tier(summary, "power") == "transferred":
             return [_figure(f"networks of {power['judged_on']}", transferred["rmspe"])]
         return []
     score = (summary.get("networks") or {}).get(quantity)
