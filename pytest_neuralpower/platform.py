@@ -513,7 +513,7 @@ def load_fitted(name: str | Path) -> Platform:
 
 def _unknown(name: str) -> str:
     shipped = list_platforms()
-    close = difflib.get_close_matches(name, shipped, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), shipped, n=1, cutoff=0.5)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return (
         f"unknown platform {name!r}{hint}; shipped: {', '.join(shipped)}; "

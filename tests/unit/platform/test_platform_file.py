@@ -218,6 +218,8 @@ class TestNames:
             load_platform("titan-x")
         text = str(found.value)
         assert "unknown platform 'titan-x' (did you mean 'titanx'?)" in text
+        with pytest.raises(PlatformError, match=r"'A100' \(did you mean 'a100'\?\)"):
+            load_platform("A100")
         assert all(name in text for name in list_platforms())
 
     def test_a_far_one_suggests_none(self) -> None:
