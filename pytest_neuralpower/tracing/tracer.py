@@ -138,10 +138,11 @@ def _refuse(model: nn.Module, args: Any, kwargs: Any, error: BaseException) -> N
         raise TraceError(f"cannot trace {name}: {no_tensor}") from None
     where = getattr(error, "where", "") or f"{name}.forward"
     kind = "" if isinstance(error, ShapeMismatch) else f"{type(error).__name__}: "
-    raise TraceError(
-        f"cannot trace {name}: {where} failed with {kind}{_first_line(error)}; "
-        "check the example inputs' shapes and dtypes"
-    ) from None
+    reason = _first_line(error)
+    todo = "check the example inputs' shapes and dtypes"
+    if "'indices'" in reason and "scalar type" in reason:  # torch's words of an embedding
+        todo = "an embedding takes integers: give that input an integer dtype, such as 1,128:int64"
+    raise TraceError(f"cannot trace {name}: {where} failed with {kind}{reason}; {todo}") from None
 
 
 def _wrong_arguments(model: nn.Module, args: Any, kwargs: Any) -> str | None:

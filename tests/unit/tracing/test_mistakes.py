@@ -44,6 +44,13 @@ def test_wrong_dtype_is_refused() -> None:
     assert "float64" in text
 
 
+def test_indices_that_are_no_integers_get_a_hint() -> None:
+    text = message(nn.Sequential(nn.Embedding(10, 4)), torch.randn(1, 8))
+    assert "'0' (Embedding)" in text
+    assert ":int64" in text
+    assert ":int64" not in message(NET, torch.randn(1, 3, 8, 8).double())
+
+
 def test_image_too_small_for_the_kernel() -> None:
     assert "'0.0' (Conv2d)" in message(NET, torch.randn(1, 3, 2, 2))
 
