@@ -95,6 +95,7 @@ def run_rounds(
         layers = pruner.reduce_to(target)
         if finetune is not None:
             finetune(pruner.model, pruner.masks(), len(history))
+            pruner.model.eval()
             pruner.trained()
         reached = pruner.cost()
         score = guard.score(pruner.model)

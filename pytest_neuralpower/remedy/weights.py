@@ -130,8 +130,10 @@ class WeightPruner:
 
     def masks(self) -> dict[str, torch.Tensor]:
         """Mask of each pruned parameter by its name, in its shape; True stays."""
+        layers = {path: self._layer(path) for path in self.kept}
         return {
-            f"{path}.weight": mask_of(self._layer(path), kept) for path, kept in self.kept.items()
+            f"{path}.weight": mask_of(layer, self.kept[path]).to(layer.weight.device)
+            for path, layer in layers.items()
         }
 
     def reduce_to(self, energy_mj: float) -> Mapping[str, float]:
