@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pytest_neuralpower.layers import Layer, TensorSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from pytest_neuralpower.layers import Layer, Params, ParamValue, TensorSpec
 
 __all__ = ["form", "read_sizes", "write_sizes"]
 
@@ -36,31 +33,40 @@ def read_sizes(layer: Layer) -> tuple[int, ...]:
 
 def write_sizes(layer: Layer, sizes: tuple[int, ...]) -> Layer:
     """``layer`` with other numbers, in the order of :func:`read_sizes`."""
-    left = iter(sizes)
-    return Layer(
-        layer.kind,
-        layer.op,
-        layer.path,
-        _tensors(layer.inputs, left),
-        _tensors(layer.weights, left),
-        _tensors(layer.outputs, left),
-        layer.dtype,
-        tuple((name, _param(value, left)) for name, value in layer.params),
-    )
+    inputs, done = _tensors(layer.inputs, sizes, 0)
+    weights, done = _tensors(layer.weights, sizes, done)
+    outputs, done = _tensors(layer.outputs, sizes, done)
+    params = layer.params
+    if done < len(sizes):
+        params = _params(params, sizes, done)
+    return Layer(layer.kind, layer.op, layer.path, inputs, weights, outputs, layer.dtype, params)
 
 
-def _tensors(tensors: tuple[TensorSpec, ...], left: Iterator[int]) -> tuple[TensorSpec, ...]:
-    return tuple(
-        TensorSpec(tuple([next(left) for _ in tensor.shape]), tensor.dtype) for tensor in tensors
-    )
+def _tensors(
+    tensors: tuple[TensorSpec, ...], sizes: tuple[int, ...], done: int
+) -> tuple[tuple[TensorSpec, ...], int]:
+    """The tensors with the sizes from place ``done`` on, and the place after them."""
+    found = []
+    for shape, dtype in tensors:
+        end = done + len(shape)
+        found.append(TensorSpec(sizes[done:end], dtype))
+        done = end
+    return tuple(found), done
 
 
-def _param(value: Any, left: Iterator[int]) -> Any:
-    if _is_size(value):
-        return next(left)
-    if _is_sizes(value):
-        return tuple([next(left) for _ in value])
-    return value
+def _params(params: Params, sizes: tuple[int, ...], done: int) -> Params:
+    found: list[tuple[str, ParamValue]] = []
+    for name, value in params:
+        if _is_size(value):
+            found.append((name, sizes[done]))
+            done += 1
+        elif _is_sizes(value):
+            end = done + len(value)  # type: ignore[arg-type]
+            found.append((name, sizes[done:end]))
+            done = end
+        else:
+            found.append((name, value))
+    return tuple(found)
 
 
 def form(layer: Layer) -> Layer:

@@ -31,6 +31,26 @@ class Prices(NamedTuple):
         """``energy`` or ``runtime``; None where the platform lacks it."""
         return self.energy_mj if quantity == "energy" else self.runtime_ms
 
+    def only(self, place: int) -> Prices:
+        """The price of one of the sets."""
+        one = slice(place, place + 1)
+        return Prices(
+            None if self.energy_mj is None else self.energy_mj[one],
+            None if self.runtime_ms is None else self.runtime_ms[one],
+            self.trusted[one],
+        )
+
+    @classmethod
+    def joined(cls, prices: Sequence[Prices]) -> Prices:
+        """The sets of several prices of one platform."""
+        energy = [each.energy_mj for each in prices if each.energy_mj is not None]
+        runtime = [each.runtime_ms for each in prices if each.runtime_ms is not None]
+        return cls(
+            np.concatenate(energy) if energy else None,
+            np.concatenate(runtime) if runtime else None,
+            np.concatenate([each.trusted for each in prices]),
+        )
+
 
 class LayerPrices:
     """Prices of layers on one platform, remembered by configuration."""

@@ -40,6 +40,7 @@ class WidthPrices:
         self.groups = groups
         self.quantity: Literal["energy", "runtime"] = quantity
         self._prices = LayerPrices(platform)
+        self._known: dict[str, dict[int, Prices]] = {}
 
     def dearest_first(self) -> list[ChannelGroup]:
         """The groups that may change, by what the layers that they reach cost now."""
@@ -52,9 +53,19 @@ class WidthPrices:
         self, name: str, widths: Sequence[int], others: Mapping[str, int] | None = None
     ) -> Prices:
         """Price of the layers that one group reaches, at each of ``widths``, beside ``others``."""
+        if others:
+            return self._price(name, widths, others)
+        known = self._known.setdefault(name, {})
+        new = [width for width in widths if width not in known]
+        if new:
+            found = self._price(name, new, {})
+            known.update({width: found.only(place) for place, width in enumerate(new)})
+        return Prices.joined([known[width] for width in widths])
+
+    def _price(self, name: str, widths: Sequence[int], others: Mapping[str, int]) -> Prices:
         places = self.groups.reached(name)
         return self._prices.of(
-            [self.groups.layers_at(places, {**(others or {}), name: width}) for width in widths]
+            [self.groups.layers_at(places, {**others, name: width}) for width in widths]
         )
 
     def amounts(self, prices: Prices) -> FloatArray:
