@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 #: error is then within a percent of the least.
 SWEEPS: Final = 40
 
+#: A column whose square in one subset is less than this share of that in another is taken to be
+#: zero there: sums of a subset found by subtraction leave as much by rounding, and of any sign.
+_ROUNDING: Final = 1e-14
+
 
 def residual_squares(gram: FloatArray, right: FloatArray, rows: FloatArray) -> FloatArray:
     """Least ``||1 - A x||^2`` over x >= 0, or a little more.
@@ -41,7 +45,8 @@ def residual_squares(gram: FloatArray, right: FloatArray, rows: FloatArray) -> F
     gram = np.ascontiguousarray(gram.transpose(1, 2, 0))
     right = np.ascontiguousarray(right.T)
     terms = len(right)
-    size = np.maximum(np.einsum("iis->is", gram), 1e-30)
+    size = np.einsum("iis->is", gram)
+    size = np.where(size > _ROUNDING * size.max(axis=1, keepdims=True), size, np.inf)
     found = np.zeros_like(right)
     for _ in range(SWEEPS):
         for term in range(terms):

@@ -142,3 +142,30 @@ def test_a_sample_of_groups_is_of_whole_groups_from_everywhere() -> None:
     assert min(chosen) < 50
     assert max(chosen) > 950
     assert whole_groups(groups, 5000).tolist() == list(range(3000))
+
+
+def test_rounding_left_of_a_subset_without_a_term_is_no_term() -> None:
+    # Three subsets; the second has none of the second term, and got its sums by subtraction.
+    gram = np.array([np.diag([4.0, 1.0]), [[4.0, 1e-17], [1e-17, -1e-18]], np.diag([4.0, 1e-18])])
+    right = np.array([[3.0, 0.5], [3.0, 1e-17], [3.0, 1e-17]])
+    found = residual_squares(gram, right, np.array([4.0, 4.0, 4.0]))
+    assert found == pytest.approx([4 - 9 / 4 - 0.25, 4 - 9 / 4, 4 - 9 / 4])
+
+
+def few_sizes() -> dict[str, FloatArray]:
+    """Columns of 24 rows with 3 sizes, the other sizes constant."""
+    random = np.random.default_rng(0)
+    return columns("linear", [linear_layer(int(m), 64, 64) for m in random.integers(1, 4, 24)])
+
+
+@pytest.mark.parametrize("least_rows", [2, 5])
+def test_noise_over_constant_columns_and_tiny_groups_is_fitted(least_rows: int) -> None:
+    values = few_sizes()
+    target = 0.01 * 10.0 ** np.random.default_rng(1).uniform(0, 3, 24)
+    tree = Tree(SIZES, TERMS, depth=4, least_rows=least_rows).fit(values, target)
+    assert np.isfinite(tree.predict(values)).all()
+
+
+def test_equal_times_are_refused_in_words() -> None:
+    with pytest.raises(FitError, match="the 24 rows are too alike"):
+        Tree(SIZES, TERMS, depth=4, least_rows=2).fit(few_sizes(), np.full(24, 0.01))
