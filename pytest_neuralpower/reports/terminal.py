@@ -24,7 +24,7 @@ _LEAST_PATH_WIDTH = 20
 _FLAG_NOTES = {
     UNCOVERED: ("U", "has no formula: priced by its bytes"),
     FALLBACK: ("F", "has no estimator on this platform: priced by operations and bytes"),
-    EXTRAPOLATED: ("E", "lies outside the calibrated sizes: extrapolated"),
+    EXTRAPOLATED: ("E", "is outside the calibrated sizes or dtype: extrapolated"),
 }
 
 
