@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_neuralpower import load_platform
 from pytest_neuralpower.calibrate.rows import linear_layer
 from pytest_neuralpower.errors import PlatformError
 from pytest_neuralpower.estimators import (
@@ -25,7 +24,13 @@ from pytest_neuralpower.estimators import (
 )
 from pytest_neuralpower.estimators.regimes import Condition, Regime
 from pytest_neuralpower.features import columns
-from pytest_neuralpower.platform import FamilyModel, Platform, list_platforms
+from pytest_neuralpower.platform import (
+    FamilyModel,
+    Platform,
+    list_platforms,
+    load_fitted,
+    load_platform,
+)
 from pytest_neuralpower.reports.equations import explain_text
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0}
@@ -39,7 +44,7 @@ REGIMES = [
 
 
 def explained(**estimators: Estimator) -> list[str]:
-    platform = load_platform("titanx")
+    platform = load_fitted("titanx")
     model = FamilyModel(estimators, {"m": (1.0, 200.0)})
     return explain_text(
         replace(platform, families={"linear": model}, power=None, accuracy={}), "linear"
@@ -177,7 +182,7 @@ def test_an_estimator_without_an_equation_shows_what_it_stores() -> None:
 
 
 def test_a_kind_without_an_estimator_is_explained_as_it_is_priced() -> None:
-    platform = load_platform("titanx")
+    platform = load_fitted("titanx")
     text = explain_text(platform, "rnn")
     rates = platform.fallback
     assert "runtime_ms, by fallback: titanx has no estimator of rnn, flagged F" in text
@@ -191,27 +196,27 @@ def test_a_kind_without_an_estimator_is_explained_as_it_is_priced() -> None:
 
 
 def test_a_part_of_a_kind_says_whose_equations_price_it() -> None:
-    text = explain_text(load_platform("v100"), "conv.transposed")
+    text = explain_text(load_fitted("v100"), "conv.transposed")
     assert "priced by the equations of conv, and flagged as extrapolated" in text
 
 
 @pytest.mark.parametrize("name", ["conv2d", "Conv", "cnv"])
 def test_an_unknown_kind_gets_a_hint(name: str) -> None:
     with pytest.raises(PlatformError) as error:
-        explain_text(load_platform("v100"), name)
+        explain_text(load_fitted("v100"), name)
     assert f"unknown kind of layer {name!r} (did you mean 'conv'?)" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_power_says_how_it_is_known() -> None:
-    platform = load_platform("v100")
+    platform = load_fitted("v100")
     text = " ".join(explain_text(platform, "conv").split())
     error = platform.accuracy["power"]["transferred"]["rmspe"]
     assert f"(transferred from h200; off by {error:.1f}% on networks of titanx-tf, not" in text
 
 
 def test_energy_is_bounded_by_watts() -> None:
-    text = explain_text(load_platform("cpu-raptorlake"), "linear")
+    text = explain_text(load_fitted("cpu-raptorlake"), "linear")
     assert re.search(r"energy_mj = (?s:.*) W times the roofline's time", text)
 
 
@@ -225,7 +230,7 @@ def test_lines_stay_within_100_columns(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["titanx", "titanx-tf"])
 def test_every_shipped_family_is_explained_with_its_held_out_error(name: str) -> None:
-    platform: Platform = load_platform(name)
+    platform: Platform = load_fitted(name)
     for family in platform.families:
         text = explain_text(platform, family)
         assert "% on held-out shapes" in text
