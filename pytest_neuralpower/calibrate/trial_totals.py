@@ -100,7 +100,7 @@ def _with_correlation(platform: Platform, share: float) -> Platform:
     assert platform.intervals is not None
     intervals = platform.intervals
     families = {
-        name: replace(spread, correlation=float(f"{spread.correlation * share:.4g}"))
+        name: spread._replace(correlation=float(f"{spread.correlation * share:.4g}"))
         for name, spread in intervals.runtime.families.items()
     }
     runtime = replace(intervals.runtime, families=families)
