@@ -59,6 +59,13 @@ def _wait_for_networks(folder: Path, process: subprocess.Popen[str], count: int)
     raise AssertionError("nothing is measured")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of one calibration in one process: ``pytest -n 2`` measures it once."""
+    for item in items:
+        if "calibration" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("calibration"))
+
+
 @pytest.fixture(scope="session")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     """This processor, calibrated for real: interrupted, resumed, killed, resumed."""

@@ -49,7 +49,7 @@ def test_help_loads_nothing_that_computes():
         (["trace", "CALL", "--arg", "bias=[1"], "is not a YAML value"),
         (["trace", "CALL", "--input", "2,3,32,32"], "too many positional arguments"),
         (["trace", "torch.nn:Conv2d", "--arg", "kernel=3", "--input", "1"], "could not be called"),
-        (["explain", "titanx", "rnn"], "rnn"),
+        (["explain", "titanx", "cnv"], "did you mean 'conv'"),
         (["fit", "no/such/folder"], "no/such/folder"),
     ],
 )
