@@ -19,6 +19,9 @@ from pytest_neuralpower.measure.progress import PlainProgress
 from pytest_neuralpower.measure.verify import verify
 from pytest_neuralpower.platform import load_platform
 
+# One process for all tests of the calibration: `pytest -n 2` measures it once.
+pytestmark = pytest.mark.xdist_group("calibration")
+
 
 def test_a_second_process_is_refused_with_the_first_ones_pid(calibration) -> None:
     assert f"another process (pid {calibration.first_pid})" in calibration.second
