@@ -36,14 +36,25 @@ class Calibration:
     seconds: float
 
 
+def _uncounted_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+
+
+@pytest.fixture
+def uncounted_environment() -> dict[str, str]:
+    """The environment of a process in which coverage counts no lines.
+
+    Counting takes most of what a calibration measures and of the fit after it, and writes files.
+    """
+    return _uncounted_environment()
+
+
 def _start(folder: Path, *args: str) -> subprocess.Popen[str]:
     command = "from pytest_neuralpower.cli import main; main()"
-    # Counting lines would take most of what is measured here, and of the fit after it.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     return subprocess.Popen(
         [sys.executable, "-c", command, "calibrate", folder.name, *args],
         cwd=folder.parent,
-        env={**env, "OMP_NUM_THREADS": "1"},
+        env=_uncounted_environment() | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -109,14 +109,18 @@ def test_verify_measures_the_same_layers_and_tells_a_platform_that_is_off(calibr
     assert 3 * total.measured_ms / total.calibrated_ms == pytest.approx(1, abs=0.9)
 
 
-def test_a_file_that_cannot_grow_ends_with_the_command_to_go_on(tmp_path: Path) -> None:
+def test_a_file_that_cannot_grow_ends_with_the_command_to_go_on(
+    tmp_path: Path, uncounted_environment: dict[str, str]
+) -> None:
     """The system's limit on a file's size stops it as a full disk does."""
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); "
         "from pytest_neuralpower.cli import main; main()"
     )
     command = [sys.executable, "-c", code, "calibrate", "small", "--device", "cpu", "--quick"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=uncounted_environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
     assert last.startswith("neuralpower: the profile cannot be written (File too large); ")
