@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ _MARKERS = {
 _SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 _SESSION: pytest.StashKey[GuardSession] = pytest.StashKey()
 _GUARD: pytest.StashKey[Guard] = pytest.StashKey()
+_ITEMS: pytest.StashKey[Iterable[pytest.Item]] = pytest.StashKey()
 _RECORDS = pytest.StashKey[list[dict[str, Any]]]()
 
 
@@ -79,6 +80,7 @@ def _session(config: pytest.Config) -> GuardSession:
             config.rootpath,
             repeated_command(config),
             partial(config.hook.pytest_neuralpower_platform, config=config),
+            lambda: sum(map(_is_guarded, config.stash[_ITEMS])),
         )
     return config.stash[_SESSION]
 
@@ -96,6 +98,16 @@ def _budget_markers(node: pytest.Item) -> list[PlacedMarker]:
     return [PlacedMarker(len(chain) - 1 - chain.index(place), mark) for place, mark in found]
 
 
+def _is_guarded(item: pytest.Item) -> bool:
+    return "neuralpower_platform" in getattr(item, "fixturenames", ()) or bool(
+        _budget_markers(item)
+    )
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    session.config.stash[_ITEMS] = session.items
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a guarded test once per platform, where there are several."""
     if "neuralpower_platform" in metafunc.fixturenames:
@@ -110,7 +122,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         del item.stash[_RECORDS]
         kept = [pair for pair in item.user_properties if not pair[0].startswith("neuralpower")]
         item.user_properties[:] = kept
-    if "neuralpower_platform" in getattr(item, "fixturenames", ()) or _budget_markers(item):
+    if _is_guarded(item):
         item.stash[_GUARD] = _new_guard(item)
 
 

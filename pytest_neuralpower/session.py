@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -17,7 +18,6 @@ import pytest
 from pytest_neuralpower.budget import MARKERS, Budget, check, closest_budgets, parse_marker
 from pytest_neuralpower.errors import BudgetError
 from pytest_neuralpower.prediction import UNTRUSTED
-from pytest_neuralpower.remedy.on_failure import Spending
 from pytest_neuralpower.settings import platform_at
 
 if TYPE_CHECKING:
@@ -154,16 +154,17 @@ class GuardSession:
     """One pytest process: its settings and its loaded platforms.
 
     ``rootpath`` is where paths in markers start; ``command`` is how pytest was asked to run, as far
-    as a failure's advice must repeat it; ``provide`` asks plugins for a platform by its ``name=``.
+    as a failure's advice must repeat it; ``provide`` asks plugins for a platform by its ``name=``;
+    ``count_guarded`` counts the session's guarded tests, all of them on an xdist worker, too.
     """
 
     settings: Settings
     rootpath: Path = field(default_factory=Path)
     command: str = "pytest"
     provide: Callable[..., AnyPlatform | Path | str | None] = lambda name: None  # noqa: ARG005
+    count_guarded: Callable[[], int] = lambda: 1
     _loaded: dict[str, AnyPlatform] = field(default_factory=dict)
     _live: Live | None = None
-    _advising: Spending = field(default_factory=Spending)
 
     def load(self, name: str) -> AnyPlatform:
         """Load a platform once a session; raises PlatformError."""
@@ -345,9 +346,13 @@ class GuardSession:
             budget,
             platform_name=guard.name,
             root=self.rootpath,
-            spending=self._advising,
+            tests=self._guarded_tests,
         )
         return ["", *(f"  {line}" for line in lines)]
+
+    @cached_property
+    def _guarded_tests(self) -> int:
+        return max(self.count_guarded(), 1)
 
     def _again(self, guard: Guard) -> tuple[str, str]:
         """The command that runs one test again, in two parts: an option fits between them."""

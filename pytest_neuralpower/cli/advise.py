@@ -25,12 +25,15 @@ def run(
         int | None,
         typer.Option(min=1, help="most channels by which a width may move [default: an eighth]"),
     ] = None,
-    time_limit: Annotated[float, typer.Option(min=0.1, help="seconds to spend on widths")] = 5.0,
+    effort: Annotated[
+        int | None,
+        typer.Option(min=1, help="most layers to trace and price in the search [default: 100000]"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say which widths of MODEL to move to a plateau edge of a platform. It changes nothing."""
     from pytest_neuralpower.model_source import load_model, parse_inputs  # noqa: PLC0415
-    from pytest_neuralpower.remedy.advice import advise  # noqa: PLC0415 - imports torch
+    from pytest_neuralpower.remedy.advice import DEFAULT_EFFORT, advise  # noqa: PLC0415
     from pytest_neuralpower.remedy.calls import Call  # noqa: PLC0415
     from pytest_neuralpower.reports import advice  # noqa: PLC0415
 
@@ -45,7 +48,7 @@ def run(
         platform,
         budget,
         channels=channels,
-        time_limit_s=time_limit,
+        effort=effort or DEFAULT_EFFORT,
     )
     if as_json:
         print_json(advice.advice_record(advised))

@@ -8,7 +8,6 @@ changed.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from pytest_neuralpower.budget import Budget, check
 from pytest_neuralpower.platform import load_platform
 from pytest_neuralpower.remedy.calls import as_call
+from pytest_neuralpower.remedy.effort import Effort
 from pytest_neuralpower.remedy.find_groups import NOT_CHECKED, find_channel_groups
 from pytest_neuralpower.remedy.limits import as_budget
 from pytest_neuralpower.remedy.plateaus import expansion, shrinkage
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.prediction import Prediction
     from pytest_neuralpower.remedy.channels import ChannelGroup, ChannelGroups
 
-__all__ = ["Advice", "Advised", "advise", "advise_groups"]
+__all__ = ["DEFAULT_EFFORT", "Advice", "Advised", "advise", "advise_groups"]
 
 #: Edges are looked for within this part of a width, and within so many channels of a narrow one.
 _PART: Final = 8
@@ -36,6 +36,9 @@ _LEAST_CHANNELS: Final = 4
 
 #: So many units beyond are priced too, to know the usual step.
 _BEYOND: Final = 4
+
+#: Layers that are traced and priced at most, unless more are asked for: some seconds.
+DEFAULT_EFFORT: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,7 @@ class Advised:
     examined
         How many groups were examined.
     left
-        Groups that were not examined within the time limit.
+        Groups that were not examined within the effort.
     """
 
     before: Prediction
@@ -126,7 +129,7 @@ def advise(
     budget: Budget | str | None = None,
     *,
     channels: int | None = None,
-    time_limit_s: float = 5.0,
+    effort: float = DEFAULT_EFFORT,
 ) -> Advised:
     """Say which widths of ``model`` to move to a near plateau edge of ``platform``.
 
@@ -143,8 +146,9 @@ def advise(
         What one call should cost at most: ``"120 mJ"``, ``"4 ms"``, or a ``Budget``.
     channels
         Most channels by which a width may move; by default an eighth of it, and at least 4.
-    time_limit_s
-        Groups that are not examined within this time are left out, and named in the result.
+    effort
+        How many layers to trace and price at most, in round numbers: groups that are not examined
+        then are left out, and named in the result.
 
     Returns
     -------
@@ -162,12 +166,12 @@ def advise(
     TraceError
         The model cannot be traced with these inputs.
     """
-    until = time.monotonic() + time_limit_s
+    allowed = Effort(effort)
     loaded = load_platform(platform) if isinstance(platform, str | Path) else platform
     call = as_call(inputs)
     limit = None if budget is None else as_budget(budget)
-    groups = find_channel_groups(model, call.args, call.kwargs, until=until)
-    return advise_groups(groups, loaded, limit, channels=channels, until=until)
+    groups = find_channel_groups(model, call.args, call.kwargs, effort=allowed)
+    return advise_groups(groups, loaded, limit, channels=channels, effort=allowed)
 
 
 def advise_groups(
@@ -176,15 +180,16 @@ def advise_groups(
     budget: Budget | None = None,
     *,
     channels: int | None = None,
-    until: float = math.inf,
+    effort: Effort | None = None,
 ) -> Advised:
     """:func:`advise` for channel groups that were found already."""
     before = platform.predict(groups.trace)
     if budget is not None:
         check(budget, before)  # refuses a budget on what the platform does not know
+    effort = effort or Effort(math.inf)
     prices = WidthPrices(groups, platform, _quantity(before, budget))
     most = {group.name: _most_units(group, channels) for group in groups.changeable}
-    examined = prices.examine({name: units + _BEYOND for name, units in most.items()}, until)
+    examined = prices.examine({name: units + _BEYOND for name, units in most.items()}, effort)
     computed = "analytic" in platform.tiers.values()
     found = [
         each

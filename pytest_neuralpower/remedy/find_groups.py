@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_neuralpower.errors import TraceError, UnsupportedGraphError
 from pytest_neuralpower.remedy.channels import ChannelGroup, ChannelGroups, Gains
 from pytest_neuralpower.remedy.coupling import groups_of
+from pytest_neuralpower.remedy.effort import Effort
 from pytest_neuralpower.remedy.layer_sizes import form, read_sizes
 from pytest_neuralpower.remedy.narrowed_copy import NarrowedCopy
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NOT_CHECKED", "find_channel_groups"]
 
-#: Why a group is frozen that there was no time for.
-NOT_CHECKED = "there was no time to check it"
+#: Why a group is frozen that no effort was left for.
+NOT_CHECKED = "it was not checked"
 
 _OUTPUT = "it is the model's output"
 
@@ -33,7 +33,7 @@ def find_channel_groups(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
-    until: float = math.inf,
+    effort: Effort | None = None,
 ) -> ChannelGroups:
     """The channel groups of ``model(*args, **kwargs)``.
 
@@ -45,9 +45,8 @@ def find_channel_groups(
         Any module; it may be on the meta device.
     args, kwargs
         Inputs of one call, as :func:`~pytest_neuralpower.tracing.tracer.trace` takes them.
-    until
-        When to stop, on the clock of :func:`time.monotonic`: groups that are not checked by then
-        are frozen.
+    effort
+        What may be spent, without limit if None: groups that are not checked then are frozen.
 
     Raises
     ------
@@ -59,15 +58,16 @@ def find_channel_groups(
         The model cannot be traced with these inputs.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+    effort = effort or Effort(math.inf)
     try:
-        return _find(NarrowedCopy(model, args, kwargs or {}), until)
+        return _find(NarrowedCopy(model, args, kwargs or {}), effort)
     except (TraceError, UnsupportedGraphError):
         if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
             raise
-        return _find(NarrowedCopy(model, args, kwargs or {}, with_values=True), until)
+        return _find(NarrowedCopy(model, args, kwargs or {}, with_values=True), effort)
 
 
-def _find(copy: NarrowedCopy, until: float) -> ChannelGroups:
+def _find(copy: NarrowedCopy, effort: Effort) -> ChannelGroups:
     present = copy.look()
     order: dict[str, int] = {}
     for layer in present.trace:
@@ -75,9 +75,10 @@ def _find(copy: NarrowedCopy, until: float) -> ChannelGroups:
     checked, gains, shape_gains = [], {}, {}
     for group in groups_of(copy.follow(), order):
         reason, found = group.frozen, None
-        if not reason and time.monotonic() > until:
+        if not reason and not effort.is_left:
             reason = NOT_CHECKED
         elif not reason:
+            effort.spend(len(present.trace))
             reason, found = _check(copy, present, group)
         checked.append(replace(group, frozen=reason))
         if found is not None:

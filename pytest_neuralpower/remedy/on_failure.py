@@ -6,7 +6,6 @@ Whatever goes wrong here is one line: it must never hide the failure it belongs 
 from __future__ import annotations
 
 import shlex
-import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,27 +18,16 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform import AnyPlatform
     from pytest_neuralpower.remedy.calls import Call
 
-__all__ = ["MOST_LINES", "Spending", "failure_advice"]
+__all__ = ["MOST_LINES", "failure_advice"]
 
 MOST_LINES: Final = 5
 
-#: Seconds of advice for one test, and for a whole session.
-_TEST_S: Final = 3.0
-_SESSION_S: Final = 15.0
-
-
-class Spending:
-    """Time that is left for advice in a session."""
-
-    def __init__(self, left_s: float = _SESSION_S) -> None:
-        self._left_s = left_s
-
-    def limit_s(self) -> float:
-        """Seconds for the next test; 0 where the session has used up its time."""
-        return max(min(_TEST_S, self._left_s), 0.0)
-
-    def spent(self, seconds: float) -> None:
-        self._left_s -= seconds
+#: Layers to trace and price for one test at most, and for all guarded tests of a session: each has
+#: its share whatever the others do, so that a report does not depend on their order.
+_TEST_EFFORT: Final = 50_000
+_SESSION_EFFORT: Final = 500_000
+#: With less the search would not get beyond its start.
+_LEAST_EFFORT: Final = 5_000
 
 
 def failure_advice(
@@ -50,7 +38,7 @@ def failure_advice(
     *,
     platform_name: str,
     root: Path,
-    spending: Spending,
+    tests: int,
 ) -> list[str]:
     """Lines that follow the text of a broken budget.
 
@@ -62,25 +50,24 @@ def failure_advice(
         As the session was asked for it.
     root
         Where paths in commands start.
+    tests
+        How many tests of the session are guarded.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a user's warnings were shown when the test ran
-        lines = _advice(model, call, platform, budget, spending)
+        lines = _advice(model, call, platform, budget, tests)
         return [*lines, *_commands(model, call, budget, platform_name, root)]
 
 
-def _advice(
-    model: Any, call: Call, platform: AnyPlatform, budget: Budget, spending: Spending
-) -> list[str]:
-    limit_s = spending.limit_s()
-    if not limit_s:
-        return ["advice: none here, earlier tests have used up its time"]
-    start = time.monotonic()
+def _advice(model: Any, call: Call, platform: AnyPlatform, budget: Budget, tests: int) -> list[str]:
+    effort = min(_TEST_EFFORT, _SESSION_EFFORT // tests)
+    if effort < _LEAST_EFFORT:
+        return [f"advice: none beside {tests - 1} other guarded tests: run this one alone"]
     try:
         from pytest_neuralpower.remedy.advice import advise  # noqa: PLC0415 - imports torch
         from pytest_neuralpower.reports.advice import advice_lines  # noqa: PLC0415
 
-        advised = advise(model, call, platform, budget, time_limit_s=limit_s)
+        advised = advise(model, call, platform, budget, effort=effort)
         return [
             "advice, predicted and not measured:",
             *(f"  {line}" for line in advice_lines(advised, MOST_LINES)),
@@ -89,8 +76,6 @@ def _advice(
         kind = "" if isinstance(error, NeuralPowerError) else f"{type(error).__name__}: "
         reason = next(iter(str(error).splitlines()), "")
         return [f"advice: none, {kind}{reason}"]
-    finally:
-        spending.spent(time.monotonic() - start)
 
 
 def _commands(model: Any, call: Call, budget: Budget, platform_name: str, root: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
@@ -17,15 +16,18 @@ if TYPE_CHECKING:
     from pytest_neuralpower.layers import Trace
     from pytest_neuralpower.platform import AnyPlatform
     from pytest_neuralpower.remedy.channels import ChannelGroup, ChannelGroups
+    from pytest_neuralpower.remedy.effort import Effort
 
 __all__ = ["WidthPrices"]
 
-#: Units up and down to which all groups are priced, round by round: a slow platform is asked for
-#: the nearest widths of all groups before any far one.
+#: Units up and down to which all groups are priced, round by round: the nearest widths of all
+#: groups come before any far one.
 _ROUNDS: Final = (4, 16, 64, 256, 1024, 4096)
 
-#: Widths are priced some at a time, to look at the clock between; more when that took less.
-_SLICE_S: Final = 0.05
+#: Widths are priced for about so much effort at a time.
+_SLICE: Final = 2000
+#: What one layer's mapping onto an analytic platform's array takes, in layers of a fitted one.
+_MAPPING: Final = 500
 
 
 class WidthPrices:
@@ -40,6 +42,7 @@ class WidthPrices:
         self.groups = groups
         self.quantity: Literal["energy", "runtime"] = quantity
         self._prices = LayerPrices(platform)
+        self._effort_a_layer = _MAPPING if "analytic" in platform.tiers.values() else 1
         self._known: dict[str, dict[int, Prices]] = {}
 
     def dearest_first(self) -> list[ChannelGroup]:
@@ -74,15 +77,15 @@ class WidthPrices:
         assert found is not None  # it was chosen as one that the platform knows
         return found
 
-    def examine(self, reach: Mapping[str, int], until: float) -> dict[str, int]:
+    def examine(self, reach: Mapping[str, int], effort: Effort) -> dict[str, int]:
         """Price the widths around every present one, the dearest group first.
 
         Parameters
         ----------
         reach
             How many units up and down to go, by group.
-        until
-            When to stop, on the clock of :func:`time.monotonic`.
+        effort
+            What may be spent.
 
         Returns
         -------
@@ -90,19 +93,18 @@ class WidthPrices:
             How many units up and down were priced, by group; 0 for none.
         """
         done = dict.fromkeys(reach, 0)
-        size = 1
         for radius in _ROUNDS:
             for group in self.dearest_first():
                 goal = min(radius, reach[group.name])
+                a_unit = 2 * len(self.groups.reached(group.name)) * self._effort_a_layer
+                size = max(_SLICE // max(a_unit, 1), 1)
                 while done[group.name] < goal:
-                    start = time.monotonic()
-                    if start > until:
+                    if not effort.is_left:
                         return done
                     far = min(done[group.name] + size, goal)
                     self.at(group.name, _widths(group, far, done[group.name]))
+                    effort.spend((far - done[group.name]) * a_unit)
                     done[group.name] = far
-                    quick = time.monotonic() - start < _SLICE_S
-                    size = size * 2 if quick else max(size // 2, 1)
         return done
 
     def curve(self, group: ChannelGroup, radius: int) -> tuple[Curve, Prices]:

@@ -76,7 +76,7 @@ class TestAFailingBudget:
         assert "; meets 142 mJ" in text
         assert "alone meets the budget" in text
 
-    def test_advises_in_time_for_a_runtime_budget(self, pytester):
+    def test_advises_for_a_runtime_budget(self, pytester):
         text = lines_of(run(pytester, "runtime_budget(us=100)"))
         assert "does not meet 100 µs" in text
 
@@ -137,6 +137,20 @@ class TestAdviceThatCannotBeGiven:
         text = lines_of(pytester.runpytest("--np-platform=titanx", "-p", "no:cacheprovider"))
         assert "no width near a plateau edge saves" in text
         assert "neuralpower advise nets.py:Shuffled --input 1,3,8,8" in text
+
+
+def test_beside_very_many_guarded_tests_there_are_the_commands_alone(pytester):
+    pytester.makepyfile(nets=NETS)
+    others = """
+    @pytest.mark.skip
+    @pytest.mark.parametrize("other", range(101))
+    def test_other(neuralpower, other): ...
+    """
+    one = FAILING.format(marker="energy_budget(mj=20)", model="narrow()")
+    pytester.makepyfile(one + others)
+    text = lines_of(pytester.runpytest("--np-platform=titanx", "-p", "no:cacheprovider"))
+    assert "advice: none beside 101 other guarded tests: run this one alone" in text
+    assert "all advice: neuralpower advise" in text
 
 
 def test_a_kept_budget_prints_no_advice(pytester):

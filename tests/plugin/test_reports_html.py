@@ -140,13 +140,22 @@ def test_layers_that_differ_from_the_baseline_keep_its_cost(repo, pytester):
     assert gone[0]["energy_mj"] > 0
 
 
+ADVISED = """
+    @pytest.mark.energy_budget(uj=1)
+    def test_advised(neuralpower):
+        model = nn.Sequential(nn.Conv2d(3, 33, 3), nn.Conv2d(33, 33, 3), nn.Conv2d(33, 8, 3))
+        neuralpower.predict(model, image())
+"""
+
+
 def test_the_same_session_gives_the_same_bytes_alone_and_on_two_workers(repo, pytester):
-    repo.write(NAMES)
+    repo.write(NAMES + ADVISED)
     pages = []
     for name, workers in (("one", ()), ("two", ()), ("three", ("-n2",))):
         repo.run("--np-platform=titanx", f"--np-report={name}.html", *workers)
         pages.append((pytester.path / f"{name}.html").read_bytes())
     assert pages[0] == pages[1] == pages[2]
+    assert b"33 -> 32" in pages[0]  # advice is not cut off by time
 
 
 def test_without_plotly_one_line_names_the_extra_before_any_test_runs(repo, monkeypatch):

@@ -27,7 +27,7 @@ def model(tmp_path, monkeypatch):
 
 
 def test_names_what_to_shrink_and_what_it_comes_to(neuralpower, model):
-    code, out, err = neuralpower("advise", *model, "--time-limit", "60")
+    code, out, err = neuralpower("advise", *model)
     assert (code, err) == (0, "")
     assert "shrink 2 33 -> 32" in out
     assert "predicted for one call of 8 samples, not measured" in out
@@ -40,7 +40,7 @@ def test_says_whether_the_budget_is_met(neuralpower, model):
 
 
 def test_json_has_every_coupled_module(neuralpower, model):
-    _, out, _ = neuralpower("advise", *model, "--json", "--arg", "width=33", "--time-limit", "60")
+    _, out, _ = neuralpower("advise", *model, "--json", "--arg", "width=33")
     record = json.loads(out)
     (advice,) = [each for each in record["advice"] if each["group"] == "2"]
     assert (advice["width"], advice["to_width"], advice["coupled"]) == (33, 32, ["4"])

@@ -2,7 +2,6 @@
 
 import copy
 import random
-import time
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from pytest_neuralpower import trace
 from pytest_neuralpower.errors import RemedyError, UnsupportedGraphError
+from pytest_neuralpower.remedy.effort import Effort
 from pytest_neuralpower.remedy.find_groups import NOT_CHECKED, find_channel_groups
 
 pytest.importorskip("torch_pruning")
@@ -183,10 +183,8 @@ class TestTheGroups:
         with pytest.raises(RemedyError, match=r"last: its width may not change: it is the model's"):
             groups.with_widths(groups.trace.layers, {"last": 4})
 
-    def test_not_checked_in_time_are_frozen(self):
-        groups = find_channel_groups(
-            Block().eval(), (torch.empty(1, 3, 8, 8),), until=time.monotonic()
-        )
+    def test_not_checked_are_frozen(self):
+        groups = find_channel_groups(Block().eval(), (torch.empty(1, 3, 8, 8),), effort=Effort(0))
         assert set(groups.frozen.values()) == {NOT_CHECKED}
 
 
