@@ -76,18 +76,22 @@ class Verdict(NamedTuple):
         return show_in(self.budget.quantity, value, self.budget.unit)
 
 
-def parse_marker(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Budget:
-    """Budget written as the arguments of one marker.
+def parse_marker(
+    name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, in_file: bool = False
+) -> Budget:
+    """Budget written as the arguments of one marker, or ``in_file`` under its quantity's name.
 
     Raises
     ------
     BudgetError
-        With one line that names the marker, the offending argument and what is allowed.
+        With one line that names the marker or quantity, the offending argument and what is allowed.
     """
     quantity = MARKERS[name]
     units = UNITS[quantity]
     allowed = [*units, "platform"] + (["per", "samples"] if quantity != "power" else [])
     usage = f"write {name}({next(iter(units))}=120)"
+    if in_file:
+        name, usage = quantity, f"write {quantity}: {{{next(iter(units))}: 120}}"
     if args:
         raise BudgetError(f"{name}: positional argument {args[0]!r} has no unit; {usage}")
     for key in kwargs:
@@ -112,7 +116,7 @@ def parse_marker(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     if platform is not None and (not isinstance(platform, str) or not platform):
         raise BudgetError(
             f"{name}: platform={platform!r} must be one platform's name or path; "
-            "repeat the marker for a second platform"
+            f"write {name} again for a second platform"
         )
     samples = kwargs.get("samples")
     if samples is not None and (type(samples) is not int or samples < 1 or per != "sample"):

@@ -58,7 +58,7 @@ def load_call(entry: Mapping[str, Any]) -> tuple[Any, list[torch.Tensor], dict[s
         raise ImportPathError("inputs: the list is empty; write a shape each, such as 1,3,224,224")
     specs = [_spec(each) for each in entry["inputs"]]
     positional, keywords = parse_inputs(specs, field="inputs:")
-    return load_model(entry["model"], arguments), positional, keywords
+    return load_model(entry["model"], arguments, in_file=True), positional, keywords
 
 
 def _spec(value: Any) -> str:
@@ -67,11 +67,14 @@ def _spec(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def load_model(target: str, arguments: dict[str, Any], *, with_values: bool = False) -> Any:
+def load_model(
+    target: str, arguments: dict[str, Any], *, with_values: bool = False, in_file: bool = False
+) -> Any:
     """Build the model that ``package.module:name`` or ``path/to/file.py:name`` names.
 
     ``name`` is a module instance, or a class or function that returns one. It is built without
-    weights where that will do, unless ``with_values``.
+    weights where that will do, unless ``with_values``. Messages say how arguments are given on the
+    command line, or ``in_file``.
 
     Raises
     ------
@@ -81,8 +84,8 @@ def load_model(target: str, arguments: dict[str, Any], *, with_values: bool = Fa
     found = import_object(target)
     if _is_module(found):
         if arguments:
-            names = ", ".join(arguments)
-            raise ImportPathError(f"{target!r} is a model, not a factory: remove --arg {names}")
+            what = "arguments:" if in_file else f"--arg {', '.join(arguments)}"
+            raise ImportPathError(f"{target!r} is a model, not a factory: remove {what}")
         return found
     if not callable(found):
         raise ImportPathError(
@@ -91,8 +94,9 @@ def load_model(target: str, arguments: dict[str, Any], *, with_values: bool = Fa
     try:
         inspect.signature(found).bind(**arguments)
     except TypeError as error:
+        how = "arguments: {name: value}" if in_file else "--arg name=value"
         raise ImportPathError(
-            f"{target!r} could not be called: {error}; give its arguments as --arg name=value"
+            f"{target!r} could not be called: {error}; give its arguments as {how}"
         ) from None
     try:
         return found(**arguments) if with_values else build(found, **arguments)

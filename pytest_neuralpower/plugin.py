@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _MARKERS = {
     "energy_budget": "energy_budget(mj=None, j=None, uj=None, platform=None, per='call', "
-    "samples=None): upper limit on the predicted gross device energy of one call (or "
-    "per='sample') of each model that the test predicts",
+    "samples=None): upper limit on the predicted energy of one call (or per='sample') of each "
+    "model that the test predicts: gross device energy, or what an analytic platform counts",
     "runtime_budget": "runtime_budget(ms=None, us=None, s=None, platform=None, per='call', "
     "samples=None): upper limit on the predicted runtime of one call (or per='sample')",
     "power_budget": "power_budget(w=None, mw=None, platform=None): upper limit on the predicted "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_neuralpower.budget_files.schema import read_entries
-from pytest_neuralpower.errors import BudgetFileError
+from pytest_neuralpower.errors import BudgetFileError, NeuralPowerError
 from pytest_neuralpower.settings import platform_at
 
 if TYPE_CHECKING:
@@ -90,10 +90,14 @@ class BudgetItem(pytest.Item):
         from pytest_neuralpower.plugin import guard_of  # noqa: PLC0415 - it collects us
         from pytest_neuralpower.session import NeuralPower  # noqa: PLC0415
 
-        folder = self.path.parent
-        model = load_model(in_folder(self.entry.model, folder), dict(self.entry.arguments))
-        args, kwargs = make_inputs(self.entry.inputs, folder)
-        NeuralPower(guard_of(self)).predict(model.eval(), *args, **kwargs)
+        entry, folder = self.entry, self.path.parent
+        try:
+            target = in_folder(entry.model, folder)
+            model = load_model(target, dict(entry.arguments), in_file=True)
+            args, kwargs = make_inputs(entry.inputs, folder)
+            NeuralPower(guard_of(self)).predict(model.eval(), *args, **kwargs)
+        except NeuralPowerError as error:
+            raise BudgetFileError(f"{self.location[0]}:{entry.line}: {error}") from None
 
     def reportinfo(self) -> tuple[Path, int, str]:
         return self.path, self.entry.line - 1, self.name

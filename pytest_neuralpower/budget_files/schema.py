@@ -240,7 +240,7 @@ class _Reader:
                     continue
                 marker, arguments = _BUDGETS[quantity], limit.plain()
                 try:
-                    parse_marker(marker, (), arguments)
+                    parse_marker(marker, (), arguments, in_file=True)
                 except NeuralPowerError as error:
                     self._wrong(limit.line, str(error))
                 yield marker, arguments

@@ -9,15 +9,10 @@ from typing import Any, Final, Literal, NamedTuple, cast
 
 from pytest_neuralpower.errors import BaselineError
 
-__all__ = ["DEFAULT", "MARKER", "SIGNATURE", "Tolerance", "merge", "parse_texts", "parse_tolerance"]
+__all__ = ["DEFAULT", "MARKER", "Tolerance", "merge", "parse_texts", "parse_tolerance"]
 
 MARKER: Final = "regression"
 
-SIGNATURE: Final = (
-    "regression(max_percent=None, max_mj=None, max_ms=None, layer_max_percent=None, "
-    "layer_max_mj=None, layer_max_ms=None, per='call', baseline=None, platform=None): fail when a "
-    "model that the test predicts costs more than its stored baseline, beyond the tolerance"
-)
 
 _WHOLE: Final = ("max_percent", "max_mj", "max_ms")
 _LAYER: Final = ("layer_max_percent", "layer_max_mj", "layer_max_ms")

@@ -199,7 +199,7 @@ MISTAKES = {
     "unknown unit": (
         f"models:\n  a:\n    {SMALL.replace(', inp', chr(10) + '    inp')}\n    budgets:\n"
         "      energy: {kwh: 1}\n",
-        "*:6: energy_budget: unknown argument*: kwh=1; allowed: mj, j, uj, platform, per, samples",
+        "*:6: energy: unknown argument*: kwh=1; allowed: mj, j, uj, platform, per, samples",
     ),
     "unknown quantity": (
         f"models:\n  a: {{{SMALL}, budgets: {{memory: {{mb: 3}}}}}}\n",
@@ -255,7 +255,7 @@ def test_all_mistakes_of_a_file_show_at_once(repo, write):
             "*:2: model: 'x' must*",
             "*:2: inputs: 3 must*",
             "*:3: b needs *",
-            "*:3: energy_budget: j=-1 must be *",
+            "*:3: energy: j=-1 must be *; write energy: {mj: 120}",
         ]
     )
     assert "INTERNALERROR" not in result.stdout.str()
@@ -264,9 +264,14 @@ def test_all_mistakes_of_a_file_show_at_once(repo, write):
 @pytest.mark.parametrize(
     ("model", "line"),
     [
-        ("models.py:large", "*models.py:large'*has no 'large'"),
-        ("nowhere:small", "cannot import 'nowhere': *"),
-        ("nowhere.py:small", "no such file: *nowhere.py"),
+        ("models.py:large", f"{FILE}:*: *models.py:large'*has no 'large'"),
+        ("nowhere:small", f"{FILE}:*: cannot import 'nowhere': *"),
+        ("nowhere.py:small", f"{FILE}:*: no such file: *nowhere.py"),
+        (
+            "models.py:small\n        arguments: {width: 3}",
+            f"{FILE}:*: *models.py:small' could not be called: *width*; give its arguments as "
+            "arguments: {name: value}",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_built_is_one_line(repo, write, model, line):
