@@ -6,8 +6,9 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,11 +24,12 @@ from pytest_neuralpower.remedy.least_squares import solve_kept
 from pytest_neuralpower.remedy.matrices import matrix_of, unknowns_of, write_matrix
 from pytest_neuralpower.remedy.narrowing import remove_units
 from pytest_neuralpower.remedy.planner import Choice, Order, choosers
+from pytest_neuralpower.remedy.plateaus import Curve, descent, widest_as_cheap
 from pytest_neuralpower.remedy.sampling import MOST_UNKNOWNS, sampled_grams
 from pytest_neuralpower.remedy.weights import RIDGE, Criterion
-from pytest_neuralpower.remedy.width_steps import candidate_widths, expanded
 
 if TYPE_CHECKING:
+    from pytest_neuralpower.features import FloatArray
     from pytest_neuralpower.layers import Layer
     from pytest_neuralpower.remedy.calls import Call
     from pytest_neuralpower.remedy.channels import ChannelGroup, ChannelGroups
@@ -35,8 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ChannelPruner", "LayersCost"]
 
-#: Cost (mJ, ms, or anything that falls with widths) of a call's layers.
-LayersCost = Callable[[Sequence["Layer"]], float]
+#: Cost (mJ, ms, or anything that falls with widths and is a sum over layers) of each of several
+#: sets of layers.
+LayersCost: TypeAlias = "Callable[[Sequence[Sequence[Layer]]], FloatArray]"
 
 
 @dataclass
@@ -94,7 +97,7 @@ class ChannelPruner:
         }
 
     def cost(self) -> float:
-        return self.layers_cost(self.groups.trace.layers)
+        return float(self.layers_cost([self.groups.trace.layers])[0])
 
     def masks(self) -> dict[str, torch.Tensor]:
         """Nothing is masked: removed channels are gone."""
@@ -121,8 +124,10 @@ class ChannelPruner:
             errors, lambda choice: priced.at(widths(choice)), limit, priced.dearest(ranked)
         )
         final = widths(chosen)
-        for name in final:  # free capacity: FastDeepIoT's expansion to the local minimum
-            final[name] = self._expanded(priced, final, name, limit)
+        if self.widths == "plateau":
+            for name in final:  # free capacity: FastDeepIoT's expansion to the local minimum
+                curve = priced.curve(name, final)
+                final[name] = int(curve.widths[widest_as_cheap(curve)])
         self.keep({name: ranked[name].kept(final[name] // self._step(name)) for name in final})
         return {name: len(units) / self.first[name].units for name, units in self.kept.items()}
 
@@ -138,18 +143,6 @@ class ChannelPruner:
 
     def _step(self, name: str) -> int:
         return self.groups[name].step
-
-    def _expanded(self, priced: _Priced, widths: Mapping[str, int], name: str, limit: float) -> int:
-        """The widest width of one group that costs no more, or nothing while under the limit."""
-
-        def cost(width: int) -> float:
-            return priced.at({**widths, name: width})
-
-        if self.widths != "plateau":
-            return widths[name]
-        group = self.groups[name]
-        wider = expanded(widths[name], group.width, group.step, cost, slack=0.0)
-        return wider if cost(wider) <= max(limit, cost(widths[name])) else widths[name]
 
     def _paths(self) -> list[str]:
         """Layers that least squares can solve, in running order."""
@@ -180,16 +173,18 @@ class ChannelPruner:
         ]
         if not readers:
             return None
-        candidates = candidate_widths(
-            group.width,
-            group.step,
-            lambda width: priced.at({group.name: width}),
-            widths=self.widths,
-        )
-        counts = [width // group.step for width in candidates]
+        counts = [width // group.step for width in self._candidates(group, priced)]
         if self.criterion == "output_error":
             return rank_by_output_error(readers, group.units, counts, refit=self.refit)
         return rank_by_magnitude(readers, self._sizes(group), counts, refit=self.refit)
+
+    def _candidates(self, group: ChannelGroup, priced: _Priced) -> list[int]:
+        """Widths to step to, falling."""
+        if self.widths == "plateau":
+            curve = priced.curve(group.name)
+            return [int(curve.widths[place]) for place in descent(curve)]
+        every = range(group.step, group.width, group.step)
+        return [width for width in every if width % self.widths == 0][::-1]
 
     def _sizes(self, group: ChannelGroup) -> torch.Tensor:
         """Squared weights that write each unit."""
@@ -247,15 +242,31 @@ class _Priced:
 
     def __init__(self, groups: ChannelGroups, layers_cost: LayersCost) -> None:
         self._groups = groups
+        self._layers_cost = layers_cost
 
         @cache
         def price(widths: tuple[tuple[str, int], ...]) -> float:
-            return layers_cost(groups.with_widths(groups.trace.layers, dict(widths)))
+            layers = groups.with_widths(groups.trace.layers, dict(widths))
+            return float(layers_cost([layers])[0])
 
         self._price = price
 
     def at(self, widths: Mapping[str, int]) -> float:
         return self._price(tuple(sorted(widths.items())))
+
+    def curve(self, name: str, others: Mapping[str, int] | None = None) -> Curve:
+        """What the layers that one group reaches cost at every width it can have, beside others.
+
+        The present width is that in ``others``, or what the group has now.
+        """
+        group, others = self._groups[name], others or {}
+        places = self._groups.reached(name)
+        widths = np.arange(group.step, group.width + 1, group.step)
+        sets = [
+            self._groups.layers_at(places, {**others, name: width}) for width in widths.tolist()
+        ]
+        now = others.get(name, group.width) // group.step - 1
+        return Curve(widths, self._layers_cost(sets), now)
 
     def dearest(self, names: Mapping[str, object]) -> list[str]:
         """Names of groups by what the call would save without all but one unit of each."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from pytest_neuralpower.features import FloatArray
 
-__all__ = ["Curve", "edges", "expansion", "shrinkage"]
+__all__ = ["Curve", "descent", "edges", "expansion", "shrinkage", "widest_as_cheap"]
 
 #: A step of price is a jump when it is this many times the usual one, and
 _USUAL_STEPS: Final = 4.0
@@ -27,6 +27,11 @@ _LEAST_JUMP: Final = 0.004
 _REAL_SAVING: Final = 2.0
 #: Expanding may cost this share of the added channels' share of the price.
 _FREE: Final = 0.2
+
+#: Where there is no edge, steps of a descent go to widths less by this factor.
+_FALL: Final = 0.9
+#: A step must save this share of what the whole descent saves a channel.
+_WORTH: Final = 0.5
 
 
 class Curve(NamedTuple):
@@ -87,3 +92,27 @@ def expansion(curve: Curve, most: int) -> int | None:
         and -curve.saving(place) <= _FREE * curve.share(place)
     ]
     return max(found, default=None)
+
+
+def descent(curve: Curve) -> list[int]:
+    """Places below the present width to step to, falling: edges, and a tenth less where the price
+    falls evenly. A step inside a plateau saves nothing, and is none; the least width always is one
+    if it is the cheapest."""
+    prices, widths = curve.prices, curve.widths
+    at_edge = set(edges(curve))
+    slope = _WORTH * (prices[curve.now] - prices[0]) / max(int(widths[curve.now] - widths[0]), 1)
+    found = []
+    last = curve.now
+    for place in range(curve.now - 1, -1, -1):
+        saved = prices[last] - prices[place]
+        far = place in at_edge or widths[place] <= _FALL * widths[last]
+        if saved > 0 and ((far and saved >= slope * (widths[last] - widths[place])) or not place):
+            found.append(place)
+            last = place
+    return found
+
+
+def widest_as_cheap(curve: Curve) -> int:
+    """Place of the widest width that costs no more than the present one: more channels can even
+    run faster."""
+    return int(np.flatnonzero(curve.prices <= curve.prices[curve.now]).max())

@@ -20,6 +20,7 @@ from pytest_neuralpower.remedy.channel_pruner import ChannelPruner, LayersCost
 from pytest_neuralpower.remedy.fingerprint import structure_hash, weights_hash
 from pytest_neuralpower.remedy.limits import as_budget
 from pytest_neuralpower.remedy.plan import Granularity, Plan
+from pytest_neuralpower.remedy.prices import LayerPrices
 from pytest_neuralpower.remedy.result import Pruned
 from pytest_neuralpower.remedy.rounds import Finetune, Guard, run_rounds
 from pytest_neuralpower.remedy.statements import input_texts, statements, warnings_of
@@ -27,6 +28,7 @@ from pytest_neuralpower.remedy.weights import Criterion, WeightPruner
 from pytest_neuralpower.tracing import trace
 
 if TYPE_CHECKING:
+    from pytest_neuralpower.features import FloatArray
     from pytest_neuralpower.layers import Layer
     from pytest_neuralpower.prediction import Prediction
     from pytest_neuralpower.remedy.planner import Order
@@ -246,8 +248,9 @@ def _priced(prediction: Prediction, limit: Budget) -> float:
 
 
 def _layers_cost(platform: AnyPlatform, limit: Budget) -> LayersCost:
-    def cost(layers: Sequence[Layer]) -> float:
-        found = platform.predict(layers)
-        return cast("float", found.energy_mj if limit.quantity == "energy" else found.runtime_ms)
+    prices = LayerPrices(platform)
+
+    def cost(sets: Sequence[Sequence[Layer]]) -> FloatArray:
+        return cast("FloatArray", prices.of(sets).of(limit.quantity))
 
     return cost

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from pruning_experiments import parameters_of, trained
+from pruning_experiments import parameters_of, sizes_of, trained
 from pruning_networks import accuracy, calibration, train
 from scipy.stats import kendalltau
 from tabulate import tabulate
@@ -57,7 +57,7 @@ def steered_by_size(model: nn.Module, batch: int, parameters: float) -> nn.Modul
     call = as_call(calibration()[:batch])
     pruned = copy.deepcopy(model)
     calls = calibration_calls(calibration(), call)
-    ChannelPruner(pruned, model, call, parameters_of, calls, order="greedy").reduce_to(parameters)
+    ChannelPruner(pruned, model, call, sizes_of, calls, order="greedy").reduce_to(parameters)
     return pruned
 
 

@@ -7,7 +7,6 @@ import itertools
 import pytest
 
 from pytest_neuralpower.remedy.planner import choose_dearest_first, choose_greedy, choosers
-from pytest_neuralpower.remedy.width_steps import candidate_widths, expanded
 
 ERRORS = {"a": [0.0, 0.1, 0.3, 0.9], "b": [0.0, 0.01, 0.2], "c": [0.0, 0.5]}
 COSTS = {"a": [10.0, 7.0, 4.0, 1.0], "b": [5.0, 4.5, 2.0], "c": [2.0, 1.0]}
@@ -50,33 +49,3 @@ def test_greedy_steps_over_a_plateau_that_saves_nothing():
     errors = {"a": [0.0, 0.1, 0.2, 0.3]}
     choice = choose_greedy(errors, lambda each: stairs["a"][each["a"]], 5.0, ["a"])
     assert choice == {"a": 3}
-
-
-def staircase(width: int) -> float:
-    """Sixteen channels a step, as one vector of the processor."""
-    return -(-width // 16) * 16
-
-
-def test_candidates_are_the_upper_edges_of_plateaus():
-    assert candidate_widths(64, 1, staircase) == [48, 32, 16]
-
-
-def test_a_number_steps_between_its_multiples():
-    assert candidate_widths(64, 1, staircase, widths=20) == [60, 40, 20]
-
-
-def test_candidates_are_multiples_of_the_step_of_a_group():
-    found = candidate_widths(60, 6, float)
-    assert found
-    assert all(width % 6 == 0 for width in found)
-    assert found == sorted(found, reverse=True)
-
-
-def test_expanding_finds_the_widest_that_costs_no_more():
-    assert expanded(33, 64, 1, staircase) == 48
-    assert expanded(33, 40, 1, staircase) == 40
-
-
-def test_expanding_goes_to_a_wider_width_that_is_faster():
-    """43 to 64 channels ran faster than 66 to 32 on a phone: more can be less."""
-    assert expanded(15, 32, 1, lambda width: width * (0.5 if width == 24 else 1.0)) == 24
