@@ -160,15 +160,15 @@ def _mapping(
 def _fillings(geometry: Geometry, bits: Bits) -> PassSizes:
     """Every filling of the array that fits its PEs and their register files."""
     hardware, shape = geometry.hardware, geometry.shape
-    width = geometry.kernel_width
+    width, filters, channels = geometry.kernel_width, geometry.filters, geometry.channels
     found: list[tuple[int, ...]] = []
     capacity = hardware.register_bytes * 8
     # A PE holds p x q rows of weights, q windows of inputs and p partial sums (JSSC 2017, IV-A).
     # A dilated filter slides over every d-th column, one phase after the other: no wider window.
     interleaved = [
         (p, q)
-        for p in strip_sizes(geometry.filters, _SIZES, limit=capacity // bits.output_map)
-        for q in strip_sizes(geometry.channels, _SIZES, limit=capacity // bits.weight)
+        for p in strip_sizes(filters, _SIZES, limit=capacity // bits.output_map)
+        for q in strip_sizes(channels, _SIZES, limit=capacity // bits.weight)
         if p * q * width * bits.weight + q * width * bits.input_map + p * bits.output_map
         <= capacity
     ]
@@ -184,10 +184,10 @@ def _fillings(geometry: Geometry, bits: Bits) -> PassSizes:
         rows = geometry.rows_read(e)
         most = stacked if hardware.column_sums else stacked * abreast
         for p, q in interleaved:
-            for r in strip_sizes(-(-geometry.channels // q), _SIZES, limit=most):
+            for r in strip_sizes(-(-channels // q), _SIZES, limit=most):
                 # More sets on other filters cost nothing and save reads of the input map.
                 sets = stacked // r * abreast if hardware.column_sums else stacked * abreast // r
-                t = min(sets, -(-geometry.filters // p))
+                t = min(sets, -(-filters // p))
                 found.append((e, p, q, r, t, rows))
     return PassSizes(*np.array(found, dtype=float).T)
 
@@ -219,8 +219,9 @@ def _tiles(geometry: Geometry, bits: Bits, costs: CostTable) -> tuple[TileSizes,
         indexing="ij",
     )
     n, strip, m, c = (axis.ravel().astype(float) for axis in grid)
-    tile_rows = np.vectorize(rows.__getitem__, otypes=[float])(strip)
-    held_rows = np.vectorize(held.__getitem__, otypes=[float])(strip)
+    place = np.searchsorted(strips, strip)  # ascending
+    tile_rows = np.array([rows[each] for each in strips], dtype=float)[place]
+    held_rows = np.array([held[each] for each in strips], dtype=float)[place]
     held_columns = min(
         shape.width,
         (geometry.strip_width - 1) * shape.stride[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 __all__ = ["rows_delivered", "rows_read", "strip_sizes"]
@@ -34,7 +36,8 @@ def rows_delivered(
     return int(((rows >= 0) & (rows < length)).sum())
 
 
-def strip_sizes(length: int, most: int, *, limit: int | None = None) -> list[int]:
+@lru_cache(maxsize=4096)  # one layer's search asks for the same few a hundred times
+def strip_sizes(length: int, most: int, *, limit: int | None = None) -> tuple[int, ...]:
     """Sizes that split ``length`` into 1, 2, 3, ... nearly equal parts, none above ``limit``.
 
     At most about ``most`` of them, thinned evenly on a logarithmic scale; both ends are kept.
@@ -45,4 +48,4 @@ def strip_sizes(length: int, most: int, *, limit: int | None = None) -> list[int
     if len(sizes) > most:
         wanted = np.geomspace(sizes[0], sizes[-1], most)
         sizes = np.unique(sizes[np.abs(sizes[:, None] - wanted).argmin(axis=0)])
-    return [int(size) for size in sizes]
+    return tuple(sizes.tolist())

@@ -217,8 +217,8 @@ def test_rows_read_are_those_that_the_outputs_touch(case):
 
 
 def test_strip_sizes_split_evenly_and_keep_both_ends():
-    assert strip_sizes(13, 20) == [1, 2, 3, 4, 5, 7, 13]
-    assert strip_sizes(13, 20, limit=5) == [1, 2, 3, 4, 5]
+    assert strip_sizes(13, 20) == (1, 2, 3, 4, 5, 7, 13)
+    assert strip_sizes(13, 20, limit=5) == (1, 2, 3, 4, 5)
     thinned = strip_sizes(4096, 12)
     assert len(thinned) <= 12
     assert thinned[0] == 1
