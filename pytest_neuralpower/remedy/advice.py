@@ -106,7 +106,7 @@ class Advised:
     examined
         How many groups were examined.
     left
-        Groups that were not examined within the effort.
+        Groups that were not examined, or not as far as they may move, for lack of effort.
     """
 
     before: Prediction
@@ -227,7 +227,7 @@ def advise_groups(
         budget=budget,
         meets=None if budget is None else check(budget, after).passed,
         frozen={name: each for name, each in groups.frozen.items() if each != NOT_CHECKED},
-        examined=sum(name not in left for name in most),
+        examined=sum(units > 0 for units in examined.values()),
         left=tuple(left),
     )
 

@@ -68,7 +68,7 @@ def advice_text(advised: Advised) -> str:
         f"{before.model} on {before.platform}: {totals_text(before)}",
         f"predicted for {call_text(before)}, not measured; accuracy of a changed model is unknown",
         f"{advised.examined} widths examined, {len(advised.frozen)} may not change"
-        + (f", {len(advised.left)} left for lack of effort (--effort)" if advised.left else ""),
+        + (f", {len(advised.left)} not as far as they may move (--effort)" if advised.left else ""),
         "",
         *(advice_line(each, before) for each in advised.advice),
         *_together(advised),
