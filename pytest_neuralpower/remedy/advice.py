@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pytest_neuralpower.budget import Budget, check
+from pytest_neuralpower.eyeriss.platform import EyerissPlatform
+from pytest_neuralpower.measured_widths import PROVENANCE_KEY, were_measured
 from pytest_neuralpower.platform import load_platform
 from pytest_neuralpower.remedy.calls import as_call
 from pytest_neuralpower.remedy.effort import Effort
@@ -41,6 +43,9 @@ _BEYOND: Final = 4
 DEFAULT_EFFORT: Final = 100_000
 
 
+Known = Literal["measured", "interpolated", "extrapolated", "computed"]
+
+
 @dataclass(frozen=True, slots=True)
 class Advice:
     """One width to move to an edge, and what that alone changes in one call.
@@ -60,8 +65,8 @@ class Advice:
     parameters_change
         Values in the model's parameters.
     known
-        How the platform knows both widths: ``interpolated`` between measured sizes,
-        ``extrapolated`` beyond them, or ``computed`` by formulas.
+        How the platform knows the edge: ``measured`` in layers of both widths, ``interpolated``
+        between measured sizes, ``extrapolated`` beyond them, or ``computed`` by formulas.
     meets
         Whether this change alone meets the budget; None without a budget.
     """
@@ -74,7 +79,7 @@ class Advice:
     energy_change_mj: float | None
     runtime_change_ms: float | None
     parameters_change: int
-    known: Literal["interpolated", "extrapolated", "computed"]
+    known: Known
     meets: bool | None = None
 
     def change(self, quantity: Literal["energy", "runtime"]) -> float:
@@ -190,13 +195,10 @@ def advise_groups(
     prices = WidthPrices(groups, platform, _quantity(before, budget))
     most = {group.name: _most_units(group, channels) for group in groups.changeable}
     examined = prices.examine({name: units + _BEYOND for name, units in most.items()}, effort)
-    computed = "analytic" in platform.tiers.values()
     found = [
         each
         for group in groups.changeable
-        for each in _advice_on(
-            group, prices, most[group.name], examined[group.name], computed=computed
-        )
+        for each in _advice_on(group, prices, most[group.name], examined[group.name])
     ]
     left = [name for name, reason in groups.frozen.items() if reason == NOT_CHECKED]
     left += [name for name, units in most.items() if examined[name] < units]
@@ -246,7 +248,7 @@ def _most_units(group: ChannelGroup, channels: int | None) -> int:
 
 
 def _advice_on(
-    group: ChannelGroup, prices: WidthPrices, most: int, examined: int, *, computed: bool
+    group: ChannelGroup, prices: WidthPrices, most: int, examined: int
 ) -> Iterator[Advice]:
     """The edges near one width, one below and one above, where there are any."""
     curve, priced = prices.curve(group, examined)
@@ -269,8 +271,22 @@ def _advice_on(
             energy_change_mj=_change(priced.energy_mj, place, curve.now),
             runtime_change_ms=_change(priced.runtime_ms, place, curve.now),
             parameters_change=parameters({group.name: to_width}) - parameters(),
-            known="computed" if computed else "interpolated" if trusted else "extrapolated",
+            known=_known(prices, group, to_width, trusted=trusted),
         )
+
+
+def _known(prices: WidthPrices, group: ChannelGroup, to_width: int, *, trusted: bool) -> Known:
+    platform = prices.platform
+    if isinstance(platform, EyerissPlatform):
+        return "computed"
+    if not trusted:
+        return "extrapolated"
+    places = prices.groups.reached(group.name)
+    present = prices.groups.layers_at(places, {})
+    moved = prices.groups.layers_at(places, {group.name: to_width})
+    known = platform.provenance.get(PROVENANCE_KEY, {})
+    pairs = list(zip(present, moved, strict=True))
+    return "measured" if were_measured(known, pairs) else "interpolated"
 
 
 def _change(values: FloatArray | None, place: int, now: int) -> float | None:

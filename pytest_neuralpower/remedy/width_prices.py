@@ -39,7 +39,7 @@ class WidthPrices:
         platform: AnyPlatform,
         quantity: Literal["energy", "runtime"],
     ) -> None:
-        self.groups = groups
+        self.groups, self.platform = groups, platform
         self.quantity: Literal["energy", "runtime"] = quantity
         self._prices = LayerPrices(platform)
         self._effort_a_layer = _MAPPING if "analytic" in platform.tiers.values() else 1

@@ -1,5 +1,7 @@
 """Advice: edges of plateaus, read off a platform's prices, and what is said of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,20 @@ class TestAdvise:
         assert advised.before.runtime_ms is None
         assert advised.examined == 2
         assert all(each.known == "computed" for each in advised.advice)
+
+    @pytest.mark.parametrize(
+        ("widths", "known"),
+        [([16, 32, 33, 64], "measured"), ([16, 32, 64], "interpolated"), ([], "interpolated")],
+    )
+    def test_tells_an_edge_between_measured_widths_from_one_of_the_fit(self, widths, known):
+        titanx = load_platform("titanx")
+        rows = {"conv": {"cin": widths, "cout": widths}}
+        platform = replace(titanx, provenance={**titanx.provenance, "widths": rows})
+        bare = nn.Sequential(
+            nn.Conv2d(16, 33, 3, padding=1), nn.ReLU(), nn.Conv2d(33, 64, 3, padding=1)
+        )
+        (first, *_) = advise(bare, torch.empty(8, 16, 64, 64), platform).advice
+        assert (first.width, first.to_width, first.known) == (33, 32, known)
 
     def test_names_what_no_effort_was_left_for(self):
         advised = advise(odd(), INPUTS, "titanx", effort=0)
