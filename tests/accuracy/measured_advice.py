@@ -2,11 +2,12 @@
 
     python tests/accuracy/measured_advice.py PLATFORM [--networks 24] [--channels 4]
 
-``PLATFORM`` is a platform file of this machine's processor, calibrated with one thread. The
-networks' widths are any numbers, not multiples of any; none of the networks was calibrated on. Each
-is narrowed for real by what ``advise`` shrinks together, at most ``--channels`` channels a layer,
-and both are timed in turns, so that a slow phase of the machine meets both alike. A network that
-``advise`` leaves alone is listed, and counted in no figure.
+``PLATFORM`` is a platform file of this machine's processor, calibrated with one thread. Widths are
+chosen as people do, any number first and then the same or twice as much (``--widths doubled``), or
+each on its own (``--widths any``); none of the networks was calibrated on. Each is narrowed for
+real by what ``advise`` shrinks together, at most ``--channels`` channels a layer, and both are
+timed in turns, so that a slow phase of the machine meets both alike. Networks are drawn until there
+is advice for ``--networks`` of them; those that ``advise`` leaves alone are counted only.
 """
 
 from __future__ import annotations
@@ -48,47 +49,54 @@ class Residual(nn.Module):
 
 
 class Timed(NamedTuple):
-    """One network: change of its time as predicted and as measured, in shares of the time before;
-    None where there is no advice."""
+    """One network: change of its time as predicted and as measured, shares of the time before."""
 
     seed: int
     widths: str
     before_ms: float
-    predicted: float | None
-    measured: float | None
+    predicted: float
+    measured: float
 
 
-def draw(seed: int) -> tuple[nn.Module, torch.Tensor]:
-    """A network of three to five stages, with any widths from 10 to 160, and its input."""
+def draw(seed: int, how: str) -> tuple[nn.Module, torch.Tensor]:
+    """A network of three to five stages and its input."""
     chance = random.Random(f"measured advice {seed}")
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
     wide, side = 3, chance.choice((24, 32, 48, 64))
     inputs = torch.randn(chance.choice((1, 1, 4, 8)), 3, side, side)
+    width = chance.randint(12, 72)
     for _ in range(chance.randint(3, 5)):
-        width = round(10 * 16 ** chance.random())
+        if how == "any":
+            width = _any_width(chance)
         kernel = chance.choice((1, 3, 3, 5))
         layers += [nn.Conv2d(wide, width, kernel, padding="same"), nn.BatchNorm2d(width), nn.ReLU()]
-        layers += [
-            Residual(width, round(10 * 16 ** chance.random())) for _ in range(chance.randint(0, 2))
-        ]
+        for _ in range(chance.randint(0, 2)):
+            inner = _any_width(chance) if how == "any" else width // chance.choice((1, 1, 2))
+            layers.append(Residual(width, inner))
         if side >= 12 and chance.random() < 0.6:
             layers.append(nn.MaxPool2d(2))
             side //= 2
         wide = width
+        if width < 128:
+            width *= chance.choice((1, 2))
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(wide, 10))
     return nn.Sequential(*layers, *head).eval(), inputs
 
 
-def judge(seed: int, platform: AnyPlatform, channels: int) -> Timed:
-    """Narrow one network as advised, and time it beside itself."""
-    model, inputs = draw(seed)
+def _any_width(chance: random.Random) -> int:
+    """From 10 to 160, evenly on a logarithmic scale."""
+    return round(10 * 16 ** chance.random())
+
+
+def judge(seed: int, platform: AnyPlatform, channels: int, how: str) -> Timed | None:
+    """Narrow one network as advised, and time it beside itself; None where there is no advice."""
+    model, inputs = draw(seed, how)
     groups = find_channel_groups(model, (inputs,))
     # Any budget on runtime: the advice is then on time, as it is what can be measured here.
     advised = advise_groups(groups, platform, Budget("runtime", 1e-3, "us"), channels=channels)
-    changed = ", ".join(f"{groups[name].width}>{width}" for name, width in advised.widths.items())
     if not advised.widths:
-        return Timed(seed, "", _times_ms(inputs, model)[0], None, None)
+        return None
     narrow = copy.deepcopy(model)
     remove_units(
         narrow,
@@ -102,6 +110,7 @@ def judge(seed: int, platform: AnyPlatform, channels: int) -> Timed:
     known = advised.before.runtime_ms, advised.after.runtime_ms
     assert known[0] is not None
     assert known[1] is not None
+    changed = ", ".join(f"{groups[name].width}>{width}" for name, width in advised.widths.items())
     return Timed(seed, changed, before_ms, known[1] / known[0] - 1, after_ms / before_ms - 1)
 
 
@@ -125,34 +134,26 @@ def _call_s(model: nn.Module, inputs: torch.Tensor) -> float:
     return (time.thread_time_ns() - start) * 1e-9
 
 
-def report(timed: list[Timed], channels: int) -> str:
+def report(timed: list[Timed], drawn: int, channels: int) -> str:
     """The table, and the figures beside their reach."""
     rows = [
-        (
-            each.seed,
-            f"{each.before_ms:.2f}",
-            *(("-", "-") if each.measured is None else map(_percent, each[3:])),
-            each.widths or "no advice",
-        )
+        (each.seed, f"{each.before_ms:.2f}", *map(_percent, each[3:]), each.widths)
         for each in timed
     ]
     table = tabulate(
         rows, ["network", "ms before", "predicted", "measured", "channels"], disable_numparse=True
     )
-    pairs = [(each.predicted, each.measured) for each in timed if each.measured is not None]
-    if not pairs:
-        return f"{table}\n\nno network has a width to shrink by at most {channels} channels"
-    measured = [found for _, found in pairs]
-    right = sum((wanted < 0) == (found < 0) for wanted, found in pairs if wanted is not None)
+    measured = [each.measured for each in timed]
+    right = sum((each.predicted < 0) == (each.measured < 0) for each in timed)
     return (
-        f"{table}\n\n{len(pairs)} of {len(timed)} networks have advice of at most {channels} "
-        f"channels a layer; measured: median {_percent(statistics.median(measured))}, worst "
-        f"{_percent(max(measured))}, sign right {right / len(pairs):.0%}\n{REACH}"
+        f"{table}\n\n{len(timed)} of {drawn} networks have advice of at most {channels} channels a "
+        f"layer; measured: median {_percent(statistics.median(measured))}, worst "
+        f"{_percent(max(measured))}, sign right {right / len(timed):.0%}\n{REACH}"
     )
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:+.1f}%"
+def _percent(share: float) -> str:
+    return f"{100 * share:+.1f}%"
 
 
 def main() -> None:
@@ -160,11 +161,17 @@ def main() -> None:
     parser.add_argument("platform", help="name or path")
     parser.add_argument("--networks", type=int, default=24)
     parser.add_argument("--channels", type=int, default=4)
+    parser.add_argument("--widths", choices=("doubled", "any"), default="doubled")
     given = parser.parse_args()
     torch.set_num_threads(1)
     platform = load_platform(given.platform)
-    timed = [judge(seed, platform, given.channels) for seed in range(given.networks)]
-    print(report(timed, given.channels))
+    timed: list[Timed] = []
+    seed = 0
+    while len(timed) < given.networks:
+        found = judge(seed, platform, given.channels, given.widths)
+        timed += [found] if found else []
+        seed += 1
+    print(report(timed, seed, given.channels))
 
 
 if __name__ == "__main__":
