@@ -132,9 +132,10 @@ class ChannelPruner:
         return {name: len(units) / self.first[name].units for name, units in self.kept.items()}
 
     def least(self) -> float:
-        """Cost of the call with one unit left of every group."""
+        """Cost of the call with one unit left of every group that can be pruned."""
+        left_out = self.left_out
         return _Priced(self.groups, self.layers_cost).at(
-            {group.name: group.step for group in self.groups.changeable}
+            {g.name: g.step for g in self.groups.changeable if g.name not in left_out}
         )
 
     def trained(self) -> None:

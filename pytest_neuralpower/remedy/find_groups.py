@@ -13,6 +13,7 @@ from pytest_neuralpower.remedy.coupling import groups_of
 from pytest_neuralpower.remedy.effort import Effort
 from pytest_neuralpower.remedy.layer_sizes import form, read_sizes
 from pytest_neuralpower.remedy.narrowed_copy import NarrowedCopy
+from pytest_neuralpower.remedy.torch_pruning import unknown_modules
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,11 +61,14 @@ def find_channel_groups(
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
     effort = effort or Effort(math.inf)
     try:
-        return _find(NarrowedCopy(model, args, kwargs or {}), effort)
+        groups = _find(NarrowedCopy(model, args, kwargs or {}), effort)
     except (TraceError, UnsupportedGraphError):
         if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
             raise
-        return _find(NarrowedCopy(model, args, kwargs or {}, with_values=True), effort)
+        groups = _find(NarrowedCopy(model, args, kwargs or {}, with_values=True), effort)
+    if not groups.changeable:
+        _refuse_unknown(model)
+    return groups
 
 
 def _find(copy: NarrowedCopy, effort: Effort) -> ChannelGroups:
@@ -85,6 +89,16 @@ def _find(copy: NarrowedCopy, effort: Effort) -> ChannelGroups:
             gains[group.name], shape_gains[group.name] = found
     groups = ChannelGroups(present.trace, tuple(checked), gains, present.shapes, shape_gains)
     return _without_products(copy, groups)
+
+
+def _refuse_unknown(model: nn.Module) -> None:
+    """Raise UnsupportedGraphError where modules that torch-pruning does not know are why no width
+    may change."""
+    for path, kind in unknown_modules(model).items():
+        raise UnsupportedGraphError(
+            f"no width of {type(model).__name__} can change: torch-pruning does not know {kind} "
+            f"({path}); use torch.nn's own layers in its place, or change widths by hand"
+        )
 
 
 def _check(

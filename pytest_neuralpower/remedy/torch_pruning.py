@@ -23,7 +23,7 @@ from pytest_neuralpower.tracing.inputs import input_tensors
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Axis", "Coupling", "follow", "module_pruner"]
+__all__ = ["Axis", "Coupling", "follow", "module_pruner", "unknown_modules"]
 
 #: torch-pruning's name of a module's type -> ours.
 _KINDS = {
@@ -84,6 +84,17 @@ def module_pruner(module: nn.Module) -> Any:
     """torch-pruning's functions that remove channels of one module."""
     library = _library()
     return library.pruner.function.PrunerBox[library.dependency.graph.ops.module2type(module)]
+
+
+def unknown_modules(model: nn.Module) -> dict[str, str]:
+    """Path and type of the modules whose weight matrices torch-pruning has no channels of."""
+    types = _library().dependency.graph.ops
+    return {
+        path: type(module).__name__
+        for path, module in model.named_modules()
+        if types.module2type(module).name not in _KINDS
+        and any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
+    }
 
 
 def follow(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[Coupling]:

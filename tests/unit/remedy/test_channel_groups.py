@@ -235,3 +235,20 @@ class TestWhatCannotBeFollowed:
             find_channel_groups(model, (torch.empty(1, 3, 224, 224, device="meta"),))
         assert "viewbackward" in str(failure.value)
         assert "\n" not in str(failure.value)
+
+    def test_a_model_of_foreign_layers_is_refused_and_their_type_is_named(self):
+        """As GPT-2's, of linear layers that transformers defines itself."""
+        model = nn.Sequential(Transposed(6, 8), nn.ReLU(), Transposed(8, 3))
+        with pytest.raises(UnsupportedGraphError, match=r"does not know Transposed \(0\)"):
+            find_channel_groups(model, (torch.empty(2, 6),))
+
+
+class Transposed(nn.Module):
+    """A linear layer of its own, with the weight (in, out)."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+
+    def forward(self, x):
+        return x @ self.weight
