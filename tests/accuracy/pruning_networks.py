@@ -124,18 +124,18 @@ def train(
     model.eval()
 
 
-def alexnet_like(classes: int = 10) -> nn.Module:
+def alexnet_like(classes: int = 10, wide: int = 1) -> nn.Module:
     """AlexNet's plan at 28 x 28: five convolutions, of which the second is the dearest, three
     fully connected layers, overlapping pooling."""
     return nn.Sequential(
-        nn.Conv2d(1, 32, 5, stride=2, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1),
-        nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1),
-        nn.Conv2d(64, 96, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(96, 96, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(96, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 1), nn.Flatten(),
-        nn.Linear(256, 512), nn.ReLU(),
-        nn.Linear(512, 512), nn.ReLU(),
-        nn.Linear(512, classes),
+        nn.Conv2d(1, 32 * wide, 5, stride=2, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1),
+        nn.Conv2d(32 * wide, 64 * wide, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1),
+        nn.Conv2d(64 * wide, 96 * wide, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(96 * wide, 96 * wide, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(96 * wide, 64 * wide, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 1), nn.Flatten(),
+        nn.Linear(256 * wide, 512 * wide), nn.ReLU(),
+        nn.Linear(512 * wide, 512 * wide), nn.ReLU(),
+        nn.Linear(512 * wide, classes),
     )  # fmt: skip
 
 
@@ -178,6 +178,7 @@ def googlenet_like() -> nn.Module:
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "alexnet-like": alexnet_like,
     "alexnet-like-longer": alexnet_like,
+    "alexnet-like-wide": functools.partial(alexnet_like, wide=2),
     "alexnet-like-100": functools.partial(alexnet_like, 100),
     "googlenet-like": googlenet_like,
 }
