@@ -331,10 +331,10 @@ class GuardSession:
         }
 
     def _advice(self, guard: Guard, place: int, broken: Sequence[Verdict]) -> list[str]:
-        """What to do about a broken budget; nothing for a budget on power alone."""
-        budget = next((each.budget for each in broken if each.budget.quantity != "power"), None)
-        if place not in guard.over or budget is None:
+        """What to do about a broken budget: about one on energy or runtime, if there is one."""
+        if place not in guard.over or not broken:
             return []
+        budget = min((each.budget for each in broken), key=lambda each: each.quantity == "power")
         from pytest_neuralpower.remedy.calls import Call  # noqa: PLC0415 - imports torch
         from pytest_neuralpower.remedy.on_failure import failure_advice  # noqa: PLC0415
 

@@ -30,6 +30,13 @@ _SESSION_EFFORT: Final = 500_000
 _LEAST_EFFORT: Final = 5_000
 
 
+#: What is said of a power budget.
+_POWER: Final = (
+    "advice: none for power: smaller models take less energy and less time alike, so that power "
+    "hardly changes; cap the device's power, or set an energy budget"
+)
+
+
 def failure_advice(
     model: Any,
     call: Call,
@@ -45,7 +52,7 @@ def failure_advice(
     Parameters
     ----------
     budget
-        On energy or runtime.
+        The limit that is broken; for one on power it is said that widths do not help.
     platform_name
         As the session was asked for it.
     root
@@ -53,6 +60,8 @@ def failure_advice(
     tests
         How many tests of the session are guarded.
     """
+    if budget.quantity == "power":
+        return [_POWER]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a user's warnings were shown when the test ran
         lines = _advice(model, call, platform, budget, tests)

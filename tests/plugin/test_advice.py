@@ -115,6 +115,11 @@ class TestAFailingBudget:
 
 
 class TestAdviceThatCannotBeGiven:
+    def test_for_a_power_budget_is_one_line_that_says_why(self, pytester):
+        text = lines_of(run(pytester, "power_budget(w=1)"))
+        assert "advice: none for power" in text
+        assert "neuralpower prune" not in text
+
     def test_without_torch_pruning_names_the_extra(self, pytester, monkeypatch):
         monkeypatch.setitem(sys.modules, "torch_pruning", None)
         text = lines_of(run(pytester, "energy_budget(mj=20)"))
