@@ -212,16 +212,9 @@ def advise_groups(
     )
     widths = _together(shrinking, prices)
     after = platform.predict(prices.trace_at(widths)) if widths else before
-    advice = [*shrinking, *expanding]
-    if budget is not None:
-        advice = [
-            replace(each, meets=check(budget, platform.predict(prices.trace_at(moved))).passed)
-            for each in advice
-            for moved in [{each.group: each.to_width}]
-        ]
     return Advised(
         before=before,
-        advice=tuple(advice),
+        advice=tuple(_judged(each, prices, budget) for each in (*shrinking, *expanding)),
         widths=widths,
         after=after,
         parameters=groups.parameters(),
@@ -232,6 +225,14 @@ def advise_groups(
         examined=sum(units > 0 for units in examined.values()),
         left=tuple(left),
     )
+
+
+def _judged(advice: Advice, prices: WidthPrices, budget: Budget | None) -> Advice:
+    """The advice with whether it alone meets the budget."""
+    if budget is None:
+        return advice
+    moved = prices.platform.predict(prices.trace_at({advice.group: advice.to_width}))
+    return replace(advice, meets=check(budget, moved).passed)
 
 
 def _quantity(before: Prediction, budget: Budget | None) -> Literal["energy", "runtime"]:

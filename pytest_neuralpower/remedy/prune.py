@@ -15,7 +15,7 @@ from pytest_neuralpower.budget import Budget, check
 from pytest_neuralpower.errors import RemedyError, UnsupportedGraphError
 from pytest_neuralpower.eyeriss.platform import EyerissPlatform
 from pytest_neuralpower.platform import AnyPlatform, load_platform
-from pytest_neuralpower.remedy.calls import as_call, calibration_calls
+from pytest_neuralpower.remedy.calls import Call, as_call, calibration_calls
 from pytest_neuralpower.remedy.channel_pruner import ChannelPruner, LayersCost
 from pytest_neuralpower.remedy.fingerprint import structure_hash, weights_hash
 from pytest_neuralpower.remedy.limits import as_budget
@@ -26,6 +26,7 @@ from pytest_neuralpower.remedy.rounds import Finetune, Guard, run_rounds
 from pytest_neuralpower.remedy.statements import input_texts, statements, warnings_of
 from pytest_neuralpower.remedy.weights import Criterion, WeightPruner
 from pytest_neuralpower.tracing import trace
+from pytest_neuralpower.tracing.inputs import batch_size, input_tensors
 
 if TYPE_CHECKING:
     from pytest_neuralpower.features import FloatArray
@@ -118,60 +119,45 @@ def prune_to_budget(
         "reconstruct": reconstruct,
     }  # fmt: skip
     _check(options, widths, rounds, max_drop, score_fn)
-    limit = as_budget(budget)
     loaded = load_platform(platform) if isinstance(platform, str | Path) else platform
     _check_values(model)
     call = as_call(inputs)
-    calls = calibration_calls(calibration, call)
-    fingerprints = structure_hash(model), weights_hash(model.state_dict())
-    work = model if inplace else copy.deepcopy(model)
-    work.eval()
-    reference = copy.deepcopy(work)
-    refit = reconstruct is not None
-    predicted: Callable[[], Prediction]
-    pruner: WeightPruner | ChannelPruner
-    if granularity == "weight":
-        pruner = weights = WeightPruner(
-            work, reference, trace(work, *call.args, **call.kwargs), _sparse(loaded), calls,
-            criterion, order, refit, seed,
-        )  # fmt: skip
-        predicted = weights.prediction
-    else:
-        _priced(loaded.predict(trace(work, *call.args, **call.kwargs)), limit)
-        pruner = channels = ChannelPruner(
-            work, reference, call, _layers_cost(loaded, limit), calls,
-            criterion, order, widths, refit, seed,
-        )  # fmt: skip
-        predicted = lambda: loaded.predict(channels.groups.trace)  # noqa: E731
-    before = predicted()
-    _priced(before, limit)
+    limit = _of_the_call(as_budget(budget), call)
+    subject: dict[str, Any] = {
+        "model": type(model).__name__,
+        "structure": structure_hash(model),
+        "weights": weights_hash(model.state_dict()),
+        "inputs": input_texts(call),
+    }
+    pruner = _pruner(
+        model if inplace else copy.deepcopy(model), call, calibration_calls(calibration, call),
+        loaded, limit, granularity=granularity, widths=widths,
+        criterion=criterion, order=order, refit=reconstruct is not None, seed=seed,
+    )  # fmt: skip
+    before = _predicted(pruner, loaded)
     guard = Guard(score_fn, max_drop)
     history, first = run_rounds(pruner, limit.limit, rounds=rounds, guard=guard, finetune=finetune)
-    after = predicted()
+    after = _predicted(pruner, loaded)
     met = _priced(after, limit) <= limit.limit * (1 + 1e-9)
     if inplace and pruner.model is not model:  # a round was undone
         model.__dict__.update(pruner.model.__dict__)
-    state = pruner.model.state_dict()
+    kept = [each for each in history if each.kept]
     plan = Plan(
-        model=type(model).__name__,
-        structure=fingerprints[0],
-        weights=fingerprints[1],
-        pruned_weights=weights_hash(state),
+        **subject,
+        pruned_weights=weights_hash(pruner.model.state_dict()),
         platform=loaded.name,
         platform_sha256=loaded.sha256,
         granularity=granularity,
         quantity=limit.quantity,
         limit=limit.limit,
         batch=before.batch,
-        inputs=input_texts(call),
         before=_priced(before, limit),
         after=_priced(after, limit),
         met=met,
-        layers=next((each.layers for each in reversed(history) if each.kept), {}),
+        layers=kept[-1].layers if kept else {},
         masks=pruner.masks(),
         channels=pruner.kept if isinstance(pruner, ChannelPruner) else {},
     )
-    scores = [first, *(each.score for each in history if each.kept)]
     return Pruned(
         model=model if inplace else pruner.model,
         plan=plan,
@@ -182,7 +168,7 @@ def prune_to_budget(
         floor=None if met else pruner.least(),
         history=history,
         first_score=first,
-        last_score=scores[-1],
+        last_score=kept[-1].score if kept else first,
         statements=statements(after, loaded, limit.quantity),
         warnings=warnings_of(
             after,
@@ -192,6 +178,45 @@ def prune_to_budget(
             guarded=max_drop is not None,
         ),
     )
+
+
+def _of_the_call(limit: Budget, call: Call) -> Budget:
+    """The limit of the whole call: rounds aim at what the call costs."""
+    if limit.per == "call":
+        return limit
+    samples = limit.samples or batch_size(input_tensors((call.args, dict(call.kwargs))))
+    return limit._replace(limit=limit.limit * samples, per="call", samples=None)
+
+
+def _pruner(
+    work: nn.Module,
+    call: Call,
+    calls: Sequence[Call],
+    platform: AnyPlatform,
+    limit: Budget,
+    *,
+    granularity: Granularity,
+    widths: Literal["plateau"] | int,
+    **options: Any,
+) -> WeightPruner | ChannelPruner:
+    """What prunes ``work`` in place; refuses a limit on what the platform does not know."""
+    work.eval()
+    reference = copy.deepcopy(work)
+    if granularity == "weight":
+        array = _sparse(platform)
+        traced = trace(work, *call.args, **call.kwargs)
+        _priced(array.predict(traced), limit)
+        return WeightPruner(work, reference, traced, array, calls, **options)
+    _priced(platform.predict(trace(work, *call.args, **call.kwargs)), limit)
+    cost = _layers_cost(platform, limit)
+    return ChannelPruner(work, reference, call, cost, calls, widths=widths, **options)
+
+
+def _predicted(pruner: WeightPruner | ChannelPruner, platform: AnyPlatform) -> Prediction:
+    """The call as the model is now."""
+    if isinstance(pruner, WeightPruner):
+        return pruner.prediction()
+    return platform.predict(pruner.groups.trace)
 
 
 def _check(

@@ -8,6 +8,7 @@ from digits_networks import TRAINING, accuracy, calibration, digits, train, trai
 from torch import nn
 
 from pytest_neuralpower import load_platform, predict
+from pytest_neuralpower.budget import Budget
 from pytest_neuralpower.remedy.apply_plan import apply_plan
 from pytest_neuralpower.remedy.prune import prune_to_budget
 
@@ -112,6 +113,11 @@ def test_a_runtime_budget_is_met_by_the_runtime(halved):
         assert predict(result.model, INPUTS, platform="titanx").runtime_ms <= 0.9 * ms
     else:
         assert result.floor > 0.9 * ms
+
+
+def test_a_limit_a_sample_is_that_of_the_call_by_its_samples(array, dense):
+    result = prune(array, Budget("energy", dense / 1.5 / len(INPUTS), "mJ", per="sample"))
+    assert dense / 2 < result.after.energy_mj <= dense / 1.5
 
 
 class Residual(nn.Module):
