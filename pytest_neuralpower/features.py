@@ -76,9 +76,9 @@ _DEFAULT_SIZES: Final = ("flops", "bytes_in", "bytes_out", "bytes_weight")
 
 def family(layer: Layer) -> str:
     """The layer's family: its kind, or ``conv.depthwise``, ``conv.transposed``, or ``linear`` for
-    a convolution whose kernel covers the whole input."""
+    a convolution whose kernel covers the whole input and for ``addmm``, which linear layers run."""
     if layer.kind != "conv":
-        return layer.kind
+        return "linear" if layer.op == "addmm" else layer.kind
     weight = layer.weights[0].shape
     groups = 1
     for name, value in layer.params:
@@ -135,6 +135,9 @@ def columns(family_name: str, layers: Sequence[Layer]) -> dict[str, FloatArray]:
         found = _attention_columns(layers)
     else:
         found = _table(_COST_NAMES, [cost_terms(layer) for layer in layers])
+        if family_name in ("activation", "elementwise"):
+            inplace = [("inplace", True) in layer.params for layer in layers]
+            found["inplace"] = np.array(inplace, dtype=np.float64)
         if family_name == "elementwise":
             constant = [layer.op == "pow" and len(layer.inputs) == 1 for layer in layers]
             found["pow"] = np.array(constant, dtype=np.float64)
@@ -238,9 +241,11 @@ def _linear_row(layer: Layer) -> tuple[float, ...]:
     else:
         depth, width = given.shape[-1], result.shape[-1]
     rows = result.numel // max(width, 1)
+    # Weights and bias of ``addmm`` are operands like any other.
+    held = total_bytes(layer.inputs[1:] if layer.kind == "matmul" else layer.weights)
     return (
         *(rows, width, depth, 1, layer.kind == "conv", 2 * rows * width * depth),
-        *(given.nbytes, result.nbytes, total_bytes(layer.weights), 0),
+        *(given.nbytes, result.nbytes, held, 0),
     )
 
 

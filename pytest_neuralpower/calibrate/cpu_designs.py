@@ -29,9 +29,9 @@ _OPS: Final[Mapping[str, tuple[str, ...]]] = {
         *("mish", "elu", "gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid"),
         *("leaky_relu", "prelu", "relu6", "relu"),
     ),
-    "norm": ("layer_norm", "group_norm", "instance_norm", "batch_norm"),
+    "norm": ("local_response_norm", "layer_norm", "group_norm", "instance_norm", "batch_norm"),
     "pool": ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
-    "elementwise": ("pow", "mul", "add"),
+    "elementwise": ("pow", "div", "mul", "add"),
     "memory": ("interpolate", "arange", "contiguous", "reshape", "cat"),
 }
 
@@ -64,6 +64,8 @@ def cpu_regimes(family: str, hardware: Mapping[str, float]) -> list[dict[str, An
     terms = ["launch", "flops", *_traffic(hardware)]
     if family in ("norm", "softmax"):
         terms.append("rows")
+    if family in ("activation", "elementwise"):
+        terms.append("bytes_new")
     regimes = [
         {"name": op, "when": [["op", "is", op]], "terms": terms} for op in _OPS.get(family, ())
     ]
@@ -114,5 +116,5 @@ def _traffic(hardware: Mapping[str, float]) -> list[str]:
     for level in ("l2_mb", "l3_mb"):
         if level in hardware:
             size = max(round(hardware[level]), 1)
-            terms += [f"bytes_over[{size}]", f"io_over[{size}]", f"weight_over[{size}]"]
+            terms += [f"{of}_over[{size}]" for of in ("bytes", "io", "weight")]
     return terms

@@ -24,6 +24,7 @@ _MEANINGS: Final[dict[str, Meaning]] = {
     "bytes_out": Meaning(_MEGA, "bytes", "outputs"),
     "bytes_weight": Meaning(_MEGA, "bytes", "parameters"),
     "bytes_moved": Meaning(_MEGA, "bytes", "inputs, outputs and parameters"),
+    "bytes_new": Meaning(_MEGA, "bytes", "outputs that are not written over an input"),
     "bytes_io": Meaning(_MEGA, "bytes", "inputs and outputs"),
     "bytes_workspace": Meaning(_MEGA, "bytes", "unfolded input, or score matrix"),
     "bytes_over": Meaning(_MEGA, "bytes", "all tensors beyond a cache of so many MB"),

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 #: A rate seen in fewer rows than this is noise: its term is dropped from the regime.
 MIN_ACTIVE_ROWS: Final = 12
 
+#: With fewer rows than this a regime is not kept apart; with fewer than the above it has these
+#: terms alone.
+_FEW_ROWS: Final = 6
+_FEW_TERMS: Final = ("launch", "bytes_moved")
+
 #: Fits of a regime whose weights follow from the fit before.
 _REWEIGHINGS: Final = 4
 
@@ -54,8 +59,7 @@ class Physical(Estimator):
         Make each regime's total right.
     merge
         Rows of a regime that has too few to be fitted go to the next that holds for them, instead
-        of refusing them all.
-
+        of refusing them all; the last, where it has hardly any, is fitted to all rows.
     noise_ms
         Where given, rows are weighed so that the error of the logarithm counts, not that relative
         to the row alone, which would make the fit too low; of rows not much longer than this, the
@@ -97,17 +101,23 @@ class Physical(Estimator):
         if self.merge:
             self.regimes = _large_enough(self.regimes, columns)
         chosen = assign(self.regimes, columns)
-        fitted = []
+        regimes, fitted = [], []
         for index, regime in enumerate(self.regimes):
             mask = chosen == index
-            if mask.sum() < MIN_ACTIVE_ROWS:
-                raise FitError(
-                    f"physical: {int(mask.sum())} rows in regime {regime.name!r}, "
-                    f"{MIN_ACTIVE_ROWS} are needed: measure more, or merge the regime"
-                )
+            if self.merge and mask.sum() < _FEW_ROWS:  # the last, for whatever no other holds for
+                mask[:] = True
+            count = int(mask.sum())
+            if count < MIN_ACTIVE_ROWS:
+                if not self.merge:
+                    raise FitError(
+                        f"physical: {count} rows in regime {regime.name!r}, {MIN_ACTIVE_ROWS} are "
+                        "needed: measure more, or merge the regime"
+                    )
+                regime = regime._replace(terms=_FEW_TERMS)  # noqa: PLW2901
             part = {name: values[mask] for name, values in columns.items()}
+            regimes.append(regime)
             fitted.append(self._fit_regime(regime, part, target[mask]))
-        self.fitted_ = tuple(fitted)
+        self.regimes, self.fitted_ = tuple(regimes), tuple(fitted)
 
     def _fit_regime(self, regime: Regime, columns: Columns, target: FloatArray) -> _Fitted:
         try:
@@ -115,7 +125,8 @@ class Physical(Estimator):
         except ImportError:
             raise need_extra("SciPy") from None
         values = [evaluate(term, columns, self.multiprocessors) for term in regime.terms]
-        active = [index for index, each in enumerate(values) if (each > 0).sum() >= MIN_ACTIVE_ROWS]
+        needed = min(MIN_ACTIVE_ROWS, len(target))
+        active = [index for index, each in enumerate(values) if (each > 0).sum() >= needed]
         matrix = np.stack([values[index] for index in active], axis=1)
         weighed = target
         for _ in range(1 if self.noise_ms is None else _REWEIGHINGS):
@@ -212,16 +223,17 @@ class Physical(Estimator):
 
 def _large_enough(regimes: Sequence[Regime], columns: Columns) -> tuple[Regime, ...]:
     """The regimes without those that have too few rows, dropped one by one from the first, as each
-    leaves its rows to a later one; where the last has too few, the one before takes them."""
+    leaves its rows to a later one. An operation's own is kept with a few rows: the regime that
+    would take them is of whatever is left, and has nothing in common with it."""
     kept = list(regimes)
     place = 0
     while place < len(kept) - 1:
-        if (assign(kept, columns) == place).sum() < MIN_ACTIVE_ROWS:
+        of_one = any(condition.op == "is" for condition in kept[place].when)
+        needed = _FEW_ROWS if of_one else MIN_ACTIVE_ROWS
+        if (assign(kept, columns) == place).sum() < needed:
             del kept[place]
         else:
             place += 1
-    if len(kept) > 1 and (assign(kept, columns) == place).sum() < MIN_ACTIVE_ROWS:
-        kept[-2:] = [kept[-2]._replace(when=())]
     return tuple(kept)
 
 

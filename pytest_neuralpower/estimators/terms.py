@@ -49,6 +49,10 @@ _PLAIN: Final[dict[str, Callable[[Columns], FloatArray]]] = {
     "bytes_out": lambda columns: columns["bytes_out"] * _MEGA,
     "bytes_weight": lambda columns: columns["bytes_weight"] * _MEGA,
     "bytes_moved": lambda columns: columns["bytes_moved"] * _MEGA,
+    # MB written to memory of its own, not over an input.
+    "bytes_new": lambda columns: np.where(
+        columns["inplace"] > 0, 0.0, columns["bytes_out"] * _MEGA
+    ),
     # Inputs and outputs, without parameters, MB.
     "bytes_io": lambda columns: (columns["bytes_in"] + columns["bytes_out"]) * _MEGA,
     "bytes_workspace": lambda columns: columns["bytes_workspace"] * _MEGA,

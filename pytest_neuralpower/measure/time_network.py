@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
@@ -47,7 +47,9 @@ def time_network(
 ) -> list[MeasuredRow]:
     """Rows of every layer in place, equal ones as one, and of the whole network.
 
-    The first runs, which prepare the kernels and get the memory, are not counted.
+    The first runs, which prepare the kernels and get the memory, are not counted. Of the others the
+    least time counts, for whatever else the machine does only adds to it; where the processor's
+    speed was probed, the geometric mean of times and probes, as their ratio is what is wanted.
 
     Raises
     ------
@@ -67,18 +69,19 @@ def time_network(
     for _ in range(repeats):
         times = time_calls(model, inputs, calls, timer, probe=probe)
         runs.append([each.runtime_ms for each in times])
-        probes += [each.probe_ms for each in times if each.probe_ms is not None]
+        if probe is not None:
+            probes.append(fmean(each.probe_ms for each in times if each.probe_ms is not None))
         found = _timed(whole, timer)
         wholes.append(found.runtime_ms)
         walls.append(found.wall_ms)
-    # One for the trial: a single one is too short to be exact.
-    probe_ms = fmean(probes) if probes else None
+    of_runs = geometric_mean if probes else min
+    probe_ms = geometric_mean(probes) if probes else None
     row = MeasuredRow(
-        *(trial.id, trial.network, None, min(wholes)),
+        *(trial.id, trial.network, None, of_runs(wholes)),
         calls=len(traced), pass_=trial.pass_, wall_ms=min(walls), probe_ms=probe_ms,
     )  # fmt: skip
-    least = [min(each) for each in zip(*runs, strict=True)]
-    return [*_layer_rows(traced, calls, least, trial, probe_ms), row]
+    times_ms = [of_runs(each) for each in zip(*runs, strict=True)]
+    return [*_layer_rows(traced, calls, times_ms, trial, probe_ms), row]
 
 
 class _WholeTime(NamedTuple):

@@ -21,6 +21,7 @@ def plain(draw: Draw) -> Network:
     """AlexNet's and VGG's kind."""
     layers, given, (channels, height, width) = image_input(draw, draw.image())
     normed = draw.chance(0.5)
+    responses = not normed and draw.chance(0.7)  # local response norms, as AlexNet has
     act = activation(draw)
     for _ in range(draw.pick(1, 2, 3, 3, 4)):
         made = draw.width(max(channels // 2, 8), max(channels * 2, 16))
@@ -33,7 +34,9 @@ def plain(draw: Draw) -> Network:
             stride=stride, groups=groups, dilation=dilation, act=act, normed=normed,
         )  # fmt: skip
         channels, height, width = made, -(-height // stride), -(-width // stride)
-        if draw.chance(0.35) and min(height, width) >= 6:
+        if responses and draw.chance(0.7):
+            layers.append(nn.LocalResponseNorm(draw.pick(3, 5, 5)))
+        if draw.chance(0.5) and min(height, width) >= 6:
             layers.append(
                 draw.pick(
                     nn.MaxPool2d(2, 2),
@@ -52,7 +55,9 @@ def _classifier(draw: Draw, channels: int) -> list[nn.Module]:
         return head(draw, channels)
     side = draw.pick(1, 3, 6, 7)
     features = channels * side * side
-    hidden = draw.size(64, max(65, min(4096, 24_000_000 // features)))
+    # VGG's first fully connected layer has 103 million weights: more than any cache holds.
+    most = draw.pick(24_000_000, 24_000_000, 110_000_000)
+    hidden = draw.size(64, max(65, min(4096, most // features)))
     layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(side), nn.Flatten()]
     layers += [nn.Linear(features, hidden), nn.ReLU(inplace=True), nn.Dropout(0.5)]
     if draw.chance(0.6):

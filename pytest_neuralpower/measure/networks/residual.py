@@ -35,7 +35,7 @@ def residual(draw: Draw) -> Network:
 def bottleneck(draw: Draw) -> Network:
     """Bottlenecks of ResNet, ResNeXt (Xie et al., 2017) and SENet."""
     layers, given, (channels, _, _) = image_input(draw, draw.image())
-    groups = draw.pick(1, 1, 1, 1, 2, 4, 8, 16, 32)
+    groups = draw.pick(1, 1, 1, 2, 4, 8, 16, 32, 32)
     excite = draw.chance(0.25)
     for _ in range(draw.pick(1, 2, 2, 3)):
         stride = draw.pick(1, 1, 1, 2)

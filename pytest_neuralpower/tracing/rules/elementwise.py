@@ -28,6 +28,9 @@ __all__ = ["activation", "pointwise", "unary"]
 
 Ints = tuple[int, ...]
 
+#: Of a layer that writes over its first operand: on a processor it takes half the time.
+_IN_PLACE: Final = (("inplace", True),)
+
 #: Keep the dtype; an integer input is torch's error (a fallback then says so).
 _ACTIVATIONS: Final = (
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish",
@@ -112,13 +115,23 @@ def unary(
     parameter = type(input) is Parameter
     if parameter:
         recorder.seen.add(id(input))
-    plan = _plan_unary(kind, op, input.shape, input.stride(), input.dtype, dtype, parameter)
+    plan = _plan_unary(
+        kind, op, input.shape, input.stride(), input.dtype, dtype, parameter, inplace
+    )
     if inplace:
-        recorder.layers.append(
-            Layer(kind, op, recorder.path, plan.inputs, plan.weights, plan.outputs, plan.dtype)
-        )
+        _list_in_place(recorder, plan)
         return input
     return recorder.follow(plan)
+
+
+def _list_in_place(recorder: Recorder, plan: Plan) -> None:
+    """List what writes over its first operand: nothing new is returned."""
+    recorder.layers.append(
+        Layer(
+            plan.kind, plan.op, recorder.path, plan.inputs, plan.weights, plan.outputs, plan.dtype,
+            plan.params,
+        )
+    )  # fmt: skip
 
 
 @lru_cache(REMEMBERED)
@@ -130,12 +143,13 @@ def _plan_unary(
     dtype: torch.dtype,
     result: torch.dtype,
     parameter: bool,
+    inplace: bool,
 ) -> Plan:
     given = (spec_of(shape, dtype),)
     output = spec_of(shape, result)
     return Plan(
         kind, op, () if parameter else given, given if parameter else (), (output,), output.dtype,
-        (), shape, dense_like(shape, strides), result,
+        _IN_PLACE if inplace else (), shape, dense_like(shape, strides), result,
     )  # fmt: skip
 
 
@@ -180,9 +194,7 @@ def pointwise(
     plan = _plan_pointwise(kind, op, tuple(given), result, inplace, torch.get_default_dtype())
     if inplace:
         # The plan has checked that the first operand has the result's shape.
-        recorder.layers.append(
-            Layer(kind, op, recorder.path, plan.inputs, plan.weights, plan.outputs, plan.dtype)
-        )
+        _list_in_place(recorder, plan)
         return operands[0]  # type: ignore[no-any-return]
     return recorder.follow(plan)
 
@@ -236,7 +248,7 @@ def _plan_pointwise(
         tuple(spec_of(one[0], one[2]) for one in tensors if one[3]),
         (output,),
         output.dtype,
-        (),
+        _IN_PLACE if inplace else (),
         shape,
         strides,
         dtype,

@@ -13,7 +13,7 @@ from pytest_neuralpower.estimators import Physical
 from pytest_neuralpower.estimators.meanings import meaning
 from pytest_neuralpower.estimators.regimes import Condition, Regime, assign
 from pytest_neuralpower.estimators.terms import evaluate, term_names
-from pytest_neuralpower.features import FloatArray, columns
+from pytest_neuralpower.features import FloatArray, columns, op_code
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0}
 
@@ -40,6 +40,50 @@ def test_recovers_the_rates_of_each_regime() -> None:
     fitted = Physical(regimes, **HARDWARE).fit(values, target).fitted_
     assert [each.rates["flops"] for each in fitted] == pytest.approx([1.0, 3.0])
     assert [each.rates["launch"] for each in fitted] == pytest.approx([0.1, 0.1])
+
+
+class TestMerging:
+    """Regimes with too few rows, where the estimator may merge them."""
+
+    def fitted(self, *, of_small: int, of_others: int) -> Physical:
+        """Rows of one regime by its operation's name, of another kernel size, and of all else."""
+        kernels = [3] * of_small + [5] * 30 + [1] * of_others
+        values = columns(
+            "conv",
+            [
+                conv_layer(
+                    (1, 16, 14 + n, 14), cout=32, kernel=(k, k), stride=(1, 1), padding=(0, 0)
+                )
+                for n, k in enumerate(kernels)
+            ],
+        )
+        area = values["kernel_area"]
+        values["op"] = np.where(area == 9, op_code("small"), op_code("other"))
+        target = np.select([area == 9, area == 25], [7.0, 1.0], 3.0) * values["bytes_moved"] / 1e6
+        regimes = [
+            Regime("small", ("bytes_moved",), (Condition("op", "is", "small"),)),
+            Regime("wide", ("bytes_moved",), (Condition("kernel_area", "==", 25),)),
+            Regime("others", ("bytes_moved",)),
+        ]
+        found = Physical(regimes, merge=True, **HARDWARE).fit(values, target)
+        self.off = found.predict(values) / target - 1
+        return found
+
+    def test_an_operation_keeps_its_own_few_rows(self) -> None:
+        found = self.fitted(of_small=6, of_others=20)
+        assert [regime.name for regime in found.regimes] == ["small", "wide", "others"]
+        assert np.abs(self.off).max() < 0.02
+
+    def test_fewer_go_to_what_is_left(self) -> None:
+        found = self.fitted(of_small=5, of_others=20)
+        assert [regime.name for regime in found.regimes] == ["wide", "others"]
+        assert np.abs(self.off[5:35]).max() < 0.02
+
+    def test_without_a_row_of_its_own_the_last_regime_is_of_all(self) -> None:
+        found = self.fitted(of_small=12, of_others=0)
+        assert np.abs(self.off).max() < 0.02
+        rates = [each.rates["bytes_moved"] * each.scale for each in found.fitted_]
+        assert rates[1] < rates[2] < rates[0]
 
 
 def test_rates_are_never_negative() -> None:

@@ -119,7 +119,12 @@ def test_a_file_that_cannot_grow_ends_with_the_command_to_go_on(
     )
     command = [sys.executable, "-c", code, "calibrate", "small", "--device", "cpu", "--quick"]
     done = subprocess.run(
-        command, cwd=tmp_path, env=uncounted_environment, capture_output=True, text=True, check=False
+        command,
+        cwd=tmp_path,
+        env=uncounted_environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]

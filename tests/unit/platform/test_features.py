@@ -62,6 +62,20 @@ def test_conv_1d_and_3d_columns_are_their_cost_terms(spatial: tuple[int, ...]) -
     assert columns("conv", [layer])["dims"].tolist() == [rank]
 
 
+def test_addmm_is_a_linear_layer_whose_weights_are_operands() -> None:
+    """What transformers' Conv1D calls, and what ``linear`` runs."""
+    given, weight, bias, result = (
+        TensorSpec(shape, "float32") for shape in ((6, 8), (8, 10), (10,), (6, 10))
+    )
+    layer = Layer("matmul", "addmm", "", (given, weight, bias), (), (result,), "float32")
+    assert family(layer) == "linear"
+    found = {name: values.item() for name, values in columns("linear", [layer]).items()}
+    assert (found["m"], found["n"], found["k"]) == (6, 10, 8)
+    assert found["flops"] == layer.cost.flops
+    assert found["bytes_weight"] == 4 * (80 + 10)
+    assert found["bytes_moved"] == layer.cost.bytes_moved
+
+
 @given(SIZES, SIZES, SIZES)
 def test_gemm_columns_are_their_cost_terms(rows: int, depth: int, width: int) -> None:
     assert_columns_equal_cost_terms([linear_layer(rows, depth, width, bias=True)])

@@ -717,6 +717,12 @@ def test_in_place_operations_keep_their_plain_name() -> None:
 
     result = trace(Wrap(forward, fc=nn.Linear(4, 4)), torch.randn(2, 4))
     assert ops(result) == ["linear", "add", "mul", "clamp", "relu"]
+    assert [layer.param("inplace") for layer in result] == [None, True, True, True, True]
+
+
+def test_operations_that_return_a_new_tensor_are_not_in_place() -> None:
+    result = trace(Wrap(lambda _, x: F.relu(x + 1) * x), torch.randn(2, 4))
+    assert [layer.param("inplace") for layer in result] == [None, None, None]
 
 
 def test_assignment_to_a_slice_writes_the_slice_only() -> None:
