@@ -19,7 +19,7 @@ from pytest_neuralpower.remedy.channel_rank import (
     rank_by_output_error,
 )
 from pytest_neuralpower.remedy.feature_maps import RECONSTRUCTED, Reconstructed
-from pytest_neuralpower.remedy.find_groups import find_channel_groups
+from pytest_neuralpower.remedy.find_groups import OUTPUT, find_channel_groups
 from pytest_neuralpower.remedy.least_squares import solve_kept
 from pytest_neuralpower.remedy.matrices import matrix_of, unknowns_of, write_matrix
 from pytest_neuralpower.remedy.narrowing import remove_units
@@ -88,12 +88,13 @@ class ChannelPruner:
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Groups whose channels stay, with the reason."""
+        """Groups whose channels stay though they are not the model's output, with the reason."""
         sampled = set(self._paths())
-        return {group.name: group.frozen for group in self.groups.groups if group.frozen} | {
-            group.name: "no layer that reads it can be solved for"
-            for group in self.groups.changeable
-            if not sampled & set(group.consumers)
+        unsolved = "no layer that reads it can be solved for"
+        return {
+            name: group.frozen or unsolved
+            for name, group in self.first.items()
+            if group.frozen != OUTPUT and (group.frozen or not sampled & set(group.consumers))
         }
 
     def cost(self) -> float:

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer
     from pytest_neuralpower.remedy.narrowed_copy import Seen
 
-__all__ = ["NOT_CHECKED", "find_channel_groups"]
+__all__ = ["NOT_CHECKED", "OUTPUT", "find_channel_groups"]
 
 #: Why a group is frozen that no effort was left for.
 NOT_CHECKED = "it was not checked"
 
-_OUTPUT = "it is the model's output"
+#: Why a group is frozen that nobody would narrow.
+OUTPUT = "it is the model's output"
 
 
 def find_channel_groups(
@@ -113,7 +114,7 @@ def _check(
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return f"narrower, the model does not run: {lines[0]}", None
     if seen.outputs != present.outputs:
-        return _OUTPUT, None
+        return OUTPUT, None
     gains: Gains | None = _layer_gains(present.trace.layers, seen.trace.layers)
     if gains is None:
         return "narrower, the model runs other operations", None

@@ -77,8 +77,9 @@ def warnings_of(
     few = {path: rows for path, rows in rows_per_unknown.items() if rows < ROWS_WANTED}
     if few:
         path = min(few, key=few.__getitem__)
+        layers = "1 layer has" if len(few) == 1 else f"{len(few)} layers have"
         found.append(
-            f"{len(few)} layers have fewer than {ROWS_WANTED} sampled rows per unknown "
+            f"{layers} fewer than {ROWS_WANTED} sampled rows per unknown "
             f"({path}: {few[path]:.1f}): give more calibration data."
         )
     share = after.share(EXTRAPOLATED)
