@@ -36,10 +36,9 @@ if TYPE_CHECKING:
 
 NETWORK = "alexnet-like-wide"
 BATCHES = (1, 8)
-#: Shares of the dense network's time, and of its parameters, that are aimed at.
+#: Shares of the dense network's time that are aimed at.
 SHARES = (0.5, 0.3)
-SIZES = (0.3, 0.1)
-ROUNDS, EPOCHS = 2, 4  # epochs in each round
+EPOCHS = 3
 #: Points by which a network that counts as equally accurate may be worse.
 EQUAL = 0.1
 
@@ -78,7 +77,7 @@ class Bench:
     def _steered_by_time(self, inputs: torch.Tensor, limit: str) -> nn.Module:
         return prune_to_budget(
             self.dense, inputs, self.platform, limit, calibration=calibration(), order="greedy",
-            finetune=self._finetune, rounds=ROUNDS,
+            finetune=self._finetune,
         ).model  # fmt: skip
 
     def by_size(self, parameters: float) -> nn.Module:
@@ -91,7 +90,7 @@ class Bench:
         pruner = ChannelPruner(
             copy.deepcopy(self.dense), self.dense, call, sizes_of, calls, order="greedy"
         )
-        run_rounds(pruner, parameters, rounds=ROUNDS, guard=Guard(), finetune=self._finetune)
+        run_rounds(pruner, parameters, rounds=1, guard=Guard(), finetune=self._finetune)
         return pruner.model
 
     def _finetune(self, model: nn.Module, masks: Mapping[str, torch.Tensor], number: int) -> None:
@@ -108,9 +107,7 @@ class Bench:
         found = {
             (batch, share): self.by_time(batch, share) for batch in BATCHES for share in SHARES
         }
-        sizes = [_parameters(each) for each in found.values()]
-        sizes += [share * _parameters(self.dense) for share in SIZES]
-        by_size = [self.by_size(size) for size in sorted(set(sizes))]
+        by_size = [self.by_size(_parameters(each)) for each in found.values()]
         for batch in BATCHES:
             yield batch, "dense", self.dense
             for share in SHARES:
