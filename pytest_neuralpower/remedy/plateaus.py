@@ -29,7 +29,7 @@ _REAL_SAVING: Final = 2.0
 _FREE: Final = 0.2
 
 #: Where there is no edge, steps of a descent go to widths less by this factor.
-_FALL: Final = 0.9
+_FALL: Final = 0.95
 #: A step must save this share of what the whole descent saves a channel.
 _WORTH: Final = 0.5
 
@@ -95,9 +95,11 @@ def expansion(curve: Curve, most: int) -> int | None:
 
 
 def descent(curve: Curve) -> list[int]:
-    """Places below the present width to step to, falling: edges, and a tenth less where the price
-    falls evenly. A step inside a plateau saves nothing, and is none; the least width always is one
-    if it is the cheapest."""
+    """Places below the present width to step to, falling.
+
+    They are edges, and a twentieth less where the price falls evenly. A step inside a plateau saves
+    nothing, and is none; the least width always is one if it is the cheapest.
+    """
     prices, widths = curve.prices, curve.widths
     at_edge = set(edges(curve))
     slope = _WORTH * (prices[curve.now] - prices[0]) / max(int(widths[curve.now] - widths[0]), 1)
