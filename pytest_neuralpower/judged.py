@@ -126,9 +126,12 @@ def complete(
         )
         hold(held, records, guard.predictions)
     if settings.reports:
+        from pytest_neuralpower.reports.formats import need_layers  # noqa: PLC0415
         from pytest_neuralpower.reports.provenance import platform_facts  # noqa: PLC0415
-        from pytest_neuralpower.reports.session_report import details  # noqa: PLC0415
+        from pytest_neuralpower.reports.session_report import details, layers_text  # noqa: PLC0415
 
         known = platform_facts(guard.platform)
         for record, prediction in zip(records, guard.predictions, strict=True):
             record.update(file=place.file, line=place.line, provenance=known, **details(prediction))
+            if need_layers(settings.reports):
+                record["layers"] = layers_text(prediction)

@@ -162,7 +162,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     except BaseException:  # the test's own failure wins; what it predicted is still listed
         _judge(item, failed=True)
         raise
-    records = _judge(item)
+    else:
+        records = _judge(item)
+    finally:  # a session of many tests would keep every layer of every prediction
+        if _GUARD in item.stash:
+            del item.stash[_GUARD]
     if records:
         from pytest_neuralpower.session import raise_failures  # noqa: PLC0415
 

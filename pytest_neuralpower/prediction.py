@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import TYPE_CHECKING, Final, NamedTuple
+from functools import reduce
+from operator import add, attrgetter
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from pytest_neuralpower.units import show
 
@@ -96,12 +97,12 @@ class Prediction:
     @property
     def runtime_ms(self) -> float | None:
         """None when the platform knows energy alone."""
-        return add_known(layer.runtime_ms for layer in self.layers)
+        return add_known([layer.runtime_ms for layer in self.layers])
 
     @property
     def energy_mj(self) -> float | None:
         """None when the platform has no power model."""
-        return add_known(layer.energy_mj for layer in self.layers)
+        return add_known([layer.energy_mj for layer in self.layers])
 
     @property
     def energy_parts_mj(self) -> dict[str, float] | None:
@@ -126,22 +127,21 @@ class Prediction:
 
     def share(self, *flags: str) -> float:
         """Share (0..1) of the energy that carries any of ``flags``; of the runtime if no power."""
-        flagged = [layer for layer in self.layers if any(flag in layer.flags for flag in flags)]
-        return sum(layer.cost for layer in flagged) / self.cost if self.cost else 0.0
+        total, wanted = self.cost, frozenset(flags)
+        flagged = [each.cost for each in self.layers if not wanted.isdisjoint(each.flags)]
+        return sum(flagged) / total if total else 0.0
 
     def dearest(self, count: int) -> tuple[LayerPrediction, ...]:
         """The ``count`` layers with most energy (most runtime without power), dearest first."""
         return tuple(sorted(self.layers, key=attrgetter("cost"), reverse=True)[:count])
 
 
-def add_known(values: Iterable[float | None]) -> float | None:
+def add_known(values: Sequence[float | None]) -> float | None:
     """The sum; None where a value is not known."""
-    total = 0.0
-    for value in values:
-        if value is None:
-            return None
-        total += value
-    return total
+    if None in values:
+        return None
+    # sum() rounds otherwise from Python 3.12 on; a loop takes longer, and there are many layers.
+    return reduce(add, cast("Sequence[float]", values), 0.0)
 
 
 def mean_power(energy_mj: float | None, runtime_ms: float | None) -> float | None:

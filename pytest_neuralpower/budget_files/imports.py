@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from pathlib import Path
 
 __all__ = ["in_folder"]
@@ -10,4 +11,4 @@ __all__ = ["in_folder"]
 def in_folder(target: str, folder: Path) -> str:
     """``networks.py:vgg16`` as seen from ``folder``; other import paths as they are."""
     place, _, name = target.rpartition(":")
-    return f"{folder / place}:{name}" if place.endswith(".py") else target
+    return f"{os.path.normpath(folder / place)}:{name}" if place.endswith(".py") else target

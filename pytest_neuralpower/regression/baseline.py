@@ -60,8 +60,8 @@ class Baseline:
     @property
     def totals(self) -> Totals:
         """Sums over the layers, as they are stored."""
-        runtime_ms = add_known(item.runtime_ms for item in self.layers)
-        energy_mj = add_known(item.energy_mj for item in self.layers)
+        runtime_ms = add_known([item.runtime_ms for item in self.layers])
+        energy_mj = add_known([item.energy_mj for item in self.layers])
         return Totals(energy_mj, runtime_ms, mean_power(energy_mj, runtime_ms))
 
     def repredict(self, platform: AnyPlatform) -> Prediction:

@@ -104,7 +104,8 @@ def _compare(
     name: str,
     tolerance: Tolerance,
 ) -> None:
-    baseline = held.store.read(prediction.platform, name)
+    expected = baseline_of(prediction, test=held.test, torch=torch_version())
+    baseline = held.store.read(prediction.platform, name, expected)
     assert baseline is not None  # the caller has looked
     comparison = compare(baseline, prediction, held.platform)
     _check_judged(comparison, tolerance)

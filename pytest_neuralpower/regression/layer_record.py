@@ -10,17 +10,23 @@ axes is ``scalar``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from pytest_neuralpower.layers import ITEMSIZE, KINDS, Layer, Params, TensorSpec
+from pytest_neuralpower.prediction import LayerPrediction
 
-__all__ = ["PricedLayer", "priced_layer", "record"]
+__all__ = ["PricedLayer", "flow", "layer_texts", "priced_layer", "rounded"]
 
 _SCALAR: Final = "scalar"
 _TEXTS: Final = ("path", "op", "kind", "dtype")
 _TENSORS: Final = ("in", "weights", "out")
+
+#: A path that is written in quotes as it is.
+_PLAIN: Final = re.compile(r"[\w.]*", re.ASCII)
 
 #: Significant digits of a stored value: fewer than differ from one machine to another.
 _DIGITS: Final = 6
@@ -35,12 +41,38 @@ class PricedLayer(NamedTuple):
     energy_mj: float | None
 
 
-def record(
-    layer: Layer, runtime_ms: float | None, power_w: float | None, energy_mj: float | None
-) -> dict[str, Any]:
-    """The layer in JSON types, values to six significant digits."""
-    return {
-        "path": layer.path,
+#: A layer with its costs, and perhaps more.
+Priced = TypeVar("Priced", PricedLayer, LayerPrediction)
+
+
+def layer_texts(items: Iterable[Priced], more: Callable[[Priced], str] | None = None) -> list[str]:
+    """Each layer as JSON that is YAML 1.1 too, values to six significant digits.
+
+    Parameters
+    ----------
+    items
+        Layers with what they cost.
+    more
+        Writes further fields of a layer, each with a comma before it. What has the same
+        configuration and costs the same is written once: models repeat their blocks.
+    """
+    known: dict[object, str] = {}
+    texts = []
+    for item in items:
+        key = item.layer.configuration, item.runtime_ms, item.power_w, item.energy_mj
+        fields = known.get(key)
+        if fields is None:
+            fields = known[key] = _fields_text(item) + (more(item) if more else "")
+        path = item.layer.path
+        shown = f'"{path}"' if _PLAIN.fullmatch(path) else flow(path)
+        texts.append(f'{{"path": {shown}, {fields}}}')
+    return texts
+
+
+def _fields_text(item: Priced) -> str:
+    """All of a layer but its path, without braces."""
+    layer = item.layer
+    configuration = {
         "op": layer.op,
         "kind": layer.kind,
         "dtype": layer.dtype,
@@ -48,10 +80,32 @@ def record(
         "weights": [_tensor_text(each, layer.dtype) for each in layer.weights],
         "out": [_tensor_text(each, layer.dtype) for each in layer.outputs],
         "params": {name: _plain(value) for name, value in layer.params},
-        "runtime_ms": rounded(runtime_ms),
-        "power_w": rounded(power_w),
-        "energy_mj": rounded(energy_mj),
     }
+    # What YAML reads otherwise is in few parameters: the rest is written at once.
+    simple = all(type(value) in (int, bool, tuple) for _, value in layer.params)
+    written = json.dumps(configuration) if simple else flow(configuration)
+    costs = [
+        "null" if value is None else flow(rounded(value))
+        for value in (item.runtime_ms, item.power_w, item.energy_mj)
+    ]
+    return (
+        f'{written[1:-1]}, "runtime_ms": {costs[0]}, "power_w": {costs[1]}, "energy_mj": {costs[2]}'
+    )
+
+
+def flow(value: Any) -> str:
+    """JSON that is YAML 1.1 too: its floats need a point."""
+    if isinstance(value, float):
+        text = repr(value)
+        return text.replace("e", ".0e") if "e" in text and "." not in text else text
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{flow(key)}: {flow(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(flow, value)) + "]"
+    if value is None:
+        return "null"
+    # YAML takes no control characters as they are.
+    return json.dumps(value, ensure_ascii=isinstance(value, str) and not value.isprintable())
 
 
 def rounded(value: float | None) -> float | None:

@@ -65,8 +65,8 @@ class BaselineStore:
         """Of all baselines of a platform, sorted."""
         return tuple(sorted(path.stem for path in (self.folder / platform).glob("*.yaml")))
 
-    def read(self, platform: str, name: str) -> Baseline | None:
-        """The baseline; None where there is none.
+    def read(self, platform: str, name: str, expected: Baseline) -> Baseline | None:
+        """The baseline; None where there is none. It is read sooner where it is as ``expected``.
 
         Raises
         ------
@@ -78,7 +78,7 @@ class BaselineStore:
         path = self.path(platform, name)
         if not path.exists():
             return None
-        found = read_baseline(path)
+        found = read_baseline(path, expected)
         if found.platform != platform:
             raise BaselineError(
                 f"baseline {self.shown(path)} is of platform {found.platform!r}, not {platform!r}: "

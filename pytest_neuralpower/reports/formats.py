@@ -20,6 +20,7 @@ __all__ = [
     "Renderer",
     "check_targets",
     "known_formats",
+    "need_layers",
     "write_reports",
 ]
 
@@ -116,7 +117,7 @@ def write_reports(
             failed = failed or broken
             continue
         try:
-            write_atomically(Path(target), _renderer(formats[Path(target).suffix])(content))
+            write_atomically(Path(target), _rendered(formats[Path(target).suffix], content))
             lines.append(f"report written: {target}")
         except OSError as error:
             reason = error.strerror or str(error)
@@ -125,8 +126,15 @@ def write_reports(
     return lines, failed
 
 
-def _renderer(found: str | Renderer) -> Renderer:
-    if not isinstance(found, str):
-        return found
-    module, _, name = found.partition(":")
-    return cast("Renderer", getattr(importlib.import_module(module), name))
+def need_layers(targets: Sequence[str]) -> bool:
+    """Whether any of the reports shows layers: making their records takes time."""
+    return any(target != GITHUB and Path(target).suffix != ".md" for target in targets)
+
+
+def _rendered(renderer: str | Renderer, content: Mapping[str, Any]) -> str:
+    if not isinstance(renderer, str):
+        from pytest_neuralpower.reports.session_report import with_layers  # noqa: PLC0415
+
+        return renderer(with_layers(content))
+    module, _, name = renderer.partition(":")
+    return cast("Renderer", getattr(importlib.import_module(module), name))(content)

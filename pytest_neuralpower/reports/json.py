@@ -18,7 +18,7 @@ def render(report: Mapping[str, Any]) -> str:
 
 def _prediction(record: Mapping[str, Any]) -> str:
     content = {key: value for key, value in record.items() if key != "layers"}
-    layers = ",\n  ".join(_text(each) for each in record["layers"])
+    layers = record["layers"].replace("\n", "\n  ")
     return f'{_open(content)},\n "layers": [\n  {layers}\n ]\n}}'
 
 

@@ -1,9 +1,8 @@
-"""What reports of 500 predictions cost beside tracing them, and how large and quick a page is.
+"""How large the page of a model of 2,000 layers is, and how soon it answers in Chromium.
 
     python tests/benchmarks/report_speed.py
 
-Processor time, so that other programs on the machine count little. The page of a model of 2,000
-layers is opened in Chromium where there is one.
+What reports cost a whole session is in ``session_speed.py``.
 """
 
 from __future__ import annotations
@@ -11,13 +10,12 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from tabulate import tabulate
 
-NAMES = ("resnet18", "mobilenet_w1", "squeezenet_v1_1", "vgg11", "alexnet")
-BATCHES = range(1, 101)
+NAMES = ("densenet121", "densenet161", "densenet169", "densenet201")  # more than 2,000 layers
+LAYERS = 2000
 
 PAGE_PROBE = """
 const [done] = arguments;
@@ -32,44 +30,22 @@ def main() -> None:
     import torch
     from pytorchcv.model_provider import get_model
 
-    from pytest_neuralpower import load_platform, trace
-    from pytest_neuralpower.reports import html, json, markdown
-    from pytest_neuralpower.reports.session_report import details, session_report
+    from pytest_neuralpower import Prediction, predict
+    from pytest_neuralpower.reports.html import render
+    from pytest_neuralpower.reports.session_report import details, layers_text, session_report
 
-    platform = load_platform("titanx")
     with torch.device("meta"):
-        models = [get_model(name).eval() for name in NAMES]
-    calls = [
-        (model, torch.empty(batch, 3, 224, 224, device="meta"))
-        for batch in BATCHES
-        for model in models
-    ]
-    for model, image in calls[: len(models)]:
-        platform.predict(trace(model, image))
-    traces, tracing = _timed(lambda: [trace(*call) for call in calls])
-    predictions, predicting = _timed(lambda: [platform.predict(each) for each in traces])
-    found, recording = _timed(lambda: [details(each) for each in predictions])
-    report = session_report(
-        {
-            f"test_{number:03}": [_record(each, more)]
-            for number, (each, more) in enumerate(zip(predictions, found, strict=True))
-        },
-        [],
-    )
-    rows = [["tracing", tracing], ["predicting", predicting], ["records of layers", recording]]
-    for module in (json, markdown, html):
-        text, spent = _timed(lambda module=module: module.render(report))
-        rows.append([f"{module.__name__}, {len(text.encode()) / 1e6:.2f} MB", spent])
-    shares = [[name, spent, f"{spent / tracing:.1%}"] for name, spent in rows]
-    print(f"{len(calls)} predictions, {sum(map(len, traces)):,} layers")
-    print(tabulate(shares, ("", "CPU s", "of tracing"), floatfmt=".3f"), end="\n\n")
-    _page(report)
-
-
-def _timed(call: Callable[[], object]) -> tuple[object, float]:
-    start = time.process_time()
-    result = call()
-    return result, time.process_time() - start
+        image = torch.empty(1, 3, 224, 224)
+        found = [predict(get_model(name).eval(), image, platform="titanx") for name in NAMES]
+    layers = tuple(layer for each in found for layer in each.layers)[:LAYERS]
+    prediction = Prediction(layers, "titanx", found[0].platform_sha256, model="DenseNets")
+    more = {**details(prediction), "layers": layers_text(prediction)}
+    report = session_report({"test_model": [_record(prediction, more)]}, [])
+    start = time.perf_counter()
+    text = render(report)
+    print(f"page of {len(layers):,} layers: {len(text.encode()) / 1e6:.2f} MB, ", end="")
+    print(f"written in {(time.perf_counter() - start) * 1e3:.0f} ms")
+    _open(text)
 
 
 def _record(prediction: object, more: dict) -> dict:
@@ -86,16 +62,8 @@ def _record(prediction: object, more: dict) -> dict:
     }
 
 
-def _page(report: dict) -> None:
-    """A page whose one model has 2,000 layers, those of the session in turn."""
-    from pytest_neuralpower.reports.html import render
-
-    layers = [layer for each in report["predictions"] for layer in each["layers"]][:2000]
-    first = {**report["predictions"][0], "layers": layers}
-    start = time.perf_counter()
-    text = render({**report, "predictions": [first]})
-    print(f"page of {len(layers):,} layers: {len(text.encode()) / 1e6:.2f} MB, ", end="")
-    print(f"written in {(time.perf_counter() - start) * 1e3:.0f} ms")
+def _open(text: str) -> None:
+    """Open a page five times, and print how soon it answered."""
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not browser or not driver:
         print("no chromium: the page was not opened")

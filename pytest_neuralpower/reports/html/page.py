@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from pytest_neuralpower.errors import MissingExtraError
 from pytest_neuralpower.reports.html.data import page_data
+from pytest_neuralpower.reports.session_report import with_layers
 
 __all__ = ["check_plotly", "render"]
 
@@ -56,7 +57,7 @@ def render(report: Mapping[str, Any]) -> str:
     return Template(_asset("page.html")).substitute(
         policy=_policy(ours, plotly),
         style=_asset("style.css"),
-        data=_embedded(page_data(report)),
+        data=_embedded(page_data(with_layers(report))),
         script=ours,
         plotly=plotly,
     )
