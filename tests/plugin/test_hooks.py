@@ -23,11 +23,10 @@ LAB = """
 """
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
-def test_a_conftest_provides_a_platform(repo, pytester, workers):
+def test_a_conftest_provides_a_platform(repo, pytester):
     pytester.makeconftest(LAB)
     repo.write(ONE)
-    result = repo.run("--np-platform=lab", *workers)
+    result = repo.run("--np-platform=lab")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["* lab"])
 
@@ -64,11 +63,10 @@ CSV = """
 """
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
-def test_a_conftest_adds_a_report_format(repo, pytester, workers):
+def test_a_conftest_adds_a_report_format(repo, pytester):
     pytester.makeconftest(CSV)
     repo.write("def test_one(neuralpower): neuralpower.predict(small(), image())")
-    repo.run("--np-platform=titanx", "--np-report=a.csv", "--np-report=a.json", *workers)
+    repo.run("--np-platform=titanx", "--np-report=a.csv", "--np-report=a.json")
     report = json.loads((pytester.path / "a.json").read_text("utf-8"))
     energy = report["predictions"][0]["energy_mj"]
     assert (pytester.path / "a.csv").read_text("utf-8") == f"test_guard.py::test_one,{energy}\n"

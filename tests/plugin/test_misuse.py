@@ -166,8 +166,7 @@ def _sections(text: str) -> dict[str, list[str]]:
     return sections
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
-def test_no_platform_anywhere_fails_guarded_tests_with_the_list(repo, workers):
+def test_no_platform_anywhere_fails_guarded_tests_with_the_list(repo):
     repo.write("""
         @pytest.mark.energy_budget(mj=1)
         def test_marked(neuralpower):
@@ -182,7 +181,7 @@ def test_no_platform_anywhere_fails_guarded_tests_with_the_list(repo, workers):
         def test_unguarded():
             pass
     """)
-    result = repo.run(*workers)
+    result = repo.run()
     result.assert_outcomes(errors=2, failed=1, passed=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     lines = [

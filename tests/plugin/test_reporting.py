@@ -1,4 +1,4 @@
-"""What a session shows: the summary, --np-top, --np-strict, JUnit and xdist."""
+"""What a session shows: the summary, --np-top, --np-strict and JUnit."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ THREE = """
 """
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
-def test_the_summary_has_each_guarded_test(repo, workers):
+def test_the_summary_has_each_guarded_test(repo):
     repo.write(THREE + "\n    def test_unguarded(): pass\n")
-    result = repo.run("--np-platform=titanx", *workers)
+    result = repo.run("--np-platform=titanx")
     result.assert_outcomes(passed=3, failed=1)
     tests, figures = summary(result)[::2], summary(result)[1::2]  # too long for a line each
     assert [line.split() for line in tests] == [
@@ -164,15 +163,11 @@ def test_junit_counts_the_failure_and_carries_the_figures(repo, pytester):
     assert over.find("failure").text.startswith("energy budget exceeded: Sequential on titanx")
 
 
-def test_the_same_session_gives_the_same_figures_twice_and_under_xdist(repo):
+def test_the_same_session_gives_the_same_figures_twice(repo):
     repo.write(THREE)
-
-    def figures(*args: str) -> list[str]:
-        return summary(repo.run("--np-platform=titanx", *args))
-
-    first = figures()
+    first, again = (summary(repo.run("--np-platform=titanx")) for _ in range(2))
     assert len(first) == 6
-    assert first == figures() == figures("-n2")
+    assert first == again
 
 
 def test_the_printed_command_shows_every_layer(repo):

@@ -30,10 +30,9 @@ def commands(result) -> list[str]:
     return [line for line in result.outlines if line.startswith("::")]
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
-def test_the_summary_gets_the_markdown_report_once(repo, summary, pytester, workers):
+def test_the_summary_gets_the_markdown_report_once(repo, summary, pytester):
     repo.write(BROKEN)
-    repo.run("--np-platform=titanx", "--np-report=github", "--np-report=report.md", *workers)
+    repo.run("--np-platform=titanx", "--np-report=github", "--np-report=report.md")
     assert summary.read_text("utf-8") == "earlier\n" + (pytester.path / "report.md").read_text(
         "utf-8"
     )

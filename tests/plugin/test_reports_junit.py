@@ -30,10 +30,9 @@ def properties(path) -> dict[str, dict[str, str]]:
     }
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
-def test_each_guarded_test_has_its_figures_budgets_and_platform(repo, pytester, workers):
+def test_each_guarded_test_has_its_figures_budgets_and_platform(repo, pytester):
     repo.write(TESTS)
-    repo.run("--np-platform=titanx", "--junit-xml=junit.xml", *workers)
+    repo.run("--np-platform=titanx", "--junit-xml=junit.xml")
     found = properties(pytester.path / "junit.xml")
     one, two = found["test_one"], found["test_two"]
     assert one["neuralpower.platform"] == "titanx"
