@@ -50,50 +50,53 @@ def sampled_grams(
     outputs
         Channels of the reference's outputs that the model's layer still has, by path.
     """
-    generator = torch.Generator().manual_seed(seed)
-    grams: dict[str, Gram] = {}
     paths = [path for path in paths if unknowns_of(_layer(model, path)) <= MOST_UNKNOWNS]
+    sampler = _Sampler(model, len(calls), outputs or {}, seed)
     for call in calls:
-        wanted: dict[str, list[tuple[torch.Tensor | None, torch.Tensor]]] = {}
+        sampler.wanted.clear()
+        each_map(reference, paths, (call,), sampler.keep)
+        each_map(model, paths, (call,), sampler.add)
+    return sampler.grams
 
-        def keep(
-            path: str,
-            _given: torch.Tensor,
-            made: torch.Tensor,
-            wanted: dict[str, list[tuple[torch.Tensor | None, torch.Tensor]]] = wanted,
-        ) -> None:
-            layer = _layer(model, path)
-            if outputs and path in outputs:
-                axis = -1 if isinstance(layer, nn.Linear) else 1
-                made = made.index_select(axis, outputs[path].to(made.device))
-            rows = unfolded_output(layer, made)
-            most = -(-ROWS_PER_UNKNOWN * unknowns_of(layer) // len(calls))
-            picked = None
-            if rows.shape[1] > most:
-                picked = torch.randperm(rows.shape[1], generator=generator)[:most].to(rows.device)
-                rows = rows[:, picked]
-            wanted.setdefault(path, []).append((picked, rows))
 
-        def add(
-            path: str,
-            given: torch.Tensor,
-            _made: torch.Tensor,
-            wanted: dict[str, list[tuple[torch.Tensor | None, torch.Tensor]]] = wanted,
-        ) -> None:
-            layer = _layer(model, path)
-            picked, made = wanted[path].pop(0)
-            rows = unfolded_input(layer, given)
-            if picked is not None:
-                rows = rows[:, picked]
-            if layer.bias is not None:
-                rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], 2)
-            if path not in grams:
-                grams[path] = Gram.empty(groups_of(layer), rows.shape[2], made.shape[2])
-            grams[path].add(rows, made)
+class _Sampler:
+    """Takes the same rows of two models' feature maps: wanted outputs first, then inputs."""
 
-        each_map(reference, paths, (call,), keep)
-        each_map(model, paths, (call,), add)
-    return grams
+    def __init__(
+        self, model: nn.Module, calls: int, outputs: Mapping[str, torch.Tensor], seed: int
+    ) -> None:
+        self.grams: dict[str, Gram] = {}
+        self.wanted: dict[str, list[tuple[torch.Tensor | None, torch.Tensor]]] = {}
+        self._model, self._calls, self._outputs = model, calls, outputs
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def keep(self, path: str, _given: torch.Tensor, made: torch.Tensor) -> None:
+        """Choose rows of what the reference's layer gives."""
+        layer = _layer(self._model, path)
+        if path in self._outputs:
+            axis = -1 if isinstance(layer, nn.Linear) else 1
+            made = made.index_select(axis, self._outputs[path].to(made.device))
+        rows = unfolded_output(layer, made)
+        most = -(-ROWS_PER_UNKNOWN * unknowns_of(layer) // self._calls)
+        picked = None
+        if rows.shape[1] > most:
+            order = torch.randperm(rows.shape[1], generator=self._generator)
+            picked = order[:most].to(rows.device)
+            rows = rows[:, picked]
+        self.wanted.setdefault(path, []).append((picked, rows))
+
+    def add(self, path: str, given: torch.Tensor, _made: torch.Tensor) -> None:
+        """Add what the model's layer reads in the same rows, beside what is wanted of it."""
+        layer = _layer(self._model, path)
+        picked, made = self.wanted[path].pop(0)
+        rows = unfolded_input(layer, given)
+        if picked is not None:
+            rows = rows[:, picked]
+        if layer.bias is not None:
+            rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], 2)
+        if path not in self.grams:
+            self.grams[path] = Gram.empty(groups_of(layer), rows.shape[2], made.shape[2])
+        self.grams[path].add(rows, made)
 
 
 def _layer(model: nn.Module, path: str) -> Reconstructed:
