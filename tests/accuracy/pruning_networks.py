@@ -177,7 +177,6 @@ def googlenet_like() -> nn.Module:
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "alexnet-like": alexnet_like,
-    "alexnet-like-longer": alexnet_like,
     "alexnet-like-wide": functools.partial(alexnet_like, wide=2),
     "alexnet-like-100": functools.partial(alexnet_like, 100),
     "googlenet-like": googlenet_like,
