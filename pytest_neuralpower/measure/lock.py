@@ -28,6 +28,9 @@ def only_writer(directory: Path) -> Iterator[None]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
+        while not Path(lock.lock_file).exists():  # its last holder has just removed it
+            lock.release()
+            lock.acquire(timeout=0)
     except Timeout:
         raise ProfileError(
             f"{directory} is being calibrated by another process ({_named(owner)}): wait for it, "
@@ -43,9 +46,10 @@ def only_writer(directory: Path) -> Iterator[None]:
         yield
     finally:
         owner.unlink(missing_ok=True)
-        lock.release()
+        # While it is held: another process may hold it as soon as it is released.
         with suppress(OSError):
             Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def _named(owner: Path) -> str:
