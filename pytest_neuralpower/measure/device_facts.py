@@ -6,10 +6,11 @@ import os
 import platform
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from pytest_neuralpower import __version__
-from pytest_neuralpower.errors import MeterRefused
+from pytest_neuralpower.errors import MeterRefused, ReadingVoid
 from pytest_neuralpower.measure.nvml_device import NvmlDevice, cuda_uuid
 from pytest_neuralpower.measure.sysfs import text
 
@@ -81,8 +82,12 @@ def nvml_facts(device: NvmlDevice) -> dict[str, str]:
         "memory_clock_mhz": device.memory_clock_mhz,
         "temperature_c": device.temperature_c,
     }
-    given = {key: ask() for key, ask in asked.items()}
-    facts = {key: _shown(value) for key, value in given.items() if value is not None}
+    facts = {}
+    for key, ask in asked.items():
+        with suppress(ReadingVoid):  # whatever ails one query, runtime can still be calibrated
+            value = ask()
+            if value is not None:
+                facts[key] = _shown(value)
     return {**facts, "device_uuid": device.uuid}
 
 

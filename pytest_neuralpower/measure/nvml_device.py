@@ -15,10 +15,11 @@ from pytest_neuralpower.errors import DeviceLost, MeterRefused, ReadingVoid
 __all__ = ["THROTTLES", "NvmlDevice", "cuda_uuid"]
 
 # NVML_ERROR_*: uninitialized, driver not loaded, irq issue, lost, reset required, not found.
-_LOST: Final = frozenset({1, 9, 14, 15, 16, 28})
-# NVML_ERROR_*: invalid argument, not supported, no permission, function not found, no data,
-# argument version mismatch.
-_UNKNOWN_HERE: Final = frozenset({2, 3, 4, 13, 21, 25})
+_LOST: Final = frozenset({1, 9, 11, 15, 16, 28})
+# NVML_ERROR_*: invalid argument, not supported, no permission, function not found, corrupted
+# infoROM (where ECC's state is kept), no data, vGPU without ECC, argument version mismatch,
+# deprecated.
+_UNKNOWN_HERE: Final = frozenset({2, 3, 4, 13, 14, 21, 22, 25, 26})
 # NVML_GPU_VIRTUALIZATION_MODE_*: in a guest, on the host of guests, shared graphics.
 _SHARED: Final = frozenset({2, 3, 4})
 

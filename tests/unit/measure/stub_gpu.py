@@ -14,6 +14,7 @@ SECOND = "GPU-00000000-0000-0000-0000-000000000002"
 #: Watts of the first device; the second draws twice as much.
 IDLE_W, LOAD_W = 50.0, 200.0
 NOT_SUPPORTED, FUNCTION_NOT_FOUND, DRIVER_NOT_LOADED = 3, 13, 9
+CORRUPTED_INFOROM, UNKNOWN_ERROR = 14, 999
 
 
 def behave(**settings: float) -> None:

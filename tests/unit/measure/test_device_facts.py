@@ -7,7 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stub_gpu import FIRST, NOT_SUPPORTED, SECOND, behave
+import pytest
+from stub_gpu import (
+    CORRUPTED_INFOROM,
+    FIRST,
+    NOT_SUPPORTED,
+    SECOND,
+    UNKNOWN_ERROR,
+    behave,
+)
 
 from pytest_neuralpower.measure.device_facts import cpu_facts, device_facts, nvml_facts
 from pytest_neuralpower.measure.nvml_device import NvmlDevice
@@ -41,6 +49,13 @@ def test_what_a_device_does_not_tell_is_left_out(beside_gpu: Callable[..., Any])
     facts = beside_gpu(facts_beside_stub, FIRST, ecc=NOT_SUPPORTED, clock=NOT_SUPPORTED)
     assert not facts.keys() & {"ecc", "sm_clock_mhz", "memory_clock_mhz"}
     assert facts["device_uuid"] == FIRST
+
+
+@pytest.mark.parametrize("code", [CORRUPTED_INFOROM, UNKNOWN_ERROR])
+def test_a_query_that_fails_is_left_out_too(beside_gpu: Callable[..., Any], code: int) -> None:
+    facts = beside_gpu(facts_beside_stub, FIRST, ecc=code)
+    assert "ecc" not in facts
+    assert facts["driver"] == "570.00.stub"
 
 
 def test_a_processor_is_known_by_model_and_settings(tmp_path: Path) -> None:
