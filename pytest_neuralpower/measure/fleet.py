@@ -142,7 +142,9 @@ def _run(options: CalibrationOptions, *, kind: str, count: int, backend: str) ->
         )
         for number in range(count)
     )
-    with _engine(backend, count), parallel_config(backend=backend, n_jobs=count):
+    # ray hides every GPU from workers that ask for none.
+    asked = {"ray_remote_args": {"num_gpus": 1}} if (backend, kind) == ("ray", "cuda") else {}
+    with _engine(backend, count), parallel_config(backend=backend, n_jobs=count, **asked):
         found: list[_Part] = Parallel(batch_size=1)(tasks)
     return found
 

@@ -71,9 +71,12 @@ def cache_bytes(folder: Path) -> dict[int, int]:
 
 
 def _ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    side = _PRODUCT if device.type == "cpu" else 8 * _PRODUCT
+    side, megabytes = _PRODUCT, _COPY_MB
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        side, megabytes = 8 * _PRODUCT, min(8 * _COPY_MB, free // 8_000_000)
     left = torch.randn(side, side, device=device).to(dtype)
-    count = _COPY_MB * (1 if device.type == "cpu" else 8) * 250_000
+    count = megabytes * 250_000
     source = torch.zeros(count, device=device)
     target = torch.zeros_like(source)
     with torch.inference_mode():
