@@ -31,7 +31,11 @@ def run(
     """
     from pytest_neuralpower.measure.network import measure_call  # noqa: PLC0415 - imports torch
     from pytest_neuralpower.measure.preflight import open_place  # noqa: PLC0415
-    from pytest_neuralpower.measure.same_device import device_of, measured_here  # noqa: PLC0415
+    from pytest_neuralpower.measure.same_device import (  # noqa: PLC0415
+        device_of,
+        measured_here,
+        mode_of,
+    )
     from pytest_neuralpower.model_source import load_model, parse_inputs  # noqa: PLC0415
     from pytest_neuralpower.platform import load_platform  # noqa: PLC0415
     from pytest_neuralpower.predictor import predict_call  # noqa: PLC0415
@@ -45,7 +49,7 @@ def run(
     args, kwargs = parse_inputs(inputs)
     built = load_model(model, parse_arguments(arg or [])).eval()
     prediction = predict_call(built, args, kwargs, platform=loaded)
-    place = open_place(device, loaded.dtype, meter=meter)
+    place = open_place(device, loaded.dtype, mode=mode_of(loaded), meter=meter)
     try:
         measured = measure_call(built, args, kwargs, place, seconds=seconds)
         record = comparison_record(measured, prediction, place.facts["device"])

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["DeviceOption", "Dtype", "MeterOption", "Minutes", "Quick", "Thorough", "Watts"]
+__all__ = [
+    "DeviceOption",
+    "Dtype",
+    "MeterOption",
+    "Minutes",
+    "Mode",
+    "Quick",
+    "Thorough",
+    "Watts",
+]
 
 DeviceOption = Annotated[
     str,
@@ -14,6 +23,12 @@ DeviceOption = Annotated[
 ]
 Dtype = Annotated[
     str, typer.Option(metavar="float32|bfloat16|float16", help="dtype of the networks [float32]")
+]
+Mode = Annotated[
+    str,
+    typer.Option(
+        metavar="eager|graph", help="how a GPU runs them; graph: replayed CUDA graphs [eager]"
+    ),
 ]
 MeterOption = Annotated[
     str,

@@ -22,7 +22,8 @@ class Bench:
     dtype
         Floating dtype of the networks, as in a platform: ``float32``, ``bfloat16``.
     mode
-        ``eager``; ``graph`` replays whole networks and layers from a CUDA graph.
+        ``eager``; ``graph``, on CUDA, replays graphs of whole networks and of what runs under the
+        meter, and times layers in place without the host's launches.
     threads
         Threads that compute on a CPU; thread time is taken with one alone.
     hardware

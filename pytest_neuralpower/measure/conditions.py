@@ -66,20 +66,25 @@ class Conditions:
 
 @dataclass(slots=True)
 class Watched:
-    """Filled when the watched block has ended."""
+    """``conditions`` are filled when the watched block has ended."""
 
     conditions: Conditions = field(default_factory=Conditions)
+    counts_from_s: float = 0.0
+
+    def loaded(self, settle_s: float) -> None:
+        """The load begins now: what was seen before, and while it settles, does not count.
+
+        An idle device lowers its clock, and one that a load heats up may lower it, too.
+        """
+        self.counts_from_s = time.perf_counter() + settle_s
 
 
 class Watch(Protocol):
     """Watches one device, trial by trial."""
 
     @contextmanager
-    def during(self, *, skip_s: float = 0.0) -> Iterator[Watched]:
+    def during(self) -> Iterator[Watched]:
         """Watch while the block runs; ``conditions`` of what it yields are there afterwards.
-
-        The block must be under load throughout: an idle device lowers its clock. The first
-        ``skip_s`` seconds are left out (settling).
 
         Raises
         ------
@@ -116,7 +121,7 @@ class NvmlWatch:
         self.close = device.close
 
     @contextmanager
-    def during(self, *, skip_s: float = 0.0) -> Iterator[Watched]:
+    def during(self) -> Iterator[Watched]:
         """See :meth:`Watch.during`."""
         watched, device = Watched(), self._device
         clocks: list[float] = []
@@ -124,11 +129,13 @@ class NvmlWatch:
         busy: list[float] = []
         throttles: dict[str, None] = {}  # keeps the order
         capped = False
-        start = time.perf_counter() + skip_s
 
         def look() -> float:
             nonlocal capped
-            if time.perf_counter() < start:
+            if time.perf_counter() < watched.counts_from_s:
+                for seen in (clocks, temperatures, busy, throttles):
+                    seen.clear()
+                capped = False
                 return 0.0
             _keep(clocks, device.sm_clock_mhz)
             _keep(temperatures, device.temperature_c)
@@ -167,8 +174,8 @@ class CpuWatch:
         self._stat = proc / "stat"
 
     @contextmanager
-    def during(self, *, skip_s: float = 0.0) -> Iterator[Watched]:  # noqa: ARG002 - counters
-        """See :meth:`Watch.during`; nothing is left out, since these are read at the ends."""
+    def during(self) -> Iterator[Watched]:
+        """See :meth:`Watch.during`; these are counters, so all of the block counts."""
         watched = Watched()
         throttled, busy = self._throttled(), self._busy()
         yield watched
@@ -213,7 +220,7 @@ class _Blind:
     """A device that shows nothing of itself."""
 
     @contextmanager
-    def during(self, *, skip_s: float = 0.0) -> Iterator[Watched]:  # noqa: ARG002
+    def during(self) -> Iterator[Watched]:
         yield Watched()
 
     def temperature_c(self) -> None:

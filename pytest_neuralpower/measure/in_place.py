@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 from torch.overrides import TorchFunctionMode
 
-from pytest_neuralpower.measure.timers import CpuTimer
 from pytest_neuralpower.measure.trial import TrialSkipped
 from pytest_neuralpower.tracing import trace
 from pytest_neuralpower.tracing.function_mode import FunctionTracer
@@ -233,12 +232,11 @@ def time_calls(
     mode.probe_now()
     if tuple(mode.functions) != calls.functions:
         raise TrialSkipped(f"{type(model).__name__}: two runs made different calls")
-    own_ms = mode_ms(timer) if isinstance(timer, CpuTimer) else 0.0
+    times_ms, waited = timer.elapsed_ms(mode.marks), timer.waited(mode.marks)
+    own_ms = mode_ms(timer) if any(waited) else 0.0
     return [
-        CallTime(max(runtime_ms - own_ms, _LEAST_MS), probe_ms)
-        for runtime_ms, probe_ms in zip(
-            timer.elapsed_ms(mode.marks), mode.probe_of_calls(), strict=True
-        )
+        CallTime(max(runtime_ms - own_ms * waits, _LEAST_MS), probe_ms)
+        for runtime_ms, waits, probe_ms in zip(times_ms, waited, mode.probe_of_calls(), strict=True)
     ]
 
 

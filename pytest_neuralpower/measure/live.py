@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_neuralpower.errors import DeviceLost, OptionError, ReadingVoid
 from pytest_neuralpower.measure.network import measure_call
 from pytest_neuralpower.measure.preflight import Place, open_place
-from pytest_neuralpower.measure.same_device import device_of, measured_here
+from pytest_neuralpower.measure.same_device import device_of, measured_here, mode_of
 from pytest_neuralpower.reports.measured import comparison_record
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Live:
     """The devices of one session, each opened on first use."""
 
     def __init__(self) -> None:
-        self._places: dict[tuple[str, str], Place] = {}
+        self._places: dict[tuple[str, str, str], Place] = {}
 
     def place(self, platform: AnyPlatform) -> Place:
         """Where the platform's models are measured.
@@ -37,9 +37,9 @@ class Live:
             device = device_of(chosen)
         except OptionError as error:
             raise OptionError(f"--np-measure: {error}") from None
-        key = (device, chosen.dtype)
+        key = (device, chosen.dtype, mode_of(chosen))
         if key not in self._places:
-            self._places[key] = open_place(device, chosen.dtype, meter="auto")
+            self._places[key] = open_place(device, chosen.dtype, mode=key[2], meter="auto")
         return self._places[key]
 
     def measure(

@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_neuralpower.errors import TraceError
-from pytest_neuralpower.measure.run_trial import on_bench
+from pytest_neuralpower.measure.run_trial import on_bench, replayed
 from pytest_neuralpower.measure.time_network import timer_of
 
 if TYPE_CHECKING:
@@ -80,13 +80,14 @@ def measure_call(
                 return own(*given, **named)
 
             call()
-            times = _times_ms(call, place, seconds)
+            run = replayed(call, place.bench)
+            times = _times_ms(run, place, seconds)
         except (RuntimeError, TypeError, MemoryError) as error:
             reason = " ".join(str(error).split())[:200]
             raise TraceError(
                 f"{type(model).__name__} cannot be run on {device} to measure it: {reason}"
             ) from error
-        power_w = _power_w(call, place, min(times)) if place.meter.source == "measured" else None
+        power_w = _power_w(run, place, min(times)) if place.meter.source == "measured" else None
     return MeasuredCall(min(times), median(times), len(times), power_w)
 
 

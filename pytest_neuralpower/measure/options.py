@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["CalibrationOptions", "calibration_options"]
 
 DTYPES: Final = ("float32", "bfloat16", "float16")
+MODES: Final = ("eager", "graph")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DEVICE: Final = re.compile(r"cpu|cuda(:\d+)?")
 
@@ -34,9 +35,9 @@ class CalibrationOptions:
         Of the platform.
     directory
         Where its recipe, profile, platform and card go.
-    device, dtype
-        As torch names them; empty for those of the profile that is resumed, else the first GPU (or
-        the CPU where there is none) and float32.
+    device, dtype, mode
+        As in :class:`~pytest_neuralpower.measure.bench.Bench`; empty for those of the profile that
+        is resumed, else the first GPU (or the CPU where there is none), float32 and eager.
     meter, watts, preset, minutes, resume
         As the command's options; ``minutes`` None for the preset's own time.
     seed
@@ -47,6 +48,7 @@ class CalibrationOptions:
     directory: Path
     device: str = ""
     dtype: str = ""
+    mode: str = ""
     meter: str = "auto"
     watts: float | None = None
     preset: Preset = "default"
@@ -75,6 +77,7 @@ def calibration_options(
     out: Path | None = None,
     device: str = "",
     dtype: str = "",
+    mode: str = "",
     meter: str = "auto",
     watts: float | None = None,
     quick: bool = False,
@@ -99,6 +102,8 @@ def calibration_options(
         raise OptionError(f"--device {device}: it is cpu, cuda, cuda:N or cuda:all")
     if dtype and dtype not in DTYPES:
         raise OptionError(f"--dtype {dtype}: it is one of {', '.join(DTYPES)}")
+    if mode and mode not in MODES:
+        raise OptionError(f"--mode {mode}: it is one of {', '.join(MODES)}")
     if meter not in METERS:
         raise OptionError(f"--meter {meter}: it is one of {', '.join(METERS)}")
     if watts is not None and watts <= 0:
@@ -116,6 +121,7 @@ def calibration_options(
         directory=out or Path(name),
         device=device,
         dtype=dtype,
+        mode=mode,
         meter="none" if watts is not None else meter,
         watts=watts,
         preset="quick" if quick else "thorough" if thorough else "default",

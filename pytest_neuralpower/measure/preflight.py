@@ -64,15 +64,19 @@ class Place:
         return self.facts["device_uuid"]
 
     def watch(
-        self, measure: Callable[[], list[MeasuredRow]], *, steady: bool = False
+        self,
+        measure: Callable[[Callable[[float], None]], list[MeasuredRow]],
+        *,
+        steady: bool = False,
     ) -> tuple[list[MeasuredRow], Circumstances]:
         """Measure while the device is watched.
 
-        ``steady`` says that the device is under one load all the time, so that its clock must
+        ``measure`` is given what it calls when its load begins (:meth:`Watched.loaded`).
+        ``steady`` says that the device is under one load from then on, so that its clock must
         hold; between small layers it idles, and its clock moves by itself.
         """
-        with self._watch.during(skip_s=1.0 if steady else 0.0) as watched:
-            rows = measure()
+        with self._watch.during() as watched:
+            rows = measure(watched.loaded)
         seen = watched.conditions
         flaw = seen.void if steady or seen.throttles else None
         return rows, Circumstances(self.uuid, seen.temperature_c, seen.clock_mhz, flaw or "")
@@ -109,6 +113,7 @@ def open_place(
     device: str,
     dtype: str,
     *,
+    mode: str = "eager",
     meter: str = "none",
     watts: float | None = None,
     warm_up_s: tuple[float, float] | None = None,
@@ -127,15 +132,24 @@ def open_place(
     Raises
     ------
     OptionError
-        There is no such device.
+        There is no such device, or it cannot run in that mode.
     MeterRefused
         The meter that was asked for does not work here.
     """
     device = resolve_device(device)
+    if mode == "graph" and not device.startswith("cuda"):
+        raise OptionError(
+            f"--mode graph: {device} replays no CUDA graphs; leave it out, or use --device cuda:0"
+        )
     _set_flags()
     facts = device_facts(device)
     facts.setdefault("device_uuid", _own_uuid(facts["device"]))
-    bench = Bench(device, dtype, hardware_facts(device, dtype))
+    bench = Bench(
+        device,
+        dtype,
+        hardware_facts(device, dtype),
+        mode="graph" if mode == "graph" else "eager",
+    )
     load = _load(device, dtype)
     chosen = choose_meter(meter, device, load=load, watts=watts, sysfs=sysfs)
     if warm_up_s is not None and chosen.source == "measured":
@@ -201,6 +215,7 @@ def _memory_bytes(device: str) -> int:
     import torch  # noqa: PLC0415 - heavy
 
     if device != "cpu":
+        torch.cuda.empty_cache()  # what the ceilings were measured with is free, too
         free, _ = torch.cuda.mem_get_info(device)
         return int(free * _MEMORY_SHARE)
     try:

@@ -31,7 +31,14 @@ _OVERTIME = 1.5
 #: A GPU runs under load at least, and at most, so long before it is measured, s.
 _WARM_UP_S = {"quick": (10.0, 20.0), "default": (30.0, 60.0), "thorough": (30.0, 60.0)}
 #: Facts that must hold when a profile is resumed, and how they are called.
-_SAME = {"device": "device", "device_uuid": "device", "dtype": "--dtype", "torch": "torch"}
+_SAME = {
+    "device": "device",
+    "device_uuid": "device",
+    "dtype": "--dtype",
+    "mode": "--mode",
+    "meter": "--meter",
+    "torch": "torch",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,7 @@ def measure_profile(
     place = open_place(
         options.device or header.get("torch_device", ""),
         options.dtype or header.get("dtype", "float32"),
+        mode=options.mode or header.get("mode", "eager"),
         meter=header.get("meter", options.meter) if options.meter == "auto" else options.meter,
         watts=options.watts,
         warm_up_s=_WARM_UP_S[options.preset],
@@ -195,3 +203,9 @@ def _refuse_other(
                 f"{facts.get(key)}; rows of both cannot be mixed: measure into another folder "
                 "(--out)"
             )
+    method = header.get("meter_method", "")
+    if method and options.watts is not None and method != facts["meter_method"]:
+        raise OptionError(
+            f"--resume: {options.profile} was started with {method}, this is "
+            f"{facts['meter_method']}: leave --watts out, or measure into another folder (--out)"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -19,8 +19,9 @@ from pytest_neuralpower.measure.trial import MeasuredRow, Trial, TrialSkipped
 if TYPE_CHECKING:
     from pytest_neuralpower.measure.bench import Bench
     from pytest_neuralpower.measure.meters.base import Meter
+    from pytest_neuralpower.measure.timers import Timer
 
-__all__ = ["on_bench", "run_trial"]
+__all__ = ["on_bench", "replayed", "run_trial"]
 
 #: Seconds of load before a meter reads, and while it does.
 _SETTLE_S: Final = 1.0
@@ -32,13 +33,21 @@ _STEP_MS: Final = 5.0
 _NO_MEMORY: Final = ("out of memory", "can't allocate memory")
 
 
-def run_trial(trial: Trial, bench: Bench, *, meter: Meter | None = None) -> Iterator[MeasuredRow]:
+def run_trial(
+    trial: Trial,
+    bench: Bench,
+    *,
+    meter: Meter | None = None,
+    loaded: Callable[[float], None] = lambda _: None,
+) -> Iterator[MeasuredRow]:
     """Measure one trial; its rows come when all of it is measured, so that none is half there.
 
     Parameters
     ----------
     meter
         What ``layer`` and ``whole`` trials are metered by; they need one that reads power.
+    loaded
+        Told when the load under the meter begins, and for how long it settles (s).
 
     Raises
     ------
@@ -49,7 +58,7 @@ def run_trial(trial: Trial, bench: Bench, *, meter: Meter | None = None) -> Iter
     """
     try:
         with on_bench(bench):
-            yield from _measured(trial, bench, meter)
+            yield from _measured(trial, bench, meter, loaded)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
             gc.collect()
@@ -57,7 +66,9 @@ def run_trial(trial: Trial, bench: Bench, *, meter: Meter | None = None) -> Iter
         raise
 
 
-def _measured(trial: Trial, bench: Bench, meter: Meter | None) -> list[MeasuredRow]:
+def _measured(
+    trial: Trial, bench: Bench, meter: Meter | None, loaded: Callable[[float], None]
+) -> list[MeasuredRow]:
     device = torch.device(bench.device)
     model, inputs = build(
         trial.template, trial.seed, dtype=getattr(torch, bench.dtype), device=device
@@ -74,7 +85,7 @@ def _measured(trial: Trial, bench: Bench, meter: Meter | None) -> list[MeasuredR
         call = repeated_call(model, inputs, calls, layer, cache_bytes=cache)
     else:
         call = rotating(model, inputs, {}, cache_bytes=0.0)
-    runtime_ms, power_w = _metered(call, bench, meter)
+    runtime_ms, power_w = _metered(call, bench, meter, loaded)
     return [
         MeasuredRow(
             *(trial.id, trial.network, layer, runtime_ms),
@@ -84,41 +95,58 @@ def _measured(trial: Trial, bench: Bench, meter: Meter | None) -> list[MeasuredR
     ]  # fmt: skip
 
 
-def _metered(call: Callable[[], Any], bench: Bench, meter: Meter) -> tuple[float, float | None]:
+def _metered(
+    call: Callable[[], Any], bench: Bench, meter: Meter, loaded: Callable[[float], None]
+) -> tuple[float, float | None]:
     """Time of one call (ms), and the power that the device draws while it is repeated (W)."""
     timer = timer_of(bench)
     refuse_not_finite(call())
-    once_ms = _per_call(call, timer, 1)
-    count = max(round(_STEP_MS / once_ms), 1)
-    runtime_ms = min(_per_call(call, timer, count) for _ in range(3))
+    count = max(round(_STEP_MS / _elapsed_ms(call, timer)), 1)
 
-    def step() -> None:
+    def calls() -> None:
         for _ in range(count):
             call()
+
+    repeated = replayed(calls, bench)
+    runtime_ms = min(_elapsed_ms(repeated, timer) for _ in range(3)) / count
+
+    def step() -> None:
+        repeated()
         if bench.is_cuda:
             torch.cuda.synchronize(bench.device)
 
+    loaded(_SETTLE_S)
     reading = meter.measure(step, seconds=_METER_S, settle_s=_SETTLE_S)
     return runtime_ms, reading.power_w
 
 
-def _per_call(call: Callable[[], Any], timer: Any, count: int) -> float:
+def _elapsed_ms(call: Callable[[], Any], timer: Timer) -> float:
     timer.start()
     begin = timer.mark()
-    for _ in range(count):
-        call()
-    return float(timer.elapsed_ms([(begin, timer.mark())])[0]) / count
+    call()
+    return timer.elapsed_ms([(begin, timer.mark())])[0]
+
+
+def replayed(call: Callable[[], Any], bench: Bench) -> Callable[[], Any]:
+    """The call as the bench runs it: itself, or a CUDA graph of it."""
+    if bench.mode != "graph":
+        return call
+    from pytest_neuralpower.measure.timer_cuda import as_graph  # noqa: PLC0415
+
+    return as_graph(call, torch.device(bench.device))
 
 
 @contextmanager
 def on_bench(bench: Bench) -> Iterator[None]:
-    """Torch as the bench says: its threads, and no gradients; memory kept from now on."""
+    """Torch as the bench says: its device, its threads, no gradients; memory kept from now on."""
     if not bench.is_cuda:
         keep_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(bench.threads)
+    # Streams of graphs, and the wait before a run, are of the current device.
+    current = torch.cuda.device(bench.device) if bench.is_cuda else nullcontext()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), current:
             yield
     finally:
         torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pytest_neuralpower.platform import AnyPlatform
 
-__all__ = ["calibration_record", "device_of", "measured_here"]
+__all__ = ["calibration_record", "device_of", "measured_here", "mode_of"]
 
 
 def measured_here(platform: AnyPlatform) -> Platform:
@@ -61,6 +61,11 @@ def calibration_record(platform: Platform, uuid: str) -> Mapping[str, Any]:
     records = _records(platform)
     same = [record for record in records if record["facts"].get("device_uuid") == uuid]
     return (same or records)[0]
+
+
+def mode_of(platform: Platform) -> str:
+    """How the platform's networks ran: ``eager`` or ``graph``."""
+    return str(_records(platform)[0]["facts"].get("mode", "eager"))
 
 
 def _records(platform: Platform) -> list[Mapping[str, Any]]:

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Outcome", "Session", "Stopped"]
 
-#: Change of the sentinel's time after which the trials since the last one are suspect.
-DRIFT_LIMIT: Final = {"cuda": 0.02, "cpu": 0.10}
+#: Change of the sentinel's time after which the trials since the last one are suspect. On a shared
+#: processor it changes by 5-13% in the median from one to the next, its speed taken into account:
+#: as much as any network from pass to pass. Measured again for less, trials repeat no better.
+DRIFT_LIMIT: Final = {"cuda": 0.02, "cpu": 0.25}
 #: Trials that fail in a row before the device, not the configurations, is to blame.
 MOST_FAILURES: Final = 10
 #: Trials between two looks at the repeatability so far.
@@ -163,7 +165,9 @@ class Session:
         for _ in range(2):  # a void reading may be a passing thing
             try:
                 rows, self._seen = self.place.watch(
-                    lambda: list(run_trial(trial, self.place.bench, meter=self.place.meter)),
+                    lambda loaded: list(
+                        run_trial(trial, self.place.bench, meter=self.place.meter, loaded=loaded)
+                    ),
                     steady=trial.what != "network",
                 )
             except ReadingVoid as error:
@@ -229,6 +233,10 @@ def _why_skipped(error: Exception) -> str:
         return str(error)
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "out of memory"
-    if "CUDA error" in str(error):
-        raise DeviceLost(" ".join(str(error).split())[:200]) from error
+    said = " ".join(str(error).split())[:200]
+    if "CUDA error" in said:
+        raise DeviceLost(said) from error
+    # What torch refuses: a kernel that a dtype has not, an algorithm that a library does not find.
+    if type(error) in (RuntimeError, NotImplementedError):
+        return said
     raise error

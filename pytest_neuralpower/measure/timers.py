@@ -12,6 +12,8 @@ __all__ = ["CpuTimer", "Timer", "WallTimer"]
 class Timer(Protocol):
     """Marks the device's time; reads the marks when all work is done."""
 
+    def __hash__(self) -> int: ...
+
     def start(self) -> None:
         """Before a run of a network: nothing is left to do from before."""
         ...
@@ -22,6 +24,10 @@ class Timer(Protocol):
 
     def elapsed_ms(self, marks: Sequence[tuple[Any, Any]]) -> list[float]:
         """Time from the first to the second of each pair, ms, the timer's own time taken off."""
+        ...
+
+    def waited(self, marks: Sequence[tuple[Any, Any]]) -> list[bool]:
+        """Whether each pair's time ended with the host: what Python took is then part of it."""
         ...
 
 
@@ -40,6 +46,10 @@ class CpuTimer:
 
     def elapsed_ms(self, marks: Sequence[tuple[int, int]]) -> list[float]:
         return [max(end - begin - self._own_ns, 1) * 1e-6 for begin, end in marks]
+
+    def waited(self, marks: Sequence[tuple[int, int]]) -> list[bool]:
+        """The host computes by itself."""
+        return [True] * len(marks)
 
 
 class WallTimer(CpuTimer):

@@ -16,6 +16,7 @@ from pytest_neuralpower.measure.same_device import (
     calibration_record,
     device_of,
     measured_here,
+    mode_of,
 )
 from pytest_neuralpower.measure.trial import Trial, TrialSkipped
 
@@ -88,7 +89,7 @@ def verify(chosen: AnyPlatform, progress: Progress, *, seconds: float = 100.0) -
         Its calibration was never closed: it keeps no networks.
     """
     platform = measured_here(chosen)
-    place = open_place(device_of(platform), platform.dtype)
+    place = open_place(device_of(platform), platform.dtype, mode=mode_of(platform))
     try:
         record = calibration_record(platform, place.uuid)
         if not record["verify"]:

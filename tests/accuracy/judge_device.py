@@ -24,7 +24,7 @@ from pytest_neuralpower.errors import NeuralPowerError
 from pytest_neuralpower.estimators.selection import Score
 from pytest_neuralpower.measure.network import measure_call
 from pytest_neuralpower.measure.preflight import open_place
-from pytest_neuralpower.measure.same_device import device_of, measured_here
+from pytest_neuralpower.measure.same_device import device_of, measured_here, mode_of
 from pytest_neuralpower.platform import Platform, load_platform
 from pytest_neuralpower.predictor import predict_call
 from pytest_neuralpower.reports.measured import comparison_record
@@ -36,7 +36,7 @@ def records(platform: Platform, minutes: float) -> Iterator[dict[str, Any]]:
     """Measured beside predicted, network by network, until the time is up."""
     import torch
 
-    place = open_place(device_of(platform), platform.dtype, meter="auto")
+    place = open_place(device_of(platform), platform.dtype, mode=mode_of(platform), meter="auto")
     print("\n".join(place.meter.notes))
     dtype = getattr(torch, platform.dtype)
     calls = list(itertools.product(NETWORKS, BATCHES))

@@ -17,6 +17,11 @@ MISUSE = {
         ["x", "--dtype", "int8"],
         "--dtype int8: it is one of float32, bfloat16, float16",
     ),
+    "mode": (["x", "--mode", "compiled"], "--mode compiled: it is one of eager, graph"),
+    "graph_on_a_cpu": (
+        ["x", "--device", "cpu", "--mode", "graph"],
+        "--mode graph: cpu replays no CUDA graphs; leave it out, or use --device cuda:0",
+    ),
     "meter": (
         ["x", "--meter", "wattmeter"],
         "--meter wattmeter: it is one of auto, nvml, rapl, ina3221, zeus, none",
@@ -75,6 +80,8 @@ def test_a_profile_is_never_overwritten(neuralpower, here) -> None:
         ),
         ("# device: Cray-1", [], "measured with device Cray-1, this is "),
         ("# torch: 1.0.0", [], "measured with torch 1.0.0, this is 2."),
+        ("# meter: nvml", [], "measured with --meter nvml, this is none"),
+        ("# mode: graph", ["--mode", "eager"], "measured with --mode graph, this is eager"),
     ],
 )
 def test_rows_of_two_devices_are_never_mixed(neuralpower, here, header, args, says) -> None:

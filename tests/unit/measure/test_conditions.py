@@ -15,12 +15,13 @@ from pytest_neuralpower.measure.nvml_device import NvmlDevice
 Call = Callable[..., Any]
 
 
-def watched(before: dict[str, float], after: dict[str, float], skip_s: float = 0.0) -> Conditions:
+def watched(before: dict[str, float], after: dict[str, float], settle_s: float = 0.0) -> Conditions:
     """A trial that begins as ``before`` and goes on as ``after``, beside the stub."""
     watch = NvmlWatch(NvmlDevice(FIRST))
     behave(**before)
     try:
-        with watch.during(skip_s=skip_s) as trial:
+        with watch.during() as trial:
+            trial.loaded(settle_s)
             kernel(seconds=0.08)
             behave(**after)
             kernel(seconds=0.12)
@@ -46,7 +47,7 @@ class TestNvidia:
         assert found.clock_moved == pytest.approx((1980 - mhz) / 1965, rel=0.02)
 
     def test_what_moves_while_it_settles_does_not(self, beside_gpu: Call) -> None:
-        found = beside_gpu(watched, {"clock_mhz": 345}, {}, skip_s=0.1)
+        found = beside_gpu(watched, {"clock_mhz": 345}, {}, settle_s=0.1)
         assert found.void is None
 
     @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ class TestProcessor:
 
     def test_this_machine_is_watched_without_ado(self) -> None:
         watch = watch_device("cpu")
-        with watch.during(skip_s=0.01) as trial:
+        with watch.during() as trial:
             time.sleep(0.05)
         watch.close()
         assert trial.conditions.utilisation is None or 0 <= trial.conditions.utilisation <= 1

@@ -13,7 +13,7 @@ from pytest_neuralpower.measure.preflight import Place, open_place
 from pytest_neuralpower.measure.profile_writer import ProfileWriter, trials_done
 from pytest_neuralpower.measure.progress import PlainProgress, Status
 from pytest_neuralpower.measure.session import Session, _why_skipped
-from pytest_neuralpower.measure.trial import TrialSkipped
+from pytest_neuralpower.measure.trial import Trial, TrialSkipped
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,7 @@ def test_when_time_is_up_the_closing_trials_are_still_measured(place, tmp_path: 
         (TrialSkipped("its output holds a NaN"), "its output holds a NaN"),
         (MemoryError(), "out of memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate 20 GiB"), "out of memory"),
+        (RuntimeError('"gelu" not implemented\nfor Half'), '"gelu" not implemented for Half'),
     ],
 )
 def test_one_configuration_that_cannot_be_measured_is_skipped(error, reason) -> None:
@@ -56,6 +57,17 @@ def test_a_cuda_error_means_that_the_device_is_lost() -> None:
 def test_a_mistake_of_ours_is_never_skipped() -> None:
     with pytest.raises(KeyError):
         _why_skipped(KeyError("template"))
+
+
+@pytest.mark.parametrize(("change", "suspect"), [(0.2, False), (-0.3, True)])
+def test_trials_are_measured_again_for_more_than_a_shared_processors_usual_change(
+    place, tmp_path: Path, change, suspect
+) -> None:
+    said = io.StringIO()
+    with ProfileWriter(tmp_path / "p.csv", provenance={}, dtype="float32") as writer:
+        session = Session(place, writer, PlainProgress(said))
+        assert session._drifted(change, [Trial("n1", "network", "plain", 0)]) == suspect
+    assert ("moved by -30.0%, more than 25%: 1 trials are suspect" in said.getvalue()) == suspect
 
 
 def test_status_tells_what_is_known_and_no_more() -> None:
