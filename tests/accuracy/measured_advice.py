@@ -106,7 +106,7 @@ def judge(seed: int, platform: AnyPlatform, channels: int, how: str) -> Timed | 
             for group in (groups[name],)
         ],
     )
-    before_ms, after_ms = _times_ms(inputs, model, narrow)
+    before_ms, after_ms = times_ms(inputs, model, narrow)
     known = advised.before.runtime_ms, advised.after.runtime_ms
     assert known[0] is not None
     assert known[1] is not None
@@ -114,7 +114,7 @@ def judge(seed: int, platform: AnyPlatform, channels: int, how: str) -> Timed | 
     return Timed(seed, changed, before_ms, known[1] / known[0] - 1, after_ms / before_ms - 1)
 
 
-def _times_ms(inputs: torch.Tensor, *models: nn.Module) -> list[float]:
+def times_ms(inputs: torch.Tensor, *models: nn.Module) -> list[float]:
     """Thread time of one call of each: the median over rounds of each round's least."""
     with torch.inference_mode():
         rounds: list[list[float]] = [[] for _ in models]

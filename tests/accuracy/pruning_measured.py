@@ -6,25 +6,25 @@
 The first prunes and trains, which may take an hour on a busy machine; the second measures, for a
 few minutes in which nothing else may run. For batches of 1 and 8: time-steered channel pruning, and
 beside it networks that are steered by size, one of as many parameters, and the smallest that is as
-accurate. Predicted and measured time of each, on one thread.
+accurate. Predicted and measured thread time of each.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from measured_advice import times_ms
 from pruning_experiments import parameters_of, sizes_of, trained
 from pruning_networks import accuracy, calibration, train
 from scipy.stats import kendalltau
 from tabulate import tabulate
 from torch import nn
-from torch.utils.benchmark import Timer
 
 from pytest_neuralpower import load_platform, predict, prune_to_budget, trace
 from pytest_neuralpower.remedy.calls import as_call, calibration_calls
@@ -110,34 +110,36 @@ class Bench:
             torch.save(make(), file)
         return torch.load(file, weights_only=False).eval()
 
-    def networks(self) -> Iterator[tuple[int, str, nn.Module]]:
-        """Batch, name and network, of all that are to be measured."""
-        found = {
-            (batch, share): self.by_time(batch, share) for batch in BATCHES for share in SHARES
-        }
+    def networks(self, batch: int) -> dict[str, nn.Module]:
+        """The networks to measure at one batch, by name; the last word says which share's."""
+        found = {(each, share): self.by_time(each, share) for each in BATCHES for share in SHARES}
         by_size = [self.by_size(_parameters(each)) for each in found.values()]
-        for batch in BATCHES:
-            yield batch, "dense", self.trained_on()
-            for share in SHARES:
-                steered = found[batch, share]
-                yield batch, f"time to {share:.0%}", steered
-                yield batch, "as many parameters", self.by_size(_parameters(steered))
-                equal = [each for each in by_size if accuracy(each) >= accuracy(steered) - EQUAL]
-                if equal:
-                    yield batch, "as accurate", min(equal, key=_parameters)
+        networks = {"dense": self.trained_on()}
+        for share in SHARES:
+            steered = found[batch, share]
+            networks[f"time to {share:.0%}"] = steered
+            networks[f"as many parameters, {share:.0%}"] = self.by_size(_parameters(steered))
+            equal = [each for each in by_size if accuracy(each) >= accuracy(steered) - EQUAL]
+            if equal:
+                networks[f"as accurate, {share:.0%}"] = min(equal, key=_parameters)
+        return networks
 
 
 def _parameters(model: nn.Module) -> float:
     return parameters_of(trace(model, calibration()[:1]).layers)
 
 
-def measured(seed: int, batch: int, name: str, model: nn.Module, platform: AnyPlatform) -> Row:
+def measured(bench: Bench, batch: int) -> list[Row]:
+    """All networks of one seed at one batch, timed in turns."""
     inputs = calibration()[:batch]
-    with torch.inference_mode():
-        timer = Timer("model(x)", globals={"model": model, "x": inputs})
-        found = 1e3 * timer.blocked_autorange(min_run_time=1).median
-    predicted = predict(model, inputs, platform=platform).runtime_ms or float("nan")
-    return Row(seed, batch, name, accuracy(model), _parameters(model), predicted, found)
+    networks = bench.networks(batch)
+    times = times_ms(inputs, *networks.values())
+    rows = []
+    for (name, model), found in zip(networks.items(), times, strict=True):
+        predicted = predict(model, inputs, platform=bench.platform).runtime_ms or float("nan")
+        size = _parameters(model)
+        rows.append(Row(bench.seed, batch, name, accuracy(model), size, predicted, found))
+    return rows
 
 
 def report(rows: Sequence[Row]) -> str:
@@ -177,15 +179,13 @@ def main() -> None:
     torch.set_num_threads(1)
     platform = load_platform(args.platform)
     args.cache.mkdir(parents=True, exist_ok=True)
-    networks = [
-        (seed, *each)
-        for seed in args.seeds
-        for each in Bench(seed, platform, args.cache).networks()
-    ]
+    benches = [Bench(seed, platform, args.cache) for seed in args.seeds]
     if args.prepare:
-        print(f"{len(networks)} networks are in {args.cache}")
+        count = sum(len(bench.networks(batch)) for bench in benches for batch in BATCHES)
+        print(f"{count} networks are in {args.cache}")
     else:
-        print(report([measured(*each, platform) for each in networks]))
+        found = [measured(bench, batch) for bench in benches for batch in BATCHES]
+        print(report([row for rows in found for row in rows]))
 
 
 if __name__ == "__main__":
