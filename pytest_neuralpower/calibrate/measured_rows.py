@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+import numpy as np
+
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.rows import Row
 
@@ -119,7 +121,45 @@ def _merged(
             in_place.setdefault(each.place, []).append(each)
         if each.row.power_w is not None and not each.row.flaw:
             watts.setdefault(each.place, []).append(each.row.power_w)
-    return [(group[0], _merge(group, watts)) for group in in_place.values()]
+    return _without_timing([(group[0], _merge(group, watts)) for group in in_place.values()])
+
+
+def _without_timing(merged: list[tuple[Measurement, Row]]) -> list[tuple[Measurement, Row]]:
+    """Layers without what timing each of them adds to a call, so that they sum to their network.
+
+    That much a call, the same for all of a device, leaves the least relative error of the sums
+    (least absolute deviations: a weighted median). Short layers are left half of their time.
+    """
+    sums: dict[tuple[str, str], list[float]] = {}
+    for each, row in merged:
+        if each.index >= 0:
+            known = sums.setdefault(each.place[:2], [0.0, 0.0])
+            known[0] += row.runtime_ms * each.calls
+            known[1] += each.calls
+    apart: dict[str, list[tuple[float, float]]] = {}
+    for each, row in merged:
+        if each.index < 0 and not row.flaw and each.place[:2] in sums:
+            total, calls = sums[each.place[:2]]
+            found = ((total - row.runtime_ms) / calls, calls / row.runtime_ms)
+            apart.setdefault(each.device_uuid, []).append(found)
+    added = {uuid: _weighted_median(found) for uuid, found in apart.items()}
+    return [
+        (each, row)
+        if each.index < 0 or each.device_uuid not in added
+        else (each, replace(row, runtime_ms=_less(row.runtime_ms, added[each.device_uuid])))
+        for each, row in merged
+    ]
+
+
+def _less(runtime_ms: float, added_ms: float) -> float:
+    return max(runtime_ms - added_ms, runtime_ms / 2)
+
+
+def _weighted_median(values: Iterable[tuple[float, float]]) -> float:
+    """Of ``(value, weight)``: half of the weight lies on either side."""
+    value, weight = np.array(sorted(values)).T
+    reached = np.cumsum(weight)
+    return float(value[np.searchsorted(reached, reached[-1] / 2)])
 
 
 def usual_probe_ms(measurements: Iterable[Measurement]) -> dict[str, float]:
