@@ -141,12 +141,13 @@ class Session:
 
     def _run_again(self, suspects: Sequence[Trial], deadline: float) -> None:
         """Measure once more what lies between sentinels that differ, as far as the time goes."""
+        began = time.monotonic()
         for number, trial in enumerate(suspects):
             if time.monotonic() > deadline:
                 self.outcome.suspect = len(suspects) - number
                 self.progress.say(f"time is up: {self.outcome.suspect} suspect trials stay")
                 return
-            self._show(trial, number, len(suspects), time.monotonic(), deadline)
+            self._show(trial, number, len(suspects), began, deadline)
             self._measure(trial)
             self.outcome.rerun += 1
 

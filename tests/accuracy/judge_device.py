@@ -23,7 +23,7 @@ from tabulate import tabulate
 from pytest_neuralpower.errors import NeuralPowerError
 from pytest_neuralpower.estimators.selection import Score
 from pytest_neuralpower.measure.network import measure_call
-from pytest_neuralpower.measure.preflight import open_place
+from pytest_neuralpower.measure.preflight import Place, open_place
 from pytest_neuralpower.measure.same_device import device_of, measured_here, mode_of
 from pytest_neuralpower.platform import Platform, load_platform
 from pytest_neuralpower.predictor import predict_call
@@ -34,9 +34,16 @@ QUANTITIES = ("runtime", "power", "energy")
 
 def records(platform: Platform, minutes: float) -> Iterator[dict[str, Any]]:
     """Measured beside predicted, network by network, until the time is up."""
+    place = open_place(device_of(platform), platform.dtype, mode=mode_of(platform), meter="auto")
+    try:
+        yield from _records(platform, place, minutes)
+    finally:
+        place.close()
+
+
+def _records(platform: Platform, place: Place, minutes: float) -> Iterator[dict[str, Any]]:
     import torch
 
-    place = open_place(device_of(platform), platform.dtype, mode=mode_of(platform), meter="auto")
     print("\n".join(place.meter.notes))
     dtype = getattr(torch, platform.dtype)
     calls = list(itertools.product(NETWORKS, BATCHES))
@@ -57,7 +64,6 @@ def records(platform: Platform, minutes: float) -> Iterator[dict[str, Any]]:
             continue
         record = comparison_record(measured, prediction, place.facts["device"])
         yield {**record, "model": f"{network.name}, batch {batch}"}
-    place.close()
 
 
 def order_right(pairs: Sequence[tuple[float, float]]) -> tuple[int, int]:
