@@ -6,9 +6,6 @@ import re
 
 import pytest
 
-# One process for all tests of the calibration: `pytest -n 2` measures it once.
-pytestmark = pytest.mark.xdist_group("calibration")
-
 TEST = """
 @pytest.mark.runtime_budget(s=100)
 def test_small(neuralpower):

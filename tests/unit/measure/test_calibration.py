@@ -19,9 +19,6 @@ from pytest_neuralpower.measure.progress import PlainProgress
 from pytest_neuralpower.measure.verify import verify
 from pytest_neuralpower.platform import load_platform
 
-# One process for all tests of the calibration: `pytest -n 2` measures it once.
-pytestmark = pytest.mark.xdist_group("calibration")
-
 
 def test_a_second_process_is_refused_with_the_first_ones_pid(calibration) -> None:
     assert f"another process (pid {calibration.first_pid})" in calibration.second
@@ -90,23 +87,23 @@ def test_it_ends_with_what_to_type_next(calibration) -> None:
 
 
 def test_verify_measures_the_same_layers_and_tells_a_platform_that_is_off(calibration) -> None:
-    """The platform's own times are three times too long: no load of this machine hides that."""
+    """The platform's own times are 30 times too long: no load of this machine hides that."""
     platform = load_platform(calibration.platform)
     (record,) = platform.provenance["calibration"]
-    tripled = [
-        {**entry, "layers": [[index, kind, 3 * ms] for index, kind, ms in entry["layers"]]}
+    too_long = [
+        {**entry, "layers": [[index, kind, 30 * ms] for index, kind, ms in entry["layers"]]}
         for entry in record["verify"]
     ]
-    provenance = {**platform.provenance, "calibration": [{**record, "verify": tripled}]}
+    provenance = {**platform.provenance, "calibration": [{**record, "verify": too_long}]}
     found = verify(replace(platform, provenance=provenance), PlainProgress(), seconds=2)
     total = found.drifts[-1]
     assert total.calibrated_ms == pytest.approx(
-        3 * sum(ms for entry in record["verify"] for *_, ms in entry["layers"]), rel=0.2
+        30 * sum(ms for entry in record["verify"] for *_, ms in entry["layers"]), rel=0.2
     )
-    assert total.change < -0.2
+    assert total.change < -0.5
     assert not found.holds
     assert found.same_specimen
-    assert 3 * total.measured_ms / total.calibrated_ms == pytest.approx(1, abs=0.9)
+    assert 0.1 < 30 * total.measured_ms / total.calibrated_ms < 15
 
 
 def test_a_file_that_cannot_grow_ends_with_the_command_to_go_on(
