@@ -45,7 +45,7 @@ def assert_alike(found: Any, expected: Any, where: str = "platform") -> None:
         assert found == expected, where
 
 
-@pytest.mark.parametrize("name", ["titanx", "titanx-tf", "titanx-pascal", "gtx1080ti"])
+@pytest.mark.parametrize("name", ["titanx-tf"])
 def test_a_refit_gives_the_shipped_file(name: str) -> None:
     # The paper's estimator is chosen for no family, and its Lasso would take most of the time.
     shipped = load_fitted(name).to_json()
@@ -58,7 +58,9 @@ def test_a_refit_gives_the_shipped_file(name: str) -> None:
     assert_alike(fitted.to_json(), shipped)
 
 
-@pytest.mark.parametrize("name", ["cpu-broadwell", "cpu-raptorlake"])
+@pytest.mark.parametrize(
+    "name", ["titanx", "titanx-pascal", "gtx1080ti", "cpu-broadwell", "cpu-raptorlake"]
+)
 def test_the_chosen_estimators_fitted_anew_are_the_shipped_ones(name: str) -> None:
     # Holding out each shape for each candidate takes minutes: `make platforms` does all of it.
     shipped, folder = load_fitted(name), REPOSITORY / "calibration" / name
@@ -67,12 +69,14 @@ def test_the_chosen_estimators_fitted_anew_are_the_shipped_ones(name: str) -> No
         members = [row for row in rows if family(row.layer) == kind]
         values = columns(kind, [row.layer for row in members])
         runtime = np.array([row.runtime_ms for row in members])
-        power = np.array([row.power_w for row in members])
         groups = [row.shape_group for row in members]
-        design, accuracy = recipe.designs[kind], shipped.accuracy
+        design, accuracy = recipe.designs.get(kind, {}), shipped.accuracy
         make = runtime_makers(kind, design, recipe.hardware)[accuracy["runtime"][kind]["chosen"]]
         fitted = make().fit(values, runtime, groups=groups)
         assert_alike(fitted.to_json(), model.estimators["runtime"].to_json())
+        if "power" not in model.estimators:  # the platform has one for all kinds
+            continue
+        power = np.array([row.power_w for row in members])
         learnt = model.estimators["power"].to_json()
         if kind in accuracy["layer_energy"]:
             makers = energy_makers(kind, design, recipe.hardware)
