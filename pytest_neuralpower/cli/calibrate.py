@@ -17,6 +17,7 @@ from pytest_neuralpower.cli.measuring import (
     Thorough,
     Watts,
 )
+from pytest_neuralpower.errors import OptionError
 
 if TYPE_CHECKING:
     from pytest_neuralpower.platform import Platform
@@ -62,6 +63,9 @@ def run(
     from pytest_neuralpower.measure.progress import choose_progress  # noqa: PLC0415
 
     many = device.endswith(":all") or workers > 0
+    if not many and (per_device or backend != "loky"):
+        asked = "--per-device" if per_device else f"--backend {backend}"
+        raise OptionError(f"{asked} is for many devices: add --device cuda:all, or --workers N")
     options = calibration_options(
         name,
         out=out,

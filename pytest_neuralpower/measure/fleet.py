@@ -13,26 +13,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from pytest_neuralpower.errors import (
     CalibrationStopped,
-    MissingExtraError,
     NeuralPowerError,
     OptionError,
 )
+from pytest_neuralpower.measure.engines import BACKENDS, asked_of, engine
 
 if TYPE_CHECKING:
     from pytest_neuralpower.measure.options import CalibrationOptions
     from pytest_neuralpower.measure.progress import Progress
     from pytest_neuralpower.platform import Platform
 
-__all__ = ["BACKENDS", "calibrate_fleet"]
-
-#: joblib's engines that ``--backend`` takes.
-BACKENDS: Final = ("loky", "dask", "ray")
+__all__ = ["calibrate_fleet"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +139,10 @@ def _run(options: CalibrationOptions, *, kind: str, count: int, backend: str) ->
         )
         for number in range(count)
     )
-    # ray hides every GPU from workers that ask for none.
-    asked = {"ray_remote_args": {"num_gpus": 1}} if (backend, kind) == ("ray", "cuda") else {}
-    with _engine(backend, count), parallel_config(backend=backend, n_jobs=count, **asked):
+    with (
+        engine(backend, count),
+        parallel_config(backend=backend, n_jobs=count, **asked_of(backend, kind)),
+    ):
         found: list[_Part] = Parallel(batch_size=1)(tasks)
     return found
 
@@ -250,38 +248,3 @@ def _pool(options: CalibrationOptions, parts: Sequence[_Part]) -> Path:
     text = yaml.safe_dump(pooled, sort_keys=False, allow_unicode=True, width=96)
     (options.directory / "recipe.yaml").write_text(text, encoding="utf-8")
     return options.directory
-
-
-@contextmanager
-def _engine(backend: str, workers: int) -> Iterator[None]:
-    """The engine's cluster: the one the environment names, else workers on this machine."""
-    if backend == "dask":
-        try:
-            from distributed import Client  # noqa: PLC0415 - an extra
-        except ImportError:
-            raise _missing("dask") from None
-        address = os.environ.get("DASK_SCHEDULER_ADDRESS")
-        local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
-        with Client(address) if address else Client(**local):
-            yield
-    elif backend == "ray":
-        try:
-            import ray  # noqa: PLC0415 - an extra
-            from ray.util.joblib import register_ray  # noqa: PLC0415
-        except ImportError:
-            raise _missing("ray") from None
-        ray.init(ignore_reinit_error=True, include_dashboard=False)
-        register_ray()
-        try:
-            yield
-        finally:
-            ray.shutdown()
-    else:
-        yield
-
-
-def _missing(backend: str) -> MissingExtraError:
-    return MissingExtraError(
-        f"--backend {backend} needs {backend}, which is not installed: "
-        "pip install 'pytest-neuralpower[fleet]'"
-    )

@@ -37,6 +37,11 @@ MISUSE = {
         ["x", "--device", "cpu", "--resume"],
         "--resume: there is no profile x/profile.csv; leave it out to start one",
     ),
+    "backend_of_one": (
+        ["x", "--backend", "dask"],
+        "--backend dask is for many devices: add --device cuda:all, or --workers N",
+    ),
+    "per_device_of_one": (["x", "--per-device"], "--per-device is for many devices: add --device"),
     "backend": (
         ["x", "--workers", "2", "--backend", "spark"],
         "--backend spark: it is one of loky, dask, ray",
