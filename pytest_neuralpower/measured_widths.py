@@ -30,23 +30,29 @@ _WIDTHS: Final[Mapping[str, tuple[str, ...]]] = {
     "linear": ("k", "n"),
 }
 
+#: More widths than this were drawn at random, each in a row or two: none tells an edge by itself,
+#: and they would outweigh the rest of a platform file.
+_MOST: Final = 500
+
 #: Family -> column -> ascending widths.
 Widths = Mapping[str, Mapping[str, Sequence[int]]]
 
 
 def measured_widths(tables: Mapping[str, Columns]) -> dict[str, dict[str, list[int]]]:
-    """The distinct widths of calibration rows, in JSON types.
+    """The distinct widths of calibration rows, in JSON types, where there are not too many.
 
     Parameters
     ----------
     tables
         Columns of the rows of each family.
     """
-    return {
-        name: {column: np.unique(values[column]).astype(int).tolist() for column in _WIDTHS[name]}
-        for name, values in tables.items()
-        if name in _WIDTHS
-    }
+    found: dict[str, dict[str, list[int]]] = {}
+    for name, values in tables.items():
+        for column in _WIDTHS.get(name, ()):
+            widths = np.unique(values[column]).astype(int).tolist()
+            if len(widths) <= _MOST:
+                found.setdefault(name, {})[column] = widths
+    return found
 
 
 def were_measured(known: Any, pairs: Sequence[tuple[Layer, Layer]]) -> bool:

@@ -31,6 +31,8 @@ from pytest_neuralpower.estimators.base import refuse_bad_rows
 from pytest_neuralpower.estimators.baselines import baseline_makers
 from pytest_neuralpower.estimators.selection import Score, held_out, select
 from pytest_neuralpower.features import Columns, FloatArray, columns, family
+from pytest_neuralpower.measured_widths import PROVENANCE_KEY as WIDTHS
+from pytest_neuralpower.measured_widths import measured_widths
 from pytest_neuralpower.platform import Fallback, FamilyModel, Platform
 from pytest_neuralpower.ranges import calibrated_ranges
 
@@ -269,7 +271,10 @@ def fit_rows(
         families=families,
         fallback=fallback,
         power=None,
-        provenance=_provenance(recipe),
+        provenance={
+            **_provenance(recipe),
+            WIDTHS: measured_widths({name: tables[name][0] for name in families}),
+        },
         accuracy=accuracy,
     )
     platform = _with_power(platform, recipe, fit_other, rows_of, networks)
