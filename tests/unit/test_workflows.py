@@ -156,6 +156,8 @@ def test_the_pre_commit_hook_has_what_pre_commit_asks_for():
     assert {"id", "name", "entry", "language"} <= set(hook)
     assert hook["pass_filenames"] is False
     page = (ROOT / "docs" / "pre-commit.md").read_text("utf-8")
-    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    local, remote = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     copied = yaml.safe_load((WORKFLOWS / "pre-commit-config.yaml").read_text("utf-8"))
-    assert yaml.safe_load(block) == copied
+    assert yaml.safe_load(local) == copied
+    (repository,) = yaml.safe_load(remote)["repos"]
+    assert [each["id"] for each in repository["hooks"]] == [hook["id"]]
