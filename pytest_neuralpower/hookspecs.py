@@ -64,5 +64,6 @@ def pytest_neuralpower_prediction(
     prediction
         With every layer.
     record
-        What reports show of it: its budgets, ``outcome``, comparison with the baseline.
+        What reports show of it but its layers: its budgets, ``outcome``, comparison with the
+        baseline.
     """

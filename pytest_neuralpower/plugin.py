@@ -192,9 +192,9 @@ def _judge(item: pytest.Item, *, failed: bool = False) -> list[dict[str, Any]]:
         item.stash[_RECORDS] = records
         item.user_properties.extend(properties(records))
         for prediction, record in zip(guard.predictions, records, strict=True):
-            item.ihook.pytest_neuralpower_prediction(
-                item=item, prediction=prediction, record=record
-            )
+            # For reports the layers are kept as text; a hook has those of the prediction.
+            seen = {key: value for key, value in record.items() if key != "layers"}
+            item.ihook.pytest_neuralpower_prediction(item=item, prediction=prediction, record=seen)
     return records
 
 

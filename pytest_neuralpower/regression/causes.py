@@ -184,7 +184,7 @@ def _what_changed(before: Layer, after: Layer) -> str:
             return f"{name} {_sizes(one)} -> {_sizes(other)}"
     params = dict(before.params), dict(after.params)
     for name in (*params[0], *params[1]):
-        one, other = params[0].get(name), params[1].get(name)
+        one, other = (each.get(name, "unset") for each in params)
         if one != other:
             return f"{name} {one} -> {other}"
     return "configuration"

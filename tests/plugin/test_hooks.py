@@ -85,7 +85,7 @@ def test_a_conftest_sees_each_prediction_with_its_verdict(repo, pytester):
     pytester.makeconftest("""
         def pytest_neuralpower_prediction(item, prediction, record):
             with open("seen.txt", "a") as file:
-                print(item.name, len(prediction.layers), record["outcome"], file=file)
+                print(item.name, len(prediction.layers), record["outcome"], *record, file=file)
     """)
     repo.write("""
         @pytest.mark.energy_budget(uj=1)
@@ -96,9 +96,11 @@ def test_a_conftest_sees_each_prediction_with_its_verdict(repo, pytester):
         def test_free(neuralpower):
             neuralpower.predict(small(), image())
     """)
-    repo.run("--np-platform=titanx").assert_outcomes(passed=1, failed=1)
+    repo.run("--np-platform=titanx", "--np-report=a.json").assert_outcomes(passed=1, failed=1)
+    fields = list(json.loads((pytester.path / "a.json").read_text("utf-8"))["predictions"][0])
+    shown = " ".join(each for each in fields if each not in ("name", "layers"))
     assert (pytester.path / "seen.txt").read_text().splitlines() == [
-        "test_over 4 over",
-        "test_over 4 over",
-        "test_free 4 unbounded",
+        f"test_over 4 over {shown}",
+        f"test_over 4 over {shown}",
+        f"test_free 4 unbounded {shown}",
     ]
