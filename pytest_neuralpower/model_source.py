@@ -99,10 +99,15 @@ def load_model(
             f"{target!r} could not be called: {error}; give its arguments as {how}"
         ) from None
     try:
-        return found(**arguments) if with_values else build(found, **arguments)
+        made = found(**arguments) if with_values else build(found, **arguments)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ImportPathError(f"{target!r} raised {type(error).__name__}: {reason}") from error
+    if not _is_module(made):
+        raise ImportPathError(
+            f"{target!r} returned a {type(made).__name__}; it must return a torch.nn.Module"
+        )
+    return made
 
 
 def _is_module(value: Any) -> bool:

@@ -18,6 +18,9 @@ number = 3
 def factory(width=4):
     return nn.Linear(width, width)
 
+def nothing():
+    return number
+
 def needs_values():
     return nn.Linear(2, int(torch.ones(1).item()) + 2)
 """
@@ -61,6 +64,7 @@ def test_build_passes_arguments_and_errors_on():
         ("no_such.py:f", "no such file: no_such.py"),
         ("source_models:missing", "source_models has no 'missing'"),
         ("source_models:number", "is a int; it must be a model or a factory of one"),
+        ("source_models:nothing", "returned a int; it must return a torch.nn.Module"),
     ],
 )
 def test_a_wrong_import_path_is_one_clear_line(source, target, message):
