@@ -231,6 +231,10 @@ def test_it_fits_the_screen(open_page, screenshots, prediction, width, dark):
     page = open_page(prediction, width=width, dark=dark)
     page.find("#table .layer").click()
     assert page.script("return document.documentElement.scrollWidth") <= width
+    tables = page.script("""return [...document.querySelectorAll("table:not(#table)")]
+        .filter((each) => each.scrollWidth > each.parentNode.clientWidth)
+        .map((each) => each.innerText)""")
+    assert tables == []  # only the list of layers is moved sideways
     names = ("deep" if prediction == DEEP else "small", width, "dark" if dark else "light")
     path = screenshots / ("-".join(map(str, names)) + ".png")
     page.capture(path)

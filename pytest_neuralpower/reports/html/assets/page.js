@@ -21,7 +21,7 @@ function drawPrediction(index) {
   byId("prediction-title").textContent = prediction.test;
   const noun = prediction.batch === 1 ? "sample" : "samples";
   byId("facts").replaceChildren(
-    make("p", {}, outcome(prediction), ` ${prediction.model} on ${prediction.platform}, one call of ${prediction.batch} ${noun}, ${layers.filter((each) => !each.gone).length} layers`),
+    make("p", {}, outcome(prediction), ` ${prediction.model} on ${prediction.platform}, one call of ${prediction.batch} ${noun}, ${count(layers.filter((each) => !each.gone).length)} layers`),
     prediction.estimated_power
       ? make("p", { class: "bold" }, "Power, and so energy, is estimated from a wattage that someone gave: no meter measured it.") : "",
     totals(prediction), failure(prediction));
