@@ -11,9 +11,7 @@ from pytest_neuralpower.cli.measuring import (
     DeviceOption,
     Dtype,
     MeterOption,
-    Minutes,
     Mode,
-    Quick,
     Thorough,
     Watts,
 )
@@ -32,9 +30,17 @@ def run(
     mode: Mode = "",
     meter: MeterOption = "auto",
     watts: Watts = None,
-    quick: Quick = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="about a minute on an idle core: a first look")
+    ] = False,
     thorough: Thorough = False,
-    minutes: Minutes = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            metavar="M",
+            help="time to measure, whatever the preset [3.5; --quick: 1; --thorough: 15]",
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on with a calibration that stopped")
     ] = False,
@@ -59,9 +65,12 @@ def run(
     (its card). Each row is on the disk before the next is measured: after Ctrl-C, a crash or a full
     disk, --resume goes on.
     """
+    from pytest_neuralpower.measure.engines import BACKENDS  # noqa: PLC0415
     from pytest_neuralpower.measure.options import calibration_options  # noqa: PLC0415 - torch
     from pytest_neuralpower.measure.progress import choose_progress  # noqa: PLC0415
 
+    if backend not in BACKENDS:
+        raise OptionError(f"--backend {backend}: it is one of {', '.join(BACKENDS)}")
     many = device.endswith(":all") or workers > 0
     if not many and (per_device or backend != "loky"):
         asked = "--per-device" if per_device else f"--backend {backend}"

@@ -22,7 +22,7 @@ from pytest_neuralpower.errors import (
     NeuralPowerError,
     OptionError,
 )
-from pytest_neuralpower.measure.engines import BACKENDS, asked_of, engine
+from pytest_neuralpower.measure.engines import asked_of, engine
 
 if TYPE_CHECKING:
     from pytest_neuralpower.measure.options import CalibrationOptions
@@ -58,8 +58,8 @@ def calibrate_fleet(
     all_gpus
         Every GPU of this machine (of every worker's machine, with dask or ray), one a worker.
     backend
-        One of :data:`BACKENDS`. ``dask`` and ``ray`` use the cluster that
-        ``DASK_SCHEDULER_ADDRESS`` or ``RAY_ADDRESS`` names, else own workers on this machine.
+        An engine of :mod:`~pytest_neuralpower.measure.engines`. ``dask`` and ``ray`` use the
+        cluster that ``DASK_SCHEDULER_ADDRESS`` or ``RAY_ADDRESS`` names, else own workers here.
     workers
         Devices to measure; 0 for as many as this machine has GPUs. A CPU's worker has one core.
     per_device
@@ -82,8 +82,6 @@ def calibrate_fleet(
     from pytest_neuralpower.calibrate.fit import fit_command  # noqa: PLC0415 - imports scipy
     from pytest_neuralpower.measure.lock import only_writer  # noqa: PLC0415
 
-    if backend not in BACKENDS:
-        raise OptionError(f"--backend {backend}: it is one of {', '.join(BACKENDS)}")
     count = _count(all_gpus=all_gpus, workers=workers)
     kind = "cuda" if all_gpus or options.device.startswith("cuda") else "cpu"
     directory = options.directory

@@ -46,6 +46,10 @@ MISUSE = {
         ["x", "--workers", "2", "--backend", "spark"],
         "--backend spark: it is one of loky, dask, ray",
     ),
+    "backend_of_one_unknown": (
+        ["x", "--device", "cpu", "--backend", "spark"],
+        "--backend spark: it is one of loky, dask, ray",
+    ),
 }
 
 
