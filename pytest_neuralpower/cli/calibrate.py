@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,32 +90,48 @@ def run(
         minutes=minutes,
         resume=resume,
     )
-    if many:
-        from pytest_neuralpower.measure.fleet import calibrate_fleet  # noqa: PLC0415
+    with _ctrl_c_told(options.directory):
+        if many:
+            from pytest_neuralpower.measure.fleet import calibrate_fleet  # noqa: PLC0415
 
-        for path, platform in calibrate_fleet(
-            options,
-            all_gpus=device.endswith(":all"),
-            backend=backend,
-            workers=workers,
-            per_device=per_device,
-            progress=choose_progress(),
-        ):
-            _print_result(path, platform)
-        return
-    from pytest_neuralpower.measure.lock import only_writer  # noqa: PLC0415 - an extra
+            for path, platform in calibrate_fleet(
+                options,
+                all_gpus=device.endswith(":all"),
+                backend=backend,
+                workers=workers,
+                per_device=per_device,
+                progress=choose_progress(),
+            ):
+                _print_result(path, platform)
+            return
+        from pytest_neuralpower.measure.lock import only_writer  # noqa: PLC0415 - an extra
 
-    with only_writer(options.directory):
-        from pytest_neuralpower.measure.run import calibrate  # noqa: PLC0415 - imports torch
+        with only_writer(options.directory):
+            from pytest_neuralpower.measure.run import calibrate  # noqa: PLC0415 - imports torch
 
-        done = calibrate(options, choose_progress())
-    typer.echo(
-        f"measured in {done.measured_s:.0f} s, fitted in {done.fitted_s:.0f} s; "
-        f"{done.outcome.measured} trials measured, {done.outcome.skipped} skipped, "
-        f"{done.outcome.rerun} run again after a drift"
-    )
-    _print_result(done.path, done.platform)
-    raise typer.Exit(0 if done.repeatable else 1)
+            done = calibrate(options, choose_progress())
+        typer.echo(
+            f"measured in {done.measured_s:.0f} s, fitted in {done.fitted_s:.0f} s; "
+            f"{done.outcome.measured} trials measured, {done.outcome.skipped} skipped, "
+            f"{done.outcome.rerun} run again after a drift"
+        )
+        _print_result(done.path, done.platform)
+        raise typer.Exit(0 if done.repeatable else 1)
+
+
+@contextmanager
+def _ctrl_c_told(directory: Path) -> Iterator[None]:
+    """Ctrl-C outside of the trials, which tell of it themselves, ends with a line, too."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(
+            "neuralpower: stopped; go on with the same command and --resume"
+            if any(directory.rglob("profile.csv"))
+            else "neuralpower: stopped before anything was measured; start again",
+            err=True,
+        )
+        raise typer.Exit(130) from None
 
 
 def _print_result(path: Path, platform: Platform) -> None:

@@ -18,6 +18,8 @@ __all__ = ["only_writer"]
 def only_writer(directory: Path) -> Iterator[None]:
     """Hold the folder for this process; the system lets go of it when the process dies.
 
+    A folder that was made for this, and in which nothing was written, is removed again.
+
     Raises
     ------
     ProfileError
@@ -25,7 +27,9 @@ def only_writer(directory: Path) -> Iterator[None]:
     """
     owner = directory / ".calibrating.pid"
     lock = FileLock(directory / ".calibrating.lock")
+    made: list[Path] = []
     try:
+        made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
         directory.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
         while not Path(lock.lock_file).exists():  # its last holder has just removed it
@@ -37,7 +41,8 @@ def only_writer(directory: Path) -> Iterator[None]:
             "or calibrate into another folder with --out"
         ) from None
     except OSError as error:
-        raise ProfileError(f"{directory} cannot be written ({error}): choose another --out") from (
+        reason = _file_in_the_way(directory, error) or error
+        raise ProfileError(f"{directory} cannot be written ({reason}): choose another --out") from (
             None
         )
     try:
@@ -50,6 +55,16 @@ def only_writer(directory: Path) -> Iterator[None]:
         with suppress(OSError):
             Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+        with suppress(OSError):  # the first that is not empty ends it
+            for folder in made:
+                folder.rmdir()
+
+
+def _file_in_the_way(directory: Path, error: OSError) -> str:
+    if not isinstance(error, FileExistsError | NotADirectoryError):
+        return ""
+    files = (path for path in (directory, *directory.parents) if path.is_file())
+    return next((f"{path} is a file" for path in files), "")
 
 
 def _named(owner: Path) -> str:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import signal
+import threading
+import time
+
 import pytest
 
 from pytest_neuralpower.measure.options import calibration_options
@@ -30,6 +36,10 @@ MISUSE = {
     "watts_and_meter": (
         ["x", "--watts", "65", "--meter", "rapl"],
         "--watts 65 stands in for a meter: leave it out, or drop --meter rapl",
+    ),
+    "meter_of_other_devices": (
+        ["x", "--device", "cpu", "--meter", "nvml"],
+        "nvml: it does not measure 'cpu'; meters of it: rapl, ina3221, zeus",
     ),
     "two_presets": (["x", "--quick", "--thorough"], "--quick and --thorough: give one of them"),
     "minutes": (["x", "--minutes", "0"], "--minutes 0: from 0.1 to 1440"),
@@ -66,7 +76,31 @@ def test_misuse_is_one_line(neuralpower, here, args, says) -> None:
     assert (code, out) == (2, "")
     assert err.startswith(f"neuralpower: {says}")
     assert len(err.splitlines()) == 1
-    assert not list(here.rglob("*.csv"))
+    assert not list(here.iterdir())
+
+
+def test_ctrl_c_before_the_first_trial_is_one_line(neuralpower, here) -> None:
+    # Loaded before: a module that is interrupted while it loads may not load again in this process.
+    for module in ("torch", "pytest_neuralpower.calibrate.fit", "pytest_neuralpower.measure.run"):
+        importlib.import_module(module)
+
+    def interrupt() -> None:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            if (here / "new" / ".calibrating.pid").exists():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            time.sleep(0.005)
+
+    other = threading.Thread(target=interrupt)
+    other.start()
+    code, _, err = neuralpower("calibrate", "new", "--device", "cpu", "--minutes", "0.1")
+    other.join()
+    assert code == 130
+    assert err.splitlines()[-1] == (
+        "neuralpower: stopped before anything was measured; start again"
+    )
+    assert not list(here.iterdir())
 
 
 def test_a_profile_is_never_overwritten(neuralpower, here) -> None:

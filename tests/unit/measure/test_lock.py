@@ -41,10 +41,28 @@ def test_the_second_process_is_told_the_first_ones_pid(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+@pytest.mark.parametrize("folder", ["afile", "afile/folder"])
+def test_a_file_in_the_way_is_named(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "afile").write_text("")
     with (
-        pytest.raises(ProfileError, match="cannot be written"),
-        only_writer(tmp_path / "file" / "folder"),
+        pytest.raises(ProfileError, match=r"cannot be written \(\S+/afile is a file\): choose"),
+        only_writer(tmp_path / folder),
     ):
         pass
+
+
+@pytest.mark.parametrize(("written", "left"), [(False, []), (True, ["new", "folder", "row"])])
+def test_a_folder_made_for_nothing_is_removed(
+    tmp_path: Path, *, written: bool, left: list[str]
+) -> None:
+    folder = tmp_path / "new" / "folder"
+    with only_writer(folder):
+        if written:
+            (folder / "row").touch()
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == left
+
+
+def test_an_empty_folder_of_the_users_stays(tmp_path: Path) -> None:
+    with only_writer(tmp_path):
+        pass
+    assert tmp_path.is_dir()
