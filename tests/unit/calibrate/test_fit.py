@@ -141,6 +141,7 @@ class TestDirectory:
             "provenance": {
                 "sources": [{"title": "Our own rows", "rows": 120, "left_out": {}}],
                 "notes": [],
+                "widths": fitted.provenance["widths"],
             }
         }
         card = (tmp_path / "README.md").read_text()
