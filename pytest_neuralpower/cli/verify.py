@@ -36,4 +36,6 @@ def run(
         print_json(verification_record(found))
     else:
         typer.echo(verification_text(found))
+        if found.unjudged:
+            typer.echo(found.unjudged)
     raise typer.Exit(0 if found.holds else 1)

@@ -32,18 +32,26 @@ def closing_lines(path: Path, platform: Platform, directory: Path) -> list[str]:
             f"held-out layers summed to {trials['networks']} random networks: runtime MAPE "
             f"{score['mape']:.1f}%, {score['within_10']:.0f}% within 10%"
         )
-    tier = platform.tiers.get("power")
-    lines.append(
-        "energy: none; measure longer with a meter, or give --watts W for an estimate"
-        if tier is None
-        else f"energy: {tier}" + (", not measured" if tier == "estimated" else "")
-    )
+    lines.append(f"energy: {_energy(platform)}")
     shown = path if path.is_absolute() else f"./{path}"
     lines += [
         f"wrote {path} and its card {directory / 'README.md'}",
         f"next: pytest --np-platform={shown}",
     ]
     return lines
+
+
+def _energy(platform: Platform) -> str:
+    tier = platform.tiers.get("power")
+    if tier is not None:
+        return f"{tier}, not measured" if tier == "estimated" else tier
+    records = platform.provenance.get("calibration", ())
+    if any(record["facts"].get("meter", "none") != "none" for record in records):
+        return "none: the meter read too few trials; measure longer, into another folder (--out)"
+    return (
+        "none: no meter was used; if you know the power under load, --watts W estimates it, in "
+        "another folder (--out)"
+    )
 
 
 def is_repeatable(platform: Platform) -> bool:

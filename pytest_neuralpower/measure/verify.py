@@ -77,6 +77,16 @@ class Verification:
     def holds(self) -> bool:
         return all(drift.holds for drift in self.drifts)
 
+    @property
+    def unjudged(self) -> str:
+        """Why some kinds have no limit; empty where every kind has one."""
+        if all(drift.limit is not None for drift in self.drifts):
+            return ""
+        return (
+            f"kinds without a limit (-) took less than {_LEAST_SHARE:.0%} of the time each: too "
+            "little to judge"
+        )
+
 
 def verify(chosen: AnyPlatform, progress: Progress, *, seconds: float = 100.0) -> Verification:
     """Measure the networks that the platform keeps for this, over and over for some time.

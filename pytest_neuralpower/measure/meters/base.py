@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 from pytest_neuralpower.errors import DeviceLost, MeterRefused, ReadingVoid
 
 __all__ = [
+    "NO_METER",
     "DeviceLost",
     "Meter",
     "MeterName",
@@ -23,6 +24,11 @@ __all__ = [
     "Source",
     "Step",
 ]
+
+#: What to do where no meter can be used; of the commands that open one, calibrate takes watts.
+NO_METER: Final = (
+    "use --meter none; if you know the power, neuralpower calibrate takes it as --watts W"
+)
 
 #: What ``--meter`` accepts beside ``auto``.
 MeterName: TypeAlias = Literal["nvml", "rapl", "ina3221", "zeus", "none"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pytest_neuralpower.measure.meters.base import DeviceLost, Meter, MeterRefused, Step
+from pytest_neuralpower.measure.meters.base import NO_METER, DeviceLost, Meter, MeterRefused, Step
 from pytest_neuralpower.measure.meters.power import PowerMeter
 from pytest_neuralpower.measure.meters.probe import Probe, check_under_load
 from pytest_neuralpower.measure.sysfs import text
@@ -22,7 +22,7 @@ __all__ = ["open_ina3221"]
 _POLL_S: Final = 0.05
 _LEAST_S: Final = 10.0
 _TOTAL_RAILS: Final = ("VDD_IN", "POM_5V_IN")
-_STILL: Final = "the monitor shows no power; use --meter none, with --watts W if you know it"
+_STILL: Final = f"the monitor shows no power; {NO_METER}"
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,11 @@ def open_ina3221(
 def _no_total(sysfs: Path, rails: list[str]) -> str:
     if not rails:
         return (
-            f"ina3221: no INA3221 or INA238 power monitor under {sysfs} (not a Jetson?); use "
-            "--meter none, with --watts W if you know the power"
+            f"ina3221: no INA3221 or INA238 power monitor under {sysfs} (not a Jetson?); {NO_METER}"
         )
     return (
         f"ina3221: this board has the rails {', '.join(rails)} and none of "
-        f"{', '.join(_TOTAL_RAILS)}, so its total is not measured; use --meter none, with "
-        "--watts W if you know the power"
+        f"{', '.join(_TOTAL_RAILS)}, so its total is not measured; {NO_METER}"
     )
 
 

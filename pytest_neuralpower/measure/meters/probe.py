@@ -9,7 +9,7 @@ from statistics import fmean
 from time import perf_counter
 from typing import Final
 
-from pytest_neuralpower.measure.meters.base import Meter, MeterRefused, ReadingVoid, Step
+from pytest_neuralpower.measure.meters.base import NO_METER, Meter, MeterRefused, ReadingVoid, Step
 from pytest_neuralpower.measure.meters.sampler import Sampler
 
 __all__ = ["Probe", "check_against_power", "check_idle", "check_rises", "check_under_load"]
@@ -94,7 +94,7 @@ def check_rises(meter: Meter, *, idle_w: float, load_w: float) -> None:
     if load_w < _LEAST_RISE * idle_w:
         raise MeterRefused(
             f"{meter.name}: power is {load_w:.1f} W under load and {idle_w:.1f} W idle, so the "
-            "meter does not see the load; use --meter none, with --watts W if you know the power"
+            f"meter does not see the load; {NO_METER}"
         )
 
 
@@ -110,7 +110,7 @@ def check_against_power(
     if abs(reading.power_w - shown_w) > _MOST_DISAGREEMENT * shown_w:
         raise MeterRefused(
             f"{meter.name}: the energy counter says {reading.power_w:.1f} W under load and the "
-            f"power sensor {shown_w:.1f} W, more than {_MOST_DISAGREEMENT:.0%} apart; use "
-            "--meter none, with --watts W if you know the power"
+            f"power sensor {shown_w:.1f} W, more than {_MOST_DISAGREEMENT:.0%} apart; "
+            f"{NO_METER}"
         )
     return reading.power_w

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from pytest_neuralpower.measure.meters.base import DeviceLost, Meter, MeterRefused, Step
+from pytest_neuralpower.measure.meters.base import NO_METER, DeviceLost, Meter, MeterRefused, Step
 from pytest_neuralpower.measure.meters.counter import CounterMeter
 from pytest_neuralpower.measure.meters.probe import Probe, check_under_load
 from pytest_neuralpower.measure.sysfs import text
@@ -18,10 +18,7 @@ from pytest_neuralpower.measure.sysfs import text
 __all__ = ["open_rapl"]
 
 _POLL_S: Final = 0.02
-_STILL: Final = (
-    "RAPL counts nothing inside most virtual machines; use --meter none, with --watts W if you "
-    "know the power"
-)
+_STILL: Final = f"RAPL counts nothing inside most virtual machines; {NO_METER}"
 
 
 def open_rapl(*, load: Step, probe: Probe | None = None, sysfs: Path = Path("/sys")) -> Meter:
@@ -39,8 +36,7 @@ def open_rapl(*, load: Step, probe: Probe | None = None, sysfs: Path = Path("/sy
     if not zones:
         raise MeterRefused(
             f"rapl: no package counter under {folder} (not Linux on Intel or AMD, or a virtual "
-            "machine or container that hides it); use --meter none, with --watts W if you know "
-            "the power"
+            f"machine or container that hides it); {NO_METER}"
         )
     try:
         for zone in zones:

@@ -82,7 +82,7 @@ def test_the_card_shows_repeatability_and_a_figure(calibration) -> None:
 
 def test_it_ends_with_what_to_type_next(calibration) -> None:
     assert calibration.finished.splitlines()[-1] == "next: pytest --np-platform=./mine/mine.json"
-    assert "energy: none; measure longer with a meter, or give --watts W" in calibration.finished
+    assert "energy: none: " in calibration.finished
     assert "rapl: " in calibration.interrupted or "meter: rapl" in calibration.interrupted
 
 
