@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pytest_neuralpower.cli.options import Arguments, Target
-from pytest_neuralpower.cli.pruning import load_trained
+from pytest_neuralpower.cli.pruning import check_outputs, load_trained
 
 EXAMPLE = "apply-plan models.py:trained plan.json --weights pruned.pt --out again.pt"
 
@@ -38,6 +38,7 @@ def run(
     from pytest_neuralpower.remedy.plan import read_plan  # noqa: PLC0415
     from pytest_neuralpower.remedy.tensor_files import save_state  # noqa: PLC0415
 
+    check_outputs({"--out": out})
     found = read_plan(plan)
     try:
         pruned = apply_plan(load_trained(model, arg, state), found, weights=weights, inplace=True)

@@ -9,7 +9,7 @@ import typer
 
 from pytest_neuralpower.cli.options import Arguments, Inputs, Json, Platform, Target
 from pytest_neuralpower.cli.output import print_json
-from pytest_neuralpower.cli.pruning import load_trained, read_calibration
+from pytest_neuralpower.cli.pruning import check_outputs, load_trained, read_calibration
 
 EXAMPLE = (
     "prune models.py:trained --input 16,1,28,28 --platform eyeriss --budget 2mJ "
@@ -70,6 +70,7 @@ def run(
     from pytest_neuralpower.remedy.prune import prune_to_budget  # noqa: PLC0415
     from pytest_neuralpower.reports.prune import pruned_record, pruned_text  # noqa: PLC0415
 
+    check_outputs({"--plan": plan, "--weights": weights})
     positional, keywords = parse_inputs(inputs)
     try:
         result = prune_to_budget(
@@ -100,4 +101,11 @@ def run(
         typer.echo(pruned_text(result))
     written = f"wrote {plan}" + (f" and {weights}" if weights else "")
     typer.echo(written, err=True)
+    if result.met:
+        solved = f', weights="{weights}"' if weights else ""
+        typer.echo(
+            "next: where the test builds its model, return "
+            f'pytest_neuralpower.apply_plan(model, "{plan}"{solved})',
+            err=True,
+        )
     raise typer.Exit(0 if result.met else 1)

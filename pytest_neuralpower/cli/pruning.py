@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_neuralpower.cli.model import parse_arguments
-from pytest_neuralpower.errors import RemedyError
+from pytest_neuralpower.errors import OptionError, RemedyError
 from pytest_neuralpower.model_source import import_object, load_model
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["load_trained", "read_calibration"]
+__all__ = ["check_outputs", "load_trained", "read_calibration"]
+
+
+def check_outputs(files: Mapping[str, Path | None]) -> None:
+    """Raise :class:`OptionError` where a file, by its option, could not be written in the end."""
+    for option, path in files.items():
+        if path is None:
+            continue
+        if path.is_dir():
+            raise OptionError(f"{option} {path}: it is a folder; name a file in it")
+        if not path.parent.is_dir():
+            raise OptionError(f"{option} {path}: there is no folder {path.parent}; make it first")
+        if not os.access(path.parent, os.W_OK):
+            raise OptionError(
+                f"{option} {path}: {path.parent} cannot be written; name another file"
+            )
 
 
 def load_trained(target: str, arguments: Sequence[str] | None, state: Path | None) -> nn.Module:

@@ -106,7 +106,14 @@ def _commands(model: Any, call: Call, budget: Budget, platform_name: str, root: 
         f"all advice: neuralpower advise {common} --{own} {limit:.6g}",
         f"prune to it: neuralpower prune {common} --budget {shown}{symbol} "
         "--calibration inputs.pt --plan plan.json --weights pruned.pt",
+        f"where {_placeholders(words[0])}",
     ]
+
+
+def _placeholders(model: str) -> str:
+    """What the user has to supply for the commands."""
+    inputs = 'inputs.pt is real inputs in one batch: torch.save(inputs, "inputs.pt")'
+    return f"MODEL is file.py:function that builds it, {inputs}" if model == "MODEL" else inputs
 
 
 def _samples(call: Call) -> int:

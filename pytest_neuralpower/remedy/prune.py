@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from pytest_neuralpower.budget import Budget, check
-from pytest_neuralpower.errors import RemedyError, UnsupportedGraphError
+from pytest_neuralpower.errors import BudgetError, RemedyError, UnsupportedGraphError
 from pytest_neuralpower.eyeriss.platform import EyerissPlatform
 from pytest_neuralpower.platform import AnyPlatform, load_platform
 from pytest_neuralpower.remedy.calls import Call, as_call, calibration_calls
@@ -29,6 +28,7 @@ from pytest_neuralpower.tracing import trace
 from pytest_neuralpower.tracing.inputs import batch_size, input_tensors
 
 if TYPE_CHECKING:
+    from pytest_neuralpower.budget import Budget
     from pytest_neuralpower.features import FloatArray
     from pytest_neuralpower.layers import Layer
     from pytest_neuralpower.prediction import Prediction
@@ -165,7 +165,7 @@ def prune_to_budget(
         before=before,
         after=after,
         met=met,
-        floor=None if met else pruner.least(),
+        floor=None if met else min(pruner.least(), _priced(after, limit)),
         history=history,
         first_score=first,
         last_score=kept[-1].score if kept else first,
@@ -268,8 +268,16 @@ def _sparse(platform: AnyPlatform) -> EyerissPlatform:
 
 
 def _priced(prediction: Prediction, limit: Budget) -> float:
-    """The limited quantity of one call or sample, as the limit says (mJ or ms)."""
-    return check(limit, prediction).value
+    """The limited quantity of the call (mJ or ms)."""
+    runtime = limit.quantity == "runtime"
+    value = prediction.runtime_ms if runtime else prediction.energy_mj
+    if value is None:
+        other, example = ("energy", "12mJ") if runtime else ("runtime", "3ms")
+        raise BudgetError(
+            f"{limit.quantity} budget: platform {prediction.platform!r} knows {other} alone; use "
+            f"--budget {example} (in Python {example!r}) or a platform with {limit.quantity}"
+        )
+    return value
 
 
 def _layers_cost(platform: AnyPlatform, limit: Budget) -> LayersCost:

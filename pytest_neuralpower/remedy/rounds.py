@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Finetune", "Guard", "Pruner", "Round", "run_rounds"]
+__all__ = ["PROGRESS", "Finetune", "Guard", "Pruner", "Round", "run_rounds"]
 
 #: Called after each round with the model to train in place, the masks of its weights by parameter
 #: name (empty with channels, which are gone) and the round's number from 0.
@@ -20,7 +20,7 @@ Finetune = Callable[["nn.Module", Mapping[str, "torch.Tensor"], int], Any]
 #: Smaller steps that are tried after a round has lost too much.
 _RETRIES: Final = 3
 #: Less than this share of the cost saved in a round is none.
-_PROGRESS: Final = 1e-3
+PROGRESS: Final = 1e-3
 
 
 class Pruner(Protocol):
@@ -102,7 +102,7 @@ def run_rounds(
         stays = guard.allows(first, score)
         history.append(Round(len(history), target, reached, score, stays, layers))
         if stays:
-            left = reached < now * (1 - _PROGRESS)
+            left = reached < now * (1 - PROGRESS)
             now = reached
             if not left:  # nothing more to remove
                 break

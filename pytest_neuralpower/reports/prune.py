@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
+from pytest_neuralpower.remedy.rounds import PROGRESS
 from pytest_neuralpower.units import show, show_in, show_percent
 
 if TYPE_CHECKING:
@@ -53,10 +54,9 @@ def pruned_text(result: Pruned) -> str:
     if result.first_score is not None and result.last_score is not None:
         lines.append(f"score {result.first_score:.4g} -> {result.last_score:.4g}")
     lines += ["", _history(result), ""]
-    what = "channels" if plan.granularity == "channel" else "weights"
     rows = [(path, show_percent(share)) for path, share in plan.layers.items()]
     if rows:
-        lines += [tabulate(rows, ("", f"{what} left"), tablefmt="plain"), ""]
+        lines += [tabulate(rows, ("", f"{_unit(result)} left"), tablefmt="plain"), ""]
     lines += [*(f"- {each}" for each in result.statements)]
     lines += [*(f"! {each}" for each in result.warnings)]
     return "\n".join(lines)
@@ -68,8 +68,8 @@ def _why(result: Pruned) -> str:
     floor = show(result.budget.quantity, result.floor)
     if result.floor > result.budget.limit:
         return (
-            f"unreachable: the floor is {floor}, with everything removed that can be; raise the "
-            "budget or change the network"
+            f"unreachable: the floor is {floor}, whatever {_unit(result)} are removed (those that "
+            "cost nothing stay); raise the budget or change the network"
         )
     return (
         f"stopped by max_drop at {show(result.budget.quantity, result.plan.after)} (the floor "
@@ -77,15 +77,22 @@ def _why(result: Pruned) -> str:
     )
 
 
+def _unit(result: Pruned) -> str:
+    return "channels" if result.plan.granularity == "channel" else "weights"
+
+
 def _history(result: Pruned) -> str:
-    rows = [
-        (
-            each.number,
-            show(result.budget.quantity, each.target),
-            show(result.budget.quantity, each.reached),
-            "" if each.score is None else f"{each.score:.4g}",
-            "kept" if each.kept else "undone",
+    rows, now = [], result.plan.before
+    for each in result.history:
+        saves = each.reached < now * (1 - PROGRESS)
+        rows.append(
+            (
+                each.number,
+                show(result.budget.quantity, each.target),
+                show(result.budget.quantity, each.reached),
+                "" if each.score is None else f"{each.score:.4g}",
+                "undone" if not each.kept else "kept" if saves else "saves nothing more",
+            )
         )
-        for each in result.history
-    ]
+        now = each.reached if each.kept else now
     return tabulate(rows, ("round", "target", "reached", "score", ""), tablefmt="plain")

@@ -92,6 +92,9 @@ class TestAFailingBudget:
             "advise nets.py:narrow --arg width=33 --input 8,3,64,64 --platform titanx --mj 20"
         )
         assert "prune to it: neuralpower prune nets.py:narrow --arg width=33 " in text
+        assert (
+            'where inputs.pt is real inputs in one batch: torch.save(inputs, "inputs.pt")' in text
+        )
         script = "from pytest_neuralpower.cli import main; main()"
         again = pytester.run(sys.executable, "-c", script, *shlex.split(command))
         assert again.ret == 0
@@ -100,6 +103,7 @@ class TestAFailingBudget:
     def test_leaves_the_model_to_be_named_where_it_cannot_know(self, pytester):
         text = lines_of(run(pytester, "energy_budget(mj=20)", model="narrow()"))
         assert "neuralpower advise MODEL --input 8,3,64,64 --platform titanx --mj 20" in text
+        assert "where MODEL is file.py:function that builds it, inputs.pt is real inputs" in text
 
     def test_asks_for_the_call_where_the_budget_is_per_sample(self, pytester):
         text = lines_of(run(pytester, "energy_budget(mj=2, per='sample')"))

@@ -90,4 +90,5 @@ def test_an_unreachable_budget_names_its_floor(failing, command, pytester):
     code, out = command(failing(0.5)["prune"])
     assert code == 1
     assert "unreachable: the floor is" in out
+    assert (out.count(" kept\n"), out.count(" saves nothing more\n")) == (1, 1)
     guard(pytester).assert_outcomes(failed=1)

@@ -39,13 +39,17 @@ def prune(neuralpower, *args, model="trained"):
 
 
 def test_meets_a_budget_and_the_plan_makes_the_same_model_again(neuralpower):
-    code, out, _ = prune(
+    code, out, err = prune(
         neuralpower, "--budget", "8uJ", "--granularity", "weight", "--weights", "pruned.pt",
         "--score", MODEL + "accuracy", "--max-drop", "3",
     )  # fmt: skip
     assert code == 0
     assert "met" in out
     assert "predicted, not measured" in out
+    assert err.splitlines()[-1] == (
+        "next: where the test builds its model, return "
+        'pytest_neuralpower.apply_plan(model, "plan.json", weights="pruned.pt")'
+    )
     code, out, _ = neuralpower(
         "apply-plan", MODEL + "trained", "plan.json", "--weights", "pruned.pt", "--out", "again.pt"
     )
@@ -59,9 +63,10 @@ def test_meets_a_budget_and_the_plan_makes_the_same_model_again(neuralpower):
 
 
 def test_an_unreachable_budget_exits_with_1_names_the_floor_and_writes_the_plan(neuralpower):
-    code, out, _ = prune(neuralpower, "--budget", "1e-6mJ", "--granularity", "weight")
+    code, out, err = prune(neuralpower, "--budget", "1e-6mJ", "--granularity", "weight")
     assert code == 1
     assert "unreachable: the floor is" in out
+    assert "next:" not in err
     assert json.loads(Path("plan.json").read_text())["met"] is False
 
 
@@ -81,6 +86,10 @@ def test_prints_json(neuralpower):
         (["--budget", "8uJ", "--granularity", "layer"], "'channel' or 'weight'"),
         (["--budget", "8uJ", "--state", "none.pt"], "none.pt: No such file"),
         (["--budget", "8uJ", "--score", "nowhere.py:score"], "no such file"),
+        (["--budget", "8uJ", "--plan", "none/p.json"], "--plan none/p.json: there is no folder"),
+        (["--budget", "8uJ", "--weights", "none/p.pt"], "--weights none/p.pt: there is no folder"),
+        (["--budget", "8uJ", "--weights", "."], "it is a folder"),
+        (["--budget", "3ms"], "knows energy alone; use --budget 12mJ"),
     ],
 )
 def test_a_wrong_question_is_one_line_and_exit_2(neuralpower, args, message):
@@ -89,6 +98,7 @@ def test_a_wrong_question_is_one_line_and_exit_2(neuralpower, args, message):
     assert out == ""
     assert message in err
     assert err.count("\n") == 1
+    assert not list(Path().iterdir())
 
 
 def test_a_graph_that_cannot_be_followed_exits_with_3(neuralpower):
@@ -106,6 +116,9 @@ def test_a_plan_of_another_model_is_refused(neuralpower):
     assert code == 2
     assert "made for another Sequential" in err
     assert not Path("again.pt").exists()
+    code, _, err = neuralpower("apply-plan", "no:model", "plan.json", "--out", "none/again.pt")
+    assert code == 2
+    assert "--out none/again.pt: there is no folder none; make it first" in err
 
 
 def test_calibration_may_be_a_file_of_a_tensor(neuralpower, tmp_path):
