@@ -103,9 +103,12 @@ def run(
     typer.echo(written, err=True)
     if result.met:
         solved = f', weights="{weights}"' if weights else ""
+        again = f'pytest_neuralpower.apply_plan(model, "{plan}"{solved})'
         typer.echo(
-            "next: where the test builds its model, return "
-            f'pytest_neuralpower.apply_plan(model, "{plan}"{solved})',
+            f"next: where the test builds its model, return {again}"
+            if granularity == "channel"
+            else f"next: {again} builds it; budget tests price zeros as any value, and do not see "
+            "what single weights save",
             err=True,
         )
     raise typer.Exit(0 if result.met else 1)

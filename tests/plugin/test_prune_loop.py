@@ -43,13 +43,13 @@ GUARD = """
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Run a command line that was printed: (exit code, output)."""
+    """Run a command line that was printed: (exit code, output, errors)."""
 
-    def run(text: str) -> tuple[int, str]:
+    def run(text: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", shlex.split(text))
         with pytest.raises(SystemExit) as stopped:
             cli.main()
-        return int(stopped.value.code or 0), capsys.readouterr().out
+        return int(stopped.value.code or 0), *capsys.readouterr()
 
     return run
 
@@ -80,14 +80,18 @@ def failing(pytester, monkeypatch):
 def test_the_printed_commands_lead_to_a_model_that_passes(failing, command, pytester):
     printed = failing(12.0)
     assert command(printed["advise"])[0] in (0, 1)
-    code, out = command(printed["prune"])
+    code, out, err = command(printed["prune"])
     assert code == 0, out
+    assert err.splitlines()[-1] == (
+        "next: where the test builds its model, return "
+        'pytest_neuralpower.apply_plan(model, "plan.json", weights="pruned.pt")'
+    )
     assert "predicted, not measured" in out
     guard(pytester).assert_outcomes(passed=1)
 
 
 def test_an_unreachable_budget_names_its_floor(failing, command, pytester):
-    code, out = command(failing(0.5)["prune"])
+    code, out, _ = command(failing(0.5)["prune"])
     assert code == 1
     assert "unreachable: the floor is" in out
     assert (out.count(" kept\n"), out.count(" saves nothing more\n")) == (1, 1)
