@@ -12,6 +12,7 @@ from pytest_neuralpower.calibrate.fit import Fitted, fit_recipe
 from pytest_neuralpower.calibrate.network_power import load_networks
 from pytest_neuralpower.calibrate.recipe import read_recipe
 from pytest_neuralpower.errors import ProfileError
+from pytest_neuralpower.platform import list_platforms
 
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer
@@ -57,10 +58,11 @@ def find_calibration(name: str) -> Path:
         raise ProfileError(
             f"{name} has no recipe: nothing of it was fitted, so nothing can be refitted"
         )
+    shown = f"platforms {name}" if name in list_platforms() else "platforms"
     raise ProfileError(
         f"no recipe of {name!r}: neither {Path(name) / 'recipe.yaml'} nor "
-        f"{CALIBRATION / name / 'recipe.yaml'} exists; give a calibration folder, or see what was "
-        f"measured when it was fitted: neuralpower platforms {name}"
+        f"{CALIBRATION / name / 'recipe.yaml'} exists; give a folder that `neuralpower calibrate "
+        f"NAME` wrote, or see what was measured when platforms were fitted: neuralpower {shown}"
     )
 
 

@@ -88,9 +88,9 @@ def read_recipe(directory: Path) -> Recipe:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ProfileError(f"{path}: there is no recipe; see calibration/titanx/recipe.yaml") from (
-            None
-        )
+        raise ProfileError(
+            f"{path}: there is no recipe; give the folder that `neuralpower calibrate NAME` wrote"
+        ) from None
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ProfileError(f"recipe {path}: not readable YAML ({reason})") from None

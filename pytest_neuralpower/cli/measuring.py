@@ -10,9 +10,7 @@ __all__ = [
     "DeviceOption",
     "Dtype",
     "MeterOption",
-    "Minutes",
     "Mode",
-    "Quick",
     "Thorough",
     "Watts",
 ]
@@ -41,6 +39,4 @@ Watts = Annotated[
     float | None,
     typer.Option(metavar="W", help="power under load as you know it: energy is then estimated"),
 ]
-Quick = Annotated[bool, typer.Option("--quick", help="about a minute: a first look")]
 Thorough = Annotated[bool, typer.Option("--thorough", help="several times longer, for keeps")]
-Minutes = Annotated[float | None, typer.Option(metavar="M", help="time to measure")]

@@ -69,7 +69,10 @@ def read_source(given: str, folder: Path) -> Source:
     if path.exists():
         return _collected(given, [(given, read_baseline(path))])
     if path.suffix in (".json", ".yaml", ".yml"):
-        raise CompareError(f"{given}: there is no such file")
+        raise CompareError(
+            f"{given}: there is no such file; write a report with pytest --np-report=PATH.json, or "
+            "a baseline with pytest --np-update-baseline=new"
+        )
     return _revision(given, folder)
 
 
@@ -87,7 +90,10 @@ def _report(path: Path) -> Source:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CompareError(f"{path} cannot be read as a report ({error})") from None
+        raise CompareError(
+            f"{path} cannot be read as a report ({error}): write one with pytest "
+            "--np-report=PATH.json"
+        ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CompareError(
             f"{path} is no report of this plugin: write one with pytest --np-report=PATH.json"

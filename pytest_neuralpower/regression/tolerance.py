@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, cast
 
 from pytest_neuralpower.errors import BaselineError
@@ -17,6 +17,8 @@ MARKER: Final = "regression"
 _WHOLE: Final = ("max_percent", "max_mj", "max_ms")
 _LAYER: Final = ("layer_max_percent", "layer_max_mj", "layer_max_ms")
 _OTHERS: Final = ("per", "baseline", "platform")
+#: What an option can say; the others belong to one test.
+_IN_TEXT: Final = (*_WHOLE, *_LAYER, "per")
 _PER: Final = ("call", "sample")
 
 Compared = Literal["energy", "runtime"]
@@ -70,16 +72,20 @@ def parse_tolerance(args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str
         )
     for key, value in kwargs.items():
         if key not in allowed:
-            close = difflib.get_close_matches(key, allowed, n=1)
-            hint = f", did you mean {close[0]}?" if close else ""
-            raise BaselineError(
-                f"{where}: unknown argument{hint}: {key}={value!r}; allowed: {', '.join(allowed)}"
-            )
+            raise _unknown(key, repr(value), allowed, where)
         if key in _OTHERS:
             _check_other(key, value, where)
         elif type(value) not in (int, float) or not (math.isfinite(value) and value >= 0):
             raise BaselineError(f"{where}: {key}={value!r} must be a number from 0")
     return Tolerance(**cast("Any", dict(kwargs)))
+
+
+def _unknown(key: str, value: str, allowed: Sequence[str], where: str) -> BaselineError:
+    close = difflib.get_close_matches(key, allowed, n=1)
+    hint = f", did you mean {close[0]}?" if close else ""
+    return BaselineError(
+        f"{where}: unknown argument{hint}: {key}={value}; allowed: {', '.join(allowed)}"
+    )
 
 
 def _check_other(key: str, value: Any, where: str) -> None:
@@ -111,6 +117,8 @@ def parse_texts(texts: Iterable[str], where: str) -> Tolerance:
                 raise BaselineError(f"{where}: {part!r}: write NAME=NUMBER, such as max_percent=2")
             if key in ("baseline", "platform"):
                 raise BaselineError(f"{where}: {key} belongs to one test: say it in its marker")
+            if key not in _IN_TEXT:
+                raise _unknown(key, value, _IN_TEXT, where)
             try:
                 found[key] = value if key == "per" else float(value)
             except ValueError:

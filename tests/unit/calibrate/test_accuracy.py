@@ -168,6 +168,8 @@ class TestFinding:
         assert "calibration/titanx/recipe.yaml" in text
         assert "neuralpower platforms titanx" in text
         assert "\n" not in text
+        with pytest.raises(ProfileError, match=r"neuralpower platforms$"):
+            find_calibration("nope")
 
 
 class TestText:

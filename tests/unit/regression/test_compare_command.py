@@ -123,7 +123,7 @@ def test_git_revisions_of_a_folder(store):
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        ("no.json", "no.json: there is no such file"),
+        ("no.json", "no.json: there is no such file; write a report with pytest --np-"),
         ("other.json", "other.json is no report of this plugin"),
         ("broken.json", "broken.json cannot be read as a report"),
         ("old.json", "old.json has version 0, this release reads 1"),
@@ -145,6 +145,15 @@ def test_what_cannot_be_compared_is_one_line(store, head, message):
     assert isinstance(result.exception, NeuralPowerError)  # `main` makes it exit code 2
     assert message in str(result.exception)
     assert "\n" not in str(result.exception)
+
+
+def test_an_unknown_tolerance_is_shown_as_it_was_written(store):
+    store("a", "net", [32])
+    result = compare("a", "a", "-t", "max_persent=3")
+    assert str(result.exception) == (
+        "--tolerance: unknown argument, did you mean max_percent?: max_persent=3; allowed: "
+        "max_percent, max_mj, max_ms, layer_max_percent, layer_max_mj, layer_max_ms, per"
+    )
 
 
 def test_two_calibrations_of_a_platform_that_is_not_here_cannot_be_compared(store):
@@ -170,4 +179,5 @@ def test_the_command_itself_exits_with_2(tmp_path):
         check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "neuralpower: a.json: there is no such file\n"
+    assert done.stderr.startswith("neuralpower: a.json: there is no such file; write a report")
+    assert done.stderr.count("\n") == 1
