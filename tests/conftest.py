@@ -13,6 +13,11 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# A module that a test changes within a second, to one of the same size, would be taken from its
+# compiled file.
+sys.dont_write_bytecode = True
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+
 # How long an example takes depends on what else the machine does, and tells nothing.
 hypothesis.settings.register_profile(
     "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
