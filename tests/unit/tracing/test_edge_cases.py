@@ -821,13 +821,12 @@ def test_hugging_face_cache_comes_back_as_it_was() -> None:
         num_key_value_heads=1, vocab_size=30,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        cache = model(torch.ones(1, 5, dtype=torch.int64), use_cache=True).past_key_values
+    cache = transformers.DynamicCache()
+    with torch.no_grad():  # by position: the cache's name differs between releases
+        model(torch.ones(1, 5, dtype=torch.int64), None, None, cache, use_cache=True)
     keys = cache.layers[0].keys
     values = keys.clone()
-    result = trace(
-        model, torch.ones(1, 1, dtype=torch.int64), past_key_values=cache, use_cache=True
-    )
+    result = trace(model, torch.ones(1, 1, dtype=torch.int64), None, None, cache, use_cache=True)
     assert cache.get_seq_length() == 5
     assert cache.layers[0].keys is keys
     assert torch.equal(keys, values)
