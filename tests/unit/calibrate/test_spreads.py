@@ -27,6 +27,18 @@ def test_the_distance_holds_90_percent_of_new_shapes() -> None:
     assert 0.86 < np.mean(held) < 0.97
 
 
+@pytest.mark.parametrize(
+    ("shapes", "rank"), [(9, 9), (10, 10), (19, 18), (20, 19), (30, 28), (99, 90), (100, 91)]
+)
+def test_the_distance_is_the_quantile_of_the_shapes_and_one_unseen(shapes: int, rank: int) -> None:
+    """Split conformal: the ``ceil(0.9 (n + 1))``-th smallest of n residuals (Lei et al. 2018)."""
+    residuals = np.arange(1, shapes + 1) / 100
+    assert conformal_distance(residuals[::-1], range(shapes)) == rank / 100
+    # Each shape measured three times, up and down alike, is still one.
+    three = np.repeat(residuals, 3) * np.tile([1, -1, 1], shapes)
+    assert conformal_distance(three, np.repeat(np.arange(shapes), 3).tolist()) == rank / 100
+
+
 def test_a_shape_measured_often_counts_once() -> None:
     # Nine tenths of the rows are one shape, far off: still one witness of twenty.
     residuals = np.concatenate([np.full(180, 2.0), np.linspace(0.01, 0.19, 19)])
