@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_neuralpower.calibrate.rows import conv_layer, linear_layer, matmul_layer, pool_layer
+from pytest_neuralpower.estimators.terms import evaluate
 from pytest_neuralpower.features import columns, family
 from pytest_neuralpower.layers import CostTerms, Layer, TensorSpec, cost_terms
 
@@ -141,3 +142,34 @@ def test_a_norm_of_a_weight_has_no_input_and_moves_the_weight() -> None:
     assert_columns_equal_cost_terms([layer])
     found = columns("norm", [layer])
     assert (found["rows"] * found["width"]).tolist() == [weight.numel]
+
+
+class TestAttention:
+    """2 samples of 3 heads over 4 positions of width 8: 2 x 3 x 4 x 4 scores, 4 x 8 FLOPs each."""
+
+    def layer(self, *, causal: bool, length: int = 4) -> Layer:
+        tensor = TensorSpec((2, 3, length, 8), "float32")
+        params = (("causal", causal), ("dropout", 0.0), ("masked", False))
+        op = "scaled_dot_product_attention"
+        return Layer("attention", op, "", (tensor,) * 3, (), (tensor,), "float32", params)
+
+    def test_that_is_causal_computes_the_scores_up_to_the_diagonal_alone(self) -> None:
+        layers = [self.layer(causal=False), self.layer(causal=True)]
+        found = columns("attention", layers)
+        # A kernel computes 1 + 2 + 3 + 4 of the 16 scores; cost terms count the whole matrix.
+        assert found["scored_flops"].tolist() == [2 * 3 * 16 * 32, 2 * 3 * 10 * 32]
+        assert found["flops"].tolist() == [2 * 3 * 16 * 32] * 2
+        assert evaluate("scores", found, 1) == pytest.approx([96e-6, 60e-6])
+
+    def test_of_one_position_computes_its_one_score(self) -> None:
+        found = columns("attention", [self.layer(causal=True, length=1)])
+        assert found["scored_flops"].tolist() == [2 * 3 * 32]
+
+    def test_skips_the_scores_above_the_diagonal_by_whole_tiles(self) -> None:
+        found = columns("attention", [self.layer(causal=each) for each in (False, True)])
+        # Tiles of 2 x 2, 12 rows of them: 4 full tiles of a sample's head, or 3 on and below the
+        # diagonal. All at once on 12 multiprocessors; on 8 the second wave is filled up to 16.
+        flops = [2 * 3 * tiles * 4 * 32 / 1e9 for tiles in (4, 3)]
+        assert evaluate("attention_flops[2x2]", found, 12) == pytest.approx(flops)
+        filled = [16 / 12 * each for each in flops]
+        assert evaluate("attention_flops[2x2]", found, 8) == pytest.approx(filled)

@@ -72,6 +72,26 @@ def test_restoring_a_few_at_a_time_helps_where_all_at_once_hurts(source):
     assert better.error < relative_error(source.gram, weights)
 
 
+def test_weights_are_restored_only_while_the_error_falls():
+    """Two removed inputs are the same: each alone makes the output whole, both overshoot by it.
+
+    The output is the shared input, and of 40 inputs apart 0.1, 0.2 and 38 times 0.5. Two at a time
+    restored would leave as much over as is missing now, and take 0.1 and 0.2 away; one at a time
+    leaves 0.1 missing, of a square of 1 + 0.01 + 0.04 + 38 x 0.25 = 10.55.
+    """
+    apart = [0.1, 0.2, *[0.5] * 38]
+    inputs = torch.eye(41, dtype=torch.float64)[:, [0, *range(41)]].unsqueeze(0)
+    output = torch.tensor([1.0, *apart], dtype=torch.float64).view(1, 41, 1)
+    gram = Gram.empty(1, 42, 1)
+    gram.add(inputs, output)
+    source = Fixed(gram, torch.tensor([1.0, 1.0, *apart], dtype=torch.float64).view(1, 1, 42))
+    kept = torch.tensor([False, False] + [True] * 40).view(1, 1, 42)
+    better = exchanged(source, kept, weights=42)
+    assert better.error == pytest.approx(0.01 / 10.55)
+    assert int(better.kept[0, 0, :2].sum()) == 1
+    assert better.kept[0, 0, 2:].tolist() == [False, *[True] * 39]
+
+
 def test_a_bias_always_stays(source):
     *_, last = by_output_error(source, everything(), [0.1], weights=UNKNOWNS - 1)
     assert last.kept[..., -1].all()
