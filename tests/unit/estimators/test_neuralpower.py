@@ -89,6 +89,22 @@ def test_it_fits_a_device_that_only_counts_operations() -> None:
     assert np.abs(fitted.predict(values) / target - 1).max() < 0.05
 
 
+def test_of_ten_rows_each_is_held_out_alone_so_that_their_order_says_nothing() -> None:
+    """The paper chooses the penalty by 10-fold cross-validation: with fewer folds the order of ten
+    rows would decide which are held out together."""
+    random = np.random.default_rng(0)
+    sizes = random.integers(1, 400, (10, 3))
+    target = (10 + sizes.prod(axis=1) / 5e5) * random.uniform(0.8, 1.2, 10)
+    asked = columns("linear", [linear_layer(*map(int, each)) for each in sizes])
+    predicted = []
+    for order in [np.arange(10), *(random.permutation(10) for _ in range(8))]:
+        values = {name: each[order] for name, each in asked.items()}
+        predicted.append(NeuralPower("linear").fit(values, target[order]).predict(asked))
+    assert np.ptp(predicted[0]) > 1
+    for each in predicted:
+        assert each == pytest.approx(predicted[0], rel=1e-6)
+
+
 def test_a_regressor_it_does_not_know_is_refused() -> None:
     data = {"family": "conv", "quantity": "runtime", "intercept": 0.0, "coefficients": {"x": 1.0}}
     with pytest.raises(ValueError, match="unknown regressor 'x'"):

@@ -114,10 +114,12 @@ def test_rows_of_one_group_are_no_independent_witnesses() -> None:
     assert alone.estimator.column == "lucky"  # type: ignore[attr-defined]
 
 
-def test_many_rows_are_held_out_by_fifths() -> None:
-    columns = {"flops": np.linspace(1, 9, MANY_ROWS + 1)}
-    found = select({"rate": lambda: Rate("flops")}, columns, columns["flops"], range(MANY_ROWS + 1))
-    assert found.folds == 5
+@pytest.mark.parametrize(("rows", "folds"), [(1000, 10), (1001, 5)])
+def test_many_rows_are_held_out_by_fifths(rows: int, folds: int) -> None:
+    columns = {"flops": np.linspace(1, 9, rows)}
+    found = select({"rate": lambda: Rate("flops")}, columns, columns["flops"], range(rows))
+    assert MANY_ROWS == 1000
+    assert found.folds == folds == len(set(found.fold.tolist()))
 
 
 def test_a_candidate_that_cannot_be_fitted_is_refused_and_the_others_go_on() -> None:

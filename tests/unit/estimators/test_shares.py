@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pytest_neuralpower.errors import FitError
-from pytest_neuralpower.estimators import Shares
+from pytest_neuralpower.estimators import Saturating, Shares
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0}
 
@@ -51,6 +51,15 @@ def test_the_board_s_limit_and_a_full_share_bound_the_power() -> None:
     # Winograd and FFT are credited with more operations than they do: above the peak is the peak.
     assert model.predict(columns(1.5, 0.0)).tolist() == [210.0]
     assert model.predict(columns(1.0, 1.0)).tolist() == [250.0]
+
+
+def test_a_causal_attention_keeps_the_device_busy_with_the_scores_it_computes() -> None:
+    model = Saturating(**HARDWARE, idle_w=20.0, limit_w=250.0)
+    model.rates_ = {"busy": 0.0, "compute": 2 * np.log(2), "bandwidth": 0.0}
+    whole = columns(1.0, 0.0)
+    # 230 W x (1 - 1/4) above idle at a full share, x (1 - 1/2) at half of it.
+    assert model.predict(whole) == pytest.approx([192.5])
+    assert model.predict({**whole, "scored_flops": whole["flops"] / 2}) == pytest.approx([135.0])
 
 
 def test_fewer_measurements_than_free_terms_are_refused() -> None:
