@@ -34,19 +34,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_neuralpower.features import FloatArray
-    from pytest_neuralpower.prediction import Interval, Prediction
     from pytest_neuralpower.units import Quantity
 
 __all__ = [
+    "Interval",
     "Intervals",
     "LayerErrors",
     "QuantitySpreads",
     "Spread",
-    "difference_interval",
-    "ratio_interval",
 ]
 
 _QUANTITIES: tuple[Literal["runtime", "power", "energy"], ...] = ("runtime", "power", "energy")
+
+
+class Interval(NamedTuple):
+    """Central interval that holds the true value with probability ``coverage``."""
+
+    low: float
+    high: float
+    coverage: float
 
 
 class Spread(NamedTuple):
@@ -313,12 +319,12 @@ class LayerErrors:
         """Lower and upper end of the total's interval, in ms, mJ or W."""
         amounts = self.amounts(quantity)
         value = float(amounts.sum())
-        _, up = _spread_of_sum([self], [amounts], quantity)
+        _, up = spread_of_sum([self], [amounts], quantity)
         high = value + float(np.hypot(up, value * np.expm1(self._whole[quantity])))
         return value * value / high, high  # as far down as up, as a factor: it never reaches 0
 
 
-def _spread_of_sum(
+def spread_of_sum(
     errors: Sequence[LayerErrors], signed: Sequence[FloatArray], quantity: Quantity
 ) -> tuple[float, float]:
     """How far a signed sum of layers may lie below and above its point, both >= 0.
@@ -349,105 +355,3 @@ def _spread_of_sum(
             up += float((np.maximum(0.0, np.maximum(raised, lowered)) ** 2).sum())
             down += float((np.minimum(0.0, np.minimum(raised, lowered)) ** 2).sum())
     return float(np.sqrt(down)), float(np.sqrt(up))
-
-
-def difference_interval(
-    base: Prediction, head: Prediction, quantity: Quantity = "energy"
-) -> Interval | None:
-    """Interval of ``head - base``, both predicted on one platform.
-
-    What both have in common cancels, so it is narrower than either total's interval where little
-    has changed; two equal predictions differ by 0.
-
-    Parameters
-    ----------
-    base, head
-        Predictions of two versions of a model, or of two models.
-    quantity
-        ``energy`` (mJ), ``runtime`` (ms) or ``power`` (W).
-
-    Returns
-    -------
-    Interval or None
-        None where the platform has no intervals, or does not predict the quantity.
-
-    Raises
-    ------
-    PlatformError
-        The predictions are of different platforms: no error is known to be common.
-    """
-    pair = _pair(base, head, quantity)
-    if pair is None:
-        return None
-    signed = [-pair[0].amounts(quantity), pair[1].amounts(quantity)]
-    down, up = _changed(base, head, pair, signed, quantity)
-    value = float(signed[0].sum() + signed[1].sum())
-    return _interval(value - down, value + up, pair[0].coverage)
-
-
-def ratio_interval(
-    base: Prediction, head: Prediction, quantity: Quantity = "energy"
-) -> Interval | None:
-    """Interval of ``head / base``, as :func:`difference_interval` but relative: 1 is unchanged.
-
-    The device's being off by one factor for every layer cancels fully.
-
-    Raises
-    ------
-    PlatformError
-        The predictions are of different platforms.
-    """
-    pair = _pair(base, head, quantity)
-    if pair is None:
-        return None
-    totals = [float(each.amounts(quantity).sum()) for each in pair]
-    signed = [
-        sign * each.amounts(quantity) / total
-        for sign, each, total in zip((-1.0, 1.0), pair, totals, strict=True)
-    ]
-    down, up = _changed(base, head, pair, signed, quantity)
-    ratio = totals[1] / totals[0]
-    # Shares of the totals: the change of the ratio's logarithm, to first order.
-    return _interval(ratio * np.exp(-down), ratio * np.exp(up), pair[0].coverage)
-
-
-def _pair(
-    base: Prediction, head: Prediction, quantity: Quantity
-) -> tuple[LayerErrors, LayerErrors] | None:
-    if base.platform_sha256 != head.platform_sha256:
-        raise PlatformError(
-            f"a difference needs both predictions of one platform, not of {base.platform!r} "
-            f"({base.platform_sha256[:8]}) and {head.platform!r} ({head.platform_sha256[:8]}): "
-            "predict both again on one"
-        )
-    if base.errors is None or head.errors is None or not base.errors.knows(quantity):
-        return None
-    return base.errors, head.errors
-
-
-def _changed(
-    base: Prediction,
-    head: Prediction,
-    pair: tuple[LayerErrors, LayerErrors],
-    signed: Sequence[FloatArray],
-    quantity: Quantity,
-) -> tuple[float, float]:
-    """How far a signed sum over two predictions may lie below and above its point."""
-    down, up = _spread_of_sum(pair, signed, quantity)
-    whole = pair[0]._whole[quantity]
-    # Where the same place of the model is in both, what the sum of layers misses there is common.
-    places = [[(item.layer.path, item.layer.kind) for item in each.layers] for each in (base, head)]
-    common = set(places[0]) & set(places[1])
-    kept = alone = 0.0
-    for where, amounts in zip(places, signed, strict=True):
-        mask = np.array([place in common for place in where])
-        kept += float(amounts[mask].sum())
-        alone += float(amounts[~mask].sum()) ** 2
-    missed = float(np.sqrt(kept**2 + alone)) * float(np.expm1(whole))
-    return float(np.hypot(down, missed)), float(np.hypot(up, missed))
-
-
-def _interval(low: float, high: float, coverage: float) -> Interval:
-    from pytest_neuralpower.prediction import Interval  # noqa: PLC0415 - avoids a cycle
-
-    return Interval(float(low), float(high), coverage)

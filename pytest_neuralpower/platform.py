@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import gc
 import math
 from collections import Counter
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 
@@ -26,7 +25,7 @@ from pytest_neuralpower.features import (
     family,
 )
 from pytest_neuralpower.layers import Layer, Trace
-from pytest_neuralpower.platform_file import FAMILY_QUANTITIES, read, read_json, write
+from pytest_neuralpower.platform_file import FAMILY_QUANTITIES, write
 from pytest_neuralpower.prediction import (
     ESTIMATED,
     EXTRAPOLATED,
@@ -43,24 +42,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_neuralpower.estimators import Estimator
-    from pytest_neuralpower.eyeriss.platform import EyerissPlatform
     from pytest_neuralpower.intervals import Intervals, LayerErrors
     from pytest_neuralpower.units import Quantity
 
 __all__ = [
-    "AnyPlatform",
     "Fallback",
     "FamilyModel",
     "Platform",
-    "list_platforms",
-    "load_fitted",
-    "load_platform",
+    "from_content",
 ]
-
-#: What predicts: a fitted platform or an analytic one.
-AnyPlatform: TypeAlias = "Platform | EyerissPlatform"
-
-_SHIPPED: Final = Path(__file__).parent / "platforms"
 
 _INTERVAL_FIELDS: Final[tuple[tuple[Quantity, str], ...]] = (
     ("runtime", "runtime_interval_ms"),
@@ -410,7 +400,7 @@ class Platform:
 
     def save(self, path: Path | str) -> Platform:
         """Write the platform file, all of it or nothing; return the platform with its hash."""
-        return _from_content(*write(Path(path), self.to_json()))
+        return from_content(*write(Path(path), self.to_json()))
 
 
 #: Everything of a layer but its path, read in one go: see :attr:`Layer.configuration`.
@@ -468,60 +458,7 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def list_platforms() -> tuple[str, ...]:
-    """Names of the shipped platforms, sorted."""
-    return tuple(sorted(path.stem for path in _SHIPPED.glob("*.json")))
-
-
-def load_platform(name: str | Path) -> AnyPlatform:
-    """Load a shipped platform by name, or any platform file by its path.
-
-    Raises
-    ------
-    PlatformError
-        There is no such platform, or its file is broken; one line says what to do.
-    """
-    path = Path(name)
-    if isinstance(name, str) and not (path.suffix == ".json" or len(path.parts) > 1):
-        path = _SHIPPED / f"{name}.json"
-        if not path.is_file():
-            raise PlatformError(_unknown(name))
-    data = read_json(path)
-    if data.get("format") == "pytest-neuralpower eyeriss":
-        from pytest_neuralpower.eyeriss.platform_file import parse_platform  # noqa: PLC0415 - rare
-
-        return parse_platform(path, data)
-    return _from_content(*read(path, data))
-
-
-def load_fitted(name: str | Path) -> Platform:
-    """:func:`load_platform` where only one whose estimators were fitted will do.
-
-    Raises
-    ------
-    PlatformError
-        Also for an analytic platform.
-    """
-    platform = load_platform(name)
-    if not isinstance(platform, Platform):
-        raise PlatformError(
-            f"platform {platform.name} is analytic, without fitted estimators; name a fitted one "
-            "(`neuralpower platforms`)"
-        )
-    return platform
-
-
-def _unknown(name: str) -> str:
-    shipped = list_platforms()
-    close = difflib.get_close_matches(name.lower(), shipped, n=1, cutoff=0.5)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return (
-        f"unknown platform {name!r}{hint}; shipped: {', '.join(shipped)}; "
-        "or give the path of a platform file (.json)"
-    )
-
-
-def _from_content(content: dict[str, Any], sha256: str) -> Platform:
+def from_content(content: dict[str, Any], sha256: str) -> Platform:
     """The platform that validated content describes (estimators are already objects)."""
     families = {
         name: FamilyModel(

@@ -8,6 +8,7 @@ from functools import reduce
 from operator import add, attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
+from pytest_neuralpower.intervals import Interval
 from pytest_neuralpower.units import show
 
 if TYPE_CHECKING:
@@ -26,14 +27,6 @@ UNTRUSTED = (UNCOVERED, FALLBACK, EXTRAPOLATED)
 GROSS: Final = "gross device energy, idle included"
 #: What it is where nobody measured power and the user gave a wattage.
 ESTIMATED: Final = "estimated energy: the watts that the user gave, times the runtime"
-
-
-class Interval(NamedTuple):
-    """Central interval that holds the true value with probability ``coverage``."""
-
-    low: float
-    high: float
-    coverage: float
 
 
 class LayerPrediction(NamedTuple):
