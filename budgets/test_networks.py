@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.session import NeuralPower
+    from pytest_neuralpower.plugin.session import NeuralPower
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import PAPER_TABLE, meta_call

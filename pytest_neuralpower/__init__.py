@@ -9,21 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.errors import (
-        BudgetError,
-        NeuralPowerError,
-        PlatformError,
-        TraceError,
-    )
-    from pytest_neuralpower.intervals import difference_interval, ratio_interval
+    from pytest_neuralpower.compress.advice import advise
+    from pytest_neuralpower.compress.plan import apply_plan
+    from pytest_neuralpower.compress.prune import prune_to_budget
+    from pytest_neuralpower.errors import BudgetError, NeuralPowerError, PlatformError, TraceError
     from pytest_neuralpower.layers import Layer, Trace
-    from pytest_neuralpower.platform import Platform, list_platforms, load_platform
-    from pytest_neuralpower.prediction import LayerPrediction, Prediction
-    from pytest_neuralpower.predictor import predict
-    from pytest_neuralpower.remedy.advice import advise
-    from pytest_neuralpower.remedy.apply_plan import apply_plan
-    from pytest_neuralpower.remedy.prune import prune_to_budget
-    from pytest_neuralpower.session import (
+    from pytest_neuralpower.platform.catalog import list_platforms, load_platform, predict
+    from pytest_neuralpower.platform.differences import difference_interval, ratio_interval
+    from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
+    from pytest_neuralpower.platform.price import Platform
+    from pytest_neuralpower.plugin.session import (
         BaselineExceeded,
         BaselineMissing,
         BudgetExceeded,
@@ -61,28 +56,28 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BaselineExceeded": "session",
-    "BaselineMissing": "session",
+    "BaselineExceeded": "plugin.session",
+    "BaselineMissing": "plugin.session",
     "BudgetError": "errors",
-    "BudgetExceeded": "session",
+    "BudgetExceeded": "plugin.session",
     "Layer": "layers",
-    "LayerPrediction": "prediction",
-    "NeuralPower": "session",
+    "LayerPrediction": "platform.prediction",
+    "NeuralPower": "plugin.session",
     "NeuralPowerError": "errors",
-    "Platform": "platform",
+    "Platform": "platform.price",
     "PlatformError": "errors",
-    "Prediction": "prediction",
-    "PredictionUntrusted": "session",
+    "Prediction": "platform.prediction",
+    "PredictionUntrusted": "plugin.session",
     "Trace": "layers",
     "TraceError": "errors",
-    "advise": "remedy.advice",
-    "apply_plan": "remedy.apply_plan",
-    "difference_interval": "intervals",
-    "list_platforms": "platform",
-    "load_platform": "platform",
-    "predict": "predictor",
-    "prune_to_budget": "remedy.prune",
-    "ratio_interval": "intervals",
+    "advise": "compress.advice",
+    "apply_plan": "compress.plan",
+    "difference_interval": "platform.differences",
+    "list_platforms": "platform.catalog",
+    "load_platform": "platform.catalog",
+    "predict": "platform.catalog",
+    "prune_to_budget": "compress.prune",
+    "ratio_interval": "platform.differences",
     "trace": "tracing",
 }
 

@@ -1,8 +1,7 @@
-"""The ``neuralpower`` command: the same predictions without pytest. One file a command.
+"""The ``neuralpower`` command: the same predictions without pytest. One file a family of commands.
 
-A command's module has ``EXAMPLE``, what to type after ``neuralpower``, and ``run``, whose signature
-is the command's options and whose docstring is its help. It loads what computes inside ``run``, so
-that ``--help`` and the shell stay fast.
+A command is a function: its signature is the command's options, its docstring the help. It loads
+what computes inside itself, so that ``--help`` and the shell stay fast.
 """
 
 from __future__ import annotations
@@ -13,42 +12,40 @@ from typing import Annotated
 import typer
 
 from pytest_neuralpower import __version__
-from pytest_neuralpower.cli import (
-    accuracy,
-    advise,
-    apply_plan,
-    calibrate,
-    compare,
-    epr,
-    explain,
-    eyeriss,
-    fit,
-    measure,
-    platforms,
-    predict,
-    prune,
-    trace,
-    verify,
-)
+from pytest_neuralpower.cli import calibrate, compare, compress, predict
+from pytest_neuralpower.cli.options import RESNET50
 from pytest_neuralpower.errors import NeuralPowerError
 
-#: In the order of ``--help``.
+#: Commands with an example of what to type after ``neuralpower``, in the order of ``--help``.
 COMMANDS = (
-    trace,
-    predict,
-    compare,
-    platforms,
-    explain,
-    eyeriss,
-    epr,
-    prune,
-    apply_plan,
-    advise,
-    calibrate,
-    verify,
-    measure,
-    fit,
-    accuracy,
+    (predict.trace_command, f"trace {RESNET50}"),
+    (predict.predict_command, f"predict {RESNET50} --platform titanx"),
+    (compare.compare_command, "compare main HEAD --folder budgets/baselines"),
+    (predict.platforms_command, "platforms titanx"),
+    (predict.explain_command, "explain titanx conv"),
+    (
+        predict.eyeriss_command,
+        "eyeriss mypackage.models:alexnet --input 16,3,227,227 --write alexnet.txt",
+    ),
+    (predict.epr_command, "epr models.yaml --platform titanx --alpha 2 --html epr.html"),
+    (
+        compress.prune_command,
+        (
+            "prune models.py:trained --input 16,1,28,28 --platform eyeriss --budget 2mJ "
+            "--granularity weight --calibration models.py:images --plan plan.json "
+            "--weights pruned.pt"
+        ),
+    ),
+    (
+        compress.apply_plan_command,
+        "apply-plan models.py:trained plan.json --weights pruned.pt --out out.pt",
+    ),
+    (compress.advise_command, f"advise {RESNET50} --platform titanx --mj 1400"),
+    (calibrate.calibrate_command, "calibrate my-gpu --device cuda:0 --dtype bfloat16 --minutes 10"),
+    (calibrate.verify_command, "verify my-gpu/my-gpu.json"),
+    (calibrate.measure_command, f"measure {RESNET50} --platform my-gpu/my-gpu.json"),
+    (calibrate.fit_command, "fit calibration/mydevice --out mydevice.json"),
+    (calibrate.accuracy_command, "accuracy titanx --data ../data --html accuracy.html"),
 )
 
 app = typer.Typer(
@@ -71,11 +68,11 @@ def _main(
         raise typer.Exit
 
 
-for _command in COMMANDS:
+for _command, _example in COMMANDS:
     app.command(
-        _command.__name__.rpartition(".")[2].replace("_", "-"),
-        epilog=f"[bold]Example:[/bold] neuralpower {_command.EXAMPLE}",
-    )(_command.run)
+        _command.__name__.removesuffix("_command").replace("_", "-"),
+        epilog=f"[bold]Example:[/bold] neuralpower {_example}",
+    )(_command)
 
 
 def main() -> None:

@@ -9,23 +9,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pytest_neuralpower.cli.measuring import (
+from pytest_neuralpower.cli.options import (
+    Arguments,
+    Data,
     DeviceOption,
     Dtype,
+    Inputs,
+    Json,
     MeterOption,
     Mode,
+    PlatformName,
+    Target,
     Thorough,
     Watts,
+    parse_arguments,
+    print_json,
 )
 from pytest_neuralpower.errors import OptionError
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.platform import Platform
-
-EXAMPLE = "calibrate my-gpu --device cuda:0 --dtype bfloat16 --minutes 10"
+    from pytest_neuralpower.platform.price import Platform
 
 
-def run(
+def calibrate_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="name of the platform to make")],
     device: DeviceOption = "",
     dtype: Dtype = "",
@@ -67,9 +73,9 @@ def run(
     (its card). Each row is on the disk before the next is measured: after Ctrl-C, a crash or a full
     disk, --resume goes on.
     """
-    from pytest_neuralpower.measure.engines import BACKENDS  # noqa: PLC0415
-    from pytest_neuralpower.measure.options import calibration_options  # noqa: PLC0415 - torch
-    from pytest_neuralpower.measure.progress import choose_progress  # noqa: PLC0415
+    from pytest_neuralpower.calibrate.measure.fleet import BACKENDS  # noqa: PLC0415
+    from pytest_neuralpower.calibrate.measure.plan import calibration_options  # noqa: PLC0415 - torch
+    from pytest_neuralpower.calibrate.measure.progress import choose_progress  # noqa: PLC0415
 
     if backend not in BACKENDS:
         raise OptionError(f"--backend {backend}: it is one of {', '.join(BACKENDS)}")
@@ -92,7 +98,7 @@ def run(
     )
     with _ctrl_c_told(options.directory):
         if many:
-            from pytest_neuralpower.measure.fleet import calibrate_fleet  # noqa: PLC0415
+            from pytest_neuralpower.calibrate.measure.fleet import calibrate_fleet  # noqa: PLC0415
 
             for path, platform in calibrate_fleet(
                 options,
@@ -104,10 +110,10 @@ def run(
             ):
                 _print_result(path, platform)
             return
-        from pytest_neuralpower.measure.lock import only_writer  # noqa: PLC0415 - an extra
+        from pytest_neuralpower.calibrate.measure.profile_writer import only_writer  # noqa: PLC0415 - an extra
 
         with only_writer(options.directory):
-            from pytest_neuralpower.measure.run import calibrate  # noqa: PLC0415 - imports torch
+            from pytest_neuralpower.calibrate.measure.run import calibrate  # noqa: PLC0415 - imports torch
 
             done = calibrate(options, choose_progress())
         typer.echo(
@@ -135,7 +141,165 @@ def _ctrl_c_told(directory: Path) -> Iterator[None]:
 
 
 def _print_result(path: Path, platform: Platform) -> None:
-    from pytest_neuralpower.measure.closing import closing_lines  # noqa: PLC0415
+    from pytest_neuralpower.calibrate.measure.run import closing_lines  # noqa: PLC0415
 
     for line in closing_lines(path, platform, path.parent):
         typer.echo(line)
+
+
+# -- ``neuralpower fit``: a platform from measured rows.
+
+
+def fit_command(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIRECTORY", help="folder with recipe.yaml and measured rows")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="platform file to write [NAME.json]")
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Fit a platform from measured rows: choose each estimator by held-out configurations.
+
+    Writes the platform file, and its card beside the recipe.
+    """
+    from pytest_neuralpower.calibrate.fit.fit import fit_command  # noqa: PLC0415 - imports numpy
+    from pytest_neuralpower.report.accuracy import platforms_text  # noqa: PLC0415
+
+    path, saved = fit_command(directory, out, data_root=data)
+    typer.echo(platforms_text([saved.summary()]))
+    typer.echo(f"wrote {path}: use it with pytest --np-platform={path}")
+    typer.echo(f"wrote {directory / 'README.md'}: its card")
+
+
+# -- ``neuralpower accuracy``: how wrong a platform is on rows it was not fitted on.
+
+
+def accuracy_command(
+    platform: Annotated[
+        str,
+        typer.Argument(
+            metavar="PLATFORM", help="name of a folder in calibration/, or a calibration folder"
+        ),
+    ],
+    profile: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="judge these measured rows, not the recipe's"),
+    ] = None,
+    networks: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="judge these measured networks, not the recipe's"),
+    ] = None,
+    data: Data = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="plot predicted against measured (html)")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Refit PLATFORM with held-out groups, and print how wrong it is beside baselines."""
+    from pytest_neuralpower.calibrate.fit.accuracy import (  # noqa: PLC0415
+        accuracy_shown,
+        find_calibration,
+        measure,
+        points,
+    )
+    from pytest_neuralpower.cli.options import spinner  # noqa: PLC0415 - imports rich
+    from pytest_neuralpower.report.accuracy import accuracy_text  # noqa: PLC0415
+
+    folder = find_calibration(platform)
+    if html is not None:
+        from pytest_neuralpower.report.charts import check_page  # noqa: PLC0415
+
+        check_page(html)
+    with spinner(f"refitting {folder.name}") as progress:
+        fitted = measure(
+            folder, data_root=data, profile=profile, networks=networks, progress=progress
+        )
+    found = accuracy_shown(fitted)
+    name = fitted.platform.name
+    if html is not None:
+        from pytest_neuralpower.report.charts import accuracy_figure, write_page  # noqa: PLC0415
+
+        write_page(accuracy_figure(list(points(fitted)), platform=name), html)
+        typer.echo(f"wrote {html}: predicted against measured", err=True)
+    if as_json:
+        print_json(found)
+    else:
+        typer.echo(accuracy_text(name, found))
+
+
+# -- ``neuralpower measure``: one call of a model on the device itself, beside its prediction.
+
+
+def measure_command(
+    model: Target,
+    inputs: Inputs,
+    platform: PlatformName,
+    arg: Arguments = None,
+    meter: MeterOption = "auto",
+    seconds: Annotated[
+        float, typer.Option(min=0.1, metavar="S", help="time to run the model over and over")
+    ] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Run MODEL on this machine's device and print measured against predicted.
+
+    PLATFORM must have been calibrated on this kind of device.
+    """
+    from pytest_neuralpower.calibrate.measure.network import (  # noqa: PLC0415
+        comparison_record,
+        comparison_text,
+        measure_call,
+    )
+    from pytest_neuralpower.calibrate.measure.preflight import open_place  # noqa: PLC0415
+    from pytest_neuralpower.calibrate.measure.verify import device_of, measured_here, mode_of  # noqa: PLC0415
+    from pytest_neuralpower.model_source import load_model, parse_inputs  # noqa: PLC0415
+    from pytest_neuralpower.platform.catalog import (  # noqa: PLC0415
+        load_platform,
+        predict_call,
+    )
+
+    loaded = measured_here(load_platform(platform))
+    device = device_of(loaded)
+    args, kwargs = parse_inputs(inputs)
+    built = load_model(model, parse_arguments(arg or [])).eval()
+    prediction = predict_call(built, args, kwargs, platform=loaded)
+    place = open_place(device, loaded.dtype, mode=mode_of(loaded), meter=meter)
+    try:
+        measured = measure_call(built, args, kwargs, place, seconds=seconds)
+        record = comparison_record(measured, prediction, place.facts["device"])
+    finally:
+        place.close()
+    if as_json:
+        print_json(record)
+    else:
+        typer.echo(comparison_text(record))
+
+
+# -- ``neuralpower verify``: does a platform still hold on its device?
+
+
+def verify_command(
+    platform: Annotated[str, typer.Argument(metavar="PLATFORM", help="a name or a path")],
+    minutes: Annotated[
+        float, typer.Option(min=0.1, metavar="M", help="time to measure, at most")
+    ] = 1.7,
+    as_json: Json = False,
+) -> None:
+    """Measure some of PLATFORM's networks again on its device, and show each kind's drift.
+
+    Exit code 0: it holds; 1: it does not, calibrate anew; 2: it could not be verified.
+    """
+    from pytest_neuralpower.calibrate.measure.network import verification_record, verification_text  # noqa: PLC0415
+    from pytest_neuralpower.calibrate.measure.progress import choose_progress  # noqa: PLC0415
+    from pytest_neuralpower.calibrate.measure.verify import verify  # noqa: PLC0415 - imports torch
+    from pytest_neuralpower.platform.catalog import load_platform  # noqa: PLC0415 - imports numpy
+
+    found = verify(load_platform(platform), choose_progress(), seconds=60 * minutes)
+    if as_json:
+        print_json(verification_record(found))
+    else:
+        typer.echo(verification_text(found))
+        if found.unjudged:
+            typer.echo(found.unjudged)
+    raise typer.Exit(0 if found.holds else 1)

@@ -7,14 +7,11 @@ from typing import Annotated
 
 import typer
 
-from pytest_neuralpower.cli.options import Json
-from pytest_neuralpower.cli.output import print_json
+from pytest_neuralpower.cli.options import Json, print_json
 from pytest_neuralpower.errors import OptionError
 
-EXAMPLE = "compare main HEAD --folder budgets/baselines"
 
-
-def run(
+def compare_command(
     base: Annotated[
         str,
         typer.Argument(
@@ -53,16 +50,12 @@ def run(
     Exits with 0 if nothing costs more than the tolerance allows, 1 if something does, and 2 if they
     could not be compared.
     """
-    from pytest_neuralpower.regression.comparing import (  # noqa: PLC0415 - imports numpy
+    from pytest_neuralpower.guard.compare_sources import (  # noqa: PLC0415
         compare_sources,
         exit_code,
+        read_pair,
     )
-    from pytest_neuralpower.regression.sources import read_pair  # noqa: PLC0415
-    from pytest_neuralpower.regression.tolerance import (  # noqa: PLC0415
-        DEFAULT,
-        merge,
-        parse_texts,
-    )
+    from pytest_neuralpower.guard.tolerance import DEFAULT, merge, parse_texts  # noqa: PLC0415
 
     if markdown and as_json:
         raise OptionError("--markdown and --json: only one format can be printed; give one of them")
@@ -72,11 +65,11 @@ def run(
     if as_json:
         print_json(found)
     elif markdown:
-        from pytest_neuralpower.reports.compare_markdown import compare_markdown  # noqa: PLC0415
+        from pytest_neuralpower.report.markdown import compare_markdown  # noqa: PLC0415
 
         typer.echo(compare_markdown(found, top=top), nl=False)
     else:
-        from pytest_neuralpower.reports.compare import compare_text  # noqa: PLC0415
+        from pytest_neuralpower.report.compare import compare_text  # noqa: PLC0415
 
         typer.echo(compare_text(found, top=top))
     raise typer.Exit(exit_code(found))

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-__all__ = ["RESNET50", "Arguments", "Csv", "Data", "Inputs", "Json", "Platform", "Target"]
+from pytest_neuralpower.errors import ImportPathError, OptionError
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.layers import Trace
+
+__all__ = [
+    "RESNET50",
+    "Arguments",
+    "Csv",
+    "Data",
+    "DeviceOption",
+    "Dtype",
+    "Inputs",
+    "Json",
+    "MeterOption",
+    "Mode",
+    "PlatformName",
+    "Target",
+    "Thorough",
+    "Watts",
+    "check_format",
+    "parse_arguments",
+    "print_json",
+    "trace_model",
+]
+
 
 #: A model to type in examples.
 RESNET50 = "pytorchcv.model_provider:get_model --arg name=resnet50 --input 1,3,224,224"
@@ -29,7 +57,7 @@ Arguments = Annotated[
     list[str] | None,
     typer.Option("--arg", "-a", metavar="NAME=VALUE", help="argument of the factory; repeatable"),
 ]
-Platform = Annotated[
+PlatformName = Annotated[
     str, typer.Option("--platform", "-p", metavar="NAME|PATH", help="see `neuralpower platforms`")
 ]
 Data = Annotated[
@@ -40,3 +68,99 @@ Data = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Csv = Annotated[bool, typer.Option("--csv", help="print CSV, one row a layer")]
+
+
+# -- What commands print for machines.
+
+
+def check_format(*, as_json: bool, as_csv: bool) -> None:
+    """Raise :class:`OptionError` when both formats were asked for."""
+    if as_json and as_csv:
+        raise OptionError("--json and --csv: only one format can be printed; give one of them")
+
+
+def print_json(value: Any) -> None:
+    """Print ``value``, of JSON types, indented."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+# -- The model that a command was given: built, and traced with its inputs.
+
+
+def trace_model(target: str, inputs: Sequence[str], arguments: Sequence[str] | None) -> Trace:
+    """Trace one inference of the model that ``--input`` and ``--arg`` describe.
+
+    Raises
+    ------
+    NeuralPowerError
+        The model cannot be built or traced; one line says why.
+    """
+    from pytest_neuralpower.model_source import load_model, parse_inputs  # noqa: PLC0415
+    from pytest_neuralpower.tracing import trace  # noqa: PLC0415 - imports torch
+
+    positional, keywords = parse_inputs(inputs)
+    model = load_model(target, parse_arguments(arguments or []))
+    return trace(model.eval(), *positional, **keywords)  # one inference is what people ask for
+
+
+def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
+    """``name=value`` pairs with YAML values: 3 is a number, true a boolean, [1, 2] a list."""
+    import yaml  # noqa: PLC0415 - only needed with --arg
+
+    parsed = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator or not name.isidentifier():
+            raise ImportPathError(f"--arg {pair}: write name=value")
+        try:
+            parsed[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ImportPathError(f"--arg {pair}: {value!r} is not a YAML value") from None
+    return parsed
+
+
+# -- What the command is doing, on standard error while it lasts; silent where nobody watches.
+
+
+@contextmanager
+def spinner(title: str) -> Iterator[Callable[[str], None]]:
+    """A line with ``title``, the time it has taken, and what the function given is told."""
+    from rich.console import Console  # noqa: PLC0415 - slow to import
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(title)
+        yield lambda step: bar.update(task, description=f"{title}: {step}")
+
+
+# -- Options that the commands which measure share.
+
+DeviceOption = Annotated[
+    str,
+    typer.Option(metavar="cpu|cuda:N|cuda:all", help="[the first GPU, else the CPU]"),
+]
+Dtype = Annotated[
+    str, typer.Option(metavar="float32|bfloat16|float16", help="dtype of the networks [float32]")
+]
+Mode = Annotated[
+    str,
+    typer.Option(
+        metavar="eager|graph", help="how a GPU runs them; graph: replayed CUDA graphs [eager]"
+    ),
+]
+MeterOption = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|nvml|rapl|ina3221|zeus|none",
+        help="where energy is read; each is proven under load before it is used",
+    ),
+]
+Watts = Annotated[
+    float | None,
+    typer.Option(metavar="W", help="power under load as you know it: energy is then estimated"),
+]
+Thorough = Annotated[bool, typer.Option("--thorough", help="several times longer, for keeps")]

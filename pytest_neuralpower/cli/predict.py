@@ -1,30 +1,62 @@
-"""``neuralpower predict``: what one call costs."""
+"""``neuralpower trace``: the layers of a model."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pytest_neuralpower.cli.model import trace_model
-from pytest_neuralpower.cli.options import RESNET50, Arguments, Csv, Inputs, Json, Platform, Target
-from pytest_neuralpower.cli.output import check_format, print_json
+from pytest_neuralpower.cli.options import (
+    Arguments,
+    Csv,
+    Inputs,
+    Json,
+    PlatformName,
+    Target,
+    check_format,
+    print_json,
+    trace_model,
+)
+from pytest_neuralpower.errors import OptionError
 
-EXAMPLE = f"predict {RESNET50} --platform titanx"
 
-
-def run(
+def trace_command(
     model: Target,
     inputs: Inputs,
-    platform: Platform,
+    arg: Arguments = None,
+    as_json: Json = False,
+    as_csv: Csv = False,
+) -> None:
+    """List the layers of one call of MODEL: operations, bytes, shapes. Nothing is computed."""
+    from pytest_neuralpower.report import records, terminal  # noqa: PLC0415
+
+    check_format(as_json=as_json, as_csv=as_csv)
+    found = trace_model(model, inputs, arg)
+    if as_json:
+        print_json(records.trace_record(found))
+    elif as_csv:
+        typer.echo(records.csv_text(map(records.layer_record, found)), nl=False)
+    else:
+        typer.echo(terminal.trace_text(found))
+
+
+# -- ``neuralpower predict``: what one call costs.
+
+
+def predict_command(
+    model: Target,
+    inputs: Inputs,
+    platform: PlatformName,
     arg: Arguments = None,
     top: Annotated[int, typer.Option(min=0, help="show the N dearest layers; 0 shows all")] = 10,
     as_json: Json = False,
     as_csv: Csv = False,
 ) -> None:
     """Predict energy, runtime and power of one call of MODEL, layer by layer."""
-    from pytest_neuralpower.platform import load_platform  # noqa: PLC0415 - imports numpy
-    from pytest_neuralpower.reports import records, terminal  # noqa: PLC0415
+    from pytest_neuralpower.platform.catalog import load_platform  # noqa: PLC0415 - imports numpy
+    from pytest_neuralpower.report import records, terminal  # noqa: PLC0415
 
     check_format(as_json=as_json, as_csv=as_csv)
     loaded = load_platform(platform)
@@ -36,3 +68,164 @@ def run(
         typer.echo(records.csv_text(rows), nl=False)
     else:
         typer.echo(terminal.prediction_text(prediction, top))
+
+
+# -- ``neuralpower epr``: several models by error and energy together.
+
+
+def epr_command(
+    models: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="YAML list of models: name, model, inputs, error"),
+    ],
+    platform: PlatformName,
+    alpha: Annotated[float, typer.Option(min=0, help="weight of the error; 0: energy alone")] = 1.0,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="plot energy against error (extra html)")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Rank models by energy-precision ratio: error^alpha x energy of one sample, lower is better.
+
+    Each entry of FILE has a name, a model (package.module:factory), its inputs (a list of shapes,
+    such as [[1, 3, 224, 224]]), its error (a share, measured by you) and perhaps arguments of the
+    factory.
+    """
+    from pytest_neuralpower.platform.catalog import load_platform  # noqa: PLC0415 - imports numpy
+    from pytest_neuralpower.report.epr import rank, read_candidates  # noqa: PLC0415
+    from pytest_neuralpower.report.terminal import epr_text  # noqa: PLC0415
+
+    if html is not None:
+        from pytest_neuralpower.report.charts import check_page  # noqa: PLC0415
+
+        check_page(html)
+    loaded = load_platform(platform)
+    ranked = rank(read_candidates(models, loaded), alpha=alpha)
+    if html is not None:
+        from pytest_neuralpower.report.charts import energy_error_figure, write_page  # noqa: PLC0415
+
+        write_page(energy_error_figure(ranked, platform=loaded.name, alpha=alpha), html)
+    if as_json:
+        print_json([asdict(item) for item in ranked])
+    else:
+        typer.echo(epr_text(ranked, platform=loaded.name, alpha=alpha))
+
+
+# -- ``neuralpower eyeriss``: layers of an Eyeriss-like array by data type, and their table.
+
+
+def eyeriss_command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="TABLE|MODEL",
+            help="a table of 25 columns a layer, as MIT's energy estimation tool takes it, "
+            "or package.module:factory",
+        ),
+    ],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input", "-i", metavar="[NAME=]SHAPE[:DTYPE]", help="one input of MODEL; repeatable"
+        ),
+    ] = None,
+    arg: Arguments = None,
+    platform: Annotated[
+        str,
+        typer.Option(
+            "--platform",
+            "-p",
+            metavar="NAME|PATH",
+            help="eyeriss, eyeriss-accelergy, or a file with bits, sizes and costs of your own",
+        ),
+    ] = "eyeriss",
+    write: Annotated[
+        Path | None, typer.Option(metavar="TABLE", help="write the layers as a table, to edit")
+    ] = None,
+    as_json: Json = False,
+    as_csv: Csv = False,
+) -> None:
+    """Energy of every layer by data type: input map, output map, weight, computation.
+
+    A table has each layer's shape, batch, zero counts and bit widths. --write makes one from MODEL,
+    with no zeros: count yours, edit it, and give it back as TABLE.
+    """
+    from pytest_neuralpower.eyeriss import table  # noqa: PLC0415 - imports numpy
+    from pytest_neuralpower.platform.analytic import EyerissPlatform  # noqa: PLC0415
+    from pytest_neuralpower.platform.catalog import load_platform  # noqa: PLC0415
+    from pytest_neuralpower.report.records import (  # noqa: PLC0415
+        csv_text,
+        energy_records,
+        energy_text,
+    )
+
+    check_format(as_json=as_json, as_csv=as_csv)
+    array = load_platform(platform)
+    if not isinstance(array, EyerissPlatform):
+        raise OptionError(
+            f"--platform {platform}: it is no Eyeriss-like array; give eyeriss, eyeriss-accelergy "
+            "or the path of a file that describes one"
+        )
+    if ":" in source:
+        if not inputs:
+            raise OptionError(f"{source}: a model needs its inputs; add --input 1,3,227,227")
+        rows = table.rows_from_layers(trace_model(source, inputs, arg), bits=array.bits)
+    elif inputs or arg:
+        raise OptionError(f"{source}: a table has its own inputs; leave out --input and --arg")
+    else:
+        rows = table.read_table(source)
+    if not rows:
+        raise OptionError(f"{source}: no layer multiplies and accumulates; `neuralpower predict` "
+                          "prices the others")  # fmt: skip
+    energies = table.table_energy(rows, costs=array.costs, hardware=array.hardware)
+    records = energy_records(rows, energies)
+    if write is not None:
+        table.write_table(write, rows)
+    if as_json:
+        print_json(records)
+    elif as_csv:
+        typer.echo(csv_text(records), nl=False)
+    else:
+        typer.echo(energy_text(records, array))
+    if write is not None:
+        typer.echo(f"wrote {write}: {len(rows)} layers", err=True)
+
+
+# -- ``neuralpower explain``: the equations behind a platform's predictions.
+
+
+def explain_command(
+    platform: Annotated[str, typer.Argument(metavar="PLATFORM", help="a name or a path")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="kind of layer, such as conv")],
+) -> None:
+    """Write the equations by which a platform prices one kind of layer."""
+    from pytest_neuralpower.platform.catalog import load_platform  # noqa: PLC0415 - numpy
+    from pytest_neuralpower.platform.price import Platform  # noqa: PLC0415 - numpy
+    from pytest_neuralpower.report import explain  # noqa: PLC0415
+
+    loaded = load_platform(platform)
+    if isinstance(loaded, Platform):
+        typer.echo(explain.explain_text(loaded, kind))
+    else:
+        typer.echo(explain.explain_analytic_text(loaded, kind))
+
+
+# -- ``neuralpower platforms``: what can be predicted on, and how far to trust it.
+
+
+def platforms_command(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME|PATH]", help="show one platform in full")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the shipped platforms with their tier and measured accuracy, or show one in full."""
+    from pytest_neuralpower.platform.catalog import list_platforms, load_platform  # noqa: PLC0415
+    from pytest_neuralpower.report.accuracy import platform_text, platforms_text  # noqa: PLC0415
+
+    if name is not None:
+        summary = load_platform(name).summary()
+        print_json(summary) if as_json else typer.echo(platform_text(summary))
+        return
+    summaries = [load_platform(shipped).summary() for shipped in list_platforms()]
+    print_json(summaries) if as_json else typer.echo(platforms_text(summaries))

@@ -11,13 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from pytest_neuralpower.estimators.base import Estimator
     from pytest_neuralpower.estimators.boosted import Boosted
-    from pytest_neuralpower.estimators.neuralpower import NeuralPower
-    from pytest_neuralpower.estimators.neuralpower_relative import NeuralPowerRelative
-    from pytest_neuralpower.estimators.per_energy import PerEnergy
+    from pytest_neuralpower.estimators.neuralpower import NeuralPower, NeuralPowerRelative
     from pytest_neuralpower.estimators.physical import Physical
-    from pytest_neuralpower.estimators.saturating import Saturating
-    from pytest_neuralpower.estimators.shares import Shares
     from pytest_neuralpower.estimators.tree import Tree
+    from pytest_neuralpower.estimators.utilization import PerEnergy, Saturating, Shares
 
 __all__ = [
     "ESTIMATORS",
@@ -33,22 +30,19 @@ __all__ = [
     "from_json",
 ]
 
-#: Every estimator's class by the name it carries in platform files; its module is named likewise.
+#: Module and class of every estimator, by the name it carries in platform files.
 ESTIMATORS: Final = {
-    "boosted": "Boosted",
-    "neuralpower": "NeuralPower",
-    "neuralpower-relative": "NeuralPowerRelative",
-    "per-energy": "PerEnergy",
-    "physical": "Physical",
-    "saturating": "Saturating",
-    "shares": "Shares",
-    "tree": "Tree",
+    "boosted": ("boosted", "Boosted"),
+    "neuralpower": ("neuralpower", "NeuralPower"),
+    "neuralpower-relative": ("neuralpower", "NeuralPowerRelative"),
+    "per-energy": ("utilization", "PerEnergy"),
+    "physical": ("physical", "Physical"),
+    "saturating": ("utilization", "Saturating"),
+    "shares": ("utilization", "Shares"),
+    "tree": ("tree", "Tree"),
 }
 
-_HOMES: Final = {
-    "Estimator": "base",
-    **{name: home.replace("-", "_") for home, name in ESTIMATORS.items()},
-}
+_HOMES: Final = {"Estimator": "base", **{name: home for home, name in ESTIMATORS.values()}}
 
 
 def __getattr__(name: str) -> Any:
@@ -68,5 +62,5 @@ def from_json(data: dict[str, Any]) -> Estimator:
     name = data["estimator"]
     if name not in ESTIMATORS:
         raise ValueError(f"unknown estimator {name!r}; there are {', '.join(ESTIMATORS)}")
-    estimator: Estimator = __getattr__(ESTIMATORS[name]).from_json(data)
+    estimator: Estimator = __getattr__(ESTIMATORS[name][1]).from_json(data)
     return estimator

@@ -13,7 +13,7 @@ from pytest_neuralpower.errors import FitError, MissingExtraError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pytest_neuralpower.features import Columns, FloatArray
+    from pytest_neuralpower.estimators.features import Columns, FloatArray
 
 #: Line numbers named in one message; the rest are counted.
 _NAMED_LINES = 5
@@ -46,7 +46,7 @@ class Estimator(ABC):
         Parameters
         ----------
         columns
-            What :func:`pytest_neuralpower.features.columns` made of the rows' layers.
+            What :func:`pytest_neuralpower.estimators.features.columns` made of the rows' layers.
         target
             Measured values, shape ``(rows,)``, in the quantity's unit.
         lines

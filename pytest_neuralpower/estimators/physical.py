@@ -9,13 +9,12 @@ import numpy as np
 
 from pytest_neuralpower.errors import FitError
 from pytest_neuralpower.estimators.base import Estimator, need_extra
-from pytest_neuralpower.estimators.regimes import Regime, assign
-from pytest_neuralpower.estimators.terms import evaluate
+from pytest_neuralpower.estimators.terms import Regime, assign, evaluate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pytest_neuralpower.features import Columns, FloatArray
+    from pytest_neuralpower.estimators.features import Columns, FloatArray
 
 #: A rate seen in fewer rows than this is noise: its term is dropped from the regime.
 MIN_ACTIVE_ROWS: Final = 12

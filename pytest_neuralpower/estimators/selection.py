@@ -1,21 +1,194 @@
-"""Which estimator a family gets: grouped cross-validation, every candidate's score kept."""
+"""Grouped folds: what is held out is held out whole."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 import numpy as np
 
 from pytest_neuralpower.errors import FitError
-from pytest_neuralpower.estimators.folds import grouped_folds
+from pytest_neuralpower.estimators.base import Estimator, need_extra
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pytest_neuralpower.estimators.base import Estimator
-    from pytest_neuralpower.features import Columns, FloatArray
+    from pytest_neuralpower.estimators.features import Columns, FloatArray
+
+__all__ = [
+    "BASELINES",
+    "FlopsOnly",
+    "Roofline",
+    "baseline_makers",
+]
+
+
+#: Fewer groups than this cannot judge anything.
+MIN_GROUPS: Final = 3
+
+
+def grouped_folds(groups: Sequence[Hashable], folds: int) -> NDArray[np.intp]:
+    """Fold of each row; all rows of one group share a fold, and folds are about equally large.
+
+    Deterministic: groups go, largest first and then in order of appearance, to the fold that has
+    fewest rows.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    if len(members) < MIN_GROUPS:
+        raise FitError(
+            f"{len(members)} different layer shapes, {MIN_GROUPS} are needed to hold any out: "
+            "measure more configurations"
+        )
+    result = np.zeros(len(groups), dtype=np.intp)
+    load = [0] * min(folds, len(members))
+    for rows in sorted(members.values(), key=len, reverse=True):
+        fold = load.index(min(load))
+        load[fold] += len(rows)
+        result[rows] = fold
+    return result
+
+
+def whole_groups(groups: Sequence[Hashable], most: int) -> NDArray[np.intp]:
+    """Rows of whole groups, about ``most`` of them, evenly over the order of appearance.
+
+    Choosing a hyper-parameter needs no more rows than that, and takes time with each. All rows
+    where there are no more.
+    """
+    if len(groups) <= most:
+        return np.arange(len(groups))
+    order = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    step = len(groups) / most
+    kept = {int(place) for place in np.arange(0.0, len(order), step)}
+    return np.flatnonzero([order[group] in kept for group in groups])
+
+
+# -- Baselines that any estimator has to beat before it ships: operations alone, and the roofline.
+#
+# Both are fitted as fairly as the others (a launch and one rate, relative weights, the same folds),
+# so that what beats them is knowledge of the layer and not merely a free constant. They are
+# compared
+# with and never stored in a platform.
+
+
+class _OneRate(Estimator):
+    """``y = launch + rate x work``, both non-negative, least squares on the relative error.
+
+    Attributes
+    ----------
+    launch_
+        ms.
+    rate_
+        ms per unit of work.
+    """
+
+    def __init__(self) -> None:
+        self.launch_ = 0.0
+        self.rate_ = 0.0
+
+    @abstractmethod
+    def _work(self, columns: Columns) -> FloatArray:
+        """What one rate prices, shape ``(rows,)``."""
+
+    def _fit(self, columns: Columns, target: FloatArray) -> None:
+        try:
+            from scipy.optimize import nnls  # noqa: PLC0415 - only fitting needs it
+        except ImportError:
+            raise need_extra("SciPy") from None
+        matrix = np.stack([np.ones_like(target), self._work(columns)], axis=1) / target[:, None]
+        size = np.linalg.norm(matrix, axis=0)
+        size[size == 0] = 1.0  # no operations at all: only the launch is left
+        rates, _ = nnls(matrix / size, np.ones(len(target)))
+        self.launch_, self.rate_ = (float(f"{rate:.10g}") for rate in rates / size)
+
+    def predict(self, columns: Columns) -> FloatArray:
+        return np.asarray(self.launch_ + self.rate_ * self._work(columns))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"estimator": self.name, "launch": self.launch_, "rate": self.rate_}
+
+    def _restore(self, data: dict[str, Any]) -> Self:
+        self.launch_, self.rate_ = float(data["launch"]), float(data["rate"])
+        return self
+
+
+class FlopsOnly(_OneRate):
+    """Runtime from the number of operations alone, as FLOP counters are commonly read.
+
+    ``rate_`` is in ms per GFLOP.
+    """
+
+    name: ClassVar[str] = "flops-only"
+
+    def _work(self, columns: Columns) -> FloatArray:
+        return columns["flops"] * 1e-9
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls()._restore(data)
+
+
+class Roofline(_OneRate):
+    """The longer of computing at the peak and moving every tensor once, over one efficiency.
+
+    Williams, Waterman, Patterson, "Roofline: An Insightful Visual Performance Model", CACM 2009.
+    ``rate_`` is the inverse of the efficiency: ms per ideal ms.
+
+    Parameters
+    ----------
+    peak_gflops, bandwidth_gbs
+        The device's ceilings.
+    """
+
+    name: ClassVar[str] = "roofline"
+
+    def __init__(self, *, peak_gflops: float, bandwidth_gbs: float) -> None:
+        super().__init__()
+        self.peak_gflops = peak_gflops
+        self.bandwidth_gbs = bandwidth_gbs
+
+    def _work(self, columns: Columns) -> FloatArray:
+        compute = columns["flops"] / (self.peak_gflops * 1e6)
+        traffic = columns["bytes_moved"] / (self.bandwidth_gbs * 1e6)
+        return np.asarray(np.maximum(compute, traffic))
+
+    def to_json(self) -> dict[str, Any]:
+        ceilings = {"peak_gflops": self.peak_gflops, "bandwidth_gbs": self.bandwidth_gbs}
+        return {**super().to_json(), **ceilings}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        estimator = cls(
+            peak_gflops=float(data["peak_gflops"]), bandwidth_gbs=float(data["bandwidth_gbs"])
+        )
+        return estimator._restore(data)
+
+
+#: Names of the baselines, in the order in which reports show them.
+BASELINES: Final = (FlopsOnly.name, Roofline.name)
+
+
+def baseline_makers(hardware: Mapping[str, float]) -> dict[str, Callable[[], Estimator]]:
+    """Makers of the unfitted baselines of runtime, by name.
+
+    Parameters
+    ----------
+    hardware
+        ``peak_gflops`` and ``bandwidth_gbs``.
+    """
+    return {
+        FlopsOnly.name: FlopsOnly,
+        Roofline.name: lambda: Roofline(
+            peak_gflops=float(hardware["peak_gflops"]),
+            bandwidth_gbs=float(hardware["bandwidth_gbs"]),
+        ),
+    }
+
+
+# -- Which estimator a family gets: grouped cross-validation, every candidate's score kept.
 
 #: More rows than this are held out by fifths: four fifths of them are enough to fit anything, and
 #: all candidates on 6,000 rows then take less than a minute.

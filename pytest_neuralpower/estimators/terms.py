@@ -7,14 +7,19 @@ multiprocessors in waves, and pay for the part of a tile or wave that holds noth
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+from pytest_neuralpower.estimators.features import op_code
+
 if TYPE_CHECKING:
-    from pytest_neuralpower.features import Columns, FloatArray
+    from numpy.typing import NDArray
+
+    from pytest_neuralpower.estimators.features import Columns, FloatArray
 
 _GIGA: Final = 1e-9
 _MEGA: Final = 1e-6
@@ -304,3 +309,185 @@ _TILED: Final[dict[str, Callable[[Columns, int, int, int], FloatArray]]] = {
     "padded_flops": _padded_flops,
     "attention_flops": _attention_flops,
 }
+
+
+# -- How to read physical terms: in base units (operations, bytes), in words.
+
+
+class Meaning(NamedTuple):
+    """How to read a term: its value over ``factor`` is a number of ``unit``."""
+
+    factor: float
+    unit: str
+    text: str
+
+
+_MEANINGS: Final[dict[str, Meaning]] = {
+    "launch": Meaning(1.0, "", "once a layer"),
+    "flops": Meaning(_GIGA, "FLOPs", "operations, 2 per multiply-accumulate"),
+    "pointwise_flops": Meaning(_GIGA, "FLOPs", "operations of a convolution of kernel 1 x 1"),
+    "bytes_in": Meaning(_MEGA, "bytes", "inputs"),
+    "bytes_out": Meaning(_MEGA, "bytes", "outputs"),
+    "bytes_weight": Meaning(_MEGA, "bytes", "parameters"),
+    "bytes_moved": Meaning(_MEGA, "bytes", "inputs, outputs and parameters"),
+    "bytes_new": Meaning(_MEGA, "bytes", "outputs that are not written over an input"),
+    "bytes_io": Meaning(_MEGA, "bytes", "inputs and outputs"),
+    "bytes_workspace": Meaning(_MEGA, "bytes", "unfolded input, or score matrix"),
+    "bytes_over": Meaning(_MEGA, "bytes", "all tensors beyond a cache of so many MB"),
+    "io_over": Meaning(_MEGA, "bytes", "inputs and outputs beyond a cache of so many MB"),
+    "weight_over": Meaning(_MEGA, "bytes", "parameters beyond a cache of so many MB"),
+    "fresh_out": Meaning(_MEGA, "bytes", "outputs of so many MB or more, memory got anew"),
+    "fresh_workspace": Meaning(_MEGA, "bytes", "workspace of so many MB or more, got anew"),
+    "unaligned_in": Meaning(_MEGA, "bytes", "inputs whose channels are no multiple of that"),
+    "unaligned_out": Meaning(_MEGA, "bytes", "outputs whose channels are no multiple of that"),
+    "unaligned_weight": Meaning(_MEGA, "bytes", "parameters with channels no multiple of that"),
+    "samples": Meaning(1.0, "", "once a sample and group"),
+    "left": Meaning(_MEGA, "", "elements of the left operands of all products"),
+    "right": Meaning(_MEGA, "", "elements of the right operands of all products"),
+    "products": Meaning(_MEGA, "", "elements of the results of all products"),
+    "unaligned_flops": Meaning(
+        _GIGA, "FLOPs", "operations where depth or columns are no multiple of that"
+    ),
+    "flop_rate": Meaning(_GIGA, "FLOPs per ms", "operations over runtime"),
+    "io_rate": Meaning(_MEGA, "bytes per ms", "inputs and outputs over runtime"),
+    "weight_rate": Meaning(_MEGA, "bytes per ms", "parameters over runtime"),
+    "rows": Meaning(_MEGA, "", "rows that a norm or softmax treats alike"),
+    "pow_bytes": Meaning(_MEGA, "bytes", "outputs of raising to a constant power"),
+    "wide_bytes": Meaning(_MEGA, "bytes", "inputs whose rows are wider than that"),
+    "padded_flops": Meaning(_GIGA, "FLOPs", "operations with channels padded to blocks"),
+    "scored_flops": Meaning(_GIGA, "FLOPs", "operations without the scores that a mask skips"),
+    "scores": Meaning(_MEGA, "", "scores of an attention"),
+    "attention_flops": Meaning(
+        _GIGA, "FLOPs", "operations padded to tiles and waves, masked ones skipped"
+    ),
+    "depth": Meaning(1e-3, "", "length of the reduction, k"),
+    "bias_pass": Meaning(_MEGA, "bytes", "outputs read and written once more to add a bias"),
+    "layout_pass": Meaning(_MEGA, "bytes", "tensors turned to channels-first and back"),
+    "tile_flops": Meaning(_GIGA, "FLOPs", "operations with rows and columns padded to the tile"),
+    "wave_flops": Meaning(_GIGA, "FLOPs", "padded operations, the last wave of tiles filled up"),
+    "split_wave_flops": Meaning(
+        _GIGA, "FLOPs", "operations padded to waves, a long reduction cut into pieces side by side"
+    ),
+    "chosen_wave_flops": Meaning(
+        _GIGA, "FLOPs", "operations padded to waves of the cheapest of several tiles"
+    ),
+    "winograd_flops": Meaning(_GIGA, "FLOPs", "operations of Winograd's minimal filtering"),
+    "filtered_flops": Meaning(
+        _GIGA, "FLOPs", "operations of Winograd's minimal filtering, half of those it does not suit"
+    ),
+    "wave_depth": Meaning(1e-3, "", "waves of tiles x length of the reduction"),
+    "tiles": Meaning(1e-3, "", "tiles of so many rows x columns that cover the product"),
+    "reread": Meaning(_MEGA, "bytes", "both operands as often as the tiles read them"),
+}
+
+
+def meaning(name: str) -> Meaning:
+    """How to read a term that :func:`pytest_neuralpower.estimators.terms.evaluate` knows."""
+    return _MEANINGS[name.split("[", maxsplit=1)[0]]
+
+
+# -- Regimes: parts of a family that run on different code, each fitted on its own rows.
+
+_COMPARE: Final[dict[str, Callable[[FloatArray, float], NDArray[np.bool_]]]] = {
+    "==": operator.eq,
+    "<=": operator.le,
+    ">=": operator.ge,
+    # Integer multiples set kernels apart as much as sizes do (FastDeepIoT, section 4.2).
+    "%": lambda column, value: column % value == 0,
+}
+
+
+class Condition(NamedTuple):
+    """``column op value``; ``%`` is true of whole multiples of ``value``, ``is`` of the operation's
+    name alone (``["op", "is", "gelu"]``)."""
+
+    column: str
+    op: str
+    value: float | str
+
+    def holds(self, columns: Columns) -> NDArray[np.bool_]:
+        if isinstance(self.value, str):
+            return np.asarray(columns[self.column] == op_code(self.value))
+        return _COMPARE[self.op](columns[self.column], self.value)
+
+    def __str__(self) -> str:
+        if isinstance(self.value, str):
+            return f"{self.column} is {self.value}"
+        if self.op == "%":
+            return f"{self.column} is a multiple of {self.value:g}"
+        return f"{self.column} {self.op} {self.value:.10g}"
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> Condition:
+        """The condition ``[column, op, value]``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is none, or there is no such comparison.
+        """
+        column, op, value = data
+        if op == "is":
+            return cls("op", "is", str(value))
+        if op not in _COMPARE:
+            raise ValueError(f"unknown comparison {op!r}")
+        return cls(str(column), str(op), float(value))
+
+
+class Regime(NamedTuple):
+    """Rows for which all of ``when`` hold, and the physical terms that price them.
+
+    Attributes
+    ----------
+    name
+        What runs there (``winograd``, ``gemm``).
+    terms
+        Names that :func:`pytest_neuralpower.estimators.terms.evaluate` knows.
+    when
+        Conditions on columns; none holds for every row.
+    """
+
+    name: str
+    terms: tuple[str, ...]
+    when: tuple[Condition, ...] = ()
+
+    def holds(self, columns: Columns) -> NDArray[np.bool_]:
+        mask = np.ones(len(columns["flops"]), dtype=bool)
+        for condition in self.when:
+            mask &= condition.holds(columns)
+        return mask
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "when": [[each.column, each.op, each.value] for each in self.when],
+            "terms": list(self.terms),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Regime:
+        try:
+            conditions = tuple(Condition.from_json(each) for each in data["when"])
+        except ValueError as error:
+            raise ValueError(f"{error} in regime {data['name']!r}") from None
+        terms = tuple(str(term) for term in data["terms"])
+        for term in terms:
+            if not is_term(term):
+                raise ValueError(f"unknown term {term!r} in regime {data['name']!r}")
+        return cls(str(data["name"]), terms, conditions)
+
+
+def assign(regimes: Sequence[Regime], columns: Columns) -> NDArray[np.intp]:
+    """Index of the first regime that holds for each row.
+
+    Raises
+    ------
+    ValueError
+        The last regime has conditions: some layer might fall through.
+    """
+    if regimes[-1].when:
+        raise ValueError(f"the last regime, {regimes[-1].name!r}, must hold for every row")
+    chosen = np.full(len(columns["flops"]), len(regimes) - 1, dtype=np.intp)
+    for index in range(len(regimes) - 2, -1, -1):
+        chosen[regimes[index].holds(columns)] = index
+    return chosen

@@ -1,37 +1,361 @@
-"""FastDeepIoT's estimator: a tree of range and integer-multiple splits, lines in its leaves.
-
-Yao et al., "FastDeepIoT: Towards Understanding and Optimizing Neural Network Execution Time on
-Mobile and Embedded Devices", SenSys 2018, section 4: inner nodes ask ``f <= tau`` or
-``f mod k = 0``; a leaf is ``y = w x + b`` with ``w, b >= 0`` over operations, memory and
-parameters.
-"""
+"""The nodes of a tree: conditions, and lines in the leaves."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from itertools import product
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations_with_replacement, product
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
 from pytest_neuralpower.errors import FitError
-from pytest_neuralpower.estimators.base import Estimator
-from pytest_neuralpower.estimators.folds import MIN_GROUPS, grouped_folds, whole_groups
-from pytest_neuralpower.estimators.terms import evaluate, is_term
-from pytest_neuralpower.estimators.tree_nodes import (
-    Leaf,
-    Node,
-    cut,
-    leaf_numbers,
-    leaves,
-    line_values,
-    node_of,
-)
+from pytest_neuralpower.estimators.base import Estimator, need_extra
+from pytest_neuralpower.estimators.selection import MIN_GROUPS, grouped_folds, whole_groups
+from pytest_neuralpower.estimators.terms import Condition, evaluate, is_term
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pytest_neuralpower.features import Columns, FloatArray
+    from pytest_neuralpower.estimators.features import Columns, FloatArray
+
+__all__ = [
+    "Leaf",
+    "Node",
+    "Split",
+    "cut",
+    "leaf_numbers",
+    "leaves",
+    "line_values",
+    "node_of",
+]
+
+
+class Leaf(NamedTuple):
+    """The line ``sum of rate x term`` (``launch`` is the constant), and how many rows gave it."""
+
+    rates: Mapping[str, float]
+    rows: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"rows": self.rows, "rates": dict(self.rates)}
+
+
+class Split(NamedTuple):
+    """Rows for which ``condition`` holds go to ``yes``; ``here`` is the leaf that a tree cut off
+    at this node has in its place (None once it is stored)."""
+
+    condition: Condition
+    yes: Node
+    no: Node
+    here: Leaf | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        each = self.condition
+        return {
+            "if": [each.column, each.op, each.value],
+            "yes": self.yes.to_json(),
+            "no": self.no.to_json(),
+        }
+
+
+Node: TypeAlias = Leaf | Split
+
+
+def node_of(data: Mapping[str, Any], terms: Sequence[str]) -> Node:
+    """The node that ``to_json`` described.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        It describes none, or a leaf has the rate of something that is not among ``terms``.
+    """
+    if "if" in data:
+        condition = Condition.from_json(data["if"])
+        return Split(condition, node_of(data["yes"], terms), node_of(data["no"], terms))
+    rates = {str(term): float(rate) for term, rate in data["rates"].items()}
+    for term in rates:
+        if term not in terms:
+            raise ValueError(f"rate of {term!r}, which is no term of the tree")
+    return Leaf(rates, int(data["rows"]))
+
+
+def cut(node: Node, depth: int) -> Node:
+    """The tree with at most ``depth`` conditions above a leaf."""
+    if isinstance(node, Leaf):
+        return node
+    if depth == 0:
+        assert node.here is not None, "only fresh trees are cut"
+        return node.here
+    return Split(node.condition, cut(node.yes, depth - 1), cut(node.no, depth - 1), node.here)
+
+
+def leaves(node: Node) -> Iterator[Leaf]:
+    """The leaves, those for which the first condition holds first."""
+    if isinstance(node, Leaf):
+        yield node
+    else:
+        yield from leaves(node.yes)
+        yield from leaves(node.no)
+
+
+def leaf_numbers(node: Node, columns: Columns) -> NDArray[np.intp]:
+    """Which of the :func:`leaves` each row falls into."""
+    result = np.zeros(len(columns["flops"]), dtype=np.intp)
+    _number(node, columns, np.arange(len(result)), 0, result)
+    return result
+
+
+def _number(
+    node: Node, columns: Columns, rows: NDArray[np.intp], first: int, result: NDArray[np.intp]
+) -> int:
+    """Number the leaves below from ``first``; returns the number after the last."""
+    if isinstance(node, Leaf):
+        result[rows] = first
+        return first + 1
+    column = node.condition.column
+    holds = node.condition.holds({column: columns[column][rows]})
+    after = _number(node.yes, columns, rows[holds], first, result)
+    return _number(node.no, columns, rows[~holds], after, result)
+
+
+def line_values(node: Node, columns: Columns, terms: Mapping[str, FloatArray]) -> FloatArray:
+    """What the line of each row's leaf says, given the values of the terms."""
+    found = list(leaves(node))
+    chosen = leaf_numbers(node, columns)
+    result = np.zeros(len(chosen))
+    for term, values in terms.items():
+        rates = np.array([leaf.rates.get(term, 0.0) for leaf in found])
+        result += rates[chosen] * values
+    return result
+
+
+# -- Non-negative least squares with a few unknowns, for hundreds of subsets of rows at once.
+#
+# A tree asks of every possible split how well a line fits either side. Only the products of the
+# columns are needed for that (the normal equations), and coordinate descent solves all subsets'
+# together, one unknown at a time. It is exact enough to rank splits; the lines that are kept are
+# solved on their rows.
+
+#: Times that each unknown is solved for, the others fixed. On the splits of real rows the squared
+#: error is then within a percent of the least.
+SWEEPS: Final = 40
+
+#: A column whose square in one subset is less than this share of that in another is taken to be
+#: zero there: sums of a subset found by subtraction leave as much by rounding, and of any sign.
+_ROUNDING: Final = 1e-14
+
+
+def residual_squares(gram: FloatArray, right: FloatArray, rows: FloatArray) -> FloatArray:
+    """Least ``||1 - A x||^2`` over x >= 0, or a little more.
+
+    Parameters
+    ----------
+    gram
+        ``A^T A`` of each subset, shape ``(subsets, terms, terms)``.
+    right
+        ``A^T 1``, shape ``(subsets, terms)``.
+    rows
+        Number of rows of each subset, shape ``(subsets,)``: what x = 0 leaves.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape ``(subsets,)``.
+    """
+    # The last axis runs over subsets, so that every step is one pass over contiguous numbers.
+    gram = np.ascontiguousarray(gram.transpose(1, 2, 0))
+    right = np.ascontiguousarray(right.T)
+    terms = len(right)
+    size = np.einsum("iis->is", gram)
+    size = np.where(size > _ROUNDING * size.max(axis=1, keepdims=True), size, np.inf)
+    found = np.zeros_like(right)
+    for _ in range(SWEEPS):
+        for term in range(terms):
+            others = np.einsum("is,is->s", gram[term], found)
+            step = (right[term] - others) / size[term]
+            np.maximum(found[term] + step, 0.0, out=found[term])
+    fitted = np.einsum("is,ijs,js->s", found, gram, found)
+    left = rows - 2 * np.einsum("is,is->s", found, right) + fitted
+    return np.asarray(np.maximum(left, 0.0))
+
+
+# -- Growing a tree: the split that leaves the least relative error, as long as it pays.
+
+#: Thresholds tried per column of a node: quantiles of the values that its rows have.
+_THRESHOLDS: Final = 10
+
+#: Multiples tried. Vector widths and tiles are powers of two.
+_MULTIPLES: Final = (2, 4, 8, 16, 32, 64, 128)
+
+#: Work, of which no multiple is special.
+_WORK: Final = ("flops", "bytes", "runtime")
+
+#: A split must leave this share of its node's squared error at most.
+_WORTH: Final = 0.99
+
+#: Mean squared relative error (0.1%, squared) that no split needs to explain.
+_NOTHING: Final = 1e-6
+
+
+def grow(
+    columns: Columns,
+    terms: Mapping[str, FloatArray],
+    target: FloatArray,
+    splits: Sequence[str],
+    *,
+    depth: int,
+    least_rows: int,
+) -> Node:
+    """The tree of rows with these terms.
+
+    Parameters
+    ----------
+    columns
+        What conditions are on.
+    terms
+        What the lines run over, each of shape ``(rows,)``.
+    target
+        Measured values, positive.
+    splits
+        Columns that conditions may be on.
+    depth, least_rows
+        Most conditions above a leaf, fewest rows in one.
+
+    Raises
+    ------
+    MissingExtraError
+        The extra ``calibrate`` is not installed.
+    """
+    matrix = np.stack(list(terms.values()), axis=1) / target[:, None]
+    # Columns of like size keep the normal equations well conditioned.
+    scale = np.linalg.norm(matrix, axis=0)
+    scale[scale == 0] = 1.0
+    matrix /= scale
+    pairs = list(combinations_with_replacement(range(matrix.shape[1]), 2))
+    products = np.stack([matrix[:, i] * matrix[:, j] for i, j in pairs], axis=1)
+    # One row of all that a node needs to know of a sample: products, right side, count.
+    sums = np.hstack([products, matrix, np.ones((len(target), 1))])
+    given = {name: columns[name] for name in splits}
+    grower = _Grower(given, tuple(terms), matrix, scale, sums, least_rows)
+    return grower.node(np.arange(len(target)), depth)
+
+
+@dataclass(frozen=True, slots=True)
+class _Grower:
+    """Grows the subtree of any subset of rows.
+
+    Attributes
+    ----------
+    columns
+        What conditions may be on.
+    names, matrix, scale
+        The terms; their values over the target, each column of norm 1; the norms.
+    sums
+        Per row: products of the columns of ``matrix``, those columns, and 1.
+    least_rows
+        Fewest rows in a leaf.
+    """
+
+    columns: Columns
+    names: tuple[str, ...]
+    matrix: FloatArray
+    scale: FloatArray
+    sums: FloatArray
+    least_rows: int
+
+    def node(self, rows: NDArray[np.intp], depth: int) -> Node:
+        leaf = self.leaf(rows)
+        if depth == 0 or len(rows) < 2 * self.least_rows:
+            return leaf
+        found = self.best_split(rows)
+        if found is None:
+            return leaf
+        condition, holds = found
+        yes, no = self.node(rows[holds], depth - 1), self.node(rows[~holds], depth - 1)
+        return Split(condition, yes, no, leaf)
+
+    def leaf(self, rows: NDArray[np.intp]) -> Leaf:
+        try:
+            from scipy.optimize import nnls  # noqa: PLC0415 - only fitting needs it
+        except ImportError:
+            raise need_extra("SciPy") from None
+        part = self.matrix[rows]
+        size = np.linalg.norm(part, axis=0)
+        size[size == 0] = 1.0
+        found, _ = nnls(part / size, np.ones(len(rows)))
+        rates = found / size / self.scale
+        named = zip(self.names, rates.tolist(), strict=True)
+        return Leaf({name: float(f"{rate:.8g}") for name, rate in named if rate > 0}, len(rows))
+
+    def best_split(self, rows: NDArray[np.intp]) -> tuple[Condition, NDArray[np.bool_]] | None:
+        """The condition whose two sides two lines fit best, if it is worth having."""
+        conditions: list[Condition] = []
+        masks: list[NDArray[np.bool_]] = []
+        for column, every in self.columns.items():
+            values = every[rows]
+            for condition in _conditions(column, values):
+                holds = condition.holds({column: values})
+                if self.least_rows <= np.count_nonzero(holds) <= len(rows) - self.least_rows:
+                    conditions.append(condition)
+                    masks.append(holds)
+        if not masks:
+            return None
+        part = self.sums[rows]
+        whole = part.sum(axis=0)
+        yes = np.stack(masks).astype(np.float64) @ part
+        left = self.squares(yes) + self.squares(whole - yes)
+        least = float(left.min())
+        undivided = float(self.squares(whole[None])[0])
+        if undivided < _NOTHING * len(rows) or least > _WORTH * undivided:
+            return None
+        # Of splits equally good but for rounding the first, whatever the unit of the target.
+        best = int(np.flatnonzero(left <= least + 1e-9 * len(rows))[0])
+        return conditions[best], masks[best]
+
+    def squares(self, sums: FloatArray) -> FloatArray:
+        """Squared relative error that the best line leaves of each subset."""
+        terms = self.matrix.shape[1]
+        upper = np.triu_indices(terms)
+        gram = np.zeros((len(sums), terms, terms))
+        gram[:, upper[0], upper[1]] = gram[:, upper[1], upper[0]] = sums[:, : len(upper[0])]
+        return residual_squares(gram, sums[:, len(upper[0]) : -1], sums[:, -1])
+
+
+def _conditions(column: str, values: FloatArray) -> list[Condition]:
+    """Conditions on one column that tell these values apart."""
+    seen = np.unique(values)
+    if len(seen) < 2:
+        return []
+    places = np.unique(np.linspace(0, len(seen) - 1, _THRESHOLDS + 2).astype(int)[1:-1])
+    if len(seen) <= _THRESHOLDS:
+        places = np.arange(len(seen) - 1)
+    found = [
+        Condition(column, "<=", _between(seen[place], seen[place + 1]))
+        for place in places.tolist()
+        if place + 1 < len(seen)
+    ]
+    if not column.startswith(_WORK):
+        found += [Condition(column, "%", float(each)) for each in _MULTIPLES if each < seen[-1]]
+    return found
+
+
+def _between(low: float, high: float) -> float:
+    """A short number in ``[low, high)``, near their geometric mean where both are positive."""
+    middle = np.sqrt(low * high) if low > 0 else (low + high) / 2
+    for digits in range(1, 10):
+        short = float(f"{middle:.{digits}g}")
+        if low <= short < high:
+            return short
+    return float(low)
+
+
+# -- FastDeepIoT's estimator: a tree of range and integer-multiple splits, lines in its leaves.
+#
+# Yao et al., "FastDeepIoT: Towards Understanding and Optimizing Neural Network Execution Time on
+# Mobile and Embedded Devices", SenSys 2018, section 4: inner nodes ask ``f <= tau`` or
+# ``f mod k = 0``; a leaf is ``y = w x + b`` with ``w, b >= 0`` over operations, memory and
+# parameters.
 
 #: Depths, and fewest rows of a leaf, that cross-validation chooses among.
 DEPTHS: Final = (0, 1, 2, 3, 4, 6)
@@ -120,7 +444,6 @@ class Tree(Estimator):
         self.root_ = self._grow(columns, target, self.depth, self.least_rows)
 
     def _grow(self, columns: Columns, target: FloatArray, depth: int, least_rows: int) -> Node:
-        from pytest_neuralpower.estimators.tree_growth import grow  # noqa: PLC0415 - only fitting
 
         return grow(
             columns,

@@ -7,22 +7,32 @@ Energy-Efficient Dataflow", ISCA 2016. Energies are in units of one 16-bit multi
 
 from __future__ import annotations
 
-from pytest_neuralpower.eyeriss.convert import Work, from_layer, works
-from pytest_neuralpower.eyeriss.energy import LayerEnergy, layer_energy, layer_mapping, runtime_s
-from pytest_neuralpower.eyeriss.errors import EyerissError
+from pytest_neuralpower.eyeriss.energy import (
+    LayerEnergy,
+    NetworkEnergy,
+    NetworkLayer,
+    Work,
+    from_layer,
+    layer_energy,
+    layer_mapping,
+    network_energy,
+    runtime_s,
+    works,
+)
 from pytest_neuralpower.eyeriss.hardware import (
     ACCELERGY_40NM,
     COST_TABLES,
     EYERISS,
     EYERISS_65NM,
     Bits,
+    ConvShape,
     CostTable,
+    EyerissError,
     Hardware,
     TypeCosts,
+    Zeros,
 )
 from pytest_neuralpower.eyeriss.mapping import Mapping
-from pytest_neuralpower.eyeriss.network import NetworkEnergy, NetworkLayer, network_energy
-from pytest_neuralpower.eyeriss.shapes import ConvShape, Zeros
 from pytest_neuralpower.eyeriss.table import (
     TableRow,
     format_table,

@@ -1,31 +1,16 @@
-"""Accesses of each data type to each memory under one row-stationary mapping.
-
-The counts follow the energy analysis of Chen, Emer, Sze (ISCA 2016, section VI). Every value's
-reuse is split over four levels, ``a`` x ``b`` x ``c`` x ``d``:
-
-* a weight or an input value is read ``a`` times from DRAM, ``ab`` times from the global buffer,
-  delivered ``abc`` times over the array and read ``abcd`` times from a register file;
-* an output value is accumulated over ``abcd`` products: ``2a - 1`` DRAM accesses, ``2a(b - 1)``
-  buffer accesses, ``ab(c - 1)`` hops between PEs, ``2abc(d - 1)`` register file accesses.
-
-Every function takes numbers or numpy arrays that broadcast, so that the search and the chosen
-mapping are priced by the same lines.
-"""
+"""Rows of the input map that a strip of output rows needs: halos, strides and borders, exactly."""
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from pytest_neuralpower.eyeriss.rows import rows_delivered, rows_read
-
 if TYPE_CHECKING:
-    from pytest_neuralpower.eyeriss.hardware import Hardware
-    from pytest_neuralpower.eyeriss.shapes import ConvShape
+    from pytest_neuralpower.eyeriss.hardware import ConvShape, Hardware
 
 __all__ = [
     "ORDERS",
@@ -37,7 +22,66 @@ __all__ = [
     "count_accesses",
     "count_cycles",
     "reloads",
+    "rows_delivered",
+    "rows_read",
+    "strip_sizes",
 ]
+
+
+def rows_read(
+    size: int, *, outputs: int, length: int, kernel: int, stride: int, dilation: int, before: int
+) -> int:
+    """Input rows read when ``outputs`` output rows are computed in strips of ``size`` rows.
+
+    Rows that two strips need are read twice; padding and rows that no filter touches (stride above
+    kernel) are not read. Works for columns as well.
+    """
+    taps = np.arange(kernel) * dilation - before
+    total = 0
+    for start in range(0, outputs, size):
+        first = np.arange(start, min(start + size, outputs)) * stride
+        touched = np.zeros(length, dtype=bool)
+        rows = (first[:, None] + taps).ravel()
+        touched[rows[(rows >= 0) & (rows < length)]] = True
+        total += int(touched.sum())
+    return total
+
+
+def rows_delivered(
+    *, outputs: int, length: int, kernel: int, stride: int, dilation: int, before: int
+) -> int:
+    """Pairs of an output row and an input row it needs: deliveries to the PEs of a set."""
+    rows = np.arange(outputs)[:, None] * stride + np.arange(kernel) * dilation - before
+    return int(((rows >= 0) & (rows < length)).sum())
+
+
+@lru_cache(maxsize=4096)  # one layer's search asks for the same few a hundred times
+def strip_sizes(length: int, most: int, *, limit: int | None = None) -> tuple[int, ...]:
+    """Sizes that split ``length`` into 1, 2, 3, ... nearly equal parts, none above ``limit``.
+
+    At most about ``most`` of them, thinned evenly on a logarithmic scale; both ends are kept.
+    """
+    limit = length if limit is None else max(1, min(limit, length))
+    parts = np.arange(-(-length // limit), length + 1)
+    sizes = np.unique(-(-length // parts))
+    if len(sizes) > most:
+        wanted = np.geomspace(sizes[0], sizes[-1], most)
+        sizes = np.unique(sizes[np.abs(sizes[:, None] - wanted).argmin(axis=0)])
+    return tuple(sizes.tolist())
+
+
+# -- Accesses of each data type to each memory under one row-stationary mapping.
+#
+# The counts follow the energy analysis of Chen, Emer, Sze (ISCA 2016, section VI). Every value's
+# reuse is split over four levels, ``a`` x ``b`` x ``c`` x ``d``:
+#
+# * a weight or an input value is read ``a`` times from DRAM, ``ab`` times from the global buffer,
+#   delivered ``abc`` times over the array and read ``abcd`` times from a register file;
+# * an output value is accumulated over ``abcd`` products: ``2a - 1`` DRAM accesses, ``2a(b - 1)``
+#   buffer accesses, ``ab(c - 1)`` hops between PEs, ``2abc(d - 1)`` register file accesses.
+#
+# Every function takes numbers or numpy arrays that broadcast, so that the search and the chosen
+# mapping are priced by the same lines.
 
 #: A number, or an array of one number per candidate. numpy's own operators keep the two alike.
 Number = Any

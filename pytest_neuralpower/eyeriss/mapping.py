@@ -23,15 +23,14 @@ from pytest_neuralpower.eyeriss.accesses import (
     count_accesses,
     count_cycles,
     reloads,
+    strip_sizes,
 )
-from pytest_neuralpower.eyeriss.errors import EyerissError
-from pytest_neuralpower.eyeriss.hardware import WORD_BITS, Bits, CostTable, Hardware
-from pytest_neuralpower.eyeriss.rows import strip_sizes
+from pytest_neuralpower.eyeriss.hardware import WORD_BITS, Bits, CostTable, EyerissError, Hardware
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pytest_neuralpower.eyeriss.shapes import ConvShape
+    from pytest_neuralpower.eyeriss.hardware import ConvShape
 
 __all__ = ["Mapping", "best_mapping", "movement_cost"]
 

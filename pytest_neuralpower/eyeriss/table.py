@@ -19,17 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pytest_neuralpower.eyeriss.convert import works
-from pytest_neuralpower.eyeriss.energy import DENSE, NO_ZEROS, LayerEnergy, layer_energy
-from pytest_neuralpower.eyeriss.errors import EyerissError
+from pytest_neuralpower.eyeriss.energy import DENSE, NO_ZEROS, LayerEnergy, layer_energy, works
 from pytest_neuralpower.eyeriss.hardware import (
     EYERISS,
     EYERISS_65NM,
     Bits,
+    ConvShape,
     CostTable,
+    EyerissError,
     Hardware,
+    Zeros,
 )
-from pytest_neuralpower.eyeriss.shapes import ConvShape, Zeros
 from pytest_neuralpower.files import write_atomically
 
 if TYPE_CHECKING:

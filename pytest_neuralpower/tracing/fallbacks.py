@@ -1,4 +1,4 @@
-"""Operations without a rule: torch's meta kernel answers, or the real kernel on zeros."""
+"""What stops the function route; internal, never shown to a user."""
 
 from __future__ import annotations
 
@@ -10,15 +10,95 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pytest_neuralpower.tracing.rules.quantized import list_quantized
-from pytest_neuralpower.tracing.signals import NeedsForward, ShapeMismatch
+from pytest_neuralpower.layers import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pytest_neuralpower.tracing.recorder import Recorder
 
-__all__ = ["answer", "describe", "is_plain", "list_uncovered", "name_of", "named_errors"]
+__all__ = [
+    "NeedsAten",
+    "NeedsForward",
+    "NoRule",
+    "ShapeMismatch",
+    "answer",
+    "describe",
+    "is_plain",
+    "list_quantized",
+    "list_uncovered",
+    "name_of",
+    "named_errors",
+]
+
+
+class _Detour(BaseException):
+    """A route cannot go on.
+
+    A ``BaseException``, so that a model's own ``except Exception`` does not swallow it.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class NeedsForward(_Detour):
+    """The model's next step depends on values: only a real forward can tell."""
+
+
+class NeedsAten(_Detour):
+    """The model differentiates or batches inside forward: only the dispatcher sees those."""
+
+
+class NoRule(Exception):  # noqa: N818 - a signal between modules, never an error shown
+    """A rule does not cover this use of its operation; a fallback answers it."""
+
+
+class ShapeMismatch(RuntimeError):  # noqa: N818 - likewise
+    """Torch itself refuses these shapes or arguments; carries torch's message.
+
+    A ``RuntimeError``, as torch raises, so that a model's own handling keeps working.
+    """
+
+
+# -- Quantised operations: torch packs their weights, so they are listed from what went in and out.
+
+
+def list_quantized(recorder: Recorder, func: Any, args: Any, result: Any) -> bool:
+    """List a quantised linear layer or convolution; ``False`` if it is neither."""
+    name = str(getattr(func, "_qualified_op_name", ""))
+    if not name.startswith("quantized::") or not isinstance(result, Tensor):
+        return False
+    op = name.removeprefix("quantized::")
+    spec = recorder.spec
+    if op.startswith("linear") and isinstance(args[0], Tensor):
+        weight = TensorSpec((result.shape[-1], args[0].shape[-1]), "qint8")
+        recorder.add("linear", op, (spec(args[0]),), (weight,), (spec(result),))
+        return True
+    if op.startswith("conv") and isinstance(args[0], Tensor) and hasattr(args[1], "unpack"):
+        packed = args[1]
+        # The packed form has its own layout; only unpacking tells the kernel's shape.
+        weight_shape = tuple(packed.unpack()[0].shape)
+        recorder.add(
+            "conv",
+            op,
+            (spec(args[0]),),
+            (TensorSpec(weight_shape, "qint8"),),
+            (spec(result),),
+            (
+                ("dilation", tuple(packed.dilation())),
+                ("groups", packed.groups()),
+                ("padding", tuple(packed.padding())),
+                ("stride", tuple(packed.stride())),
+                ("transposed", bool(packed.transpose())),
+            ),
+        )
+        return True
+    return False
+
+
+# -- Operations without a rule: torch's meta kernel answers, or the real kernel on zeros.
 
 #: Zeros are not made beyond this many elements: torch's error then comes from its meta kernel.
 _ZEROS = 50_000_000

@@ -10,16 +10,16 @@ from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
 from pytest_neuralpower.tracing import fallbacks
+from pytest_neuralpower.tracing.fallbacks import NeedsAten, NeedsForward
 from pytest_neuralpower.tracing.rules import TABLE
-from pytest_neuralpower.tracing.rules.factories import (
+from pytest_neuralpower.tracing.rules.table import (
     FREE,
     REAL_ELEMENTS,
     REAL_FLOATS,
     WRAPPERS,
+    Entry,
     is_large,
 )
-from pytest_neuralpower.tracing.rules.table import Entry
-from pytest_neuralpower.tracing.signals import NeedsAten, NeedsForward
 from pytest_neuralpower.tracing.state import written_by
 from pytest_neuralpower.tracing.torch_private import functorch_level
 

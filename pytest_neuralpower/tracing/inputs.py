@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pytest_neuralpower.tracing.rules.factories import REAL_ELEMENTS
+from pytest_neuralpower.tracing.rules.table import REAL_ELEMENTS
 
 __all__ = ["abstract_inputs", "batch_size", "input_tensors", "map_inputs", "not_a_tensor"]
 

@@ -1,24 +1,259 @@
-"""``trace``: the layers of one model call, by the cheapest route that can tell."""
+"""Lazy modules: they make their parameters on the first call, so a copy must make that call."""
 
 from __future__ import annotations
 
+import copy
 import inspect
+import sys
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
 from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.layers import Trace
-from pytest_neuralpower.tracing.function_route import trace_functions
-from pytest_neuralpower.tracing.inputs import batch_size, input_tensors, not_a_tensor
-from pytest_neuralpower.tracing.lazy_modules import has_lazy_modules, initialised_later
-from pytest_neuralpower.tracing.module_paths import ModulePaths
-from pytest_neuralpower.tracing.signals import NeedsAten, NeedsForward, ShapeMismatch
+from pytest_neuralpower.tracing.aten import AtenRecorder
+from pytest_neuralpower.tracing.fallbacks import NeedsAten, NeedsForward, ShapeMismatch
+from pytest_neuralpower.tracing.function_mode import FunctionTracer
+from pytest_neuralpower.tracing.inputs import (
+    abstract_inputs,
+    batch_size,
+    input_tensors,
+    map_inputs,
+    not_a_tensor,
+)
+from pytest_neuralpower.tracing.modules import (
+    ModuleCalls,
+    ModulePaths,
+    watched_calls,
+    watched_script_functions,
+)
+from pytest_neuralpower.tracing.recorder import Recorder
+from pytest_neuralpower.tracing.state import WriteJournal, global_state, module_state
+from pytest_neuralpower.tracing.torch_private import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.tracing.recorder import Recorder
+    from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
-__all__ = ["trace"]
+__all__ = [
+    "eager_only",
+    "has_lazy_modules",
+    "home_device",
+    "initialised_later",
+    "lacks_values",
+    "trace",
+    "trace_dispatcher",
+    "trace_forward",
+    "trace_functions",
+]
+
+
+def has_lazy_modules(modules: Sequence[nn.Module]) -> bool:
+    """Whether a module still has to learn its parameters' shapes."""
+    if not any(issubclass(kind, LazyModuleMixin) for kind in set(map(type, modules))):
+        return False
+    return any(
+        isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
+        for module in modules
+    )
+
+
+def initialised_later(model: nn.Module) -> nn.Module:
+    """A copy that shares every parameter which has values already."""
+    memo: dict[int, Any] = {
+        id(tensor): tensor
+        for tensor in (*model.parameters(), *model.buffers())
+        if not is_lazy(tensor)
+    }
+    return copy.deepcopy(model, memo)
+
+
+# -- The function route: the model's Python runs on tensors without data.
+
+
+def trace_functions(model: nn.Module, args: Any, kwargs: Any, paths: ModulePaths) -> Recorder:
+    """Layers by shape rules.
+
+    Raises
+    ------
+    NeedsAten, NeedsForward
+        Another route must be taken.
+    """
+    device = home_device(model, args, kwargs)
+    recorder = Recorder(device.type)
+    journal = WriteJournal()
+    calls = ModuleCalls(recorder, paths, journal, compute=False)
+    with global_state(), module_state(paths.modules), torch.no_grad(), eager_only():
+        given, named = abstract_inputs(args), abstract_inputs(kwargs)
+        try:
+            with (
+                watched_calls(calls.replacement),
+                watched_script_functions(recorder),
+                FunctionTracer(recorder, journal, device),
+            ):
+                model(*given, **named)
+        finally:
+            journal.undo()
+    _note_unseen(recorder, calls)
+    return recorder
+
+
+def home_device(model: nn.Module, args: Any, kwargs: Any) -> torch.device:
+    """Where the model would run: where its inputs are, or its first parameter; never meta."""
+    for tensor in input_tensors((args, kwargs)):
+        if tensor.device.type != "meta":
+            return tensor.device
+    parameter = next(model.parameters(), None)
+    if parameter is not None and parameter.device.type != "meta":
+        return parameter.device
+    return torch.device("cpu")
+
+
+def eager_only() -> AbstractContextManager[Any]:
+    """Run functions that ``torch.compile`` made as they were written."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing it costs seconds
+        return nullcontext()
+    return _forced_eager()
+
+
+@contextmanager
+def _forced_eager() -> Iterator[None]:
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _note_unseen(recorder: Recorder, calls: ModuleCalls) -> None:
+    """A module that ran, but whose parameters reached no operation that we saw.
+
+    A parameter that merely goes unused is no reason to warn: it must be named by the module's
+    forward, or the module must have listed nothing at all.
+    """
+    for module, path in calls.entered.values():
+        names = [name for name, one in module._parameters.items() if one is not None]
+        if any(id(module._parameters[name]) in recorder.seen for name in names) or not names:
+            continue
+        code = getattr(type(module).forward, "__code__", None)
+        named = code is not None and any(name in code.co_names for name in names)
+        below = f"{path}." if path else ""
+        if named or not any(
+            layer.path == path or layer.path.startswith(below) for layer in recorder.layers
+        ):
+            label = f"{path!r} ({type(module).__name__})" if path else type(module).__name__
+            recorder.notes[
+                f"{label} ran, but none of its parameters was read by an operation that could be "
+                "seen: an extension (pybind, Triton) may have done work that is not listed."
+            ] = None
+
+
+# -- The forward route: one real forward, every operation listed as it runs.
+
+
+def lacks_values(model: nn.Module, args: Any, kwargs: Any) -> str | None:
+    """What stands in the way of a real forward: the first tensor without data."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            return f"{name!r} is"
+    if any(tensor.is_meta for tensor in input_tensors((args, kwargs))):
+        return "an input is"
+    return None
+
+
+def trace_forward(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
+    """Layers of a real forward, where the model and its inputs are."""
+    device = home_device(model, args, kwargs)
+    recorder = Recorder(device.type)
+    journal = WriteJournal()
+    paths = ModulePaths(model)
+    calls = ModuleCalls(recorder, paths, journal, compute=True)
+    with global_state(), module_state(paths.modules), _gradients(model), eager_only():
+        # Copies: a cache is extended, an input may be written to.
+        given, named = map_inputs(args, _copy), map_inputs(kwargs, _copy)
+        for buffer in model.buffers():
+            journal.keep(buffer)  # batch norm writes its statistics inside the kernel
+        try:
+            with (
+                watched_calls(calls.replacement),
+                FunctionTracer(recorder, journal, device, compute=True),
+            ):
+                model(*given, **named)
+        finally:
+            journal.undo()
+    return recorder
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    copied = tensor.detach().clone()
+    return copied.requires_grad_() if tensor.requires_grad else copied
+
+
+@contextmanager
+def _gradients(model: nn.Module) -> Iterator[None]:
+    """``.grad`` of every parameter, as it was on entry."""
+    before = [
+        (parameter, parameter.grad, None if parameter.grad is None else parameter.grad.clone())
+        for parameter in model.parameters()
+    ]
+    try:
+        yield
+    finally:
+        for parameter, gradient, values in before:
+            parameter.grad = gradient
+            if gradient is not None and values is not None:
+                gradient.detach().copy_(values)
+
+
+# -- The ATen route: the whole model on fake tensors, where it differentiates or batches inside.
+
+
+def trace_dispatcher(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
+    """Layers as the dispatcher sees them, backward operations included.
+
+    Raises
+    ------
+    NeedsForward
+        The model's next step depends on values.
+    """
+    recorder = Recorder()
+    journal = WriteJournal()
+    paths = ModulePaths(model)
+    calls = ModuleCalls(recorder, paths, journal, compute=True)
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def to_fake(tensor: Tensor) -> Tensor:
+        with fake_mode:
+            fake = torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu"
+            )
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(fake, requires_grad=tensor.requires_grad)
+        return fake.requires_grad_() if tensor.requires_grad else fake
+
+    # The fakes stand in for parameters and buffers, so nothing real can be written.
+    stand_ins = {
+        name: to_fake(tensor)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
+    with global_state(), module_state(paths.modules), eager_only():
+        given, named = map_inputs(args, to_fake), map_inputs(kwargs, to_fake)
+        try:
+            with watched_calls(calls.replacement), fake_mode, AtenRecorder(recorder):
+                torch.func.functional_call(model, stand_ins, given, named)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise NeedsForward(f"it depends on values ({error})") from error
+        finally:
+            journal.undo()
+    return recorder
+
+
+# -- ``trace``: the layers of one model call, by the cheapest route that can tell.
 
 
 def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:
@@ -74,7 +309,6 @@ def _first_route(model: nn.Module, args: Any, kwargs: Any) -> tuple[str, Recorde
         return "function", trace_functions(model, args, kwargs, paths)
     except NeedsAten as detour:
         # The other routes load when a model needs them: few do.
-        from pytest_neuralpower.tracing.aten_route import trace_dispatcher  # noqa: PLC0415
 
         try:
             recorder = trace_dispatcher(model, args, kwargs)
@@ -96,10 +330,6 @@ def _first_route(model: nn.Module, args: Any, kwargs: Any) -> tuple[str, Recorde
 
 def _forward(model: nn.Module, args: Any, kwargs: Any, cause: BaseException) -> Recorder:
     """The forward route, where the model has values to compute with."""
-    from pytest_neuralpower.tracing.forward_route import (  # noqa: PLC0415 - few models need it
-        lacks_values,
-        trace_forward,
-    )
 
     reason = cause.reason if isinstance(cause, NeedsForward) else None
     lacking = lacks_values(model, args, kwargs)

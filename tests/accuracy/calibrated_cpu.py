@@ -23,25 +23,23 @@ import torch
 from real_networks import BATCHES, NETWORKS, RealNetwork
 from tabulate import tabulate
 
-from pytest_neuralpower.calibrate.fit import Fitted, fit_recipe
-from pytest_neuralpower.calibrate.measured_rows import NetworkRow, network_rows, usual_probe_ms
-from pytest_neuralpower.calibrate.profile import read_profile
-from pytest_neuralpower.calibrate.recipe import read_recipe
+from pytest_neuralpower.calibrate.fit.fit import Fitted, fit_recipe
+from pytest_neuralpower.calibrate.fit.profile import read_profile
+from pytest_neuralpower.calibrate.fit.recipe import read_recipe
+from pytest_neuralpower.calibrate.fit.rows import NetworkRow, network_rows, usual_probe_ms
+from pytest_neuralpower.calibrate.measure.profile_writer import Circumstances, ProfileWriter
+from pytest_neuralpower.calibrate.measure.run_trial import on_bench, time_network
+from pytest_neuralpower.calibrate.measure.trial import Bench, Trial
 from pytest_neuralpower.errors import FitError
 from pytest_neuralpower.estimators import Estimator, NeuralPower
-from pytest_neuralpower.estimators.baselines import FlopsOnly, Roofline
+from pytest_neuralpower.estimators.features import family
 from pytest_neuralpower.estimators.neuralpower import SIZES
-from pytest_neuralpower.features import family
-from pytest_neuralpower.measure.bench import Bench
-from pytest_neuralpower.measure.profile_writer import Circumstances, ProfileWriter
-from pytest_neuralpower.measure.run_trial import on_bench
-from pytest_neuralpower.measure.time_network import time_network
-from pytest_neuralpower.measure.trial import Trial
+from pytest_neuralpower.estimators.selection import FlopsOnly, Roofline
 from pytest_neuralpower.tracing import trace
 
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Trace
-    from pytest_neuralpower.platform import Platform
+    from pytest_neuralpower.platform.price import Platform
 
 #: ms; shorter layers are all dispatch, and one or two per cent of a network's time.
 SHORT_MS = 0.1

@@ -14,20 +14,21 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from real_networks import BATCHES, NETWORKS
 from tabulate import tabulate
 
+from pytest_neuralpower.calibrate.measure.network import comparison_record, measure_call
+from pytest_neuralpower.calibrate.measure.preflight import Place, open_place
+from pytest_neuralpower.calibrate.measure.verify import device_of, measured_here, mode_of
 from pytest_neuralpower.errors import NeuralPowerError
 from pytest_neuralpower.estimators.selection import Score
-from pytest_neuralpower.measure.network import measure_call
-from pytest_neuralpower.measure.preflight import Place, open_place
-from pytest_neuralpower.measure.same_device import device_of, measured_here, mode_of
-from pytest_neuralpower.platform import Platform, load_platform
-from pytest_neuralpower.predictor import predict_call
-from pytest_neuralpower.reports.measured import comparison_record
+from pytest_neuralpower.platform.catalog import load_platform, predict_call
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.platform.price import Platform
 
 QUANTITIES = ("runtime", "power", "energy")
 

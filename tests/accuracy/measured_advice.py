@@ -23,11 +23,10 @@ import torch
 from tabulate import tabulate
 from torch import nn
 
-from pytest_neuralpower.budget import Budget
-from pytest_neuralpower.platform import AnyPlatform, load_platform
-from pytest_neuralpower.remedy.advice import advise_groups
-from pytest_neuralpower.remedy.find_groups import find_channel_groups
-from pytest_neuralpower.remedy.narrowing import remove_units
+from pytest_neuralpower.compress.advice import advise_groups
+from pytest_neuralpower.compress.find_groups import find_channel_groups, remove_units
+from pytest_neuralpower.guard.budget import Budget
+from pytest_neuralpower.platform.catalog import AnyPlatform, load_platform
 
 REACH = "reach: median at least 10% less time, never more than 5% slower, sign right at least 80%"
 

@@ -23,15 +23,15 @@ from tabulate import tabulate
 from torch import nn
 
 from pytest_neuralpower import load_platform, trace
-from pytest_neuralpower.remedy.calls import as_call, calibration_calls
-from pytest_neuralpower.remedy.channel_pruner import ChannelPruner
-from pytest_neuralpower.remedy.prune import prune_to_budget
-from pytest_neuralpower.remedy.weights import WeightPruner
+from pytest_neuralpower.compress.channel_pruner import ChannelPruner
+from pytest_neuralpower.compress.prune import prune_to_budget
+from pytest_neuralpower.compress.weights import WeightPruner
+from pytest_neuralpower.model_source import as_call, calibration_calls
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.features import FloatArray
+    from pytest_neuralpower.compress.prune import Pruned
+    from pytest_neuralpower.estimators.features import FloatArray
     from pytest_neuralpower.layers import Layer
-    from pytest_neuralpower.remedy.result import Pruned
 
 #: Epochs and rate of a network's training; of the others, as by default.
 SCHEDULES = {"alexnet-like-wide": (5, 1e-3)}

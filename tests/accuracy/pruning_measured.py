@@ -27,12 +27,12 @@ from tabulate import tabulate
 from torch import nn
 
 from pytest_neuralpower import load_platform, predict, prune_to_budget, trace
-from pytest_neuralpower.remedy.calls import as_call, calibration_calls
-from pytest_neuralpower.remedy.channel_pruner import ChannelPruner
-from pytest_neuralpower.remedy.rounds import Guard, run_rounds
+from pytest_neuralpower.compress.channel_pruner import ChannelPruner
+from pytest_neuralpower.compress.prune import Guard, run_rounds
+from pytest_neuralpower.model_source import as_call, calibration_calls
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.platform import AnyPlatform
+    from pytest_neuralpower.platform.catalog import AnyPlatform
 
 NETWORK = "alexnet-like-wide"
 BATCHES = (1, 8)

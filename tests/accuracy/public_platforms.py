@@ -20,22 +20,21 @@ import numpy as np
 from tabulate import tabulate
 
 from pytest_neuralpower import list_platforms, load_platform, predict
-from pytest_neuralpower.calibrate.designs import energy_makers, power_makers, runtime_makers
-from pytest_neuralpower.calibrate.fit import fit_directory, read_rows
-from pytest_neuralpower.calibrate.readers import data_root
-from pytest_neuralpower.calibrate.readers.neusight import neusight_linear
-from pytest_neuralpower.calibrate.recipe import Recipe, read_recipe
+from pytest_neuralpower.calibrate.fit.designs import energy_makers, power_makers, runtime_makers
+from pytest_neuralpower.calibrate.fit.fit import fit_directory, read_rows
+from pytest_neuralpower.calibrate.fit.readers import data_root
+from pytest_neuralpower.calibrate.fit.readers.neusight import neusight_linear
+from pytest_neuralpower.calibrate.fit.recipe import Recipe, read_recipe
 from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.estimators import NeuralPower
-from pytest_neuralpower.estimators.folds import grouped_folds
-from pytest_neuralpower.estimators.selection import Score, held_out
-from pytest_neuralpower.features import columns, family
+from pytest_neuralpower.estimators.features import columns, family
+from pytest_neuralpower.estimators.selection import Score, grouped_folds, held_out
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cpu_networks import NETWORKS, meta_call
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.calibrate.rows import Row
+    from pytest_neuralpower.calibrate.fit.rows import Row
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -12,12 +12,13 @@ from pytorchcv.model_provider import get_model
 from transformers import BertConfig, BertModel
 
 from pytest_neuralpower import load_platform, trace
-from pytest_neuralpower.calibrate.card import card_text
-from pytest_neuralpower.platform import Platform, list_platforms, load_fitted
+from pytest_neuralpower.calibrate.fit.card import card_text
+from pytest_neuralpower.platform.catalog import list_platforms, load_fitted
+from pytest_neuralpower.platform.price import Platform
 
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Trace
-    from pytest_neuralpower.prediction import LayerPrediction, Prediction
+    from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
 
 REPOSITORY = Path(__file__).parents[2]
 SHIPPED = REPOSITORY / "pytest_neuralpower" / "platforms"

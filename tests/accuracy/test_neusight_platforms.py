@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from pytest_neuralpower import load_platform, trace
-from pytest_neuralpower.calibrate.card import card_text
-from pytest_neuralpower.calibrate.designs import runtime_makers
-from pytest_neuralpower.calibrate.fit import read_rows
-from pytest_neuralpower.calibrate.judging import beats
-from pytest_neuralpower.calibrate.readers import data_root
-from pytest_neuralpower.calibrate.recipe import read_recipe
+from pytest_neuralpower.calibrate.fit.card import card_text
+from pytest_neuralpower.calibrate.fit.designs import runtime_makers
+from pytest_neuralpower.calibrate.fit.fit import beats, read_rows
+from pytest_neuralpower.calibrate.fit.readers import data_root
+from pytest_neuralpower.calibrate.fit.recipe import read_recipe
 from pytest_neuralpower.errors import ProfileError
-from pytest_neuralpower.features import columns, family
-from pytest_neuralpower.platform import Platform, list_platforms
+from pytest_neuralpower.estimators.features import columns, family
+from pytest_neuralpower.platform.catalog import list_platforms
+from pytest_neuralpower.platform.price import Platform
 
 REPOSITORY = Path(__file__).parents[2]
 NAMES = ("v100", "p100", "t4", "a100")

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_neuralpower.calibrate.designs import energy_makers, power_makers, runtime_makers
-from pytest_neuralpower.calibrate.fit import fit_directory, read_rows
-from pytest_neuralpower.calibrate.readers import data_root
-from pytest_neuralpower.calibrate.recipe import read_recipe
+from pytest_neuralpower.calibrate.fit.designs import energy_makers, power_makers, runtime_makers
+from pytest_neuralpower.calibrate.fit.fit import fit_directory, read_rows
+from pytest_neuralpower.calibrate.fit.readers import data_root
+from pytest_neuralpower.calibrate.fit.recipe import read_recipe
 from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.estimators import ESTIMATORS
-from pytest_neuralpower.features import columns, family
-from pytest_neuralpower.platform import load_fitted
+from pytest_neuralpower.estimators.features import columns, family
+from pytest_neuralpower.platform.catalog import load_fitted
 
 REPOSITORY = Path(__file__).parents[2]
 

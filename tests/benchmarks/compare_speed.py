@@ -18,14 +18,14 @@ from tabulate import tabulate
 from torch import nn
 
 from pytest_neuralpower import Prediction, load_platform, predict
-from pytest_neuralpower.regression.baseline import baseline_of
-from pytest_neuralpower.regression.baseline_file import (
+from pytest_neuralpower.guard.baseline import (
+    baseline_of,
     baseline_text,
     read_baseline,
     write_baseline,
 )
-from pytest_neuralpower.regression.comparison import compare_predictions, judge
-from pytest_neuralpower.regression.tolerance import DEFAULT
+from pytest_neuralpower.guard.compare import compare_predictions, judge
+from pytest_neuralpower.guard.tolerance import DEFAULT
 
 BLOCKS = 200  # of ten layers
 PLATFORM = load_platform("titanx")

@@ -18,7 +18,7 @@ from tabulate import tabulate
 IMPORT_PROBE = """
 import time, pytest, _pytest.terminal
 start = time.perf_counter()
-import pytest_neuralpower.plugin
+import pytest_neuralpower.plugin.plugin
 print((time.perf_counter() - start) * 1e3)
 """
 
@@ -29,9 +29,9 @@ with torch.device("meta"):
     model = get_model("resnet50").eval()
 image = torch.empty(1, 3, 224, 224, device="meta")
 start = time.perf_counter()
-from pytest_neuralpower.session import GuardSession, NeuralPower, PlacedMarker
-from pytest_neuralpower.settings import Settings
-import pytest_neuralpower.tracing, pytest_neuralpower.predictor
+from pytest_neuralpower.plugin.session import GuardSession, NeuralPower, PlacedMarker
+from pytest_neuralpower.plugin.options import Settings
+import pytest_neuralpower.tracing, pytest_neuralpower.platform.catalog
 session = GuardSession(Settings())
 marks = [PlacedMarker(0, pytest.mark.energy_budget(j=1000, platform="titanx").mark)]
 loaded = time.perf_counter()

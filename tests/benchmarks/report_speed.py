@@ -31,8 +31,8 @@ def main() -> None:
     from pytorchcv.model_provider import get_model
 
     from pytest_neuralpower import Prediction, predict
-    from pytest_neuralpower.reports.html import render
-    from pytest_neuralpower.reports.session_report import details, layers_text, session_report
+    from pytest_neuralpower.report.formats import details, layers_text, session_report
+    from pytest_neuralpower.report.html import render
 
     with torch.device("meta"):
         image = torch.empty(1, 3, 224, 224)

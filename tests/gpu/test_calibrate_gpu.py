@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pytest_neuralpower.measure.meters.choose import choose_meter
-from pytest_neuralpower.measure.preflight import open_place
-from pytest_neuralpower.platform import load_platform
+from pytest_neuralpower.calibrate.measure.meters.choose import choose_meter
+from pytest_neuralpower.calibrate.measure.preflight import open_place
+from pytest_neuralpower.platform.catalog import load_platform
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device: torch sees none here"

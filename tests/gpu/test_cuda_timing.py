@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pytest_neuralpower.measure.bench import Bench
-from pytest_neuralpower.measure.run_trial import on_bench, replayed, run_trial
-from pytest_neuralpower.measure.timer_cuda import CudaTimer
-from pytest_neuralpower.measure.trial import SENTINEL, Trial, TrialSkipped
+from pytest_neuralpower.calibrate.measure.run_trial import on_bench, replayed, run_trial
+from pytest_neuralpower.calibrate.measure.timers import CudaTimer
+from pytest_neuralpower.calibrate.measure.trial import SENTINEL, Bench, Trial, TrialSkipped
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device: torch sees none here"

@@ -10,7 +10,7 @@ import pytest
 import sklearn.linear_model  # noqa: F401 - see `everything_loaded`
 import torch
 
-import pytest_neuralpower.session  # noqa: F401
+import pytest_neuralpower.plugin.session  # noqa: F401
 from pytest_neuralpower import NeuralPowerError, predict
 
 MODELS = """

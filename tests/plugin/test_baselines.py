@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_neuralpower.platform import load_platform
-from pytest_neuralpower.regression.baseline_file import read_baseline
+from pytest_neuralpower.guard.baseline import read_baseline
+from pytest_neuralpower.platform.catalog import load_platform
 
 ONE = """
     @pytest.mark.regression(max_percent=2)
@@ -236,7 +236,7 @@ def _two_calibrations(folder):
     content = platform.to_json()
     content["name"] = "mine"
     whole, half = folder / "whole.json", folder / "half.json"
-    from pytest_neuralpower.platform_file import write
+    from pytest_neuralpower.platform.file import write
 
     write(whole, content)
     for model in content["families"].values():

@@ -18,12 +18,12 @@ def test_nothing_heavy_is_loaded():
     assert ours == [
         "pytest_neuralpower",
         "pytest_neuralpower.errors",
-        "pytest_neuralpower.hookspecs",
-        "pytest_neuralpower.mistakes",
-        "pytest_neuralpower.plugin",
-        "pytest_neuralpower.session_end",
-        "pytest_neuralpower.settings",
-        "pytest_neuralpower.summary",
+        "pytest_neuralpower.plugin.hookspecs",
+        "pytest_neuralpower.plugin.session_end",
+        "pytest_neuralpower.plugin.plugin",
+        "pytest_neuralpower.plugin.session_end",
+        "pytest_neuralpower.plugin.options",
+        "pytest_neuralpower.plugin.session_end",
     ]
 """
 
@@ -52,7 +52,7 @@ def test_an_idle_session_loads_nothing_writes_nothing_and_starts_nothing(pyteste
     pytester.makepyfile(test_idle_probe=PROBE, spy=SPY)
     environment = {
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        "PYTEST_PLUGINS": "pytest_neuralpower.plugin",
+        "PYTEST_PLUGINS": "pytest_neuralpower.plugin.plugin",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PATH": "",
     }

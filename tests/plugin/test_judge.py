@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_neuralpower import load_platform
-from pytest_neuralpower.platform_file import content_hash
+from pytest_neuralpower.platform.file import content_hash
 
 GUARDED = """
     @pytest.mark.runtime_budget(ms={limit!r})

@@ -7,15 +7,15 @@ import math
 import pytest
 
 from pytest_neuralpower import load_platform
-from pytest_neuralpower.epr import (
+from pytest_neuralpower.errors import BudgetError, MissingExtraError, ReportError
+from pytest_neuralpower.report.charts import energy_error_figure, write_page
+from pytest_neuralpower.report.epr import (
     Candidate,
     energy_precision_ratio,
     pareto_front,
     rank,
     read_candidates,
 )
-from pytest_neuralpower.errors import BudgetError, MissingExtraError, ReportError
-from pytest_neuralpower.reports.charts import energy_error_figure, write_page
 
 SMALL, MIDDLE, WASTEFUL, LARGE = (
     Candidate("small", 0.30, 10.0),

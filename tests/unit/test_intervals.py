@@ -9,23 +9,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from pytest_neuralpower.calibrate.rows import linear_layer
+from pytest_neuralpower.calibrate.fit.rows import linear_layer
 from pytest_neuralpower.errors import PlatformError
 from pytest_neuralpower.estimators import Shares
-from pytest_neuralpower.intervals import (
+from pytest_neuralpower.platform.differences import difference_interval, ratio_interval
+from pytest_neuralpower.platform.intervals import (
+    Interval,
     Intervals,
     LayerErrors,
     QuantitySpreads,
     Spread,
-    difference_interval,
-    ratio_interval,
 )
-from pytest_neuralpower.platform import Fallback, Platform
-from pytest_neuralpower.prediction import Interval
+from pytest_neuralpower.platform.price import Fallback, Platform
 
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer
-    from pytest_neuralpower.prediction import Prediction
+    from pytest_neuralpower.platform.prediction import Prediction
 
 CONV = Spread(0.1, 0.3, 0.0)
 OTHER = Spread(0.5, 0.5, 1.0)

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from pytest_neuralpower import trace
-from pytest_neuralpower.features import columns, family
-from pytest_neuralpower.measured_widths import measured_widths, were_measured
+from pytest_neuralpower.estimators.features import columns, family
+from pytest_neuralpower.platform.ranges import measured_widths, were_measured
 
 
 def layers(model, *shape):

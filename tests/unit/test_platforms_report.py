@@ -7,8 +7,8 @@ import re
 import pytest
 import yaml
 
-from pytest_neuralpower.platform import list_platforms, load_fitted, load_platform
-from pytest_neuralpower.reports.platforms import platform_text, platforms_text
+from pytest_neuralpower.platform.catalog import list_platforms, load_fitted, load_platform
+from pytest_neuralpower.report.accuracy import platform_text, platforms_text
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_neuralpower.layers import TensorSpec
+from pytest_neuralpower.tracing.fallbacks import NoRule
 from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, dtype_name, spec_of
 from pytest_neuralpower.tracing.rules.table import rule
-from pytest_neuralpower.tracing.signals import NoRule
 from pytest_neuralpower.tracing.strides import broadcast_shapes, contiguous_strides
 
 if TYPE_CHECKING:

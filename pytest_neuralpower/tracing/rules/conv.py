@@ -8,9 +8,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from pytest_neuralpower.tracing.fallbacks import NoRule
 from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, dtype_name, spec_of
 from pytest_neuralpower.tracing.rules.table import rule
-from pytest_neuralpower.tracing.signals import NoRule
 from pytest_neuralpower.tracing.strides import (
     channels_last_strides,
     contiguous_strides,

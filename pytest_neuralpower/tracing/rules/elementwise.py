@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from pytest_neuralpower.layers import Layer
+from pytest_neuralpower.tracing.fallbacks import NoRule
 from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, spec_of
 from pytest_neuralpower.tracing.rules.table import Entry, enter, method, rule
-from pytest_neuralpower.tracing.signals import NoRule
 from pytest_neuralpower.tracing.strides import dense_like, elementwise_layout
 
 if TYPE_CHECKING:

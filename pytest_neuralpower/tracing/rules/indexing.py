@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pytest_neuralpower.tracing.fallbacks import NeedsForward, NoRule
 from pytest_neuralpower.tracing.rules.table import Entry, enter, method, rule
-from pytest_neuralpower.tracing.signals import NeedsForward, NoRule
 from pytest_neuralpower.tracing.strides import broadcast_shapes
 
 if TYPE_CHECKING:

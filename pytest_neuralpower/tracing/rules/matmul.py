@@ -1,8 +1,5 @@
 """Products of two activations: matmul, bmm, einsum and their kin."""
 
-# ruff: noqa: A002, ARG001, PLR0917
-# A rule has the signature of its torch function, names, order and unused arguments included.
-
 from __future__ import annotations
 
 import math
@@ -11,18 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, spec_of
+from pytest_neuralpower.layers import TensorSpec
+from pytest_neuralpower.tracing.fallbacks import NoRule
+from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, dtype_name, spec_of
 from pytest_neuralpower.tracing.rules.table import rule
-from pytest_neuralpower.tracing.signals import NoRule
 from pytest_neuralpower.tracing.strides import broadcast_shapes, contiguous_strides
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pytest_neuralpower.layers import TensorSpec
     from pytest_neuralpower.tracing.recorder import Recorder
 
-__all__ = ["list_matmul", "matmul"]
+__all__ = [
+    "embedding",
+    "linear",
+    "list_matmul",
+    "matmul",
+]
+
+
+# ruff: noqa: A002, ARG001, PLR0917
+# A rule has the signature of its torch function, names, order and unused arguments included.
 
 
 def list_matmul(
@@ -234,3 +240,152 @@ def grouped_mm(
     if len(rows) != 2 or len(matrix) != 3 or rows[1] != matrix[1] or out_dtype is not None:
         raise NoRule
     return list_matmul(recorder, "grouped_mm", mat_a, mat_b, (rows[0], matrix[2]), rows[1])
+
+
+# -- Fully connected layers.
+
+# ruff: noqa: A002, PLR0917
+# A rule has the signature of its torch function, names, order and unused arguments included.
+
+
+Ints = tuple[int, ...]
+
+
+@rule("linear")
+def linear(recorder: Recorder, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    dtype = input.dtype
+    if not recorder.same_dtype(dtype, weight.dtype):
+        raise NoRule
+    plan = _linear_plan(
+        input.shape,
+        dtype,
+        recorder.autocast(dtype),
+        weight.shape,
+        weight.dtype,
+        None if bias is None else bias.shape,
+    )
+    recorder.seen.add(id(weight))
+    recorder.seen.add(id(bias))
+    return recorder.follow(plan)
+
+
+@lru_cache(REMEMBERED)
+def _linear_plan(
+    shape: Ints,
+    dtype: torch.dtype,
+    result: torch.dtype,
+    weight: Ints,
+    weight_dtype: torch.dtype,
+    bias: Ints | None,
+) -> Plan:
+    if not shape or shape[-1] != weight[-1] or (bias is not None and bias != weight[:-1]):
+        raise NoRule
+    # A 1-d weight makes a dot product, without a feature axis.
+    out = (*shape[:-1], *weight[:-1])
+    wide = weight if len(weight) == 2 else (1, *weight)
+    return Plan(
+        "linear",
+        "linear",
+        (spec_of(shape, dtype),),
+        tuple(spec_of(one, weight_dtype) for one in (wide, bias) if one is not None),
+        (spec_of(out, result),),
+        dtype_name(result),
+        (),
+        out,
+        contiguous_strides(out),
+        result,
+    )
+
+
+@rule("bilinear")
+def bilinear(
+    recorder: Recorder,
+    input1: Tensor,
+    input2: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """``x1 W x2`` as torch's ``_trilinear`` computes it: (N x I1) by (I1 x I2) for each output."""
+    if input1.shape[:-1] != input2.shape[:-1] or weight.shape[1:] != (
+        input1.shape[-1],
+        input2.shape[-1],
+    ):
+        raise NoRule
+    out = (*input1.shape[:-1], weight.shape[0])
+    name = dtype_name(input1.dtype)
+    recorder.add(
+        "matmul",
+        "bilinear",
+        (recorder.spec(input1), recorder.spec(input2)),
+        recorder.weight_specs(weight, bias),
+        (TensorSpec(out, name),),
+        # Every output element sums over both feature axes.
+        (("reduced", input1.shape[-1] * input2.shape[-1]),),
+        name,
+    )
+    return recorder.new(out, input1.dtype)
+
+
+# -- Table look-ups: embeddings and bags of them.
+
+# ruff: noqa: A002, ARG001, PLR0917
+# A rule has the signature of its torch function, names, order and unused arguments included.
+
+
+@rule("embedding")
+def embedding(
+    recorder: Recorder,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """Indices are not looked at: one out of range is the device's error, not the shape's."""
+    if weight.ndim != 2 or input.dtype.is_floating_point:
+        raise NoRule
+    out = (*input.shape, weight.shape[1])
+    recorder.add(
+        "embedding",
+        "embedding",
+        (recorder.spec(input),),
+        recorder.weight_specs(weight),
+        (TensorSpec(out, dtype_name(weight.dtype)),),
+    )
+    return recorder.new(out, weight.dtype)
+
+
+@rule("embedding_bag")
+def embedding_bag(
+    recorder: Recorder,
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    if input.dtype.is_floating_point or (offsets is None) != (input.ndim == 2):
+        raise NoRule
+    if offsets is None:
+        bags = input.shape[0]
+    else:
+        bags = offsets.shape[0] - (1 if include_last_offset else 0)
+    out = (bags, weight.shape[1])
+    inputs = [input, *(tensor for tensor in (offsets, per_sample_weights) if tensor is not None)]
+    recorder.add(
+        "embedding",
+        "embedding_bag",
+        [recorder.spec(tensor) for tensor in inputs],
+        recorder.weight_specs(weight),
+        (TensorSpec(out, dtype_name(weight.dtype)),),
+        (("mode", mode), ("rows", input.numel())),
+    )
+    return recorder.new(out, weight.dtype)

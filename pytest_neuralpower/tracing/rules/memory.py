@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
+from pytest_neuralpower.tracing.fallbacks import NoRule
 from pytest_neuralpower.tracing.rules.elementwise import unary
 from pytest_neuralpower.tracing.rules.table import TABLE, Entry, enter, method, rule
-from pytest_neuralpower.tracing.signals import NoRule
 from pytest_neuralpower.tracing.strides import (
     broadcast_shapes,
     channels_last_strides,

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_neuralpower.tracing.fallbacks import NoRule
 from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, spec_of
 from pytest_neuralpower.tracing.rules.conv import full
 from pytest_neuralpower.tracing.rules.table import TABLE, Entry, enter
-from pytest_neuralpower.tracing.signals import NoRule
 from pytest_neuralpower.tracing.strides import (
     channels_last_strides,
     contiguous_strides,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_neuralpower.layers import TensorSpec
+from pytest_neuralpower.tracing.fallbacks import NoRule
 from pytest_neuralpower.tracing.recorder import dtype_name
 from pytest_neuralpower.tracing.rules.table import rule
-from pytest_neuralpower.tracing.signals import NoRule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 
 from pytest_neuralpower import cli, load_platform
-from pytest_neuralpower.calibrate.accuracy import (
+from pytest_neuralpower.calibrate.fit.accuracy import (
     accuracy_shown,
     find_calibration,
     measure,
     points,
 )
-from pytest_neuralpower.calibrate.rows import linear_layer
+from pytest_neuralpower.calibrate.fit.rows import linear_layer
 from pytest_neuralpower.errors import FitError, ProfileError
-from pytest_neuralpower.platform import list_platforms, load_fitted
-from pytest_neuralpower.reports.accuracy import accuracy_text
+from pytest_neuralpower.platform.catalog import list_platforms, load_fitted
+from pytest_neuralpower.report.accuracy import accuracy_text
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.calibrate.fit import Fitted
+    from pytest_neuralpower.calibrate.fit.fit import Fitted
 
 RECIPE = """\
 name: toy
@@ -204,7 +204,7 @@ class TestText:
     def test_draws_predicted_against_measured_in_one_file(
         self, fitted: Fitted, tmp_path: Path
     ) -> None:
-        from pytest_neuralpower.reports.charts import accuracy_figure, write_page
+        from pytest_neuralpower.report.charts import accuracy_figure, write_page
 
         figure = accuracy_figure(list(points(fitted)), platform="toy")
         (trace,) = [each for each in figure.data if each.mode == "markers"]

@@ -6,13 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_neuralpower.calibrate.constant_power import constant_power
-from pytest_neuralpower.calibrate.recipe import Recipe
-from pytest_neuralpower.calibrate.rows import conv_layer
+from pytest_neuralpower.calibrate.fit.power import constant_power
+from pytest_neuralpower.calibrate.fit.recipe import Recipe
+from pytest_neuralpower.calibrate.fit.rows import conv_layer
 from pytest_neuralpower.errors import ProfileError
-from pytest_neuralpower.platform import Fallback, Platform
-from pytest_neuralpower.reports.summary import summary_lines
-from pytest_neuralpower.reports.terminal import prediction_text
+from pytest_neuralpower.platform.price import Fallback, Platform
+from pytest_neuralpower.report.terminal import prediction_text, summary_lines
 
 CONV = conv_layer((1, 3, 32, 32), cout=8, kernel=(3, 3), stride=(1, 1), padding=(1, 1))
 TIERS = {"runtime": "measured", "power": "estimated"}

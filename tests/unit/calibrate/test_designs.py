@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import pytest
 
-from pytest_neuralpower.calibrate.cpu_designs import cpu_regimes
-from pytest_neuralpower.calibrate.designs import energy_makers, power_makers, runtime_makers
-from pytest_neuralpower.calibrate.rows import (
+from pytest_neuralpower.calibrate.fit.designs import (
+    cpu_regimes,
+    energy_makers,
+    power_makers,
+    runtime_makers,
+)
+from pytest_neuralpower.calibrate.fit.rows import (
     conv_layer,
     linear_layer,
     matmul_layer,
@@ -17,8 +21,8 @@ from pytest_neuralpower.calibrate.rows import (
     streaming_layer,
 )
 from pytest_neuralpower.estimators import Boosted, NeuralPower, Physical, Tree
-from pytest_neuralpower.estimators.regimes import Regime
-from pytest_neuralpower.features import columns, family
+from pytest_neuralpower.estimators.features import columns, family
+from pytest_neuralpower.estimators.terms import Regime
 
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_neuralpower.calibrate.designs import runtime_makers
-from pytest_neuralpower.calibrate.drift import growing_overhead, judge_overhead
-from pytest_neuralpower.calibrate.rows import Row, linear_layer
+from pytest_neuralpower.calibrate.fit.designs import runtime_makers
+from pytest_neuralpower.calibrate.fit.readers.neusight import growing_overhead, judge_overhead
+from pytest_neuralpower.calibrate.fit.rows import Row, linear_layer
+from pytest_neuralpower.estimators.features import columns
 from pytest_neuralpower.estimators.selection import select
-from pytest_neuralpower.features import columns
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0, "multiprocessors": 8}
 COUNT = 240

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from pytest_neuralpower import load_platform
-from pytest_neuralpower.calibrate.card import card_text
-from pytest_neuralpower.calibrate.fit import fit_command, fit_directory, fit_platform
-from pytest_neuralpower.calibrate.recipe import Recipe, read_recipe
-from pytest_neuralpower.calibrate.rows import Row, linear_layer, streaming_layer
+from pytest_neuralpower.calibrate.fit.card import card_text
+from pytest_neuralpower.calibrate.fit.fit import fit_command, fit_directory, fit_platform
+from pytest_neuralpower.calibrate.fit.recipe import Recipe, read_recipe
+from pytest_neuralpower.calibrate.fit.rows import Row, linear_layer, streaming_layer
 from pytest_neuralpower.errors import FitError, PlatformError, ProfileError
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.platform import Platform
+    from pytest_neuralpower.platform.price import Platform
 
 RECIPE = """\
 name: toy

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_neuralpower.calibrate.designs import runtime_makers
-from pytest_neuralpower.calibrate.judging import beats, judge_split
-from pytest_neuralpower.calibrate.rows import Row, linear_layer
-from pytest_neuralpower.features import columns
+from pytest_neuralpower.calibrate.fit.designs import runtime_makers
+from pytest_neuralpower.calibrate.fit.fit import beats, judge_split
+from pytest_neuralpower.calibrate.fit.rows import Row, linear_layer
+from pytest_neuralpower.estimators.features import columns
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0, "multiprocessors": 8}
 MAKERS = {

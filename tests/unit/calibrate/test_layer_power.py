@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pytest_neuralpower.calibrate.designs import runtime_makers
-from pytest_neuralpower.calibrate.layer_power import LayerPower, fit_layer_power
-from pytest_neuralpower.calibrate.rows import Row, linear_layer
+from pytest_neuralpower.calibrate.fit.designs import runtime_makers
+from pytest_neuralpower.calibrate.fit.power import LayerPower, fit_layer_power
+from pytest_neuralpower.calibrate.fit.rows import Row, linear_layer
 from pytest_neuralpower.estimators import PerEnergy, Shares
+from pytest_neuralpower.estimators.features import Columns, FloatArray, columns
 from pytest_neuralpower.estimators.selection import Selection, select
-from pytest_neuralpower.features import Columns, FloatArray, columns
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0, "multiprocessors": 8, "limit_w": 250.0}
 DESIGN = {"candidates": ["physical"]}

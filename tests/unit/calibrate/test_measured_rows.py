@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_neuralpower.calibrate.measured_rows import Measurement, layer_rows, network_rows
-from pytest_neuralpower.calibrate.rows import Row, linear_layer, streaming_layer
+from pytest_neuralpower.calibrate.fit.rows import (
+    Measurement,
+    Row,
+    layer_rows,
+    linear_layer,
+    network_rows,
+    streaming_layer,
+)
 
 SHAPE = (1, 8)
 WHOLE = streaming_layer("network", "plain", [SHAPE], SHAPE)

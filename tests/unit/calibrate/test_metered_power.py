@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_neuralpower.calibrate.measured_rows import NetworkRow
-from pytest_neuralpower.calibrate.metered_power import metered_power
-from pytest_neuralpower.calibrate.rows import Row, matmul_layer, streaming_layer
-from pytest_neuralpower.platform import Fallback, Platform
+from pytest_neuralpower.calibrate.fit.power import metered_power
+from pytest_neuralpower.calibrate.fit.rows import NetworkRow, Row, matmul_layer, streaming_layer
+from pytest_neuralpower.platform.price import Fallback, Platform
 
 PEAK, BANDWIDTH = 1000.0, 100.0
 BARE = Platform(

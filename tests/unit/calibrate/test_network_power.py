@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pytest_neuralpower.calibrate.network_power import fit_power, judge_networks, load_networks
-from pytest_neuralpower.calibrate.recipe import Recipe
+from pytest_neuralpower.calibrate.fit.power import fit_power, judge_networks, load_networks
+from pytest_neuralpower.calibrate.fit.recipe import Recipe
 from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.estimators import Physical
-from pytest_neuralpower.estimators.regimes import Regime
-from pytest_neuralpower.platform import Fallback, FamilyModel, Platform
+from pytest_neuralpower.estimators.terms import Regime
+from pytest_neuralpower.platform.price import Fallback, FamilyModel, Platform
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0, "limit_w": 300.0}
 

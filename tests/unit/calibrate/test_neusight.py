@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_neuralpower.calibrate.readers.neusight import (
+from pytest_neuralpower.calibrate.fit.readers.neusight import (
     neusight_bmm,
     neusight_conv,
     neusight_linear,
     neusight_vec,
 )
-from pytest_neuralpower.features import family
+from pytest_neuralpower.estimators.features import family
 from pytest_neuralpower.layers import cost_terms
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_neuralpower.calibrate.profile import read_profile
+from pytest_neuralpower.calibrate.fit.profile import read_profile
 from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.layers import TensorSpec
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_neuralpower.calibrate.profile_cells import (
+from pytest_neuralpower.calibrate.fit.profile import (
     params_text,
     read_params,
     read_tensors,

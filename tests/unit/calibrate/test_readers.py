@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_neuralpower.calibrate.readers import DATA_VARIABLE, data_root
-from pytest_neuralpower.calibrate.readers.aiconfigurator import (
+from pytest_neuralpower.calibrate.fit.readers import DATA_VARIABLE, data_root
+from pytest_neuralpower.calibrate.fit.readers.layer_tables import (
     aiconfigurator_attention,
     aiconfigurator_gemm,
+    caffe_layers,
+    deepbench_conv,
+    deepbench_gemm,
 )
-from pytest_neuralpower.calibrate.readers.caffe import caffe_layers
-from pytest_neuralpower.calibrate.readers.deepbench import deepbench_conv, deepbench_gemm
 from pytest_neuralpower.errors import ProfileError
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.calibrate.rows import Row
+    from pytest_neuralpower.calibrate.fit.rows import Row
 
 CAFFE = """\
 network,layer,top_shape,forward_ms

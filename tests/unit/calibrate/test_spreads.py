@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pytest_neuralpower.calibrate.spreads import (
+from pytest_neuralpower.calibrate.fit.uncertainty import (
     conformal_distance,
     cross_coverage,
     ends,
@@ -13,8 +13,8 @@ from pytest_neuralpower.calibrate.spreads import (
     few_distance,
 )
 from pytest_neuralpower.estimators import Physical
-from pytest_neuralpower.estimators.regimes import Regime
 from pytest_neuralpower.estimators.selection import Selection, select
+from pytest_neuralpower.estimators.terms import Regime
 
 
 def test_the_distance_holds_90_percent_of_new_shapes() -> None:

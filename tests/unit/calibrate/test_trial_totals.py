@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pytest_neuralpower.calibrate.measured_rows import NetworkRow
-from pytest_neuralpower.calibrate.rows import Row, linear_layer
-from pytest_neuralpower.calibrate.trial_totals import learn_totals
-from pytest_neuralpower.intervals import Intervals, QuantitySpreads, Spread
-from pytest_neuralpower.platform import Platform, load_fitted
+from pytest_neuralpower.calibrate.fit.rows import NetworkRow
+from pytest_neuralpower.calibrate.fit.rows import Row, linear_layer
+from pytest_neuralpower.calibrate.fit.uncertainty import learn_totals
+from pytest_neuralpower.platform.intervals import Intervals, QuantitySpreads, Spread
+from pytest_neuralpower.platform.price import Platform
+from pytest_neuralpower.platform.catalog import load_fitted
 
 
 def networks(platform: Platform, off: Sequence[float], *, depth: int = 8) -> list[NetworkRow]:

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from pytest_neuralpower.measure.options import calibration_options
+from pytest_neuralpower.calibrate.measure.plan import calibration_options
 
 MISUSE = {
     "name": (["a/b"], "NAME 'a/b': letters, digits, '.', '_' and '-' only, such as my-gpu"),
@@ -81,7 +81,11 @@ def test_misuse_is_one_line(neuralpower, here, args, says) -> None:
 
 def test_ctrl_c_before_the_first_trial_is_one_line(neuralpower, here) -> None:
     # Loaded before: a module that is interrupted while it loads may not load again in this process.
-    for module in ("torch", "pytest_neuralpower.calibrate.fit", "pytest_neuralpower.measure.run"):
+    for module in (
+        "torch",
+        "pytest_neuralpower.calibrate.fit.fit",
+        "pytest_neuralpower.calibrate.measure.run",
+    ):
         importlib.import_module(module)
 
     def interrupt() -> None:

@@ -9,14 +9,18 @@ import sys
 import numpy as np
 import pytest
 
-from pytest_neuralpower.calibrate.rows import linear_layer
+from pytest_neuralpower.calibrate.fit.rows import linear_layer
 from pytest_neuralpower.errors import FitError
 from pytest_neuralpower.estimators import Boosted, Physical, Shares, Tree
-from pytest_neuralpower.estimators.boosted_trees import UNIT, BoostedTrees, no_trees
-from pytest_neuralpower.estimators.boosting import Boosting
-from pytest_neuralpower.estimators.inputs import evaluate_input
-from pytest_neuralpower.estimators.regimes import Regime
-from pytest_neuralpower.features import FloatArray, columns
+from pytest_neuralpower.estimators.boosted import (
+    UNIT,
+    BoostedTrees,
+    Boosting,
+    evaluate_input,
+    no_trees,
+)
+from pytest_neuralpower.estimators.features import FloatArray, columns
+from pytest_neuralpower.estimators.terms import Regime
 
 INPUTS = ("m", "n", "k", "align(n, 64)", "fill(m, 64)")
 BASE = Physical([Regime("all", ("launch", "flops"))], peak_gflops=1000.0, bandwidth_gbs=100.0)
@@ -185,8 +189,8 @@ def test_predicting_loads_neither_scikit_learn_nor_scipy(boosted: Boosted) -> No
     code = f"""
 import json, sys
 from pytest_neuralpower.estimators import from_json
-from pytest_neuralpower.calibrate.rows import linear_layer
-from pytest_neuralpower.features import columns
+from pytest_neuralpower.calibrate.fit.rows import linear_layer
+from pytest_neuralpower.estimators.features import columns
 values = columns("linear", [linear_layer(64, 128, 256)] * 3)
 for text in {[json.dumps(boosted.to_json()), json.dumps(tree.to_json())]!r}:
     assert (from_json(json.loads(text)).predict(values) > 0).all()

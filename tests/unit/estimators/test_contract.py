@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_neuralpower.calibrate.rows import conv_layer
+from pytest_neuralpower.calibrate.fit.rows import conv_layer
 from pytest_neuralpower.errors import FitError, MissingExtraError
 from pytest_neuralpower.estimators import (
     ESTIMATORS,
@@ -26,8 +26,8 @@ from pytest_neuralpower.estimators import (
     Tree,
     from_json,
 )
-from pytest_neuralpower.estimators.regimes import Regime
-from pytest_neuralpower.features import columns
+from pytest_neuralpower.estimators.features import columns
+from pytest_neuralpower.estimators.terms import Regime
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0}
 

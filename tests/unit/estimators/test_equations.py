@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_neuralpower.calibrate.rows import linear_layer
+from pytest_neuralpower.calibrate.fit.rows import linear_layer
 from pytest_neuralpower.errors import PlatformError
 from pytest_neuralpower.estimators import (
     Boosted,
@@ -22,16 +22,11 @@ from pytest_neuralpower.estimators import (
     Shares,
     Tree,
 )
-from pytest_neuralpower.estimators.regimes import Condition, Regime
-from pytest_neuralpower.features import columns
-from pytest_neuralpower.platform import (
-    FamilyModel,
-    Platform,
-    list_platforms,
-    load_fitted,
-    load_platform,
-)
-from pytest_neuralpower.reports.equations import explain_text
+from pytest_neuralpower.estimators.features import columns
+from pytest_neuralpower.estimators.terms import Condition, Regime
+from pytest_neuralpower.platform.catalog import list_platforms, load_fitted, load_platform
+from pytest_neuralpower.platform.price import FamilyModel, Platform
+from pytest_neuralpower.report.explain import explain_text
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0}
 SIZES = [(m, k, n) for m in (1, 7, 64, 200) for k in (16, 100, 512) for n in (8, 64, 300)] * 3

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pytest_neuralpower.calibrate.rows import conv_layer, linear_layer, pool_layer
+from pytest_neuralpower.calibrate.fit.rows import conv_layer, linear_layer, pool_layer
 from pytest_neuralpower.estimators import NeuralPower, NeuralPowerRelative
+from pytest_neuralpower.estimators.features import FloatArray, columns
 from pytest_neuralpower.estimators.neuralpower import FLOOR_MS, regressors
-from pytest_neuralpower.features import FloatArray, columns
 
 CONV = conv_layer((2, 5, 11, 13), cout=7, kernel=(3, 3), stride=(1, 1), padding=(0, 0))
 LAYERS = {

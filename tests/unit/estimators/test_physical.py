@@ -7,13 +7,18 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from pytest_neuralpower.calibrate.rows import conv_layer
+from pytest_neuralpower.calibrate.fit.rows import conv_layer
 from pytest_neuralpower.errors import FitError
 from pytest_neuralpower.estimators import Physical
-from pytest_neuralpower.estimators.meanings import meaning
-from pytest_neuralpower.estimators.regimes import Condition, Regime, assign
-from pytest_neuralpower.estimators.terms import evaluate, term_names
-from pytest_neuralpower.features import FloatArray, columns, op_code
+from pytest_neuralpower.estimators.features import FloatArray, columns, op_code
+from pytest_neuralpower.estimators.terms import (
+    Condition,
+    Regime,
+    assign,
+    evaluate,
+    meaning,
+    term_names,
+)
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0}
 

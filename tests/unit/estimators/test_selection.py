@@ -11,11 +11,16 @@ from hypothesis import strategies as st
 
 from pytest_neuralpower.errors import FitError
 from pytest_neuralpower.estimators import Estimator
-from pytest_neuralpower.estimators.folds import grouped_folds
-from pytest_neuralpower.estimators.selection import MANY_ROWS, Score, held_out, select
+from pytest_neuralpower.estimators.selection import (
+    MANY_ROWS,
+    Score,
+    grouped_folds,
+    held_out,
+    select,
+)
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.features import Columns, FloatArray
+    from pytest_neuralpower.estimators.features import Columns, FloatArray
 
 
 class Rate(Estimator):

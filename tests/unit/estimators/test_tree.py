@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pytest_neuralpower.calibrate.rows import linear_layer
+from pytest_neuralpower.calibrate.fit.rows import linear_layer
 from pytest_neuralpower.errors import FitError
 from pytest_neuralpower.estimators import Tree
-from pytest_neuralpower.estimators.folds import whole_groups
-from pytest_neuralpower.estimators.regimes import Condition
-from pytest_neuralpower.estimators.small_nnls import residual_squares
-from pytest_neuralpower.estimators.tree_nodes import Leaf, Split, leaves
-from pytest_neuralpower.features import FloatArray, columns
+from pytest_neuralpower.estimators.features import FloatArray, columns
+from pytest_neuralpower.estimators.selection import whole_groups
+from pytest_neuralpower.estimators.terms import Condition
+from pytest_neuralpower.estimators.tree import Leaf, Split, leaves, residual_squares
 
 SIZES = ("m", "n", "k")
 TERMS = ("launch", "flops", "bytes_io", "bytes_weight")

@@ -26,9 +26,11 @@ from pytest_neuralpower.eyeriss.accesses import (
     TileSizes,
     count_accesses,
     reloads,
+    rows_delivered,
+    rows_read,
+    strip_sizes,
 )
 from pytest_neuralpower.eyeriss.mapping import best_mapping, movement_cost
-from pytest_neuralpower.eyeriss.rows import rows_delivered, rows_read, strip_sizes
 
 CONV2 = ConvShape(27, 27, 96, 256, (5, 5), padding=(2, 2, 2, 2), groups=2)
 CONV3 = ConvShape(13, 13, 256, 384, (3, 3), padding=(1, 1, 1, 1))

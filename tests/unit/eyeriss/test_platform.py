@@ -16,8 +16,8 @@ from pytest_neuralpower.eyeriss import (
     Zeros,
     layer_energy,
 )
-from pytest_neuralpower.eyeriss.explanation import explain_text
 from pytest_neuralpower.layers import KINDS, Layer, TensorSpec, Trace
+from pytest_neuralpower.report.explain import explain_analytic_text as explain_text
 
 FORMAT = "pytest-neuralpower eyeriss"
 

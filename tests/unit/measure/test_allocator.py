@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from pytest_neuralpower.measure.allocator import keep_memory
+from pytest_neuralpower.calibrate.measure.timers import keep_memory
 
 PROGRAM = """
 import resource, statistics, sys, torch
 torch.set_num_threads(1)
 if sys.argv[1] == "keep":
-    from pytest_neuralpower.measure.allocator import keep_memory
+    from pytest_neuralpower.calibrate.measure.timers import keep_memory
     assert keep_memory()
 source = torch.ones(12_000_000)  # 48 MB: beyond the allocator's largest threshold
 for _ in range(10):

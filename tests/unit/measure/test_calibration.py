@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from pytest_neuralpower import predict
-from pytest_neuralpower.calibrate.profile import read_profile
-from pytest_neuralpower.measure.profile_writer import trials_done
-from pytest_neuralpower.measure.progress import PlainProgress
-from pytest_neuralpower.measure.verify import verify
-from pytest_neuralpower.platform import load_platform
+from pytest_neuralpower.calibrate.fit.profile import read_profile
+from pytest_neuralpower.calibrate.measure.profile_writer import trials_done
+from pytest_neuralpower.calibrate.measure.progress import PlainProgress
+from pytest_neuralpower.calibrate.measure.verify import verify
+from pytest_neuralpower.platform.catalog import load_platform
 
 
 def test_a_second_process_is_refused_with_the_first_ones_pid(calibration) -> None:

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from pytest_neuralpower.measure.networks import sketch
-from pytest_neuralpower.measure.plan import make_plan
-from pytest_neuralpower.measure.trial import Trial
+from pytest_neuralpower.calibrate.measure.networks import sketch
+from pytest_neuralpower.calibrate.measure.plan import make_plan
+from pytest_neuralpower.calibrate.measure.trial import Trial
 from pytest_neuralpower.tracing import trace
 
 HARDWARE = {"peak_gflops": 100.0, "bandwidth_gbs": 10.0}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_neuralpower.measure.closing import closing_lines
-from pytest_neuralpower.platform import load_platform
+from pytest_neuralpower.calibrate.measure.run import closing_lines
+from pytest_neuralpower.platform.catalog import load_platform
 
 CALIBRATED = Path("calibration/cpu-sapphirerapids/cpu-sapphirerapids.json")
 

@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 from stub_gpu import FIRST, FUNCTION_NOT_FOUND, NOT_SUPPORTED, behave, kernel
 
-from pytest_neuralpower.measure.conditions import Conditions, CpuWatch, NvmlWatch, watch_device
-from pytest_neuralpower.measure.meters.base import DeviceLost
-from pytest_neuralpower.measure.nvml_device import NvmlDevice
+from pytest_neuralpower.calibrate.measure.conditions import (
+    Conditions,
+    CpuWatch,
+    NvmlWatch,
+    watch_device,
+)
+from pytest_neuralpower.calibrate.measure.meters.base import DeviceLost
+from pytest_neuralpower.calibrate.measure.meters.nvml import NvmlDevice
 
 Call = Callable[..., Any]
 

@@ -17,8 +17,8 @@ from stub_gpu import (
     behave,
 )
 
-from pytest_neuralpower.measure.device_facts import cpu_facts, device_facts, nvml_facts
-from pytest_neuralpower.measure.nvml_device import NvmlDevice
+from pytest_neuralpower.calibrate.measure.meters.nvml import NvmlDevice
+from pytest_neuralpower.calibrate.measure.preflight import cpu_facts, device_facts, nvml_facts
 
 
 def facts_beside_stub(uuid: str, **settings: float) -> dict[str, str]:

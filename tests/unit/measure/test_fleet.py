@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pytest_neuralpower.calibrate.profile import read_profile
+from pytest_neuralpower.calibrate.fit.profile import read_profile
+from pytest_neuralpower.calibrate.measure import fleet
+from pytest_neuralpower.calibrate.measure.plan import calibration_options
+from pytest_neuralpower.calibrate.measure.progress import PlainProgress
 from pytest_neuralpower.errors import MissingExtraError, OptionError
-from pytest_neuralpower.measure import fleet
-from pytest_neuralpower.measure.options import calibration_options
-from pytest_neuralpower.measure.progress import PlainProgress
 
 linux = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity"), reason="cores can be chosen on Linux alone"

@@ -6,13 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_neuralpower.measure.bench import Bench
-from pytest_neuralpower.measure.in_place import list_calls, time_calls
-from pytest_neuralpower.measure.isolated import repeated_call
-from pytest_neuralpower.measure.meters.base import Reading
-from pytest_neuralpower.measure.run_trial import run_trial
-from pytest_neuralpower.measure.timers import CpuTimer
-from pytest_neuralpower.measure.trial import SENTINEL, Trial, TrialSkipped
+from pytest_neuralpower.calibrate.measure.in_place import list_calls, repeated_call, time_calls
+from pytest_neuralpower.calibrate.measure.meters.base import Reading
+from pytest_neuralpower.calibrate.measure.run_trial import run_trial
+from pytest_neuralpower.calibrate.measure.timers import CpuTimer
+from pytest_neuralpower.calibrate.measure.trial import SENTINEL, Bench, Trial, TrialSkipped
 
 BENCH = Bench("cpu", "float32", {"peak_gflops": 100.0, "bandwidth_gbs": 10.0})
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from pytest_neuralpower.calibrate.measure.profile_writer import only_writer
 from pytest_neuralpower.errors import ProfileError
-from pytest_neuralpower.measure.lock import only_writer
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from pytest_neuralpower.measure.lock import only_writer
+from pytest_neuralpower.calibrate.measure.profile_writer import only_writer
 with only_writer(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -6,9 +6,9 @@ from typing import Any
 
 from stub_gpu import FIRST, behave, kernel
 
-from pytest_neuralpower.measure.conditions import NvmlWatch
-from pytest_neuralpower.measure.nvml_device import NvmlDevice
-from pytest_neuralpower.measure.preheat import Preheated, preheat
+from pytest_neuralpower.calibrate.measure.conditions import NvmlWatch
+from pytest_neuralpower.calibrate.measure.meters.nvml import NvmlDevice
+from pytest_neuralpower.calibrate.measure.preflight import Preheated, preheat
 
 
 def heated(warm_s: float, most_s: float) -> Preheated:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pytest_neuralpower.measure.networks import TEMPLATES, build, sketch
-from pytest_neuralpower.measure.networks.draw import Draw
+from pytest_neuralpower.calibrate.measure.networks import TEMPLATES, build, sketch
+from pytest_neuralpower.calibrate.measure.networks.blocks import Draw
 from pytest_neuralpower.tracing import trace
 
 CPU = torch.device("cpu")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_neuralpower.calibrate.rows import streaming_layer
-from pytest_neuralpower.measure.sentinels import drift, repeatability
-from pytest_neuralpower.measure.trial import MeasuredRow
+from pytest_neuralpower.calibrate.fit.rows import streaming_layer
+from pytest_neuralpower.calibrate.measure.trial import MeasuredRow, drift, repeatability
 
 LAYER = streaming_layer("activation", "relu", [(1, 8)], (1, 8))
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from pytest_neuralpower.calibrate.measure.plan import make_plan
+from pytest_neuralpower.calibrate.measure.preflight import Place, open_place
+from pytest_neuralpower.calibrate.measure.profile_writer import ProfileWriter, trials_done
+from pytest_neuralpower.calibrate.measure.progress import PlainProgress, Status
+from pytest_neuralpower.calibrate.measure.session import Session, _why_skipped
+from pytest_neuralpower.calibrate.measure.trial import Trial, TrialSkipped
 from pytest_neuralpower.errors import DeviceLost
-from pytest_neuralpower.measure.plan import make_plan
-from pytest_neuralpower.measure.preflight import Place, open_place
-from pytest_neuralpower.measure.profile_writer import ProfileWriter, trials_done
-from pytest_neuralpower.measure.progress import PlainProgress, Status
-from pytest_neuralpower.measure.session import Session, _why_skipped
-from pytest_neuralpower.measure.trial import Trial, TrialSkipped
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_neuralpower.measure.timer_cuda import caught_up
+from pytest_neuralpower.calibrate.measure.timers import caught_up
 
 
 def test_a_device_that_waits_for_the_host_passes_marks_as_they_come() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_neuralpower.measure.verify import Drift, Verification
+from pytest_neuralpower.calibrate.measure.verify import Drift, Verification
 
 CONV = Drift("conv", 10.0, 10.1, 0.2)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pytest_neuralpower.estimators import Physical, Shares
-from pytest_neuralpower.estimators.regimes import Regime
-from pytest_neuralpower.intervals import Intervals, QuantitySpreads, Spread
-from pytest_neuralpower.platform import Fallback, FamilyModel, Platform
+from pytest_neuralpower.estimators.terms import Regime
+from pytest_neuralpower.platform.intervals import Intervals, QuantitySpreads, Spread
+from pytest_neuralpower.platform.price import Fallback, FamilyModel, Platform
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0}
 

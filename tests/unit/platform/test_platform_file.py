@@ -13,10 +13,10 @@ import pytest
 import pytest_neuralpower
 from pytest_neuralpower import list_platforms, load_platform
 from pytest_neuralpower.errors import PlatformError
-from pytest_neuralpower.platform_file import content_hash
+from pytest_neuralpower.platform.file import content_hash
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.platform import Platform
+    from pytest_neuralpower.platform.price import Platform
 
 SHIPPED = Path(pytest_neuralpower.__file__).parent / "platforms"
 

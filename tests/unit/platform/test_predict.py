@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 
 from pytest_neuralpower import load_platform
-from pytest_neuralpower.calibrate.rows import conv_layer, linear_layer
+from pytest_neuralpower.calibrate.fit.rows import conv_layer, linear_layer
 from pytest_neuralpower.errors import PlatformError, TraceError
 from pytest_neuralpower.layers import Layer, TensorSpec, Trace
-from pytest_neuralpower.platform import FamilyModel, Platform
-from pytest_neuralpower.prediction import EXTRAPOLATED, FALLBACK, UNCOVERED
+from pytest_neuralpower.platform.prediction import EXTRAPOLATED, FALLBACK, UNCOVERED
+from pytest_neuralpower.platform.price import FamilyModel, Platform
 
 
 def conv(*, batch: int = 2, cin: int = 32, kernel: int = 3) -> Layer:
@@ -183,7 +183,7 @@ class TestCall:
 def test_predicting_imports_neither_torch_nor_the_fitting_libraries() -> None:
     program = (
         "import sys\n"
-        "from pytest_neuralpower.platform import load_platform\n"
+        "from pytest_neuralpower.platform.price import load_platform\n"
         "from pytest_neuralpower.layers import Layer, TensorSpec\n"
         "t = TensorSpec((8, 8), 'float32')\n"
         "load_platform('titanx').predict([Layer('norm', 'n', '', (t,), (), (t,), 'float32')])\n"

@@ -13,10 +13,10 @@ from torch import nn
 
 from pytest_neuralpower import load_platform, predict, trace
 from pytest_neuralpower.errors import PlatformError
-from pytest_neuralpower.predictor import predict_call
+from pytest_neuralpower.platform.catalog import predict_call
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.platform import Platform
+    from pytest_neuralpower.platform.price import Platform
 
 
 class Scaled(nn.Module):

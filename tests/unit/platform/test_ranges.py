@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pytest_neuralpower.calibrate.rows import linear_layer, streaming_layer
-from pytest_neuralpower.features import columns, range_columns
-from pytest_neuralpower.ranges import calibrated_ranges, is_range, outside
+from pytest_neuralpower.calibrate.fit.rows import linear_layer, streaming_layer
+from pytest_neuralpower.estimators.features import columns, range_columns
+from pytest_neuralpower.platform.ranges import calibrated_ranges, is_range, outside
 
 #: Flat deep products and tall shallow ones: (rows, depth, width).
 MEASURED = [(16, 4096, 256), (32, 2048, 256), (4096, 64, 256), (2048, 128, 512)]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pytest_neuralpower import load_platform, predict
-from pytest_neuralpower.prediction import Prediction
+from pytest_neuralpower.platform.prediction import Prediction
 
 Predict = Callable[..., Prediction]
 

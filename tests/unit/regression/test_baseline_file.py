@@ -8,11 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_neuralpower.errors import BaselineError
+from pytest_neuralpower.guard.baseline import (
+    Baseline,
+    baseline_name,
+    baseline_of,
+    baseline_text,
+    parse_baseline,
+)
+from pytest_neuralpower.layer_codec import PricedLayer
 from pytest_neuralpower.layers import ITEMSIZE, KINDS, Layer, TensorSpec
-from pytest_neuralpower.regression.baseline import Baseline, baseline_of
-from pytest_neuralpower.regression.baseline_file import baseline_text, parse_baseline
-from pytest_neuralpower.regression.layer_record import PricedLayer
-from pytest_neuralpower.regression.store import baseline_name
 
 
 @pytest.fixture(scope="module")

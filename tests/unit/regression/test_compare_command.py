@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 
 from pytest_neuralpower.cli import app
 from pytest_neuralpower.errors import NeuralPowerError
-from pytest_neuralpower.regression.baseline import baseline_of
-from pytest_neuralpower.regression.baseline_file import baseline_text, write_baseline
+from pytest_neuralpower.guard.baseline import baseline_of, baseline_text, write_baseline
 
 
 @pytest.fixture

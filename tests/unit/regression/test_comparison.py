@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pytest_neuralpower import load_platform
-from pytest_neuralpower.regression.baseline import baseline_of
-from pytest_neuralpower.regression.comparison import compare, judge
-from pytest_neuralpower.regression.tolerance import Tolerance
+from pytest_neuralpower.guard.baseline import baseline_of
+from pytest_neuralpower.guard.compare import compare, judge
+from pytest_neuralpower.guard.tolerance import Tolerance
 
 
 @pytest.fixture

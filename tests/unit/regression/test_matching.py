@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_neuralpower.regression.matching import match_layers
+from pytest_neuralpower.guard.align import match_layers
 
 #: Layers of one block of the chain.
 EACH = 6

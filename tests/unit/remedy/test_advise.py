@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from pytest_neuralpower import advise, load_platform, trace
+from pytest_neuralpower.compress.width_prices import Curve, edges, expansion, shrinkage
 from pytest_neuralpower.errors import BudgetError
-from pytest_neuralpower.remedy.plateaus import Curve, edges, expansion, shrinkage
 
 pytest.importorskip("torch_pruning")
 

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from pytest_neuralpower import trace
+from pytest_neuralpower.compress.find_groups import NOT_CHECKED, find_channel_groups
+from pytest_neuralpower.compress.width_prices import Effort
 from pytest_neuralpower.errors import RemedyError, UnsupportedGraphError
-from pytest_neuralpower.remedy.effort import Effort
-from pytest_neuralpower.remedy.find_groups import NOT_CHECKED, find_channel_groups
 
 pytest.importorskip("torch_pruning")
 
-from pytest_neuralpower.remedy.narrowing import remove_units
+from pytest_neuralpower.compress.find_groups import remove_units
 
 #: One of each way to couple widths: residual adds, depthwise convolutions, squeeze-and-excitation,
 #: concatenations, grouped convolutions, dense blocks, a linear layer after a flattened map.

@@ -6,14 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_neuralpower.remedy.channel_rank import (
+from pytest_neuralpower.compress.channel_pruner import (
     Reader,
     rank_by_magnitude,
     rank_by_output_error,
 )
-from pytest_neuralpower.remedy.channels import Slot
-from pytest_neuralpower.remedy.feature_maps import unfolded_input, unfolded_output
-from pytest_neuralpower.remedy.least_squares import Gram, relative_error, solve_kept
+from pytest_neuralpower.compress.channels import Slot
+from pytest_neuralpower.compress.least_squares import (
+    Gram,
+    relative_error,
+    solve_kept,
+    unfolded_input,
+    unfolded_output,
+)
 
 RIDGE = 1e-9  # so small that the error alone is what removal costs
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pytest_neuralpower.remedy.criteria import (
+from pytest_neuralpower.compress.least_squares import Gram, relative_error
+from pytest_neuralpower.compress.weights import (
     Fixed,
     Refitted,
     by_magnitude,
     by_output_error,
     exchanged,
 )
-from pytest_neuralpower.remedy.least_squares import Gram, relative_error
 
 UNKNOWNS, OUTPUTS = 40, 6
 

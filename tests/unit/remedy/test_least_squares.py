@@ -7,9 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_neuralpower.remedy.feature_maps import unfolded_input, unfolded_output
-from pytest_neuralpower.remedy.least_squares import Gram, relative_error, solve_kept
-from pytest_neuralpower.remedy.matrices import matrix_of, write_matrix
+from pytest_neuralpower.compress.least_squares import (
+    Gram,
+    matrix_of,
+    relative_error,
+    solve_kept,
+    unfolded_input,
+    unfolded_output,
+    write_matrix,
+)
 
 RIDGE = 1e-3
 

@@ -8,10 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_neuralpower.compress.plan import (
+    Plan,
+    apply_plan,
+    read_plan,
+    structure_hash,
+    weights_hash,
+    write_plan,
+)
 from pytest_neuralpower.errors import RemedyError
-from pytest_neuralpower.remedy.apply_plan import apply_plan
-from pytest_neuralpower.remedy.fingerprint import structure_hash, weights_hash
-from pytest_neuralpower.remedy.plan import Plan, read_plan, write_plan
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from pytest_neuralpower.remedy.planner import choose_dearest_first, choose_greedy, choosers
+from pytest_neuralpower.compress.weights import choose_dearest_first, choose_greedy, choosers
 
 ERRORS = {"a": [0.0, 0.1, 0.3, 0.9], "b": [0.0, 0.01, 0.2], "c": [0.0, 0.5]}
 COSTS = {"a": [10.0, 7.0, 4.0, 1.0], "b": [5.0, 4.5, 2.0], "c": [2.0, 1.0]}

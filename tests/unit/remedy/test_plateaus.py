@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pytest_neuralpower.remedy.plateaus import Curve, descent, widest_as_cheap
+from pytest_neuralpower.compress.width_prices import Curve, descent, widest_as_cheap
 
 
 def curve(price, most, now=None, step=1):

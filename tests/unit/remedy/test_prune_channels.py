@@ -8,9 +8,9 @@ from digits_networks import TRAINING, accuracy, calibration, digits, train, trai
 from torch import nn
 
 from pytest_neuralpower import load_platform, predict
-from pytest_neuralpower.budget import Budget
-from pytest_neuralpower.remedy.apply_plan import apply_plan
-from pytest_neuralpower.remedy.prune import prune_to_budget
+from pytest_neuralpower.compress.plan import apply_plan
+from pytest_neuralpower.compress.prune import prune_to_budget
+from pytest_neuralpower.guard.budget import Budget
 
 pytest.importorskip("torch_pruning")
 

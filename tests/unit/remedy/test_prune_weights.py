@@ -7,10 +7,10 @@ import torch
 from digits_networks import accuracy, calibration, digits, train, trained
 
 from pytest_neuralpower import load_platform, trace
+from pytest_neuralpower.compress.plan import apply_plan
+from pytest_neuralpower.compress.prune import prune_to_budget
 from pytest_neuralpower.errors import BudgetError, RemedyError
 from pytest_neuralpower.eyeriss import Zeros
-from pytest_neuralpower.remedy.apply_plan import apply_plan
-from pytest_neuralpower.remedy.prune import prune_to_budget
 
 INPUTS = torch.zeros(4, 1, 8, 8)
 

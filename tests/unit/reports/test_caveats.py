@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pytest_neuralpower import load_platform
-from pytest_neuralpower.calibrate.rows import linear_layer
+from pytest_neuralpower.calibrate.fit.rows import linear_layer
 from pytest_neuralpower.layers import Layer, TensorSpec
-from pytest_neuralpower.reports.terminal import caveats
+from pytest_neuralpower.report.terminal import caveats
 
 
 def in_dtype(layer: Layer, dtype: str) -> Layer:

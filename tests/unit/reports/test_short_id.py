@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_neuralpower.reports.summary import short_id
+from pytest_neuralpower.report.terminal import short_id
 
 WHOLE = "tests/unit/test_net.py::TestNet::test_small[a::b/c]"
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pytest_neuralpower.tracing import trace
-from pytest_neuralpower.tracing.module_paths import ModulePaths
+from pytest_neuralpower.tracing.modules import ModulePaths
 
 
 class Twice(nn.Module):

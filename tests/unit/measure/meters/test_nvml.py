@@ -18,10 +18,14 @@ from stub_gpu import (
     kernel,
 )
 
-from pytest_neuralpower.measure.meters.base import DeviceLost, Meter, MeterRefused, ReadingVoid
-from pytest_neuralpower.measure.meters.nvml import open_nvml
-from pytest_neuralpower.measure.meters.probe import Probe
-from pytest_neuralpower.measure.nvml_device import NvmlDevice
+from pytest_neuralpower.calibrate.measure.meters.base import (
+    DeviceLost,
+    Meter,
+    MeterRefused,
+    ReadingVoid,
+)
+from pytest_neuralpower.calibrate.measure.meters.nvml import NvmlDevice, open_nvml
+from pytest_neuralpower.calibrate.measure.meters.probe import Probe
 
 SHORT = Probe(load_s=0.08, settle_s=0.05, idle_s=0.24, patience_s=10.0, still_s=0.6)
 HASTY = replace(SHORT, patience_s=0.0)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_neuralpower.measure.meters.base import DeviceLost, ReadingVoid
-from pytest_neuralpower.measure.meters.sampler import Sampler
+from pytest_neuralpower.calibrate.measure.meters.base import DeviceLost, ReadingVoid
+from pytest_neuralpower.calibrate.measure.meters.counter import Sampler
 
 
 def sampled(read: Callable[[], float], load: BaseException | None = None) -> None:

@@ -1,1 +1,0 @@
-"""Budget files: ``*.budget.yaml``, models with their inputs and budgets, collected as tests."""

@@ -1,0 +1,1 @@
+"""From measured rows to a platform. Needs the extra ``calibrate``."""

@@ -1,0 +1,199 @@
+"""Held-out errors of energy, as shipped, the paper's way, and of the baselines.
+
+A platform file holds the errors of what was fitted: runtime, and power or energy. People pay for
+energy, so `neuralpower accuracy` shows all of them by the energy that they lead to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from pytest_neuralpower.calibrate.fit.fit import Fitted, fit_recipe
+from pytest_neuralpower.calibrate.fit.power import load_networks
+from pytest_neuralpower.calibrate.fit.recipe import read_recipe
+from pytest_neuralpower.errors import FitError, ProfileError
+from pytest_neuralpower.estimators.selection import Score, baseline_makers, held_out
+from pytest_neuralpower.platform.catalog import list_platforms
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.calibrate.fit.uncertainty import FamilyFit
+    from pytest_neuralpower.estimators.features import FloatArray
+    from pytest_neuralpower.layers import Layer
+
+__all__ = [
+    "Point",
+    "accuracy_shown",
+    "find_calibration",
+    "measure",
+    "points",
+]
+
+
+def energy_scores(
+    fits: Mapping[str, FamilyFit], hardware: Mapping[str, float]
+) -> dict[str, dict[str, Any]]:
+    """Accuracy by family, as :meth:`Selection.accuracy` gives it, with ``baselines``.
+
+    Parameters
+    ----------
+    fits
+        By family; those without power are passed over.
+    hardware
+        The device's ceilings, for the roofline.
+    """
+    return {
+        name: _scores(fit, hardware)
+        for name, fit in fits.items()
+        if fit.power is not None or fit.energy is not None
+    }
+
+
+def _scores(fit: FamilyFit, hardware: Mapping[str, float]) -> dict[str, Any]:
+    power = np.array([row.power_w for row in fit.rows], dtype=np.float64)
+    measured = power * fit.runtime_ms
+    chosen, predicted = _predicted(fit)
+    baselines: dict[str, Any] = {}
+    for name, make in baseline_makers(hardware).items():
+        try:  # both take what they predict to be one rate times the work, energy or time alike
+            found = held_out(make, fit.columns, measured, fit.runtime.fold)
+            baselines[name] = Score.of(found, measured).to_json()
+        except FitError as error:
+            baselines[name] = {"refused": str(error)}
+    return {
+        "rows": fit.runtime.rows,
+        "groups": fit.runtime.groups,
+        "chosen": chosen,
+        "held_out": {name: Score.of(each, measured).to_json() for name, each in predicted.items()},
+        "baselines": baselines,
+    }
+
+
+def _predicted(fit: FamilyFit) -> tuple[str, dict[str, FloatArray]]:
+    """The candidate that ships, and held-out energies (mJ) by candidate."""
+    if fit.energy is not None:
+        return fit.energy.estimator.name, fit.energy.predicted
+    assert fit.power is not None  # the caller has looked
+    both = {
+        name: power * fit.runtime.predicted[name]
+        for name, power in fit.power.predicted.items()
+        if name in fit.runtime.predicted
+    }
+    chosen = fit.power.estimator.name
+    if chosen != fit.runtime.estimator.name:
+        chosen = f"{chosen} x {fit.runtime.estimator.name}"
+    return chosen, {chosen: fit.power.held_out * fit.runtime.held_out, **both}
+
+
+# -- Accuracy of a platform, measured anew: its recipe refitted with held-out groups.
+
+#: Where calibration folders are, in a checkout.
+CALIBRATION: Final = Path("calibration")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One measured value and what was predicted without it.
+
+    Attributes
+    ----------
+    group
+        The layer's family, or ``networks``.
+    text
+        The layer, or the network's name.
+    measured, predicted
+        ms.
+    """
+
+    group: str
+    text: str
+    measured: float
+    predicted: float
+
+
+def find_calibration(name: str) -> Path:
+    """The calibration folder of a platform: a folder with a recipe, or its name here.
+
+    Raises
+    ------
+    ProfileError
+        There is none; one line says where it was looked for.
+    """
+    for folder in (Path(name), CALIBRATION / name):
+        if (folder / "recipe.yaml").is_file():
+            return folder
+    if (Path(name) / "README.md").is_file() or (CALIBRATION / name / "README.md").is_file():
+        raise ProfileError(
+            f"{name} has no recipe: nothing of it was fitted, so nothing can be refitted"
+        )
+    shown = f"platforms {name}" if name in list_platforms() else "platforms"
+    raise ProfileError(
+        f"no recipe of {name!r}: neither {Path(name) / 'recipe.yaml'} nor "
+        f"{CALIBRATION / name / 'recipe.yaml'} exists; give a folder that `neuralpower calibrate "
+        f"NAME` wrote, or see what was measured when platforms were fitted: neuralpower {shown}"
+    )
+
+
+def measure(
+    directory: Path,
+    *,
+    data_root: Path | None = None,
+    profile: Path | None = None,
+    networks: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Fitted:
+    """Refit a platform with held-out groups.
+
+    Parameters
+    ----------
+    directory
+        Calibration folder, with its recipe.
+    data_root
+        Folder of the public tables, where the recipe reads any.
+    profile
+        Measured rows to fit and judge instead of the recipe's.
+    networks
+        Python file of whole measured networks to judge by instead of the recipe's.
+    progress
+        Told what is fitted next, in a few words.
+
+    Raises
+    ------
+    ProfileError, FitError, MissingExtraError
+        As :func:`~pytest_neuralpower.calibrate.fit.fit.fit_recipe`.
+    """
+    recipe = read_recipe(directory)
+    if profile is not None:
+        source = {"profile": str(profile.resolve()), "title": profile.name}
+        recipe = replace(recipe, sources=(source,))
+    if networks is not None:
+        load_networks(networks)  # a mistake in it is told now, not after all is fitted
+        recipe = replace(recipe, networks=str(networks.resolve()))
+    return fit_recipe(recipe, data_root=data_root, progress=progress)
+
+
+def accuracy_shown(fitted: Fitted) -> dict[str, Any]:
+    """The platform's accuracy, and what its file does not hold: every candidate's and baseline's
+    error of ``energy`` by family, where rows have power."""
+    energy = energy_scores(fitted.families, fitted.platform.hardware)
+    return {**fitted.platform.accuracy, **({"energy": energy} if energy else {})}
+
+
+def points(fitted: Fitted) -> Iterator[Point]:
+    """Every held-out row, and every network, as measured and predicted runtime."""
+    for name, fit in fitted.families.items():
+        for row, predicted in zip(fit.rows, fit.runtime.held_out.tolist(), strict=True):
+            yield Point(name, _layer_text(row.layer), row.runtime_ms, predicted)
+    networks = fitted.platform.accuracy.get("networks") or {"networks": {}}
+    for name, each in networks["networks"].items():
+        yield Point("networks", name, each["measured_ms"], each["predicted_ms"])
+
+
+def _layer_text(layer: Layer) -> str:
+    tensors = (*layer.inputs[:1], *layer.weights[:1], *layer.outputs[:1])
+    shapes = ("x".join(map(str, tensor.shape)) for tensor in tensors)
+    return f"{layer.op} {', '.join(shapes)}"

@@ -1,0 +1,375 @@
+"""Measured rows: one layer and what it took; and short ways to write a row's layer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, median
+from typing import Final, TypeAlias
+
+import numpy as np
+
+from pytest_neuralpower.layers import Layer, TensorSpec
+
+__all__ = [
+    "Measurement",
+    "NetworkRow",
+    "Row",
+    "at_usual_speed",
+    "conv_layer",
+    "layer_rows",
+    "linear_layer",
+    "matmul_layer",
+    "network_rows",
+    "pool_layer",
+    "streaming_layer",
+    "usual_probe_ms",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measured layer.
+
+    Attributes
+    ----------
+    layer
+        Its configuration.
+    runtime_ms
+        Measured runtime of one call, ms.
+    power_w
+        Mean gross board power during it, W; None where it was not measured.
+    line
+        Line in the source file, the header being line 1.
+    flaw
+        Why the row must be left out; empty for a sound one.
+    judges
+        Set apart to judge a fit to the other rows first.
+    place
+        Share of its table above it, where latencies grow along the table; None elsewhere.
+    overhead_ms
+        What was taken off its published latency for that, ms.
+    """
+
+    layer: Layer
+    runtime_ms: float
+    power_w: float | None = None
+    line: int = 0
+    flaw: str = ""
+    judges: bool = False
+    place: float | None = None
+    overhead_ms: float = 0.0
+
+    @property
+    def shape_group(self) -> Hashable:
+        """The layer's shape without its batch: rows that share it never face each other.
+
+        A norm's or softmax's batch is how many rows it treats: a size like others, kept.
+        """
+        layer = self.layer
+        if layer.kind in ("norm", "softmax"):
+            return (layer.kind, layer.op, layer.inputs, layer.params)
+        return (
+            layer.kind,
+            layer.op,
+            # A linear layer's rows are its batch, whatever axes they are spread over.
+            tuple(
+                tensor.shape[-1:] if layer.kind == "linear" else tensor.shape[1:]
+                for tensor in layer.inputs
+            ),
+            # A bias makes no other shape of it.
+            tuple(tensor.shape for tensor in layer.weights[:1]),
+            layer.params,
+        )
+
+
+def conv_layer(
+    shape: Sequence[int],
+    *,
+    cout: int,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...] | None = None,
+    groups: int = 1,
+    bias: bool = False,
+    dtype: str = "float32",
+) -> Layer:
+    """A plain convolution of an input ``(N, Cin, *spatial)``."""
+    dilation = dilation or (1,) * len(kernel)
+    spatial = tuple(
+        (size + 2 * pad - dil * (width - 1) - 1) // step + 1
+        for size, pad, dil, width, step in zip(
+            shape[2:], padding, dilation, kernel, stride, strict=True
+        )
+    )
+    weights = [TensorSpec((cout, shape[1] // groups, *kernel), dtype)]
+    if bias:
+        weights.append(TensorSpec((cout,), dtype))
+    return Layer(
+        "conv",
+        f"conv{len(kernel)}d",
+        "",
+        (TensorSpec(tuple(shape), dtype),),
+        tuple(weights),
+        (TensorSpec((shape[0], cout, *spatial), dtype),),
+        dtype,
+        (
+            ("dilation", dilation),
+            ("groups", groups),
+            ("padding", padding),
+            ("stride", stride),
+            ("transposed", False),
+        ),
+    )
+
+
+def linear_layer(
+    rows: int, depth: int, width: int, *, bias: bool = False, dtype: str = "float32"
+) -> Layer:
+    """``(rows, depth) -> (rows, width)`` with a weight ``(width, depth)``."""
+    weights = [TensorSpec((width, depth), dtype)]
+    if bias:
+        weights.append(TensorSpec((width,), dtype))
+    return Layer(
+        "linear",
+        "linear",
+        "",
+        (TensorSpec((rows, depth), dtype),),
+        tuple(weights),
+        (TensorSpec((rows, width), dtype),),
+        dtype,
+    )
+
+
+def matmul_layer(left: tuple[int, ...], right: tuple[int, ...], *, dtype: str = "float32") -> Layer:
+    """``(*, M, K) @ (*, K, N)``."""
+    result = (*left[:-1], right[-1])
+    return Layer(
+        "matmul",
+        "matmul",
+        "",
+        (TensorSpec(left, dtype), TensorSpec(right, dtype)),
+        (),
+        (TensorSpec(result, dtype),),
+        dtype,
+    )
+
+
+def pool_layer(
+    shape: tuple[int, ...],
+    result: tuple[int, ...],
+    *,
+    op: str,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dtype: str = "float32",
+) -> Layer:
+    """Pooling from one map to another."""
+    params = (("kernel", kernel), ("padding", padding), ("stride", stride))
+    given, made = (TensorSpec(shape, dtype),), (TensorSpec(result, dtype),)
+    return Layer("pool", op, "", given, (), made, dtype, params)
+
+
+def streaming_layer(
+    kind: str,
+    op: str,
+    inputs: Sequence[tuple[int, ...]],
+    result: tuple[int, ...],
+    *,
+    dtype: str = "float32",
+) -> Layer:
+    """A layer whose cost follows from its tensors alone: activation, copy, concatenation."""
+    given = tuple(TensorSpec(shape, dtype) for shape in inputs)
+    return Layer(kind, op, "", given, (), (TensorSpec(result, dtype),), dtype)
+
+
+# -- Rows of a calibration's trials: passes and devices merged to one row a layer.
+
+#: Pass of the trials that close a calibration: they tell its repeatability and are not fitted.
+CLOSING: Final = 0
+#: Name of the network that is measured again and again; it would outweigh the others in a fit.
+_SENTINEL: Final = "sentinel"
+
+#: Device, network and place in it.
+_Place: TypeAlias = tuple[str, str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One line of a profile that was measured by trials.
+
+    ``network`` and ``seed`` make the network again; ``index`` is the layer's place in it, -1 of the
+    whole, whose operation is the network's template; ``calls`` is the number of equal layers that
+    the row is the mean of; ``probe_ms`` tells how fast the processor was just then.
+    """
+
+    row: Row
+    trial: str
+    what: str
+    network: str
+    seed: int
+    index: int
+    calls: int = 1
+    pass_: int = 1
+    wall_ms: float | None = None
+    probe_ms: float | None = None
+    device_uuid: str = ""
+
+    @property
+    def place(self) -> _Place:
+        return (self.device_uuid, self.network, self.index)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRow:
+    """One measured network: its own time beside that of its layers.
+
+    Attributes
+    ----------
+    network
+        Its name in the plan.
+    runtime_ms, power_w
+        Of one call.
+    layers
+        Every measured layer, and how many equal ones the network has.
+    """
+
+    network: str
+    runtime_ms: float
+    power_w: float | None
+    layers: tuple[tuple[Row, int], ...]
+
+
+def layer_rows(measurements: Iterable[Measurement]) -> list[Row]:
+    """Layers as they ran in place, each once, with the power they drew alone where it is known."""
+    return [row for each, row in _merged(measurements) if each.index >= 0]
+
+
+def network_rows(
+    measurements: Iterable[Measurement], *, usual_ms: Mapping[str, float] | None = None
+) -> list[NetworkRow]:
+    """Whole networks with their layers, at the usual speed of these measurements or of others."""
+    wholes: list[tuple[Measurement, Row]] = []
+    layers: dict[tuple[str, str], list[tuple[Row, int]]] = {}
+    for each, row in _merged(measurements, usual_ms):
+        if each.index < 0:
+            wholes.append((each, row))
+        else:
+            layers.setdefault(each.place[:2], []).append((row, each.calls))
+    return [
+        NetworkRow(each.network, row.runtime_ms, row.power_w, tuple(layers[each.place[:2]]))
+        for each, row in wholes
+        if each.place[:2] in layers
+    ]
+
+
+def _merged(
+    measurements: Iterable[Measurement], usual_ms: Mapping[str, float] | None = None
+) -> list[tuple[Measurement, Row]]:
+    """One row a place, in the order of the profile.
+
+    A trial that was run again counts as it was the last time. Of several passes the least time
+    counts, for whatever else the machine does only adds to it; where the processor's speed was
+    probed, the median of the times at its usual speed. Of powers, the mean.
+    """
+    last: dict[tuple[str, _Place], Measurement] = {}
+    known = list(measurements)
+    for each in at_usual_speed(known, usual_probe_ms(known) if usual_ms is None else usual_ms):
+        if each.network != _SENTINEL and each.pass_ != CLOSING:
+            last[each.trial, each.place] = each
+    in_place: dict[_Place, list[Measurement]] = {}
+    watts: dict[_Place, list[float]] = {}
+    for each in last.values():
+        if each.what == "network":
+            in_place.setdefault(each.place, []).append(each)
+        if each.row.power_w is not None and not each.row.flaw:
+            watts.setdefault(each.place, []).append(each.row.power_w)
+    return _without_timing([(group[0], _merge(group, watts)) for group in in_place.values()])
+
+
+def _without_timing(merged: list[tuple[Measurement, Row]]) -> list[tuple[Measurement, Row]]:
+    """Layers without what timing each of them adds to a call, so that they sum to their network.
+
+    That much a call, the same for all of a device, leaves the least relative error of the sums
+    (least absolute deviations: a weighted median). Short layers are left half of their time.
+    """
+    sums: dict[tuple[str, str], list[float]] = {}
+    for each, row in merged:
+        if each.index >= 0:
+            known = sums.setdefault(each.place[:2], [0.0, 0.0])
+            known[0] += row.runtime_ms * each.calls
+            known[1] += each.calls
+    apart: dict[str, list[tuple[float, float]]] = {}
+    for each, row in merged:
+        if each.index < 0 and not row.flaw and each.place[:2] in sums:
+            total, calls = sums[each.place[:2]]
+            found = ((total - row.runtime_ms) / calls, calls / row.runtime_ms)
+            apart.setdefault(each.device_uuid, []).append(found)
+    added = {uuid: _weighted_median(found) for uuid, found in apart.items()}
+    return [
+        (each, row)
+        if each.index < 0 or each.device_uuid not in added
+        else (each, replace(row, runtime_ms=_less(row.runtime_ms, added[each.device_uuid])))
+        for each, row in merged
+    ]
+
+
+def _less(runtime_ms: float, added_ms: float) -> float:
+    return max(runtime_ms - added_ms, runtime_ms / 2)
+
+
+def _weighted_median(values: Iterable[tuple[float, float]]) -> float:
+    """Of ``(value, weight)``: half of the weight lies on either side."""
+    value, weight = np.array(sorted(values)).T
+    reached = np.cumsum(weight)
+    return float(value[np.searchsorted(reached, reached[-1] / 2)])
+
+
+def usual_probe_ms(measurements: Iterable[Measurement]) -> dict[str, float]:
+    """Median probe of each device's processor: its usual speed while it was measured."""
+    probes: dict[str, list[float]] = {}
+    for each in measurements:
+        if each.probe_ms is not None:
+            probes.setdefault(each.device_uuid, []).append(each.probe_ms)
+    return {uuid: median(times) for uuid, times in probes.items()}
+
+
+def at_usual_speed(
+    measurements: Iterable[Measurement], usual_ms: Mapping[str, float]
+) -> list[Measurement]:
+    """Times as they would have been at a device's usual speed.
+
+    What else runs on a shared processor takes execution units, caches and clock from a thread, and
+    its time grows about as that of the probe around it does.
+
+    Parameters
+    ----------
+    usual_ms
+        The probe at that speed by device (:func:`usual_probe_ms`).
+    """
+    found = []
+    for each in measurements:
+        usual = usual_ms.get(each.device_uuid)
+        if usual is not None and each.probe_ms is not None:
+            runtime_ms = each.row.runtime_ms * usual / each.probe_ms
+            each = replace(each, row=replace(each.row, runtime_ms=runtime_ms))  # noqa: PLW2901
+        found.append(each)
+    return found
+
+
+def _merge(group: Sequence[Measurement], watts: Mapping[_Place, Sequence[float]]) -> Row:
+    sound = [each.row for each in group if not each.row.flaw]
+    if not sound:
+        flaw, _ = Counter(each.row.flaw for each in group).most_common(1)[0]
+        return replace(group[0].row, flaw=flaw)
+    power = watts.get(group[0].place)
+    return replace(
+        sound[0],
+        runtime_ms=(median if group[0].probe_ms is not None else min)(
+            row.runtime_ms for row in sound
+        ),
+        power_w=fmean(power) if power else None,
+    )

@@ -1,0 +1,546 @@
+"""Spreads: how far held-out rows and networks lay from what was predicted without them.
+
+Residuals are logs of measured over predicted, each row's prediction made without its shape. One
+distance per family, up and down alike: with tens of shapes the two tails are not known apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from pytest_neuralpower.calibrate.fit.power import load_networks, trace_network
+from pytest_neuralpower.errors import FitError, ProfileError
+from pytest_neuralpower.estimators.base import need_extra
+from pytest_neuralpower.estimators.selection import Score
+from pytest_neuralpower.platform.intervals import Intervals, QuantitySpreads, Spread
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pytest_neuralpower.calibrate.fit.recipe import Recipe
+    from pytest_neuralpower.calibrate.fit.rows import NetworkRow, Row
+    from pytest_neuralpower.estimators.features import Columns, FloatArray
+    from pytest_neuralpower.estimators.selection import Selection
+    from pytest_neuralpower.platform.price import Fallback, Platform
+
+__all__ = [
+    "learn_totals",
+]
+
+
+#: What the intervals are made to hold.
+COVERAGE: Final = 0.9
+
+#: Fewer independent errors than this have no 90% quantile: ceil(0.9 (n + 1)) > n.
+_LEAST_FOR_QUANTILE: Final = 9
+
+#: Share of the groups at each end of the work that tells how far extrapolation errs.
+_END: Final = 0.2
+
+#: Rows whose neighbours are looked for, at most.
+_MOST_ROWS: Final = 2000
+
+#: Neighbours of a row whose errors are compared with its own.
+_NEIGHBOURS: Final = 3
+
+
+def conformal_distance(residuals: FloatArray, groups: Sequence[Hashable]) -> float:
+    """Log factor that holds 90% of the residuals of a shape that was not seen.
+
+    Rows of one shape are no independent witnesses, so each shape counts once, its rows sharing its
+    weight, and the quantile is raised by one unseen shape (Dunn, Wasserman, Ramdas,
+    "Distribution-Free Prediction Sets for Two-Layer Hierarchical Models", JASA 2023). Below nine
+    shapes that quantile does not exist: Student's t about 0 takes its place.
+    """
+    which, count = _numbered(groups)
+    weight = 1.0 / np.bincount(which)[which]
+    size = np.abs(residuals)
+    if count < _LEAST_FOR_QUANTILE:
+        return few_distance(np.sqrt(np.bincount(which, weight * size**2)))
+    level = COVERAGE * (count + 1) / count
+    order = np.argsort(size, kind="stable")
+    reached = np.cumsum(weight[order]) / count
+    place = int(np.searchsorted(reached, level - 1e-12))
+    return _rounded(float(size[order][min(place, len(size) - 1)]))
+
+
+def few_distance(errors: FloatArray) -> float:
+    """The same from few independent errors: ``t x root mean square``, n degrees of freedom, as
+    a prediction claims that its errors are about 0."""
+    try:
+        from scipy.stats import t  # noqa: PLC0415 - only fitting needs it
+    except ImportError:
+        raise need_extra("SciPy") from None
+    quantile = float(t.ppf((1 + COVERAGE) / 2, len(errors)))
+    return _rounded(quantile * float(np.sqrt((errors**2).mean())))
+
+
+def cross_coverage(
+    residuals: FloatArray, groups: Sequence[Hashable], fold: NDArray[np.intp]
+) -> dict[str, float]:
+    """Share of the held-out rows inside intervals that were made without their fold.
+
+    Returns
+    -------
+    dict
+        ``shapes_percent``, each shape counting once, which is what the interval promises;
+        ``rows_percent``, each row counting once.
+    """
+    which, _ = _numbered(groups)
+    inside = np.zeros(len(residuals))
+    for number in np.unique(fold):
+        out = fold == number
+        distance = conformal_distance(residuals[~out], which[~out].tolist())
+        inside[out] = np.abs(residuals[out]) <= distance
+    weight = 1.0 / np.bincount(which)[which]
+    return {
+        "shapes_percent": round(100 * float(np.average(inside, weights=weight)), 1),
+        "rows_percent": round(100 * float(inside.mean()), 1),
+    }
+
+
+def family_spread(
+    residuals: FloatArray,
+    columns: Columns,
+    groups: Sequence[Hashable],
+    *,
+    outside: FloatArray | None,
+    outside_groups: Sequence[Hashable] = (),
+) -> Spread:
+    """Spread of one family from its held-out residuals.
+
+    Parameters
+    ----------
+    residuals
+        Log of measured over predicted, shape ``(rows,)``.
+    outside
+        Residuals of rows at either end of the work, predicted from the others alone; None where
+        that could not be fitted, and twice the distance is taken.
+    """
+    inside = conformal_distance(residuals, groups)
+    beyond = 2 * inside if outside is None else conformal_distance(outside, outside_groups)
+    return Spread(inside, max(inside, beyond), _correlation(residuals, columns, groups))
+
+
+def ends(
+    selection: Selection, columns: Columns, target: FloatArray, groups: Sequence[Hashable]
+) -> tuple[FloatArray | None, list[Hashable]]:
+    """Residuals of the fifth of the shapes with the most work, and of that with the least, each
+    predicted by the chosen estimator fitted to all others; and the groups of these rows.
+
+    None where the rest is too little to fit.
+    """
+    work = columns["flops"] if columns["flops"].any() else columns["bytes_moved"]
+    which, count = _numbered(groups)
+    mean = np.bincount(which, work) / np.bincount(which)
+    size = max(1, round(_END * count))
+    order = np.argsort(mean, kind="stable")
+    residuals, found = [], []
+    for chosen in (order[:size], order[-size:]):
+        out = np.isin(which, chosen)
+        kept = {name: values[~out] for name, values in columns.items()}
+        try:
+            estimator = selection.make().fit(
+                kept, target[~out], groups=[groups[row] for row in np.flatnonzero(~out).tolist()]
+            )
+        except FitError:
+            return None, []
+        predicted = estimator.predict({name: values[out] for name, values in columns.items()})
+        residuals.append(np.log(target[out] / predicted))
+        found += [groups[row] for row in np.flatnonzero(out).tolist()]
+    return np.concatenate(residuals), found
+
+
+def _correlation(residuals: FloatArray, columns: Columns, groups: Sequence[Hashable]) -> float:
+    """Share of the variance that two layers of one network have in common.
+
+    Layers of a network resemble one another more than rows drawn at random. So: the correlation
+    (about 0) of each row's residual with those of the nearest rows of other shapes, by operations
+    and bytes, plus its standard error, as a correlation that is not seen is not one that is not
+    there.
+    """
+    which, count = _numbered(groups)
+    names = ("flops", "bytes_in", "bytes_out", "bytes_weight")
+    places = np.log2(np.maximum(np.stack([columns[name] for name in names], axis=1), 1.0))
+    rows = np.arange(0, len(residuals), max(1, len(residuals) // _MOST_ROWS))
+    products = np.empty(len(rows))
+    for index, row in enumerate(rows.tolist()):
+        distance = ((places - places[row]) ** 2).sum(axis=1)
+        distance[which == which[row]] = np.inf
+        near = np.argsort(distance, kind="stable")[:_NEIGHBOURS]
+        products[index] = residuals[row] * residuals[near].mean()
+    variance = float((residuals**2).mean())
+    found = max(float(products.mean()) / variance, 0.0) if variance > 0 else 0.0
+    return _rounded(min(found + float(1 / np.sqrt(count)), 1.0))
+
+
+def _numbered(groups: Sequence[Hashable]) -> tuple[NDArray[np.intp], int]:
+    index: dict[Hashable, int] = {}
+    return np.array([index.setdefault(group, len(index)) for group in groups]), len(index)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def score_spread(distance: float, coverage: Mapping[str, float]) -> dict[str, Any]:
+    """Plain data of one family's interval, for a platform's accuracy."""
+    return {"factor": round(float(np.exp(distance)), 3), **coverage}
+
+
+# -- A platform's intervals, from its held-out rows and from whole measured networks.
+#
+# Layers: split-conformal, per family. Calls: what the layers' errors add up to, and what no layer
+# knows of, the *whole*: how far a call is from the sum of its layers. Where whole networks were
+# measured in the platform's own mode, it is what their errors show beyond their layers'; with few
+# of
+# them Student's t takes the quantile's place. Where none were, it is what one experiment found of
+# rows timed in the same way.
+
+#: Mean error, of the whole network, of the sum of its *measured* layers, by how these were timed:
+#: the project's experiment on a CPU with 18 networks, at batch 1 and 4. A half-normal error's 90%
+#: quantile is 2.06 times its mean.
+SUM_OF_LAYERS: Final[Mapping[str, float]] = {"in place": 2.06 * 0.053, "alone": 2.06 * 0.145}
+
+#: Least distance of a power model that was not learnt on the device itself.
+TRANSFERRED: Final = float(np.log(1.5))
+
+#: W; an estimator that predicts no power at all is off by a large factor, not by an infinite one.
+_LEAST_POWER: Final = 1e-3
+
+_FOREIGN_TIERS: Final = ("transferred", "datasheet")
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyFit:
+    """One family's rows and what was chosen for them.
+
+    ``power`` (fitted with the measured runtime among its columns) and ``energy`` are None where
+    nothing was chosen; at most one of them is there.
+    """
+
+    rows: Sequence[Row]
+    columns: Columns
+    runtime_ms: FloatArray
+    runtime: Selection
+    power: Selection | None = None
+    energy: Selection | None = None
+
+    @property
+    def groups(self) -> list[Any]:
+        """Shape of each row: what is held out together."""
+        return [row.shape_group for row in self.rows]
+
+
+def with_intervals(
+    platform: Platform,
+    recipe: Recipe,
+    fits: Mapping[str, FamilyFit],
+    left_out: Mapping[str, Fallback],
+) -> Platform:
+    """The platform with intervals, and with their held-out coverage in its accuracy.
+
+    Parameters
+    ----------
+    fits
+        By family.
+    left_out
+        By family, the fallback that the other families' rows give.
+
+    Raises
+    ------
+    ProfileError
+        The recipe's ``totals`` is none of the known.
+    """
+    runtime, found = _runtime_spreads(fits)
+    accuracy: dict[str, Any] = {"runtime": found, "totals": _totals(recipe)}
+    intervals = Intervals(
+        COVERAGE, QuantitySpreads(runtime, _fallback_spread(fits, left_out), _whole(recipe))
+    )
+    power, joint, scores = _power_spreads(fits)
+    if power:
+        accuracy |= scores
+        intervals = replace(
+            intervals,
+            power=QuantitySpreads(power, None),
+            energy=QuantitySpreads(joint, None, intervals.runtime.whole),
+        )
+    elif platform.power is not None:
+        intervals = replace(intervals, power=QuantitySpreads({}, _power_of_networks(platform)))
+    if _totals(recipe) == "networks":
+        intervals, accuracy["networks"] = _learn_whole(platform, intervals, recipe)
+    return replace(
+        platform,
+        intervals=intervals,
+        accuracy={**platform.accuracy, "intervals": {"coverage": COVERAGE, **accuracy}},
+    )
+
+
+def _totals(recipe: Recipe) -> str:
+    """How the whole is known: as the recipe says; by networks where there are any."""
+    known = (*SUM_OF_LAYERS, "networks")
+    totals = recipe.totals or ("networks" if recipe.networks else "alone")
+    if totals not in known or (totals == "networks" and not recipe.networks):
+        raise ProfileError(
+            f"recipe of {recipe.name}: totals is {totals!r}; write one of {', '.join(known)} "
+            "(the last needs a file of measured networks)"
+        )
+    return totals
+
+
+def _whole(recipe: Recipe) -> float:
+    """Distance of the whole before any network is looked at."""
+    return round(SUM_OF_LAYERS.get(_totals(recipe), SUM_OF_LAYERS["alone"]), 4)
+
+
+# -- layers ----------------------------------------------------------------------------------
+
+
+def _runtime_spreads(
+    fits: Mapping[str, FamilyFit],
+) -> tuple[dict[str, Spread], dict[str, Any]]:
+    spreads, scores = {}, {}
+    for name, fit in fits.items():
+        residuals = np.log(fit.runtime_ms / fit.runtime.held_out)
+        outside, groups = ends(fit.runtime, fit.columns, fit.runtime_ms, fit.groups)
+        spreads[name] = family_spread(
+            residuals, fit.columns, fit.groups, outside=outside, outside_groups=groups
+        )
+        coverage = cross_coverage(residuals, fit.groups, fit.runtime.fold)
+        scores[name] = score_spread(spreads[name].inside, coverage)
+    return spreads, scores
+
+
+def _power_spreads(
+    fits: Mapping[str, FamilyFit],
+) -> tuple[dict[str, Spread], dict[str, Spread], dict[str, Any]]:
+    """Spreads of power, and of energy from both, of the families whose rows have power."""
+    power: dict[str, Spread] = {}
+    energy: dict[str, Spread] = {}
+    scores: dict[str, dict[str, Any]] = {"power": {}, "energy": {}}
+    for name, fit in fits.items():
+        if fit.power is None and fit.energy is None:
+            continue
+        watts = np.array([row.power_w for row in fit.rows], dtype=np.float64)
+        # As in use: power from the *predicted* runtime, neither having seen the row's shape.
+        late = np.log(fit.runtime_ms / fit.runtime.held_out)
+        if fit.energy is not None:
+            both = np.log(watts * fit.runtime_ms / fit.energy.held_out)
+            off = both - late
+        else:
+            off = np.log(watts / np.maximum(_held_out_power(fit, watts), _LEAST_POWER))
+            both = off + late
+        for found, residuals, quantity in ((power, off, "power"), (energy, both, "energy")):
+            found[name] = family_spread(residuals, fit.columns, fit.groups, outside=None)
+            coverage = cross_coverage(residuals, fit.groups, fit.runtime.fold)
+            scores[quantity][name] = score_spread(found[name].inside, coverage)
+    return power, energy, scores
+
+
+def _held_out_power(fit: FamilyFit, watts: FloatArray) -> FloatArray:
+    assert fit.power is not None  # the caller has looked
+    measured = {**fit.columns, "runtime_ms": fit.runtime_ms}
+    predicted = {**fit.columns, "runtime_ms": fit.runtime.held_out}
+    found = np.empty(len(watts))
+    for number in np.unique(fit.power.fold):
+        out = fit.power.fold == number
+        estimator = fit.power.make().fit(
+            {name: values[~out] for name, values in measured.items()},
+            watts[~out],
+            groups=[group for group, held in zip(fit.groups, out, strict=True) if not held],
+        )
+        found[out] = estimator.predict({name: values[out] for name, values in predicted.items()})
+    return found
+
+
+def _fallback_spread(
+    fits: Mapping[str, FamilyFit], left_out: Mapping[str, Fallback]
+) -> Spread | None:
+    """How far the fallback is off for a family it has not seen: each family in turn."""
+    if len(fits) < 2:
+        return None
+    residuals, groups = [], []
+    for name, fit in fits.items():
+        predicted = np.maximum(left_out[name].predict(fit.columns), left_out[name].floor_ms)
+        residuals.append(np.log(fit.runtime_ms / predicted))
+        groups += [name] * len(predicted)
+    distance = conformal_distance(np.concatenate(residuals), groups)
+    return Spread(distance, distance, 1.0)  # one wrong rate: off for all layers alike
+
+
+def _power_of_networks(platform: Platform) -> Spread:
+    """Spread of a power model that knows mean powers of whole networks alone.
+
+    Of a network it is what each was off by when left out. A layer's may be larger, as errors of
+    layers average out: at most by the root of the number of layers that share a network's time,
+    if they are independent. Power from another device is never surer than a factor of 1.5.
+    """
+    found = platform.accuracy.get("power") or {}
+    least = TRANSFERRED if platform.tiers.get("power") in _FOREIGN_TIERS else 0.0
+    if not found.get("networks"):
+        return Spread(max(least, TRANSFERRED), max(least, TRANSFERRED), 1.0)
+    off = [np.log(each["measured_w"] / each["held_out_w"]) for each in found["networks"].values()]
+    network = max(few_distance(np.array(off)), least)
+    layers = max(float(found.get("effective_layers", 1.0)), 1.0)
+    layer = float(f"{network * layers**0.5:.4g}")
+    return Spread(layer, layer, float(f"{1 / layers:.4g}"))
+
+
+# -- calls -----------------------------------------------------------------------------------
+
+
+def _learn_whole(
+    platform: Platform, intervals: Intervals, recipe: Recipe
+) -> tuple[Intervals, dict[str, Any]]:
+    """The whole from measured networks, and how often intervals made without a network hold it."""
+    networks = load_networks(recipe.folder / recipe.networks)
+    traced = [trace_network(network) for network in networks]
+    measured = {"runtime": np.array([network.paper_ms for network in networks])}
+    if intervals.power is not None:
+        measured["energy"] = np.array([network.paper_j * 1e3 for network in networks])
+    bare = replace(platform, intervals=_with_whole(intervals, dict.fromkeys(measured, 0.0)))
+    predicted = [bare.predict(trace) for trace in traced]
+    scores: dict[str, Any] = {}
+    wholes: dict[str, float] = {}
+    errors: dict[str, tuple[FloatArray, FloatArray]] = {}
+    for quantity, values in measured.items():
+        points = np.array([each.errors.amounts(quantity).sum() for each in predicted])  # type: ignore[union-attr,arg-type]
+        layers = np.array([each.errors.total(quantity)[1] for each in predicted])  # type: ignore[union-attr,arg-type]
+        errors[quantity] = np.log(values / points), np.log(layers / points)
+        wholes[quantity] = _beyond(*errors[quantity])
+    for quantity, values in measured.items():
+        inside = 0
+        for index, trace in enumerate(traced):
+            rest = np.arange(len(networks)) != index
+            without = {name: _beyond(off[rest], own[rest]) for name, (off, own) in errors.items()}
+            alone = replace(platform, intervals=_with_whole(intervals, without)).predict(trace)
+            low, high = alone.errors.total(quantity)  # type: ignore[union-attr,arg-type]
+            inside += bool(low <= values[index] <= high)
+        scores[quantity] = {"inside": inside, "networks": len(networks)}
+    return _with_whole(intervals, wholes), scores
+
+
+def _beyond(off: FloatArray, layers: FloatArray) -> float:
+    """What the networks' errors show beyond what their layers' errors add up to."""
+    squared = few_distance(off) ** 2 - float((layers**2).mean())
+    return float(f"{max(squared, 0.0) ** 0.5:.4g}")
+
+
+def _with_whole(intervals: Intervals, wholes: Mapping[str, float]) -> Intervals:
+    intervals = replace(intervals, runtime=replace(intervals.runtime, whole=wholes["runtime"]))
+    if "energy" in wholes:
+        energy = intervals.energy or QuantitySpreads({}, None)
+        intervals = replace(intervals, energy=replace(energy, whole=wholes["energy"]))
+    return intervals
+
+
+# -- Totals of calls, from the whole random networks that a calibration timed beside their layers.
+#
+# A network's time is predicted as the sum of its layers, each by an estimator that saw no layer of
+# its shape; what the whole network took besides tells how far a call is from that sum.
+
+#: Shares of the rows' correlation that are tried.
+_SHARES: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
+
+
+def learn_totals(
+    platform: Platform, fits: Mapping[str, FamilyFit], networks: Sequence[NetworkRow]
+) -> Platform:
+    """The platform with the error of whole calls that its networks show, and their score."""
+    if not networks or platform.intervals is None:
+        return platform
+    held_out: dict[Row, float] = {
+        row: predicted
+        for fit in fits.values()
+        for row, predicted in zip(fit.rows, fit.runtime.held_out.tolist(), strict=True)
+    }
+    measured = np.array([network.runtime_ms for network in networks])
+    points = np.array([_held_out_ms(platform, network, held_out) for network in networks])
+    off = np.abs(np.log(measured / points))
+    platform = _platform_with_whole(_correlated(platform, networks, off), 0.0)
+    own = _layers_parts(platform, networks)
+    whole = _beyond_distance(conformal_distance(off, list(range(len(off)))), own)
+    inside = sum(
+        bool(off[each] <= np.hypot(own[each], _beyond_distance(_left_out(off, each), own)))
+        for each in range(len(networks))
+    )
+    found: dict[str, Any] = {
+        "runtime": Score.of(points, measured).to_json(),
+        "inside": inside,
+        "networks": len(networks),
+        "measured_ms": [float(f"{each:.4g}") for each in measured],
+        "predicted_ms": [float(f"{each:.4g}") for each in points],
+    }
+    intervals = {**platform.accuracy.get("intervals", {}), "totals": "trials", "trials": found}
+    accuracy = {**platform.accuracy, "intervals": intervals}
+    return replace(_platform_with_whole(platform, whole), accuracy=accuracy)
+
+
+def _held_out_ms(platform: Platform, network: NetworkRow, held_out: Mapping[Row, float]) -> float:
+    """Sum of the network's layers, each predicted without its shape where it is of a family that
+    is fitted."""
+    rest = [row for row, _ in network.layers if row not in held_out]
+    others = platform.predict([row.layer for row in rest]).layers if rest else ()
+    fallback = {row: each.runtime_ms or 0.0 for row, each in zip(rest, others, strict=True)}
+    return sum((held_out.get(row) or fallback[row]) * count for row, count in network.layers)
+
+
+def _layers_parts(platform: Platform, networks: Sequence[NetworkRow]) -> FloatArray:
+    """Log half-width of each network's interval as its layers' errors alone make it."""
+    found = np.empty(len(networks))
+    for index, network in enumerate(networks):
+        predicted = platform.predict([row.layer for row, n in network.layers for _ in range(n)])
+        assert predicted.errors is not None  # the platform has intervals
+        total = predicted.runtime_ms or np.nan
+        found[index] = np.log(predicted.errors.total("runtime")[1] / total)
+    return found
+
+
+def _correlated(platform: Platform, networks: Sequence[NetworkRow], off: FloatArray) -> Platform:
+    """The platform whose layers' errors have so much in common as its networks' errors show.
+
+    How much rows of one family have in common cannot be told well from the rows: networks of many
+    layers tell it. The least share of the rows' correlation is kept with which intervals made of
+    layers alone hold their part of the networks; all of it where none does.
+    """
+    level = min(COVERAGE * (len(off) + 1) / len(off), 1.0)
+    for share in _SHARES:
+        less = _with_correlation(platform, share)
+        if np.mean(off <= _layers_parts(_platform_with_whole(less, 0.0), networks)) >= level:
+            return less
+    return platform
+
+
+def _with_correlation(platform: Platform, share: float) -> Platform:
+    assert platform.intervals is not None
+    intervals = platform.intervals
+    families = {
+        name: spread._replace(correlation=float(f"{spread.correlation * share:.4g}"))
+        for name, spread in intervals.runtime.families.items()
+    }
+    runtime = replace(intervals.runtime, families=families)
+    return replace(platform, intervals=replace(intervals, runtime=runtime))
+
+
+def _left_out(off: FloatArray, index: int) -> float:
+    rest = np.delete(off, index)
+    return conformal_distance(rest, list(range(len(rest))))
+
+
+def _beyond_distance(distance: float, layers: FloatArray) -> float:
+    """What is left of the networks' error beside what their layers' errors add up to."""
+    squared = distance**2 - float((layers**2).mean())
+    return float(f"{max(squared, 0.0) ** 0.5:.4g}")
+
+
+def _platform_with_whole(platform: Platform, whole: float) -> Platform:
+    assert platform.intervals is not None
+    intervals = platform.intervals
+    intervals = replace(intervals, runtime=replace(intervals.runtime, whole=whole))
+    if intervals.energy is not None:
+        intervals = replace(intervals, energy=replace(intervals.energy, whole=whole))
+    return replace(platform, intervals=intervals)

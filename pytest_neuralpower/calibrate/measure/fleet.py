@@ -1,0 +1,300 @@
+"""joblib's engines: where the workers of a fleet run."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import yaml
+
+from pytest_neuralpower.errors import (
+    CalibrationStopped,
+    MissingExtraError,
+    NeuralPowerError,
+    OptionError,
+)
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.calibrate.measure.plan import CalibrationOptions
+    from pytest_neuralpower.calibrate.measure.progress import Progress
+    from pytest_neuralpower.platform.price import Platform
+
+__all__ = [
+    "BACKENDS",
+    "asked_of",
+    "calibrate_fleet",
+    "engine",
+]
+
+
+#: Engines that ``--backend`` takes.
+BACKENDS: Final = ("loky", "dask", "ray")
+
+
+def asked_of(backend: str, kind: str) -> dict[str, Any]:
+    """What an engine must be asked for, beside workers, to measure devices of this kind."""
+    # ray hides every GPU from workers that ask for none.
+    return {"ray_remote_args": {"num_gpus": 1}} if (backend, kind) == ("ray", "cuda") else {}
+
+
+@contextmanager
+def engine(backend: str, workers: int) -> Iterator[None]:
+    """The engine's cluster: the one the environment names, else workers on this machine."""
+    if backend == "dask":
+        try:
+            from distributed import Client  # noqa: PLC0415 - an extra
+        except ImportError:
+            raise _missing("dask") from None
+        address = os.environ.get("DASK_SCHEDULER_ADDRESS")
+        local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+        with Client(address) if address else Client(**local):
+            yield
+    elif backend == "ray":
+        try:
+            import ray  # noqa: PLC0415 - an extra
+            from ray.util.joblib import register_ray  # noqa: PLC0415
+        except ImportError:
+            raise _missing("ray") from None
+        ray.init(ignore_reinit_error=True, include_dashboard=False)
+        register_ray()
+        try:
+            yield
+        finally:
+            ray.shutdown()
+    else:
+        yield
+
+
+def _missing(backend: str) -> MissingExtraError:
+    return MissingExtraError(
+        f"--backend {backend} needs {backend}, which is not installed: "
+        "pip install 'pytest-neuralpower[fleet]'"
+    )
+
+
+# -- Many devices at once: all GPUs of a machine, or a fleet through joblib's engines.
+#
+# Each worker measures one device into a folder of its own. On one machine it writes there directly,
+# so that nothing is lost when it dies; from another machine its profile comes back as text.
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one worker sends back: its files by name, or why it has none."""
+
+    number: int
+    host: str
+    files: dict[str, str]
+    error: str = ""
+
+
+def calibrate_fleet(
+    options: CalibrationOptions,
+    *,
+    all_gpus: bool,
+    backend: str,
+    workers: int,
+    per_device: bool,
+    progress: Progress,
+) -> list[tuple[Path, Platform]]:
+    """Measure many devices and fit one platform of all their rows, or one each.
+
+    Parameters
+    ----------
+    all_gpus
+        Every GPU of this machine (of every worker's machine, with dask or ray), one a worker.
+    backend
+        An engine of joblib. ``dask`` and ``ray`` use the
+        cluster that ``DASK_SCHEDULER_ADDRESS`` or ``RAY_ADDRESS`` names, else own workers here.
+    workers
+        Devices to measure; 0 for as many as this machine has GPUs. A CPU's worker has one core.
+    per_device
+        Fit a platform for each device instead.
+
+    Returns
+    -------
+    list of (Path, Platform)
+        What was written.
+
+    Raises
+    ------
+    OptionError
+        The options contradict each other, or there is no device to measure.
+    MissingExtraError
+        The engine is not installed.
+    CalibrationStopped
+        Some device could not be measured; what the others measured is saved.
+    """
+    from pytest_neuralpower.calibrate.fit.fit import fit_command  # noqa: PLC0415 - imports scipy
+    from pytest_neuralpower.calibrate.measure.profile_writer import only_writer  # noqa: PLC0415
+
+    count = _count(all_gpus=all_gpus, workers=workers)
+    kind = "cuda" if all_gpus or options.device.startswith("cuda") else "cpu"
+    directory = options.directory
+    with only_writer(directory):
+        progress.say(
+            f"{count} devices, one a worker of {backend}; each says how far it is in "
+            f"{directory}/device0/progress.log, ..."
+        )
+        parts = _run(options, kind=kind, count=count, backend=backend)
+        for part in parts:
+            _save(part, directory)
+        failed = [part for part in parts if part.error]
+        for part in failed:
+            progress.say(f"device {part.number} on {part.host}: {part.error}")
+        if failed:
+            raise CalibrationStopped(
+                f"{len(failed)} of {len(parts)} devices were not measured to the end; what was "
+                f"measured is saved in {directory}; go on with the same command and --resume"
+            )
+        if per_device:
+            folders = [directory / f"device{part.number}" for part in parts]
+        else:
+            folders = [_pool(options, parts)]
+        return [fit_command(folder, folder / f"{options.name}.json") for folder in folders]
+
+
+def _count(*, all_gpus: bool, workers: int) -> int:
+    if workers or not all_gpus:
+        return workers
+    import torch  # noqa: PLC0415 - heavy
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        raise OptionError(
+            "--device cuda:all: torch sees no CUDA device here; calibrate the CPU (--device cpu), "
+            "or say how many workers of a fleet have one (--workers N)"
+        )
+    return count
+
+
+def _run(options: CalibrationOptions, *, kind: str, count: int, backend: str) -> list[_Part]:
+    from joblib import Parallel, delayed, parallel_config  # noqa: PLC0415 - an extra brings it
+
+    tasks = (
+        delayed(_measure_one)(
+            replace(
+                options,
+                directory=options.directory.resolve() / f"device{number}",
+                seed=options.seed + number,
+            ),
+            kind,
+            number,
+        )
+        for number in range(count)
+    )
+    with (
+        engine(backend, count),
+        parallel_config(backend=backend, n_jobs=count, **asked_of(backend, kind)),
+    ):
+        found: list[_Part] = Parallel(batch_size=1)(tasks)
+    return found
+
+
+def _measure_one(options: CalibrationOptions, kind: str, number: int) -> _Part:
+    """Measure one device of a worker's machine that no other worker has; runs in the worker."""
+    from pytest_neuralpower.calibrate.measure.profile_writer import only_writer  # noqa: PLC0415
+    from pytest_neuralpower.calibrate.measure.progress import PlainProgress  # noqa: PLC0415
+    from pytest_neuralpower.calibrate.measure.run import measure_profile  # noqa: PLC0415 - imports torch
+
+    resume = options.resume and options.profile.exists()
+    error = ""
+    try:
+        with _claimed(kind) as device, only_writer(options.directory):
+            own = replace(options, device=device, resume=resume)
+            with (options.directory / "progress.log").open("a", encoding="utf-8") as log:
+                measure_profile(own, PlainProgress(log))
+    except NeuralPowerError as problem:
+        error = str(problem)
+    files = {}
+    for name in ("profile.csv", "recipe.yaml"):
+        path = options.directory / name
+        if path.exists():
+            files[name] = path.read_text(encoding="utf-8")
+    return _Part(number, socket.gethostname(), files, error)
+
+
+@contextmanager
+def _claimed(kind: str) -> Iterator[str]:
+    """A device of this machine for one worker alone: a GPU, or one core of the processor.
+
+    Raises
+    ------
+    OptionError
+        Other workers have them all.
+    """
+    from filelock import FileLock, Timeout  # noqa: PLC0415
+
+    for name, device, core in _choices(kind):
+        lock = FileLock(Path(tempfile.gettempdir()) / f"neuralpower-{name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        before = os.sched_getaffinity(0) if core is not None else None
+        try:
+            if core is not None:
+                os.sched_setaffinity(0, {core})
+            yield device
+        finally:
+            if before is not None:
+                os.sched_setaffinity(0, before)
+            lock.release()
+        return
+    raise OptionError(f"no {kind} device is left on {socket.gethostname()}: use fewer --workers")
+
+
+def _choices(kind: str) -> list[tuple[str, str, int | None]]:
+    if kind == "cpu":
+        if not hasattr(os, "sched_getaffinity"):
+            return [("cpu", "cpu", None)]
+        return [(f"core{core}", "cpu", core) for core in sorted(os.sched_getaffinity(0))]
+    import torch  # noqa: PLC0415 - heavy
+
+    from pytest_neuralpower.calibrate.measure.meters.nvml import cuda_uuid  # noqa: PLC0415
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [(cuda_uuid(f"cuda:{index}"), f"cuda:{index}", None) for index in range(count)]
+
+
+def _save(part: _Part, directory: Path) -> None:
+    """Write what came from another machine; on this one it is there already."""
+    for name, text in part.files.items():
+        path = directory / f"device{part.number}" / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+
+
+def _pool(options: CalibrationOptions, parts: Sequence[_Part]) -> Path:
+    """One recipe over the profiles of all devices.
+
+    Raises
+    ------
+    OptionError
+        They are not of one model.
+    """
+    recipes: list[dict[str, Any]] = [yaml.safe_load(part.files["recipe.yaml"]) for part in parts]
+    models = sorted({str(recipe["device"]) for recipe in recipes})
+    if len(models) > 1:
+        raise OptionError(
+            f"the devices differ ({', '.join(models)}): one platform would be of neither; fit one "
+            "each with --per-device"
+        )
+    sources = [
+        {
+            "title": f"rows measured by `neuralpower calibrate {options.name}`, device {number}",
+            "profile": f"device{part.number}/profile.csv",
+        }
+        for number, part in enumerate(parts)
+    ]
+    pooled = {**recipes[0], "name": options.name, "sources": sources}
+    text = yaml.safe_dump(pooled, sort_keys=False, allow_unicode=True, width=96)
+    (options.directory / "recipe.yaml").write_text(text, encoding="utf-8")
+    return options.directory

@@ -1,0 +1,127 @@
+"""Jetson boards: the power monitors on the board, through sysfs.
+
+Reads the rail that feeds the whole module: ``VDD_IN`` or ``POM_5V_IN`` of an INA3221 (mV x mA,
+or mW with the kernels of JetPack 4), the input of Thor's INA238 (µW). The monitors average
+over tens of milliseconds and are read over a bus: windows are 10 s or longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pytest_neuralpower.calibrate.measure.meters.base import (
+    NO_METER,
+    DeviceLost,
+    Meter,
+    MeterRefused,
+    Step,
+)
+from pytest_neuralpower.calibrate.measure.meters.counter import PowerMeter
+from pytest_neuralpower.calibrate.measure.meters.probe import Probe, check_under_load
+from pytest_neuralpower.calibrate.measure.meters.rapl import text
+
+__all__ = ["open_ina3221"]
+
+_POLL_S: Final = 0.05
+_LEAST_S: Final = 10.0
+_TOTAL_RAILS: Final = ("VDD_IN", "POM_5V_IN")
+_STILL: Final = f"the monitor shows no power; {NO_METER}"
+
+
+@dataclass(frozen=True)
+class _Rail:
+    """A rail's name and how its power in watts is read."""
+
+    name: str
+    read_w: Callable[[], float]
+
+
+def open_ina3221(
+    *,
+    load: Step,
+    probe: Probe | None = None,
+    least_s: float = _LEAST_S,
+    sysfs: Path = Path("/sys"),
+) -> Meter:
+    """A meter over the board's total input, proven under ``load``.
+
+    Raises
+    ------
+    MeterRefused
+        No monitor, none on the total rail, or one that cannot be read or shows no power.
+    """
+    rails = list(_rails(sysfs))
+    total = next((rail for rail in rails if rail.name in _TOTAL_RAILS), None)
+    if total is None:
+        raise MeterRefused(_no_total(sysfs, [rail.name for rail in rails]))
+
+    def read_w() -> float:
+        try:
+            return total.read_w()
+        except (OSError, ValueError) as error:
+            raise DeviceLost(f"ina3221: the monitor can no longer be read ({error})") from None
+
+    try:
+        total.read_w()
+    except (OSError, ValueError) as error:
+        raise MeterRefused(
+            f"ina3221: rail {total.name} cannot be read ({error}); run as a user who may"
+        ) from None
+
+    def meter(least_s: float) -> PowerMeter:
+        return PowerMeter(
+            name="ina3221",
+            method=f"board monitor, rail {total.name}, every {_POLL_S * 1e3:.0f} ms",
+            read_w=read_w,
+            poll_s=_POLL_S,
+            least_s=least_s,
+        )
+
+    # A short look is enough to see that it reads at all.
+    check_under_load(meter(0.0), load, probe or Probe(), advice=_STILL)
+    return meter(least_s)
+
+
+def _no_total(sysfs: Path, rails: list[str]) -> str:
+    if not rails:
+        return (
+            f"ina3221: no INA3221 or INA238 power monitor under {sysfs} (not a Jetson?); {NO_METER}"
+        )
+    return (
+        f"ina3221: this board has the rails {', '.join(rails)} and none of "
+        f"{', '.join(_TOTAL_RAILS)}, so its total is not measured; {NO_METER}"
+    )
+
+
+def _rails(sysfs: Path) -> Iterator[_Rail]:
+    for chip in sorted(sysfs.glob("class/hwmon/hwmon*")):
+        driver = text(chip / "name")
+        if driver.startswith("ina3221"):
+            yield from _hwmon_rails(chip)
+        elif driver == "ina238":
+            # It has one channel, the input of the whole board, and no labels.
+            yield _Rail("VDD_IN", _scaled(chip / "power1_input", 1e-6))
+    # JetPack 4: the industrial I/O driver `ina3221x`.
+    for label in sorted(sysfs.glob("bus/i2c/drivers/ina3221*/*/iio:device*/rail_name_*")):
+        channel = label.name.removeprefix("rail_name_")
+        yield _Rail(text(label), _scaled(label.with_name(f"in_power{channel}_input"), 1e-3))
+
+
+def _hwmon_rails(chip: Path) -> Iterator[_Rail]:
+    for label in sorted(chip.glob("in[1-3]_label")):
+        channel = label.name[2]
+        power = chip / f"power{channel}_input"
+        volts, amperes = chip / f"in{channel}_input", chip / f"curr{channel}_input"
+        read_w = _scaled(power, 1e-6) if power.exists() else _product(volts, amperes)
+        yield _Rail(text(label), read_w)
+
+
+def _scaled(path: Path, watts: float) -> Callable[[], float]:
+    return lambda: int(path.read_text(encoding="ascii")) * watts
+
+
+def _product(millivolts: Path, milliamperes: Path) -> Callable[[], float]:
+    return lambda: _scaled(millivolts, 1e-3)() * _scaled(milliamperes, 1e-3)()

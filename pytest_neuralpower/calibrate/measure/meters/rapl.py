@@ -1,0 +1,107 @@
+"""Files of one line that the kernel shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from pytest_neuralpower.calibrate.measure.meters.base import (
+    NO_METER,
+    DeviceLost,
+    Meter,
+    MeterRefused,
+    Step,
+)
+from pytest_neuralpower.calibrate.measure.meters.counter import CounterMeter
+from pytest_neuralpower.calibrate.measure.meters.probe import Probe, check_under_load
+
+__all__ = [
+    "open_rapl",
+    "text",
+]
+
+
+def text(path: Path) -> str:
+    """What the file holds; empty when it is not there or may not be read."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+# -- Intel and AMD processors: RAPL's energy counters through Linux's powercap files.
+#
+# Sums the packages and, where it is a zone of its own, the memory; skips ``psys``, which holds
+# both once more. Counters are in microjoules, move every millisecond and wrap at
+# ``max_energy_range_uj``.
+
+_POLL_S: Final = 0.02
+_STILL: Final = f"RAPL counts nothing inside most virtual machines; {NO_METER}"
+
+
+def open_rapl(*, load: Step, probe: Probe | None = None, sysfs: Path = Path("/sys")) -> Meter:
+    """A meter over the processor's packages and memory, proven under ``load``.
+
+    Raises
+    ------
+    MeterRefused
+        No counters, counters that only root may read, or counters that stand still.
+    """
+    probe = probe or Probe()
+    folder = sysfs / "class" / "powercap"
+    # `intel-rapl-mmio:0` shows package 0 a second time; the prefix leaves it out.
+    zones = [_Zone(path) for path in sorted(folder.glob("intel-rapl:*")) if _is_counted(path)]
+    if not zones:
+        raise MeterRefused(
+            f"rapl: no package counter under {folder} (not Linux on Intel or AMD, or a virtual "
+            f"machine or container that hides it); {NO_METER}"
+        )
+    try:
+        for zone in zones:
+            zone.read_uj()
+    except PermissionError as error:
+        raise MeterRefused(
+            f"rapl: only root may read {error.filename}; run once: sudo chmod a+r "
+            f"{folder}/intel-rapl:*/energy_uj"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise MeterRefused(f"rapl: a counter cannot be read ({error}); use --meter none") from None
+
+    def read_mj() -> float:
+        try:
+            return sum(zone.read_uj() for zone in zones) / 1e3
+        except (OSError, ValueError) as error:
+            raise DeviceLost(f"rapl: a counter can no longer be read ({error})") from None
+
+    meter = CounterMeter(
+        name="rapl",
+        method=f"RAPL counters of {', '.join(zone.name for zone in zones)}",
+        read_mj=read_mj,
+        poll_s=_POLL_S,
+        still_s=probe.still_s,
+    )
+    check_under_load(meter, load, probe, advice=_STILL)
+    return meter
+
+
+def _is_counted(path: Path) -> bool:
+    name = text(path / "name")
+    return name.startswith("package") or name == "dram"
+
+
+class _Zone:
+    """One counter, counted on past its wraps."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = text(path / "name")
+        self._counter = path / "energy_uj"
+        self._range_uj = int(text(path / "max_energy_range_uj") or 0)
+        self._last_uj: int | None = None
+        self._wrapped_uj = 0
+
+    def read_uj(self) -> int:
+        now_uj = int(self._counter.read_text(encoding="ascii"))
+        if self._last_uj is not None and now_uj < self._last_uj:
+            self._wrapped_uj += self._range_uj
+        self._last_uj = now_uj
+        return now_uj + self._wrapped_uj

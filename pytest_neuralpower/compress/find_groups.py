@@ -1,0 +1,576 @@
+"""Copies of a model to narrow: without values where that will do, and back as they were."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from torch import nn
+
+from pytest_neuralpower.compress.channels import (
+    ChannelGroup,
+    ChannelGroups,
+    Gains,
+    Slot,
+    form,
+    read_sizes,
+)
+from pytest_neuralpower.compress.torch_pruning import (
+    WithoutKernels,
+    follow,
+    module_pruner,
+    unknown_modules,
+)
+from pytest_neuralpower.compress.width_prices import Effort
+from pytest_neuralpower.errors import TraceError, UnsupportedGraphError
+from pytest_neuralpower.tracing import trace
+from pytest_neuralpower.tracing.inputs import input_tensors, map_inputs, without_data
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pytest_neuralpower.compress.torch_pruning import Axis, Coupling
+    from pytest_neuralpower.layers import Layer, Trace
+
+__all__ = [
+    "NOT_CHECKED",
+    "OUTPUT",
+    "NarrowedCopy",
+    "Seen",
+    "copy_without_values",
+    "find_channel_groups",
+    "groups_of",
+    "kept_as_they_are",
+    "remove_units",
+    "touched_modules",
+]
+
+
+def copy_without_values(model: nn.Module) -> nn.Module:
+    """A copy on the meta device: all of the model but its weights' values.
+
+    Integer buffers keep their values: they are indices, which decide what the model computes.
+    """
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not tensor.is_floating_point() and not tensor.is_meta:
+            continue
+        empty = torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
+        )  # empty_like is a hundred times slower there
+        if isinstance(tensor, nn.Parameter):
+            # torch-pruning follows gradients, also of weights that the user has frozen.
+            memo[id(tensor)] = nn.Parameter(empty, requires_grad=True)
+        else:
+            memo[id(tensor)] = empty
+    return copy.deepcopy(model, memo)
+
+
+@contextmanager
+def kept_as_they_are(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Whatever happens inside to these modules' attributes and parameters is undone."""
+    kept = []
+    for module in modules:
+        state = dict(module.__dict__)
+        for name in ("_parameters", "_buffers"):
+            state[name] = dict(state[name])
+        kept.append((module, state))
+    try:
+        yield
+    finally:
+        for module, state in kept:
+            module.__dict__.clear()
+            module.__dict__.update(state)
+
+
+# -- Take channels out of a model's modules, for real.
+
+
+def remove_units(model: nn.Module, removed: Iterable[tuple[ChannelGroup, Sequence[int]]]) -> None:
+    """Remove units of channel groups from a model, in place.
+
+    Parameters
+    ----------
+    model
+        With the modules' names and shapes that the groups were found for.
+    removed
+        Each group with the units to remove, all counted before anything is removed.
+    """
+    channels: dict[tuple[str, str, str, int], set[int]] = {}
+    for group, units in removed:
+        for slot in group.slots:
+            key = (slot.path, slot.axis, slot.kind, slot.dim)
+            gone = slot.indices[list(units)].ravel().tolist()
+            channels.setdefault(key, set()).update(gone)
+    for (path, axis, kind, dim), found in channels.items():
+        if not found:
+            continue
+        if kind == "parameter":
+            _narrow_parameter(model, path, dim, found)
+        else:
+            _narrow_module(model.get_submodule(path), axis, sorted(found))
+
+
+def touched_modules(model: nn.Module, slots: Iterable[Slot]) -> list[nn.Module]:
+    """The modules whose weights removing these slots' channels changes, once each."""
+    paths = (s.path.rpartition(".")[0] if s.kind == "parameter" else s.path for s in slots)
+    return list(dict.fromkeys(model.get_submodule(path) for path in paths))
+
+
+def _narrow_parameter(model: nn.Module, path: str, dim: int, gone: set[int]) -> None:
+    owner, _, name = path.rpartition(".")
+    module = model.get_submodule(owner)
+    old = getattr(module, name)
+    kept = [index for index in range(old.shape[dim]) if index not in gone]
+    values = torch.index_select(old.detach(), dim, torch.tensor(kept, device=old.device))
+    setattr(module, name, nn.Parameter(values, requires_grad=old.requires_grad))
+
+
+def _narrow_module(module: nn.Module, axis: str, gone: list[int]) -> None:
+    trained: Mapping[str, bool] = {
+        name: parameter.requires_grad for name, parameter in module.named_parameters()
+    }
+    statistics = _without_statistics(module)
+    pruner: Any = module_pruner(module)
+    if axis == "out":
+        pruner.prune_out_channels(module, gone)
+    else:
+        pruner.prune_in_channels(module, gone)
+    _put_back(module, statistics, gone)
+    for name, parameter in module.named_parameters():  # torch-pruning makes all of them trainable
+        parameter.requires_grad_(trained.get(name, True))
+
+
+def _without_statistics(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Take a batch norm's running statistics off it.
+
+    torch-pruning would index them, which on tensors without data imports sympy: two seconds.
+    """
+    if not getattr(module, "track_running_stats", False):
+        return {}
+    setattr(module, "track_running_stats", False)  # noqa: B010 - of norms alone
+    return {name: getattr(module, name) for name in ("running_mean", "running_var")}
+
+
+def _put_back(module: nn.Module, statistics: Mapping[str, torch.Tensor], gone: list[int]) -> None:
+    if not statistics:
+        return
+    setattr(module, "track_running_stats", True)  # noqa: B010 - of norms alone
+    dropped = set(gone)
+    for name, values in statistics.items():
+        kept = [index for index in range(len(values)) if index not in dropped]
+        setattr(
+            module, name, torch.index_select(values, 0, torch.tensor(kept, device=values.device))
+        )
+
+
+# -- A copy of a model that can be looked at with channels removed, and is whole again afterwards.
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One trace, and the shapes of the parameters and of the outputs."""
+
+    trace: Trace
+    shapes: Mapping[str, tuple[int, ...]]
+    outputs: list[tuple[int, ...]]
+
+
+class NarrowedCopy:
+    """A copy of ``model`` without values (or with them) and the inputs of one call."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        with_values: bool = False,
+    ) -> None:
+        try:
+            self.model = copy.deepcopy(model) if with_values else copy_without_values(model)
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UnsupportedGraphError(
+                f"cannot copy {type(model).__name__} to look at it with other widths: {reason}; "
+                "remove hooks, computed weights (weight_norm) and open files from the model"
+            ) from error
+        for parameter in self.model.parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(True)  # torch-pruning follows gradients
+        self._args, self._kwargs = args, kwargs
+        self._with_values = with_values
+
+    def follow(self) -> list[Coupling]:
+        """Which channels belong together."""
+        modes = {module: module.training for module in self.model.modules()}
+        args, kwargs = map_inputs((tuple(self._args), dict(self._kwargs)), self._input)
+        mode = nullcontext() if self._with_values else WithoutKernels()
+
+        def run(model: nn.Module) -> Any:
+            with mode:
+                return model(*args, **kwargs)
+
+        try:
+            return follow(self.model, run)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+    def _input(self, tensor: torch.Tensor) -> torch.Tensor:
+        if not self._with_values:
+            return without_data(tensor)
+        return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor
+
+    def look(self) -> Seen:
+        """Trace the copy as it is."""
+        outputs: list[tuple[int, ...]] = []
+
+        def record(_module: nn.Module, _inputs: Any, found: Any) -> None:
+            values = (
+                getattr(found, "__dict__", found)
+                if not isinstance(found, torch.Tensor | dict | list | tuple)
+                else found
+            )
+            outputs[:] = [tuple(tensor.shape) for tensor in input_tensors(values)]
+
+        handle = self.model.register_forward_hook(record)
+        try:
+            traced = trace(self.model, *self._args, **self._kwargs)
+        finally:
+            handle.remove()
+        return Seen(
+            traced,
+            {name: tuple(each.shape) for name, each in self.model.named_parameters()},
+            outputs,
+        )
+
+    def without(self, removed: Mapping[str, Sequence[int]], groups: Iterable[ChannelGroup]) -> Seen:
+        """Trace the copy with some units of some groups removed; it is whole again afterwards."""
+        chosen = [group for group in groups if group.name in removed]
+        slots = [slot for group in chosen for slot in group.slots]
+        with kept_as_they_are(touched_modules(self.model, slots)), torch.no_grad():
+            remove_units(self.model, [(group, removed[group.name]) for group in chosen])
+            return self.look()
+
+
+# -- Pairs of channels that belong together, to channel groups: a union-find over single channels.
+
+#: Modules whose channels a group's width counts.
+_WRITERS: Final = ("conv", "linear")
+
+#: Kind of module -> why a width that it shares may not change.
+_LEFT_ALONE: Final = {
+    "attention": "attention heads are left alone",
+    "rnn": "recurrent widths are left alone",
+}
+
+
+def groups_of(couplings: Sequence[Coupling], order: Mapping[str, int]) -> list[ChannelGroup]:
+    """Channel groups in order of execution.
+
+    Parameters
+    ----------
+    couplings
+        As :func:`~pytest_neuralpower.compress.torch_pruning.follow` found them.
+    order
+        Path of a module -> its place in the order of execution.
+    """
+    last = len(order)
+    axes = sorted(
+        dict.fromkeys(axis for pair in couplings for axis in (pair.root, pair.axis)),
+        key=lambda axis: (order.get(axis.path, last), axis.path, axis.axis == "in"),
+    )
+    ends = np.cumsum([axis.size for axis in axes]).tolist()
+    starts = dict(zip(axes, [0, *ends], strict=False))
+    labels = _components(couplings, axes, starts)
+    reasons = _reasons(couplings, starts, labels)
+    found = []
+    for through, units in _alike(axes, labels):
+        written = [axis for axis in through if axis.axis == "out" and axis.kind in _WRITERS]
+        if not written:
+            continue
+        shared = [_LEFT_ALONE[axis.kind] for axis in through if axis.kind in _LEFT_ALONE]
+        shared += [reasons[unit] for unit in units.tolist() if unit in reasons]
+        found.append(
+            _group(
+                [written[0], *(axis for axis in through if axis is not written[0])],
+                {axis: labels[starts[axis] : starts[axis] + axis.size] for axis in through},
+                units,
+                frozen=shared[0] if shared else "",
+            )
+        )
+    return sorted(found, key=lambda group: order.get(group.slots[0].path, last))
+
+
+def _components(
+    couplings: Sequence[Coupling], axes: Sequence[Axis], starts: Mapping[Axis, int]
+) -> NDArray[np.intp]:
+    """Label of every channel of every axis; equal labels belong together."""
+    parents = np.arange(sum(axis.size for axis in axes))
+    for pair in couplings:
+        known = pair.root_channels >= 0
+        _join(
+            parents,
+            starts[pair.root] + pair.root_channels[known],
+            starts[pair.axis] + pair.channels[known],
+        )
+    for axis in axes:
+        if axis.groups > 1 and axis.size % axis.groups == 0:
+            # Each group of a grouped convolution must keep equally many: the same positions.
+            places = starts[axis] + np.arange(axis.size).reshape(axis.groups, -1)
+            for later in places[1:]:
+                _join(parents, places[0], later)
+    return _roots(parents, np.arange(len(parents)))
+
+
+def _join(parents: NDArray[np.intp], first: NDArray[np.intp], second: NDArray[np.intp]) -> None:
+    """Unite pairs, all at once, until every pair has one root."""
+    while True:
+        left, right = _roots(parents, first), _roots(parents, second)
+        apart = left != right
+        if not apart.any():
+            return
+        # Of several that would get one root's place, one wins; the next round joins the others.
+        parents[np.maximum(left, right)[apart]] = np.minimum(left, right)[apart]
+
+
+def _roots(parents: NDArray[np.intp], where: NDArray[np.intp]) -> NDArray[np.intp]:
+    found = parents[where]
+    while True:
+        above = parents[found]
+        if (above == found).all():
+            return found
+        found = above
+
+
+def _reasons(
+    couplings: Sequence[Coupling], starts: Mapping[Axis, int], labels: NDArray[np.intp]
+) -> dict[int, str]:
+    """Label -> why its channels may not change, as far as the operations on their way tell."""
+    found: dict[int, str] = {}
+    for pair in couplings:
+        reason = pair.through and f"{pair.through} moves its channels"
+        if (pair.root_channels < 0).any():
+            reason = "its channels are repeated for several attention heads"
+        if reason:
+            for label in labels[starts[pair.root] + np.arange(pair.root.size)].tolist():
+                found.setdefault(label, reason)
+    return found
+
+
+def _alike(
+    axes: Sequence[Axis], labels: NDArray[np.intp]
+) -> list[tuple[list[Axis], NDArray[np.intp]]]:
+    """Axes in order, with the labels that run through just these with equally many channels."""
+    owners = np.repeat(np.arange(len(axes)), [axis.size for axis in axes])
+    cells, counts = np.unique(np.stack([labels, owners]), axis=1, return_counts=True)
+    through: dict[int, list[tuple[int, int]]] = {}
+    for label, owner, count in zip(*cells.tolist(), counts.tolist(), strict=True):
+        through.setdefault(label, []).append((owner, count))
+    alike: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    for label, key in through.items():
+        alike.setdefault(tuple(key), []).append(label)
+    return [
+        ([axes[owner] for owner, _ in key], np.array(units, dtype=np.intp))
+        for key, units in alike.items()
+    ]
+
+
+def _group(
+    through: Sequence[Axis],
+    labels: Mapping[Axis, NDArray[np.intp]],
+    units: NDArray[np.intp],
+    *,
+    frozen: str,
+) -> ChannelGroup:
+    """The group of these units; its width counts the channels of the first axis."""
+    first = labels[through[0]]
+    ordered = first[np.isin(first, units)]  # units in the order of the channels that are counted
+    _, places = np.unique(ordered, return_index=True)
+    ordered = ordered[np.sort(places)]
+    rank = np.full(int(units.max()) + 1, -1, dtype=np.intp)
+    rank[ordered] = np.arange(len(ordered))
+    slots = []
+    for axis in through:
+        mine = np.flatnonzero(np.isin(labels[axis], units))
+        indices = mine[np.argsort(rank[labels[axis][mine]], kind="stable")]
+        slots.append(
+            Slot(axis.path, axis.axis, axis.kind, indices.reshape(len(units), -1), axis.dim)
+        )
+    counted = slots[0].indices
+    name = through[0].path
+    if counted.size != through[0].size:
+        name += f"[{counted.min()}:{counted.max() + 1}]"
+    return ChannelGroup(name, tuple(slots), len(units), counted.shape[1], frozen)
+
+
+# -- Find a model's channel groups, and check each: narrow a copy by one unit and trace it again.
+
+#: Why a group is frozen that no effort was left for.
+NOT_CHECKED = "it was not checked"
+
+#: Why a group is frozen that nobody would narrow.
+OUTPUT = "it is the model's output"
+
+
+def find_channel_groups(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    effort: Effort | None = None,
+) -> ChannelGroups:
+    """The channel groups of ``model(*args, **kwargs)``.
+
+    Works on a copy, without values where the model's code needs none: the model is not changed.
+
+    Parameters
+    ----------
+    model
+        Any module; it may be on the meta device.
+    args, kwargs
+        Inputs of one call, as :func:`~pytest_neuralpower.tracing.tracer.trace` takes them.
+    effort
+        What may be spent, without limit if None: groups that are not checked then are frozen.
+
+    Raises
+    ------
+    MissingExtraError
+        torch-pruning is not installed.
+    UnsupportedGraphError
+        The graph cannot be followed; the message names the operation.
+    TraceError
+        The model cannot be traced with these inputs.
+    """
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+    effort = effort or Effort(math.inf)
+    try:
+        groups = _find(NarrowedCopy(model, args, kwargs or {}), effort)
+    except (TraceError, UnsupportedGraphError):
+        if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+            raise
+        groups = _find(NarrowedCopy(model, args, kwargs or {}, with_values=True), effort)
+    if not groups.changeable:
+        _refuse_unknown(model)
+    return groups
+
+
+def _find(copy: NarrowedCopy, effort: Effort) -> ChannelGroups:
+    present = copy.look()
+    order: dict[str, int] = {}
+    for layer in present.trace:
+        order.setdefault(layer.path, len(order))
+    checked, gains, shape_gains = [], {}, {}
+    for group in groups_of(copy.follow(), order):
+        reason, found = group.frozen, None
+        if not reason and not effort.is_left:
+            reason = NOT_CHECKED
+        elif not reason:
+            effort.spend(len(present.trace))
+            reason, found = _check(copy, present, group)
+        checked.append(replace(group, frozen=reason))
+        if found is not None:
+            gains[group.name], shape_gains[group.name] = found
+    groups = ChannelGroups(present.trace, tuple(checked), gains, present.shapes, shape_gains)
+    return _without_products(copy, groups)
+
+
+def _refuse_unknown(model: nn.Module) -> None:
+    """Raise UnsupportedGraphError where modules that torch-pruning does not know are why no width
+    may change."""
+    for path, kind in unknown_modules(model).items():
+        raise UnsupportedGraphError(
+            f"no width of {type(model).__name__} can change: torch-pruning does not know {kind} "
+            f"({path}); use torch.nn's own layers in its place, or change widths by hand"
+        )
+
+
+def _check(
+    copy: NarrowedCopy, present: Seen, group: ChannelGroup
+) -> tuple[str, tuple[Gains, Gains] | None]:
+    """Why the width may not change, or what one more unit adds to layers and parameters."""
+    if group.units < 2:
+        return f"its {group.width} channels cannot be split", None
+    try:
+        seen = copy.without({group.name: [group.units - 1]}, [group])
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return f"narrower, the model does not run: {lines[0]}", None
+    if seen.outputs != present.outputs:
+        return OUTPUT, None
+    gains: Gains | None = _layer_gains(present.trace.layers, seen.trace.layers)
+    if gains is None:
+        return "narrower, the model runs other operations", None
+    changed: Gains = {
+        name: _minus(shape, seen.shapes[name])
+        for name, shape in present.shapes.items()
+        if shape != seen.shapes[name]
+    }
+    return "", (gains, changed)
+
+
+def _layer_gains(before: Sequence[Layer], after: Sequence[Layer]) -> Gains | None:
+    """What the wider layers' sizes have more; None where the layers are not the same ones."""
+    if len(before) != len(after):
+        return None
+    gains: dict[int | str, tuple[int, ...]] = {}
+    for place, (wide, narrow) in enumerate(zip(before, after, strict=True)):
+        if wide != narrow:
+            if form(wide) != form(narrow):
+                return None
+            gains[place] = _minus(read_sizes(wide), read_sizes(narrow))
+    return gains
+
+
+def _minus(before: Sequence[int], after: Sequence[int]) -> tuple[int, ...]:
+    return tuple(old - new for old, new in zip(before, after, strict=True))
+
+
+def _without_products(copy: NarrowedCopy, groups: ChannelGroups) -> ChannelGroups:
+    """Freeze groups whose widths do not simply add up: narrow all by half and compare."""
+    while groups.changeable:
+        half = {group.name: max(group.units // 2, 1) for group in groups.changeable}
+        removed = {g.name: list(range(half[g.name], g.units)) for g in groups.changeable}
+        widths = {g.name: half[g.name] * g.step for g in groups.changeable}
+        try:
+            seen = copy.without(removed, groups.changeable)
+        except Exception as error:
+            raise UnsupportedGraphError(
+                f"cannot change the widths of {groups.trace.model} together: {error}"
+            ) from error
+        expected = groups.with_widths(groups.trace.layers, widths)
+        found = seen.trace.layers
+        if len(found) != len(expected):
+            raise UnsupportedGraphError(
+                f"cannot change the widths of {groups.trace.model} together: narrower, it runs "
+                f"{len(found)} operations instead of {len(expected)}"
+            )
+        wrong = {
+            i for i, pair in enumerate(zip(expected, found, strict=True)) if pair[0] != pair[1]
+        }
+        if not wrong:
+            return groups
+        at_fault = {g.name for g in groups.changeable if wrong & set(groups.reached(g.name))}
+        if not at_fault:
+            layer = groups.trace.layers[min(wrong)]
+            raise UnsupportedGraphError(
+                f"cannot change the widths of {groups.trace.model} together: the sizes of "
+                f"{layer.op} {layer.path or '(root)'} do not follow from its widths"
+            )
+        groups = replace(
+            groups,
+            groups=tuple(
+                replace(g, frozen="its sizes do not grow evenly with its width")
+                if g.name in at_fault
+                else g
+                for g in groups.groups
+            ),
+        )
+    return groups

@@ -1,0 +1,235 @@
+"""The command line that does in a shell what a test did: its model, its inputs, its budget."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+import yaml
+
+from pytest_neuralpower.errors import NeuralPowerError
+from pytest_neuralpower.model_source import Origin, origin_of
+from pytest_neuralpower.units import SYMBOLS, UNITS
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.guard.budget import Budget
+    from pytest_neuralpower.model_source import Call
+    from pytest_neuralpower.platform.catalog import AnyPlatform
+
+__all__ = [
+    "MOST_LINES",
+    "failure_advice",
+    "model_words",
+]
+
+
+#: What stands where the command cannot be told.
+_UNKNOWN_MODEL = "MODEL"
+
+
+def model_words(model: torch.nn.Module, call: Call, root: Path) -> list[str]:
+    """``MODEL --arg name=value --input 1,3,224,224``, each word quoted for a shell.
+
+    ``MODEL`` stays a placeholder for a model that was not built by ``neuralpower.build``, a budget
+    file, or its class without arguments.
+    """
+    origin = origin_of(model) or _of_its_class(model)
+    found = [_UNKNOWN_MODEL]
+    if origin is not None:
+        place, arguments = _place(origin.factory, root), _named(origin)
+        if place is not None and arguments is not None:
+            found = [place, *arguments]
+    inputs = [_input_text(name, value) for name, value in _inputs(call)]
+    return [shlex.quote(word) for word in (*found, *inputs_words(inputs))]
+
+
+def inputs_words(inputs: list[str]) -> Iterator[str]:
+    """``--input TEXT`` for each."""
+    for text in inputs:
+        yield from ("--input", text)
+
+
+def _of_its_class(model: torch.nn.Module) -> Origin | None:
+    """The model's class, where building it without arguments gives the same shapes."""
+    kind = type(model)
+    try:
+        with torch.device("meta"):
+            again = kind()
+    except Exception:  # it needs arguments, or values: somebody else knows how it is built
+        return None
+    same = _shapes(again) == _shapes(model)
+    return Origin(kind, (), {}) if same and _shapes(model) else None
+
+
+def _shapes(model: torch.nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def _place(factory: Callable[..., Any], root: Path) -> str | None:
+    """``package.module:name``, or ``path/to/file.py:name`` where no package has it."""
+    name = getattr(factory, "__qualname__", "")
+    module = sys.modules.get(getattr(factory, "__module__", None) or "")
+    if not name or "<" in name or module is None:
+        return None
+    spec = getattr(module, "__spec__", None)
+    file = Path(getattr(module, "__file__", None) or "")
+    if spec is not None and spec.parent:  # in a package
+        return f"{module.__name__}:{name}"
+    if file.suffix != ".py":
+        return None
+    return f"{file.relative_to(root) if file.is_relative_to(root) else file}:{name}"
+
+
+def _named(origin: Origin) -> list[str] | None:
+    """``--arg name=value`` for each argument; None where one cannot be written down."""
+    try:
+        bound = inspect.signature(origin.factory).bind(*origin.args, **origin.kwargs)
+    except (TypeError, ValueError):
+        return None
+    words = []
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            return None
+        pairs = value.items() if kind is inspect.Parameter.VAR_KEYWORD else [(name, value)]
+        for key, each in pairs:
+            text = _yaml(each)
+            if text is None:
+                return None
+            words += ["--arg", f"{key}={text}"]
+    return words
+
+
+def _yaml(value: Any) -> str | None:
+    """``value`` in one line of YAML that reads back as it; None where there is none."""
+    try:
+        text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
+    except yaml.YAMLError:
+        return None
+    text = text.removesuffix("...\n").strip()
+    return text if "\n" not in text and yaml.safe_load(text) == value else None
+
+
+def _inputs(call: Call) -> Iterator[tuple[str, Any]]:
+    yield from (("", value) for value in call.args)
+    yield from call.kwargs.items()
+
+
+def _input_text(name: str, value: Any) -> str:
+    prefix = f"{name}=" if name else ""
+    if not isinstance(value, torch.Tensor) or not value.dim():
+        return f"{prefix}SHAPE"
+    dtype = str(value.dtype).removeprefix("torch.")
+    sizes = ",".join(map(str, value.shape))
+    return f"{prefix}{sizes}" + ("" if dtype == "float32" else f":{dtype}")
+
+
+# -- What a failing budget test says of the remedy: a few lines of advice and the commands to type.
+#
+# Whatever goes wrong here is one line: it must never hide the failure it belongs to.
+
+MOST_LINES: Final = 5
+
+#: Layers to trace and price for one test at most, and for all guarded tests of a session: each has
+#: its share whatever the others do, so that a report does not depend on their order.
+_TEST_EFFORT: Final = 50_000
+_SESSION_EFFORT: Final = 500_000
+#: With less the search would not get beyond its start.
+_LEAST_EFFORT: Final = 5_000
+
+
+#: What is said of a power budget.
+_POWER: Final = (
+    "advice: none for power: smaller models take less energy and less time alike, so that power "
+    "hardly changes; cap the device's power, or set an energy budget"
+)
+
+
+def failure_advice(
+    model: Any,
+    call: Call,
+    platform: AnyPlatform,
+    budget: Budget,
+    *,
+    platform_name: str,
+    root: Path,
+    tests: int,
+) -> list[str]:
+    """Lines that follow the text of a broken budget.
+
+    Parameters
+    ----------
+    budget
+        The limit that is broken; for one on power it is said that widths do not help.
+    platform_name
+        As the session was asked for it.
+    root
+        Where paths in commands start.
+    tests
+        How many tests of the session are guarded.
+    """
+    if budget.quantity == "power":
+        return [_POWER]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a user's warnings were shown when the test ran
+        lines = _advice(model, call, platform, budget, tests)
+        return [*lines, *_commands(model, call, budget, platform_name, root)]
+
+
+def _advice(model: Any, call: Call, platform: AnyPlatform, budget: Budget, tests: int) -> list[str]:
+    effort = min(_TEST_EFFORT, _SESSION_EFFORT // tests)
+    if effort < _LEAST_EFFORT:
+        return [f"advice: none beside {tests - 1} other guarded tests: run this one alone"]
+    try:
+        from pytest_neuralpower.compress.advice import advise  # noqa: PLC0415 - imports torch
+        from pytest_neuralpower.compress.rendering import advice_lines  # noqa: PLC0415
+
+        advised = advise(model, call, platform, budget, effort=effort)
+        return [
+            "advice, predicted and not measured:",
+            *(f"  {line}" for line in advice_lines(advised, MOST_LINES)),
+        ]
+    except Exception as error:
+        kind = "" if isinstance(error, NeuralPowerError) else f"{type(error).__name__}: "
+        reason = next(iter(str(error).splitlines()), "")
+        return [f"advice: none, {kind}{reason}"]
+
+
+def _commands(model: Any, call: Call, budget: Budget, platform_name: str, root: Path) -> list[str]:
+
+    try:
+        words = model_words(model, call, root)
+    except Exception:
+        words = ["MODEL", "--input", "SHAPE"]
+    common = " ".join([*words, "--platform", shlex.quote(platform_name)])
+    limit = budget.limit
+    if budget.per == "sample":
+        limit *= budget.samples or _samples(call)
+    unit = budget.unit
+    symbol = SYMBOLS[unit].replace("µ", "u")
+    shown = f"{limit / UNITS[budget.quantity][unit]:.6g}"
+    own = "mj" if budget.quantity == "energy" else "ms"
+    return [
+        f"all advice: neuralpower advise {common} --{own} {limit:.6g}",
+        f"prune to it: neuralpower prune {common} --budget {shown}{symbol} "
+        "--calibration inputs.pt --plan plan.json --weights pruned.pt",
+        f"where {_placeholders(words[0])}",
+    ]
+
+
+def _placeholders(model: str) -> str:
+    """What the user has to supply for the commands."""
+    inputs = 'inputs.pt is real inputs in one batch: torch.save(inputs, "inputs.pt")'
+    return f"MODEL is file.py:function that builds it, {inputs}" if model == "MODEL" else inputs
+
+
+def _samples(call: Call) -> int:
+    from pytest_neuralpower.tracing.inputs import batch_size, input_tensors  # noqa: PLC0415
+
+    return batch_size(input_tensors((call.args, dict(call.kwargs))))

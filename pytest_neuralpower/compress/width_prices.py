@@ -1,0 +1,359 @@
+"""How much advice may do: counted, not timed, so that it is the same on a busy machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+import numpy as np
+
+from pytest_neuralpower.platform.prediction import UNTRUSTED
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pytest_neuralpower.compress.channels import ChannelGroup, ChannelGroups
+    from pytest_neuralpower.estimators.features import FloatArray
+    from pytest_neuralpower.layers import Layer, Trace
+    from pytest_neuralpower.platform.catalog import AnyPlatform
+
+__all__ = [
+    "Curve",
+    "Effort",
+    "LayerPrices",
+    "Prices",
+    "WidthPrices",
+    "descent",
+    "edges",
+    "expansion",
+    "shrinkage",
+    "widest_as_cheap",
+]
+
+
+class Effort:
+    """Layers that may still be traced or priced; a processor does some 20,000 in a second."""
+
+    def __init__(self, layers: float) -> None:
+        self._left = layers
+
+    @property
+    def is_left(self) -> bool:
+        return self._left > 0
+
+    def spend(self, layers: int) -> None:
+        self._left -= layers
+
+
+# -- Plateaus of a price over widths: where one channel more or less changes it by a jump.
+#
+# FastDeepIoT (Yao et al., SenSys 2018) found execution time to lie in local minima as channels are
+# added. Where they are is a matter of the device: here they are read off the platform's own prices,
+# at every width.
+
+#: A step of price is a jump when it is this many times the usual one, and
+_USUAL_STEPS: Final = 4.0
+#: at least this share of the price: less is no plateau that anybody could measure.
+_LEAST_JUMP: Final = 0.004
+
+#: Shrinking must save this many times the removed channels' share of the price.
+_REAL_SAVING: Final = 2.0
+#: Expanding may cost this share of the added channels' share of the price.
+_FREE: Final = 0.2
+
+#: Where there is no edge, steps of a descent go to widths less by this factor.
+_FALL: Final = 0.95
+#: A step must save this share of what the whole descent saves a channel.
+_WORTH: Final = 0.5
+
+
+class Curve(NamedTuple):
+    """Price of all layers that one width reaches, at ascending widths.
+
+    ``now`` is the place of the present width.
+    """
+
+    widths: NDArray[np.intp]
+    prices: FloatArray
+    now: int
+
+    def share(self, place: int) -> float:
+        """Share of the present price that goes with the channels between ``place`` and now."""
+        changed = abs(int(self.widths[place]) - int(self.widths[self.now]))
+        return float(self.prices[self.now]) * changed / int(self.widths[self.now])
+
+    def saving(self, place: int) -> float:
+        """What the width at ``place`` costs less than the present one."""
+        return float(self.prices[self.now] - self.prices[place])
+
+
+def edges(curve: Curve) -> list[int]:
+    """Places at the cheap side of a jump: the last width before a rise, the first after a fall."""
+    steps = np.diff(curve.prices)
+    if not len(steps):
+        return []
+    usual = np.median(steps)
+    jump = max(abs(usual) * _USUAL_STEPS, _LEAST_JUMP * curve.prices[curve.now])
+    rises = np.flatnonzero(steps - usual > jump)
+    falls = np.flatnonzero(steps - usual < -jump) + 1
+    return sorted({*rises.tolist(), *falls.tolist()})
+
+
+def shrinkage(curve: Curve, most: int) -> int | None:
+    """Place of the best edge at most ``most`` channels below the present width.
+
+    Best is what saves most beyond its channels' share; None where no edge saves really more.
+    """
+    here = int(curve.widths[curve.now])
+    found = [
+        place
+        for place in edges(curve)
+        if here - most <= curve.widths[place] < here
+        and curve.saving(place) >= _REAL_SAVING * curve.share(place)
+    ]
+    return max(found, key=lambda place: curve.saving(place) - curve.share(place), default=None)
+
+
+def expansion(curve: Curve, most: int) -> int | None:
+    """Place of the widest edge at most ``most`` channels above the present width that costs next
+    to nothing, or less than now; None where there is no free capacity."""
+    here = int(curve.widths[curve.now])
+    found = [
+        place
+        for place in edges(curve)
+        if here < curve.widths[place] <= here + most
+        and -curve.saving(place) <= _FREE * curve.share(place)
+    ]
+    return max(found, default=None)
+
+
+def descent(curve: Curve) -> list[int]:
+    """Places below the present width to step to, falling.
+
+    They are edges, and a twentieth less where the price falls evenly. A step inside a plateau saves
+    nothing, and is none; the least width always is one if it is the cheapest.
+    """
+    prices, widths = curve.prices, curve.widths
+    at_edge = set(edges(curve))
+    slope = _WORTH * (prices[curve.now] - prices[0]) / max(int(widths[curve.now] - widths[0]), 1)
+    found = []
+    last = curve.now
+    for place in range(curve.now - 1, -1, -1):
+        saved = prices[last] - prices[place]
+        far = place in at_edge or widths[place] <= _FALL * widths[last]
+        if saved > 0 and ((far and saved >= slope * (widths[last] - widths[place])) or not place):
+            found.append(place)
+            last = place
+    return found
+
+
+def widest_as_cheap(curve: Curve) -> int:
+    """Place of the widest width that costs no more than the present one: more channels can even
+    run faster."""
+    return int(np.flatnonzero(curve.prices <= curve.prices[curve.now]).max())
+
+
+# -- What layers cost on a platform: each configuration is priced once, many at a time.
+
+
+class Prices(NamedTuple):
+    """Of several sets of layers, each set's energy (mJ) and runtime (ms), and whether the
+    platform's measurements vouch for all its layers. None is what the platform does not know."""
+
+    energy_mj: FloatArray | None
+    runtime_ms: FloatArray | None
+    trusted: NDArray[np.bool_]
+
+    def of(self, quantity: str) -> FloatArray | None:
+        """``energy`` or ``runtime``; None where the platform lacks it."""
+        return self.energy_mj if quantity == "energy" else self.runtime_ms
+
+    def only(self, place: int) -> Prices:
+        """The price of one of the sets."""
+        one = slice(place, place + 1)
+        return Prices(
+            None if self.energy_mj is None else self.energy_mj[one],
+            None if self.runtime_ms is None else self.runtime_ms[one],
+            self.trusted[one],
+        )
+
+    @classmethod
+    def joined(cls, prices: Sequence[Prices]) -> Prices:
+        """The sets of several prices of one platform."""
+        energy = [each.energy_mj for each in prices if each.energy_mj is not None]
+        runtime = [each.runtime_ms for each in prices if each.runtime_ms is not None]
+        return cls(
+            np.concatenate(energy) if energy else None,
+            np.concatenate(runtime) if runtime else None,
+            np.concatenate([each.trusted for each in prices]),
+        )
+
+
+class LayerPrices:
+    """Prices of layers on one platform, remembered by configuration."""
+
+    def __init__(self, platform: AnyPlatform) -> None:
+        self.platform = platform
+        self._places: dict[tuple[Any, ...], int] = {}
+        self._energy: list[float] = []
+        self._runtime: list[float] = []
+        self._trusted: list[bool] = []
+        self._knows = {"energy": True, "runtime": True}
+
+    def of(self, sets: Sequence[Sequence[Layer]]) -> Prices:
+        """The sum over each set of layers; a set without layers costs nothing."""
+        new: dict[tuple[Any, ...], Layer] = {}
+        for layers in sets:
+            for layer in layers:
+                key = layer.configuration
+                if key not in self._places:
+                    new.setdefault(key, layer)
+        if new:
+            self._price(new)
+        places = np.array(
+            [self._places[layer.configuration] for layers in sets for layer in layers],
+            dtype=np.intp,
+        )
+        owners = np.repeat(np.arange(len(sets)), [len(layers) for layers in sets])
+        distrusted = np.bincount(
+            owners, ~np.array(self._trusted, dtype=bool)[places], minlength=len(sets)
+        )
+        return Prices(
+            self._sum("energy", self._energy, places, owners, len(sets)),
+            self._sum("runtime", self._runtime, places, owners, len(sets)),
+            distrusted == 0,
+        )
+
+    def _sum(
+        self,
+        quantity: str,
+        values: list[float],
+        places: NDArray[np.intp],
+        owners: NDArray[np.intp],
+        count: int,
+    ) -> FloatArray | None:
+        if not self._knows[quantity]:
+            return None
+        summed = np.bincount(owners, np.array(values, dtype=float)[places], minlength=count)
+        return summed.astype(float)
+
+    def _price(self, new: dict[tuple[Any, ...], Layer]) -> None:
+        predicted = self.platform.predict(tuple(new.values()))
+        for key, each in zip(new, predicted.layers, strict=True):
+            self._places[key] = len(self._places)
+            self._energy.append(each.energy_mj or 0.0)
+            self._runtime.append(each.runtime_ms or 0.0)
+            self._trusted.append(not any(flag in each.flags for flag in UNTRUSTED))
+        self._knows["energy"] &= predicted.layers[0].energy_mj is not None
+        self._knows["runtime"] &= predicted.layers[0].runtime_ms is not None
+
+
+# -- A model's layers at other widths of its channel groups, priced on a platform.
+
+#: Units up and down to which all groups are priced, round by round: the nearest widths of all
+#: groups come before any far one.
+_ROUNDS: Final = (4, 16, 64, 256, 1024, 4096)
+
+#: Widths are priced for about so much effort at a time.
+_SLICE: Final = 2000
+#: What one layer's mapping onto an analytic platform's array takes, in layers of a fitted one.
+_MAPPING: Final = 500
+
+
+class WidthPrices:
+    """Prices of layers by width, chosen by one ``quantity``."""
+
+    def __init__(
+        self,
+        groups: ChannelGroups,
+        platform: AnyPlatform,
+        quantity: Literal["energy", "runtime"],
+    ) -> None:
+        self.groups, self.platform = groups, platform
+        self.quantity: Literal["energy", "runtime"] = quantity
+        self._prices = LayerPrices(platform)
+        self._effort_a_layer = _MAPPING if "analytic" in platform.tiers.values() else 1
+        self._known: dict[str, dict[int, Prices]] = {}
+
+    def dearest_first(self) -> list[ChannelGroup]:
+        """The groups that may change, by what the layers that they reach cost now."""
+        found = self.groups.changeable
+        sets = [self.groups.layers_at(self.groups.reached(group.name), {}) for group in found]
+        order = np.argsort(-self.amounts(self._prices.of(sets)), kind="stable")
+        return [found[place] for place in order.tolist()]
+
+    def at(
+        self, name: str, widths: Sequence[int], others: Mapping[str, int] | None = None
+    ) -> Prices:
+        """Price of the layers that one group reaches, at each of ``widths``, beside ``others``."""
+        if others:
+            return self._price(name, widths, others)
+        known = self._known.setdefault(name, {})
+        new = [width for width in widths if width not in known]
+        if new:
+            found = self._price(name, new, {})
+            known.update({width: found.only(place) for place, width in enumerate(new)})
+        return Prices.joined([known[width] for width in widths])
+
+    def _price(self, name: str, widths: Sequence[int], others: Mapping[str, int]) -> Prices:
+        places = self.groups.reached(name)
+        return self._prices.of(
+            [self.groups.layers_at(places, {**others, name: width}) for width in widths]
+        )
+
+    def amounts(self, prices: Prices) -> FloatArray:
+        """The quantity that widths are chosen by."""
+        found = prices.of(self.quantity)
+        assert found is not None  # it was chosen as one that the platform knows
+        return found
+
+    def examine(self, reach: Mapping[str, int], effort: Effort) -> dict[str, int]:
+        """Price the widths around every present one, the dearest group first.
+
+        Parameters
+        ----------
+        reach
+            How many units up and down to go, by group.
+        effort
+            What may be spent.
+
+        Returns
+        -------
+        dict
+            How many units up and down were priced, by group; 0 for none.
+        """
+        done = dict.fromkeys(reach, 0)
+        for radius in _ROUNDS:
+            for group in self.dearest_first():
+                goal = min(radius, reach[group.name])
+                a_unit = 2 * len(self.groups.reached(group.name)) * self._effort_a_layer
+                size = max(_SLICE // max(a_unit, 1), 1)
+                while done[group.name] < goal:
+                    if not effort.is_left:
+                        return done
+                    far = min(done[group.name] + size, goal)
+                    self.at(group.name, _widths(group, far, done[group.name]))
+                    effort.spend((far - done[group.name]) * a_unit)
+                    done[group.name] = far
+        return done
+
+    def curve(self, group: ChannelGroup, radius: int) -> tuple[Curve, Prices]:
+        """The price at every width up to ``radius`` units around the present one."""
+        widths = _widths(group, radius)
+        prices = self.at(group.name, widths)
+        return Curve(np.array(widths), self.amounts(prices), widths.index(group.width)), prices
+
+    def trace_at(self, widths: Mapping[str, int]) -> Trace:
+        """The whole call at other widths."""
+        trace = self.groups.trace
+        return replace(trace, layers=self.groups.with_widths(trace.layers, widths))
+
+
+def _widths(group: ChannelGroup, radius: int, beyond: int = -1) -> list[int]:
+    """Widths of at most ``radius`` and more than ``beyond`` units from the present one."""
+    return [
+        (group.units + far) * group.step
+        for far in range(max(-radius, 1 - group.units), radius + 1)
+        if abs(far) > beyond
+    ]

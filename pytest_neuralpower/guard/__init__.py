@@ -1,0 +1,1 @@
+"""Budgets and baselines: whether a prediction keeps what was agreed, and what has changed."""

@@ -1,0 +1,424 @@
+"""Baseline: the accepted prediction of one model, with the configurations of its layers.
+
+Because configurations are stored, it can be predicted again on today's calibration, so that a
+recalibrated platform never shows as a change of the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from pytest_neuralpower.errors import BaselineError
+from pytest_neuralpower.files import write_atomically
+from pytest_neuralpower.layer_codec import PricedLayer, flow, layer_texts, priced_layer, rounded
+from pytest_neuralpower.layers import Trace
+from pytest_neuralpower.platform.prediction import add_known, mean_power
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.platform.catalog import AnyPlatform
+    from pytest_neuralpower.platform.prediction import Prediction
+
+__all__ = [
+    "FORMAT",
+    "Baseline",
+    "BaselineStore",
+    "Totals",
+    "baseline_name",
+    "baseline_text",
+    "parse_baseline",
+    "read_baseline",
+    "write_baseline",
+]
+
+
+class Totals(NamedTuple):
+    """Energy (mJ), runtime (ms) and mean power (W) of one call."""
+
+    energy_mj: float | None
+    runtime_ms: float | None
+    power_w: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What one call of one model was predicted to cost when that was accepted.
+
+    Attributes
+    ----------
+    test
+        Node id of the test that predicted it.
+    model
+        Name of the model's class.
+    batch
+        Samples in one call.
+    platform, platform_sha256
+        Which calibration predicted it.
+    torch
+        Version of torch that traced it.
+    layers
+        In order of execution.
+    """
+
+    test: str
+    model: str
+    batch: int
+    platform: str
+    platform_sha256: str
+    torch: str
+    layers: tuple[PricedLayer, ...]
+
+    @property
+    def totals(self) -> Totals:
+        """Sums over the layers, as they are stored."""
+        runtime_ms = add_known([item.runtime_ms for item in self.layers])
+        energy_mj = add_known([item.energy_mj for item in self.layers])
+        return Totals(energy_mj, runtime_ms, mean_power(energy_mj, runtime_ms))
+
+    def repredict(self, platform: AnyPlatform) -> Prediction:
+        """Predict the stored configurations on a platform.
+
+        Raises
+        ------
+        BaselineError
+            A stored configuration cannot be priced: it was edited by hand.
+        """
+        layers = tuple(item.layer for item in self.layers)
+        try:
+            return platform.predict(Trace(layers, batch=self.batch, model=self.model))
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise BaselineError(
+                f"baseline of {self.test}: a layer cannot be priced ({error}): restore the file, "
+                "or write it again with --np-update-baseline"
+            ) from None
+
+
+def baseline_of(prediction: Prediction, *, test: str, torch: str) -> Baseline:
+    """The baseline that accepts a prediction; values are rounded as they are stored."""
+    return Baseline(
+        test=test,
+        model=prediction.model,
+        batch=prediction.batch,
+        platform=prediction.platform,
+        platform_sha256=prediction.platform_sha256,
+        torch=torch,
+        layers=tuple(
+            PricedLayer(
+                item.layer, rounded(item.runtime_ms), rounded(item.power_w), rounded(item.energy_mj)
+            )
+            for item in prediction.layers
+        ),
+    )
+
+
+# -- Baseline files: YAML with one line a layer, so that a small change is a small diff.
+#
+# The lines are JSON too, and are read as such: PyYAML alone takes hundreds of times as long.
+# A file that a formatter has laid out anew is read as the YAML it is.
+
+FORMAT: Final = "pytest-neuralpower baseline"
+VERSION: Final = 1
+
+_FIELDS: Final[Mapping[str, type]] = {
+    "test": str,
+    "model": str,
+    "batch": int,
+    "platform": str,
+    "platform_sha256": str,
+    "torch": str,
+}
+_ALLOWED: Final = ("format", "version", *_FIELDS, "totals", "layers")
+_TOTALS: Final = ("energy_mj", "runtime_ms", "power_w")
+_START: Final = "\nlayers:\n"
+
+
+def baseline_text(baseline: Baseline) -> str:
+    """The file's content."""
+    totals = {name: rounded(value) for name, value in baseline.totals._asdict().items()}
+    lines = [
+        "# Written by pytest --np-update-baseline; review changes, do not edit.",
+        f"format: {FORMAT}",
+        f"version: {VERSION}",
+        *(f"{name}: {flow(getattr(baseline, name))}" for name in _FIELDS),
+        f"totals: {flow(totals)}",
+    ]
+    return "\n".join(lines) + _START + _body(baseline)
+
+
+def _body(baseline: Baseline) -> str:
+    return "".join([f"- {each}\n" for each in layer_texts(baseline.layers)])
+
+
+def write_baseline(path: Path, text: str) -> bool:
+    """Write :func:`baseline_text`; False where the file has that text already.
+
+    Raises
+    ------
+    BaselineError
+        The file cannot be written.
+    """
+    try:
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            return False
+        write_atomically(path, text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BaselineError(
+            f"baseline {path} cannot be written ({_reason(error)}): make the folder writable, or "
+            "choose another with --np-baselines=DIR"
+        ) from None
+    return True
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def read_baseline(path: Path, expected: Baseline | None = None) -> Baseline:
+    """Read and check a baseline file; ``expected`` as :func:`parse_baseline` takes it.
+
+    Raises
+    ------
+    BaselineError
+        With one line: the file cannot be read, or :func:`parse_baseline` says why.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BaselineError(f"baseline {path} cannot be read ({_reason(error)})") from None
+    return parse_baseline(text, str(path), expected)
+
+
+def parse_baseline(text: str, name: str, expected: Baseline | None = None) -> Baseline:
+    """The baseline of a file's text.
+
+    Parameters
+    ----------
+    name
+        Where it came from, for messages.
+    expected
+        What the file probably says: layers that it writes alike need not be read.
+
+    Raises
+    ------
+    BaselineError
+        It is not YAML, no baseline, of a later version, or has a field that is missing, unknown or
+        wrong; the line where that is known.
+    """
+    head, found, body = text.partition(_START)
+    data, first = (_header(head + "\n", name), head.count("\n") + 3) if found else ({}, 0)
+    layers = expected.layers if expected and body == _body(expected) else None
+    if layers is None:
+        records = _json_lines(body) if found else None
+        if records is None:
+            data, first = _header(text, name), 0
+            records = data.get("layers")
+        _check(data, name)
+        layers = tuple(_layers(records, name, first))
+    else:
+        _check(data, name)
+    baseline = Baseline(**{key: data[key] for key in _FIELDS}, layers=layers)
+    _check_totals(data["totals"], baseline, name)
+    return baseline
+
+
+def _json_lines(body: str) -> list[Any] | None:
+    """The layers, where each is one line of JSON; None where they are written otherwise."""
+    lines = body.removesuffix("\n").split("\n")
+    if not all(line.startswith("- {") for line in lines):
+        return None
+    try:
+        found: list[Any] = json.loads("[" + ",".join([line[2:] for line in lines]) + "]")
+    except json.JSONDecodeError:
+        return None
+    return found if len(found) == len(lines) else None
+
+
+def _header(text: str, name: str) -> dict[str, Any]:
+    data = _plain_header(text)
+    if data is None:
+        data = _yaml(text, name)
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise _error(name, f"not a baseline (its format is not {FORMAT!r})")
+    return data
+
+
+def _plain_header(text: str) -> dict[str, Any] | None:
+    """The fields, where each is a line of its own in JSON, the format alone without quotes."""
+    data = {}
+    for line in text.splitlines():
+        key, separator, value = line.partition(": ")
+        if line.startswith("#"):
+            continue
+        if not separator or not key.isidentifier() or key in data:
+            return None
+        try:
+            data[key] = value if key == "format" else json.loads(value)
+        except json.JSONDecodeError:
+            return None
+    return data
+
+
+def _yaml(text: str, name: str) -> Any:
+    import yaml  # noqa: PLC0415 - only once a baseline is read
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise _error(f"{name}{where}", f"not YAML ({problem})") from None
+
+
+def _check(data: Mapping[str, Any], name: str) -> None:
+    version = data.get("version")
+    if type(version) is not int or version < 1:
+        raise _error(name, f"version {version!r} is not a positive whole number")
+    if version > VERSION:
+        raise BaselineError(
+            f"baseline {name}: version {version}, this release reads up to {VERSION}: upgrade "
+            "pytest-neuralpower"
+        )
+    for key in data:
+        if key not in _ALLOWED:
+            raise _error(name, f"unknown key {key!r}; allowed: {', '.join(_ALLOWED)}")
+    for key, kind in _FIELDS.items():
+        if type(data.get(key)) is not kind:
+            raise _error(name, f"{key} must be a {_KIND_NAMES[kind]}, not {data.get(key)!r}")
+    totals = data.get("totals")
+    if not isinstance(totals, dict) or sorted(totals) != sorted(_TOTALS):
+        raise _error(name, f"totals must have {', '.join(_TOTALS)}, not {totals!r}")
+
+
+_KIND_NAMES: Final = {str: "string", int: "whole number"}
+
+
+def _layers(data: Any, name: str, first: int) -> list[PricedLayer]:
+    if not isinstance(data, list) or not data:
+        raise _error(name, "it has no layers")
+    found = []
+    for index, each in enumerate(data):
+        try:
+            found.append(priced_layer(each))
+        except ValueError as error:
+            where = f"{name}:{first + index}" if first else f"{name}, layer {index + 1}"
+            raise _error(where, str(error)) from None
+    return found
+
+
+def _check_totals(totals: Mapping[str, Any], baseline: Baseline, name: str) -> None:
+    """A merge that takes layers of one version and totals of another is no baseline of either."""
+    for key, value in baseline.totals._asdict().items():
+        stored = totals[key]
+        if (stored is None) != (value is None) or (
+            value is not None and not abs(stored - value) <= 1e-4 * abs(value)
+        ):
+            raise _error(name, f"{key} of its totals ({stored!r}) is not that of its layers")
+
+
+def _error(where: str, what: str) -> BaselineError:
+    return BaselineError(
+        f"baseline {where}: {what}: restore the file, or write it again with --np-update-baseline"
+    )
+
+
+# -- The folder of baselines: ``<folder>/<platform>/<name>.yaml``, one file a prediction.
+
+_SUFFIXES: Final = (".budget.yaml", ".budget.yml", ".py")
+_PLAIN: Final = re.compile(r"[\w.-]+", re.ASCII)
+#: Longest file name without suffix: some file systems allow 143 bytes.
+_LONGEST: Final = 120
+
+
+def baseline_name(test: str, number: int = 1) -> str:
+    """Name of the baseline of a test's ``number``-th prediction.
+
+    >>> baseline_name("tests/test_models.py::TestSmall::test_resnet[18]")
+    'tests.test_models.TestSmall.test_resnet-18'
+
+    What has no place in a file name is replaced, and a hash keeps such names apart.
+    """
+    place, separator, function = test.partition("::")
+    for suffix in _SUFFIXES:
+        place = place.removesuffix(suffix)
+    plain = place.replace("/", ".") + (separator and ".") + function.replace("::", ".")
+    plain = plain.replace("[", "-").removesuffix("]")
+    name = "_".join(_PLAIN.findall(plain)) or "test"
+    if name != plain or len(name) > _LONGEST or name.startswith("."):
+        digest = hashlib.sha256(test.encode()).hexdigest()[:8]
+        name = f"{name.lstrip('.')[:_LONGEST]}-{digest}"
+    return name if number == 1 else f"{name}.{number}"
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineStore:
+    """Where baselines are; ``root`` is what paths are shown relative to."""
+
+    folder: Path
+    root: Path
+
+    def path(self, platform: str, name: str) -> Path:
+        return self.folder / platform / f"{name}.yaml"
+
+    def shown(self, path: Path) -> str:
+        """The path for messages: relative to the root where it is below."""
+        return str(path.relative_to(self.root) if path.is_relative_to(self.root) else path)
+
+    def in_use(self, platform: str) -> bool:
+        """Whether any model has a baseline on the platform: then every guarded one has."""
+        return next((self.folder / platform).glob("*.yaml"), None) is not None
+
+    def names(self, platform: str) -> tuple[str, ...]:
+        """Of all baselines of a platform, sorted."""
+        return tuple(sorted(path.stem for path in (self.folder / platform).glob("*.yaml")))
+
+    def read(self, platform: str, name: str, expected: Baseline) -> Baseline | None:
+        """The baseline; None where there is none. It is read sooner where it is as ``expected``.
+
+        Raises
+        ------
+        BaselineError
+            It is broken, or of another platform.
+        """
+
+        path = self.path(platform, name)
+        if not path.exists():
+            return None
+        found = read_baseline(path, expected)
+        if found.platform != platform:
+            raise BaselineError(
+                f"baseline {self.shown(path)} is of platform {found.platform!r}, not {platform!r}: "
+                f"move it to the folder {found.platform}, or write this one again with "
+                "--np-update-baseline"
+            )
+        return found
+
+    def check_writable(self) -> None:
+        """Try to write where the folder is or will be.
+
+        Raises
+        ------
+        BaselineError
+            It cannot be written.
+        """
+        place = self.folder
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        try:
+            if not place.is_dir():
+                raise NotADirectoryError(f"{self.shown(place)} is a file")
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise BaselineError(
+                f"baselines cannot be written to {self.shown(self.folder)} ({reason}): make the "
+                "folder writable, or choose another with --np-baselines=DIR"
+            ) from None

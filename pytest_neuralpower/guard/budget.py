@@ -1,0 +1,249 @@
+"""Budget: an upper limit on the energy, runtime or power of one call; checked, never adjusted."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+
+from pytest_neuralpower.errors import BudgetError
+from pytest_neuralpower.units import SYMBOLS, UNITS, Quantity, show_in
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.platform.intervals import Interval
+    from pytest_neuralpower.platform.prediction import Prediction
+
+__all__ = [
+    "as_budget",
+]
+
+
+MARKERS: Mapping[str, Quantity] = {
+    "energy_budget": "energy",
+    "runtime_budget": "runtime",
+    "power_budget": "power",
+}
+
+_PER = ("call", "sample")
+
+#: Which end of its interval a prediction is judged by.
+Judge = Literal["point", "certain", "safe"]
+
+
+class Budget(NamedTuple):
+    """``limit`` is in mJ, ms or W; ``unit`` is the one it was written in, for messages.
+
+    ``platform`` None means the platforms chosen for the session. ``samples`` is how many samples
+    one call has, where the first dimension of its first tensor does not say.
+    """
+
+    quantity: Quantity
+    limit: float
+    unit: str
+    per: Literal["call", "sample"] = "call"
+    platform: str | None = None
+    samples: int | None = None
+
+
+class Verdict(NamedTuple):
+    """One budget held against one prediction; ``value`` and ``interval`` are in mJ, ms or W.
+
+    ``judge`` says what is held against the limit: the ``point``; the interval's lower end, so that
+    only what is ``certain`` to be over fails; or its upper end, so that only what is ``safe``
+    passes. The last two need an interval.
+    """
+
+    budget: Budget
+    value: float
+    interval: Interval | None = None
+    judge: Judge = "point"
+
+    @property
+    def judged(self) -> float:
+        """The value that is held against the limit."""
+        if self.interval is None or self.judge == "point":
+            return self.value
+        return self.interval.low if self.judge == "certain" else self.interval.high
+
+    @property
+    def passed(self) -> bool:
+        return self.judged <= self.budget.limit
+
+    @property
+    def sure(self) -> bool | None:
+        """Whether the limit lies outside the interval; None without an interval."""
+        if self.interval is None:
+            return None
+        return not self.interval.low <= self.budget.limit <= self.interval.high
+
+    def show(self, value: float) -> str:
+        """``value`` (mJ, ms or W) as the budget was written."""
+        return show_in(self.budget.quantity, value, self.budget.unit)
+
+
+def parse_marker(
+    name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, in_file: bool = False
+) -> Budget:
+    """Budget written as the arguments of one marker, or ``in_file`` under its quantity's name.
+
+    Raises
+    ------
+    BudgetError
+        With one line that names the marker or quantity, the offending argument and what is allowed.
+    """
+    quantity = MARKERS[name]
+    units = UNITS[quantity]
+    allowed = [*units, "platform"] + (["per", "samples"] if quantity != "power" else [])
+    usage = f"write {name}({next(iter(units))}=120)"
+    if in_file:
+        name, usage = quantity, f"write {quantity}: {{{next(iter(units))}: 120}}"
+    if args:
+        raise BudgetError(f"{name}: positional argument {args[0]!r} has no unit; {usage}")
+    for key in kwargs:
+        if key not in allowed:
+            raise BudgetError(
+                f"{name}: {_why_not(key, allowed)}: {key}={kwargs[key]!r}; "
+                f"allowed: {', '.join(allowed)}"
+            )
+    given = [key for key in kwargs if key in units]
+    if len(given) != 1:
+        what = "no limit given" if not given else f"{len(given)} limits given ({', '.join(given)})"
+        raise BudgetError(f"{name}: {what}; give exactly one of {', '.join(units)}; {usage}")
+    limit = kwargs[given[0]]
+    if isinstance(limit, bool) or not isinstance(limit, int | float):
+        raise BudgetError(f"{name}: {given[0]}={limit!r} is not a number; {usage}")
+    if not (math.isfinite(limit) and limit > 0):
+        raise BudgetError(f"{name}: {given[0]}={limit!r} must be finite and above 0; {usage}")
+    per = kwargs.get("per", "call")
+    if per not in _PER:
+        raise BudgetError(f"{name}: per={per!r}; allowed: 'call', 'sample'")
+    platform = kwargs.get("platform")
+    if platform is not None and (not isinstance(platform, str) or not platform):
+        raise BudgetError(
+            f"{name}: platform={platform!r} must be one platform's name or path; "
+            f"write {name} again for a second platform"
+        )
+    samples = kwargs.get("samples")
+    if samples is not None and (type(samples) is not int or samples < 1 or per != "sample"):
+        raise BudgetError(
+            f"{name}: samples={samples!r} must be a whole number from 1, together with per='sample'"
+        )
+    unit = given[0]
+    factor = units[unit]
+    return Budget(quantity, float(limit) * factor, unit, cast("Any", per), platform, samples)
+
+
+def _why_not(key: str, allowed: Sequence[str]) -> str:
+    """What is wrong with an argument's name."""
+    if key in ("per", "samples"):
+        return "power does not add up over samples"
+    for marker, quantity in MARKERS.items():
+        if key in UNITS[quantity]:
+            return f"{key} is a unit of {marker}"
+    close = difflib.get_close_matches(key.lower(), allowed, n=1)
+    return "unknown argument" + (f", did you mean {close[0]}?" if close else "")
+
+
+def closest_budgets(budgets: Iterable[tuple[int, Budget]]) -> tuple[Budget, ...]:
+    """Drop every budget that a closer one overrides.
+
+    Parameters
+    ----------
+    budgets
+        Those that apply to the test's platform, each with its distance: 0 on the function, more on
+        its class and module. A closer budget of the same quantity and ``per`` overrides one further
+        out, so that a default can be loosened or tightened locally; at one distance the budget that
+        names the platform does.
+    """
+    kept: dict[tuple[str, str], Budget] = {}
+    for _, budget in sorted(budgets, key=lambda each: (each[0], each[1].platform is None)):
+        kept.setdefault((budget.quantity, budget.per), budget)
+    return tuple(kept.values())
+
+
+def check(budget: Budget, prediction: Prediction, judge: Judge = "point") -> Verdict:
+    """Hold ``prediction`` against ``budget``.
+
+    Raises
+    ------
+    BudgetError
+        If the platform does not predict what the budget limits, ``judge`` needs an interval and
+        the platform has none, or a budget per sample meets an empty batch.
+    """
+    value: float | None
+    if budget.quantity == "runtime":
+        value, interval = prediction.runtime_ms, prediction.runtime_interval_ms
+    elif budget.quantity == "energy":
+        value, interval = prediction.energy_mj, prediction.energy_interval_mj
+    else:
+        value, interval = prediction.power_w, prediction.power_interval_w
+    if value is None:
+        alone, other, wanted = (
+            ("energy", "energy_budget(mj=...)", "runtime")
+            if prediction.runtime_ms is None
+            else ("runtime", "runtime_budget(ms=...)", "power")
+        )
+        raise BudgetError(
+            f"{budget.quantity} budget: platform {prediction.platform!r} knows {alone} alone; use "
+            f"{other} or a platform with {wanted} (`neuralpower platforms`)"
+        )
+    if interval is None and judge != "point":
+        raise BudgetError(
+            f"{budget.quantity} budget: np_judge={judge} needs intervals and platform "
+            f"{prediction.platform!r} has none; use --np-judge=point or a platform with intervals"
+        )
+    if budget.per == "sample":
+        samples = budget.samples or prediction.batch
+        if not samples:
+            raise BudgetError(
+                f"{budget.quantity} budget: the call has 0 samples; predict at least one, or say "
+                "samples=N in the marker"
+            )
+        value /= samples
+        if interval is not None:
+            interval = interval._replace(low=interval.low / samples, high=interval.high / samples)
+    return Verdict(budget, value, interval, judge)
+
+
+# -- The budget that a model is pruned to, as the user writes it.
+
+_TEXT = re.compile(r"\s*([0-9.eE+-]+)\s*([a-zµ]+)\s*", re.IGNORECASE)
+
+
+def as_budget(budget: Budget | str) -> Budget:
+    """A limit on the energy or runtime of one call.
+
+    Parameters
+    ----------
+    budget
+        A :class:`Budget`, or text such as ``"12 mJ"`` or ``"3.5 ms"``.
+
+    Raises
+    ------
+    BudgetError
+        It is no such limit.
+    """
+    if isinstance(budget, str):
+        return _parse(budget)
+    if not isinstance(budget, Budget):
+        raise BudgetError(f"budget={budget!r}: write '12 mJ' or '3.5 ms', or give a Budget")
+    if budget.quantity == "power":
+        raise BudgetError("a power budget cannot be pruned to: give energy or runtime")
+    return budget
+
+
+def _parse(text: str) -> Budget:
+    found = _TEXT.fullmatch(text)
+    unit = found[2].lower().replace("µ", "u") if found else ""
+    for quantity in ("energy", "runtime"):
+        if found and unit in UNITS[quantity]:
+            try:
+                limit = float(found[1]) * UNITS[quantity][unit]
+            except ValueError:
+                break
+            if math.isfinite(limit) and limit > 0:
+                return Budget(quantity, limit, unit)
+    units = ", ".join(SYMBOLS[unit] for each in ("energy", "runtime") for unit in UNITS[each])
+    raise BudgetError(f"budget {text!r}: write a number above 0 and one of {units}, as '12 mJ'")

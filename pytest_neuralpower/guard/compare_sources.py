@@ -1,0 +1,257 @@
+"""What can be compared: JSON reports, baselines, folders of baselines, and git revisions of one."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pytest_neuralpower.errors import BaselineError, CompareError, NeuralPowerError, PlatformError
+from pytest_neuralpower.guard.baseline import Baseline, parse_baseline, read_baseline
+from pytest_neuralpower.guard.compare import compare_predictions, comparison_record, judge
+from pytest_neuralpower.layer_codec import priced_layer
+from pytest_neuralpower.platform.catalog import load_platform
+from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.guard.compare import Comparison
+    from pytest_neuralpower.guard.tolerance import Tolerance
+    from pytest_neuralpower.platform.catalog import AnyPlatform
+
+__all__ = [
+    "Key",
+    "compare_sources",
+    "exit_code",
+    "read_pair",
+    "read_source",
+]
+
+
+class Key(NamedTuple):
+    """What a prediction is compared by."""
+
+    name: str
+    platform: str
+
+
+Source = Mapping[Key, Baseline]
+
+
+def read_pair(base: str, head: str, folder: Path) -> tuple[Source, Source]:
+    """Both sides; two baseline files are compared whatever they are called.
+
+    Raises
+    ------
+    CompareError, BaselineError
+        With one line, for what cannot be read.
+    """
+    sides = read_source(base, folder), read_source(head, folder)
+    if all(Path(each).suffix in (".yaml", ".yml") for each in (base, head)):
+        ((_, one),) = sides[0].items()
+        ((key, other),) = sides[1].items()
+        if one.platform == other.platform:
+            return {key: one}, {key: other}
+    return sides
+
+
+def read_source(given: str, folder: Path) -> Source:
+    """Predictions by name and platform.
+
+    Parameters
+    ----------
+    given
+        A JSON report, a baseline, a folder of baselines, or a git revision.
+    folder
+        The folder of baselines to look at in a git revision.
+
+    Raises
+    ------
+    CompareError, BaselineError
+        With one line, for what cannot be read.
+    """
+    path = Path(given)
+    if path.suffix == ".json" and path.exists():
+        return _report(path)
+    if path.is_dir():
+        files = sorted(path.rglob("*.yaml"))
+        return _collected(given, [(str(each), read_baseline(each)) for each in files])
+    if path.exists():
+        return _collected(given, [(given, read_baseline(path))])
+    if path.suffix in (".json", ".yaml", ".yml"):
+        raise CompareError(
+            f"{given}: there is no such file; write a report with pytest --np-report=PATH.json, or "
+            "a baseline with pytest --np-update-baseline=new"
+        )
+    return _revision(given, folder)
+
+
+def _collected(given: str, found: list[tuple[str, Baseline]]) -> Source:
+    if not found:
+        raise CompareError(
+            f"{given} has no baselines: write some with pytest --np-update-baseline=new"
+        )
+    return {Key(PurePosixPath(path).stem, each.platform): each for path, each in found}
+
+
+def _report(path: Path) -> Source:
+    from pytest_neuralpower.report.formats import FORMAT, VERSION  # noqa: PLC0415
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CompareError(
+            f"{path} cannot be read as a report ({error}): write one with pytest "
+            "--np-report=PATH.json"
+        ) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CompareError(
+            f"{path} is no report of this plugin: write one with pytest --np-report=PATH.json"
+        )
+    if content.get("version") != VERSION:
+        raise CompareError(
+            f"{path} has version {content.get('version')!r}, this release reads {VERSION}: upgrade "
+            "pytest-neuralpower, or write the report again"
+        )
+    try:
+        return {
+            Key(each["name"], each["platform"]): _prediction(each, content["torch"])
+            for each in content["predictions"]
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise CompareError(
+            f"{path}: a prediction is broken ({error}): write the report again"
+        ) from None
+
+
+def _prediction(record: Mapping[str, Any], torch: str) -> Baseline:
+    return Baseline(
+        test=record["test"],
+        model=record["model"],
+        batch=record["batch"],
+        platform=record["platform"],
+        platform_sha256=record["platform_sha256"],
+        torch=torch,
+        layers=tuple(map(priced_layer, record["layers"])),
+    )
+
+
+def _revision(revision: str, folder: Path) -> Source:
+    command = ["git", "archive", "--format=tar", revision, "--", folder.as_posix()]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False)
+    except OSError as error:
+        raise CompareError(f"git cannot be run ({error.strerror}): it reads {revision!r}") from None
+    if done.returncode:
+        reason = (done.stderr.decode(errors="replace").strip().splitlines() or ["?"])[0]
+        raise CompareError(
+            f"{revision!r} is no file, and git has no baselines of it in {folder} "
+            f"({reason.removeprefix('fatal: ')}): give a report, a baseline, a folder, or a git "
+            "revision with --folder"
+        )
+    found = []
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        for member in archive.getmembers():
+            file = archive.extractfile(member) if member.name.endswith(".yaml") else None
+            if file is not None:
+                name = f"{revision}:{member.name}"
+                found.append((name, _parsed(file.read(), name)))
+    return _collected(f"{folder} in {revision}", found)
+
+
+def _parsed(content: bytes, name: str) -> Baseline:
+    try:
+        return parse_baseline(content.decode("utf-8"), name)
+    except UnicodeDecodeError:
+        raise BaselineError(f"baseline {name} is no text") from None
+
+
+# -- Compare two sets of predictions, each model with itself.
+
+
+def compare_sources(
+    base: Source, head: Source, *, platforms: Sequence[str], tolerance: Tolerance
+) -> list[dict[str, Any]]:
+    """What :func:`~pytest_neuralpower.report.compare.compare_text` shows, sorted by name.
+
+    Parameters
+    ----------
+    platforms
+        Files of platforms that are not shipped.
+
+    Raises
+    ------
+    CompareError
+        The two have no model in common.
+    """
+    if not set(base) & set(head):
+        raise CompareError(
+            "no model is in both: compared are predictions of one name on one platform; BASE has "
+            f"{_named(base)}, HEAD has {_named(head)}"
+        )
+    loaded = {each.name: each for each in map(load_platform, platforms)}
+    found = []
+    for key in sorted({*base, *head}):
+        result: dict[str, Any] = {
+            "name": key.name,
+            "platform": key.platform,
+            "outcome": "ok",
+            "comparison": None,
+            "error": None,
+        }
+        if key not in base or key not in head:
+            result["outcome"] = "removed" if key in base else "new"
+        else:
+            try:
+                comparison = _compare(base[key], head[key], loaded)
+                breaches = judge(comparison, tolerance)
+                result["comparison"] = comparison_record(comparison, breaches)
+                result["outcome"] = "regressed" if breaches else "ok"
+            except NeuralPowerError as error:
+                result.update(outcome="failed", error=str(error))
+        found.append(result)
+    return found
+
+
+def _named(source: Source) -> str:
+    names = [f"{key.name} ({key.platform})" for key in sorted(source)]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _compare(base: Baseline, head: Baseline, loaded: Mapping[str, AnyPlatform]) -> Comparison:
+    """On today's platform; as stored where that is not here and both are of one calibration."""
+    try:
+        platform = loaded.get(head.platform) or load_platform(head.platform)
+    except PlatformError:
+        if base.platform_sha256 != head.platform_sha256:
+            raise CompareError(
+                f"the two were predicted on different calibrations of {head.platform!r}, which is "
+                "not shipped: give its file with --platform, to predict both again"
+            ) from None
+        sides = _as_stored(base), _as_stored(head)
+    else:
+        sides = base.repredict(platform), head.repredict(platform)
+    return compare_predictions(*sides, base.totals, base.platform_sha256)
+
+
+def _as_stored(baseline: Baseline) -> Prediction:
+    return Prediction(
+        tuple(
+            LayerPrediction(each.layer, each.runtime_ms, each.power_w, each.energy_mj, "stored")
+            for each in baseline.layers
+        ),
+        baseline.platform,
+        baseline.platform_sha256,
+        batch=baseline.batch,
+        model=baseline.model,
+    )
+
+
+def exit_code(found: Sequence[Mapping[str, Any]]) -> int:
+    """2 if any could not be compared, 1 if any costs too much more, 0 otherwise."""
+    outcomes = {each["outcome"] for each in found}
+    return 2 if "failed" in outcomes else 1 if "regressed" in outcomes else 0

@@ -1,0 +1,260 @@
+"""The array as a platform: the same face as a fitted one, priced by formulas instead of fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_neuralpower.errors import PlatformError, TraceError
+from pytest_neuralpower.eyeriss.energy import NetworkLayer, network_energy
+from pytest_neuralpower.eyeriss.hardware import (
+    COST_TABLES,
+    EYERISS,
+    EYERISS_65NM,
+    Bits,
+    CostTable,
+    Hardware,
+    TypeCosts,
+)
+from pytest_neuralpower.layers import Layer, Trace
+from pytest_neuralpower.platform.file import content_hash
+from pytest_neuralpower.platform.prediction import FALLBACK, UNCOVERED, LayerPrediction, Prediction
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.eyeriss.hardware import Zeros
+
+__all__ = ["FORMAT", "EyerissPlatform", "parse_platform"]
+
+
+#: Where the model of the array was published; the cost table names its own source.
+_MODEL_SOURCE = (
+    "Yang, Chen, Sze, CVPR 2017, section 3; Chen, Emer, Sze, ISCA 2016, sections V and VI"
+)
+
+
+@dataclass(frozen=True)
+class EyerissPlatform:
+    """An Eyeriss-like array with one table of access costs. It knows energy, not runtime.
+
+    Attributes
+    ----------
+    name
+        What ``--np-platform`` takes, or what its file calls it.
+    hardware, costs, bits
+        Sizes of the array, energy of each access, widths of each data type.
+    """
+
+    name: str = "eyeriss"
+    hardware: Hardware = EYERISS
+    costs: CostTable = EYERISS_65NM
+    bits: Bits = field(default_factory=Bits)
+
+    @property
+    def device(self) -> str:
+        size = self.hardware
+        return (
+            f"Eyeriss-like array, {size.rows} x {size.columns} PEs, "
+            f"{size.buffer_bytes / 1024:g} kB buffer, costs {self.costs.name}"
+        )
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights, as the maps may have other widths."""
+        return f"int{self.bits.weight}"
+
+    @property
+    def mode(self) -> str:
+        return "row-stationary, mapping of least energy per layer, no value zero"
+
+    @property
+    def tiers(self) -> dict[str, str]:
+        return {"power": "analytic"}
+
+    @property
+    def energy_basis(self) -> str:
+        """What an energy of this platform is, as predictions say it."""
+        return f"array and DRAM at {self.costs.pj_per_mac:g} pJ a MAC, no idle"
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of all that its predictions depend on; baselines and reports quote it."""
+        return content_hash(self.to_json())
+
+    def predict(
+        self, layers: Trace | Iterable[Layer], *, zeros: Mapping[str, Zeros] | None = None
+    ) -> Prediction:
+        """Price every layer of one call; dense data unless ``zeros`` counts the zeros by path.
+
+        Raises
+        ------
+        TraceError
+            There is no layer.
+        EyerissError
+            A layer cannot be mapped, or has more zeros than values.
+        """
+        items = layers.layers if isinstance(layers, Trace) else tuple(layers)
+        if not items:
+            raise TraceError("nothing to predict: the trace has no layer")
+        priced = network_energy(
+            items, bits=self.bits, zeros=zeros, costs=self.costs, hardware=self.hardware
+        )
+        call: dict[str, Any] = {}
+        if isinstance(layers, Trace):
+            call = {name: getattr(layers, name) for name in ("batch", "model", "route", "notes")}
+        return Prediction(
+            tuple(map(_layer_prediction, priced.layers)),
+            self.name,
+            self.sha256,
+            energy_basis=self.energy_basis,
+            **call,
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """What ``neuralpower platforms`` lists, in JSON types."""
+        return {
+            **{name: getattr(self, name) for name in ("name", "device", "dtype", "mode", "tiers")},
+            **{name: asdict(getattr(self, name)) for name in ("hardware", "costs", "bits")},
+            "sources": [_MODEL_SOURCE, self.costs.source],
+            "held_out": {},
+            "networks": None,
+            "power": None,
+            "intervals": None,
+            "sha256": self.sha256,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The platform as plain data, without its hash: the fields of its file, all spelled out."""
+        return asdict(self)
+
+
+def _layer_prediction(priced: NetworkLayer) -> LayerPrediction:
+    flags: tuple[str, ...] = ()
+    if not priced.layer.covered:
+        flags = (UNCOVERED,)
+    elif priced.how == "unmapped":
+        flags = (FALLBACK,)
+    return LayerPrediction(
+        priced.layer,
+        runtime_ms=None,
+        power_w=None,
+        energy_mj=priced.energy.millijoules,
+        estimator=priced.how,
+        flags=flags,
+        energy_parts_mj=priced.energy.parts_mj,
+    )
+
+
+# -- The file of an analytic platform: short JSON that people write, where all but ``format`` has a
+# default.
+#
+#     {"format": "pytest-neuralpower eyeriss",
+#      "bits": {"input_map": 8, "weight": 8, "output_map": 16},
+#      "costs": "accelergy-40nm"}
+#
+# ``costs`` is the name of a known table or a table with every field of
+# :class:`~pytest_neuralpower.eyeriss.hardware.CostTable`, where one number prices all data types.
+
+FORMAT: Final = "pytest-neuralpower eyeriss"
+
+_FIELDS: Final = ("format", "name", "hardware", "costs", "bits")
+_LEVELS: Final = ("register_file", "array", "buffer", "dram")
+
+
+def parse_platform(path: Path, data: Mapping[str, Any]) -> EyerissPlatform:
+    """The platform that a file's content describes; its name defaults to the file's.
+
+    Raises
+    ------
+    PlatformError
+        A field is missing, unknown, or no positive number; one line names it.
+    """
+    try:
+        _no_others(data, _FIELDS, "field")
+        name = data.get("name", path.stem)
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"name must be a string, not {name!r}")
+        return EyerissPlatform(
+            name,
+            Hardware(**_sizes(data.get("hardware", {}), Hardware, "hardware")),
+            _costs(data.get("costs", EYERISS_65NM.name)),
+            Bits(**_sizes(data.get("bits", {}), Bits, "bits")),
+        )
+    except ValueError as error:
+        raise PlatformError(f"platform file {path}: {error}; correct it") from None
+
+
+def _sizes(data: Any, kind: type, where: str) -> dict[str, Any]:
+    """Whole numbers from 1 by the names of a dataclass's fields (a boolean where it has one)."""
+    defaults = {each.name: each.default for each in fields(kind)}
+    found = _mapping(data, where)
+    _no_others(found, tuple(defaults), where)
+    for name, value in found.items():
+        default = defaults[name]
+        if type(default) is int and not (type(value) is int and value >= 1):
+            raise ValueError(f"{where} {name} must be a whole number from 1, not {value!r}")
+        if type(default) is float:
+            _positive(value, f"{where} {name}")
+        if type(default) is bool and type(value) is not bool:
+            raise ValueError(f"{where} {name} must be true or false, not {value!r}")
+    return found
+
+
+def _costs(data: Any) -> CostTable:
+    if isinstance(data, str):
+        if data not in COST_TABLES:
+            raise ValueError(f"unknown costs {data!r}; known: {', '.join(COST_TABLES)}")
+        return COST_TABLES[data]
+    names = tuple(each.name for each in fields(CostTable))
+    found = _mapping(data, "costs")
+    _no_others(found, names, "costs")
+    missing = sorted(set(names) - {"mac"} - set(found))
+    if missing:
+        raise ValueError(f"costs need the field {missing[0]!r}")
+    for name in ("name", "source"):
+        if not isinstance(found[name], str) or not found[name]:
+            raise ValueError(f"costs {name} must be a string, not {found[name]!r}")
+    register_file, array, buffer, dram = (
+        _level(found[level], f"costs {level}") for level in _LEVELS
+    )
+    return CostTable(
+        found["name"],
+        found["source"],
+        register_file,
+        array,
+        buffer,
+        dram,
+        pj_per_mac=_positive(found["pj_per_mac"], "costs pj_per_mac"),
+        mac=_positive(found.get("mac", 1.0), "costs mac"),
+    )
+
+
+def _level(data: Any, where: str) -> TypeCosts:
+    """One number for all data types, or one each."""
+    if not isinstance(data, dict):
+        return TypeCosts.same(_positive(data, where))
+    names = tuple(each.name for each in fields(TypeCosts))
+    if sorted(data) != sorted(names):
+        raise ValueError(f"{where} must be a number or have {', '.join(names)}, not {data!r}")
+    return TypeCosts(**{name: _positive(data[name], f"{where} {name}") for name in names})
+
+
+def _positive(value: Any, where: str) -> float:
+    if type(value) not in (int, float) or not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{where} must be a number above 0, not {value!r}")
+    return float(value)
+
+
+def _mapping(data: Any, where: str) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise ValueError(f"{where} must be an object, not {data!r}")
+    return data
+
+
+def _no_others(data: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:
+    unknown = sorted(set(data) - set(allowed))
+    if unknown:
+        raise ValueError(f"unknown {where} {unknown[0]!r}; allowed: {', '.join(allowed)}")

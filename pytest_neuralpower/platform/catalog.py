@@ -1,0 +1,150 @@
+"""Which platforms there are, and how one is loaded."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from pytest_neuralpower.errors import PlatformError, TraceError
+from pytest_neuralpower.platform.file import read, read_json
+from pytest_neuralpower.platform.price import Platform, from_content
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.platform.analytic import EyerissPlatform
+    from pytest_neuralpower.platform.prediction import Prediction
+
+__all__ = [
+    "AnyPlatform",
+    "list_platforms",
+    "load_fitted",
+    "load_platform",
+    "predict",
+    "predict_call",
+]
+
+
+#: What predicts: a fitted platform or an analytic one.
+AnyPlatform: TypeAlias = "Platform | EyerissPlatform"
+
+_SHIPPED: Final = Path(__file__).parents[1] / "platforms"
+
+
+def list_platforms() -> tuple[str, ...]:
+    """Names of the shipped platforms, sorted."""
+    return tuple(sorted(path.stem for path in _SHIPPED.glob("*.json")))
+
+
+def load_platform(name: str | Path) -> AnyPlatform:
+    """Load a shipped platform by name, or any platform file by its path.
+
+    Raises
+    ------
+    PlatformError
+        There is no such platform, or its file is broken; one line says what to do.
+    """
+    path = Path(name)
+    if isinstance(name, str) and not (path.suffix == ".json" or len(path.parts) > 1):
+        path = _SHIPPED / f"{name}.json"
+        if not path.is_file():
+            raise PlatformError(_unknown(name))
+    data = read_json(path)
+    if data.get("format") == "pytest-neuralpower eyeriss":
+        from pytest_neuralpower.platform.analytic import parse_platform  # noqa: PLC0415 - rare
+
+        return parse_platform(path, data)
+    return from_content(*read(path, data))
+
+
+def load_fitted(name: str | Path) -> Platform:
+    """:func:`load_platform` where only one whose estimators were fitted will do.
+
+    Raises
+    ------
+    PlatformError
+        Also for an analytic platform.
+    """
+    platform = load_platform(name)
+    if not isinstance(platform, Platform):
+        raise PlatformError(
+            f"platform {platform.name} is analytic, without fitted estimators; name a fitted one "
+            "(`neuralpower platforms`)"
+        )
+    return platform
+
+
+def _unknown(name: str) -> str:
+    shipped = list_platforms()
+    close = difflib.get_close_matches(name.lower(), shipped, n=1, cutoff=0.5)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return (
+        f"unknown platform {name!r}{hint}; shipped: {', '.join(shipped)}; "
+        "or give the path of a platform file (.json)"
+    )
+
+
+# -- Predict one call of a model: trace it, then price its layers on a platform.
+
+_TRAINING_NOTE = "the model is in training mode; call .eval() on it to price inference"
+
+
+def predict(
+    model: Any, /, *args: Any, platform: AnyPlatform | str | Path | None = None, **kwargs: Any
+) -> Prediction:
+    """Predict runtime, power and energy of ``model(*args, **kwargs)`` on a platform.
+
+    The model is traced, never run on the device: its weights and its inputs' values do not
+    matter and may live on the meta device.
+
+    Parameters
+    ----------
+    model
+        A ``torch.nn.Module``; one in training mode is priced as it is, with a note.
+    *args, **kwargs
+        The call's inputs. A model whose own keyword is ``platform`` needs :func:`predict_call`.
+    platform
+        A loaded platform, a shipped platform's name, or the path of a platform file.
+
+    Returns
+    -------
+    Prediction
+        Energy (mJ), runtime (ms) and mean power (W) of the one call, per layer and in total; None
+        is what the platform does not know, and ``energy_basis`` says what the energy is of.
+
+    Raises
+    ------
+    TraceError
+        The model cannot be traced with these inputs.
+    PlatformError
+        The platform is unknown or its file is broken.
+    """
+    if platform is None:
+        raise PlatformError(
+            "predict() needs platform=, a name or a path; "
+            f"shipped platforms: {', '.join(list_platforms())}"
+        )
+    return predict_call(model, args, kwargs, platform=platform)
+
+
+def predict_call(
+    model: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    platform: AnyPlatform | str | Path,
+) -> Prediction:
+    """:func:`predict` with the call's inputs given as one sequence and one mapping."""
+    from pytest_neuralpower.tracing import trace  # noqa: PLC0415 - imports torch
+
+    loaded = load_platform(platform) if isinstance(platform, str | Path) else platform
+    traced = trace(model, *args, **kwargs)
+    if not traced:
+        raise TraceError(
+            f"{traced.model} does nothing that costs anything with these inputs: no layer was "
+            "recorded; predict the model that does the work"
+        )
+    if getattr(model, "training", False):
+        traced = replace(traced, notes=(*traced.notes, _TRAINING_NOTE))
+    return loaded.predict(traced)

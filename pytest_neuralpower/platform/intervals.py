@@ -1,0 +1,355 @@
+"""How sure a prediction is: intervals of layers, of totals, and of differences between two calls.
+
+A *spread* says how far measured values lay from held-out predictions: 90% of them within a factor
+``exp(distance)`` up or down. It is the split-conformal quantile of the absolute log residual
+(Lei, G'Sell, Rinaldo, Tibshirani, Wasserman, "Distribution-Free Predictive Inference for
+Regression", JASA 2018), taken over held-out shapes.
+
+Errors of several layers add up as four parts, independent of one another, each a 90% half-width:
+
+- *shared* by all layers of one family: a device, a library, a mode is off for all of them alike.
+  It is ``sqrt(correlation)`` of each layer's half-width, summed over layers before it is squared:
+  it does not average out;
+- *own* to a configuration: the rest. A configuration that a model runs ten times is off by the
+  same ten times over, so it is summed over equal configurations before it is squared;
+- of power beside runtime, where energy is their product;
+- of the *whole*: how far a call is from the sum of its layers, which no layer's rows can tell.
+
+In a difference every layer of the base counts negatively, so what both calls have in common
+cancels: equal configurations fully, a family's shared error as far as the family's totals are
+equal, and the error of the whole as far as the same places of the model are in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pytest_neuralpower.estimators.features import FloatArray
+    from pytest_neuralpower.units import Quantity
+
+__all__ = [
+    "Interval",
+    "Intervals",
+    "LayerErrors",
+    "QuantitySpreads",
+    "Spread",
+]
+
+_QUANTITIES: tuple[Literal["runtime", "power", "energy"], ...] = ("runtime", "power", "energy")
+
+
+class Interval(NamedTuple):
+    """Central interval that holds the true value with probability ``coverage``."""
+
+    low: float
+    high: float
+    coverage: float
+
+
+class Spread(NamedTuple):
+    """How far measured layers lay from what was predicted without them.
+
+    Attributes
+    ----------
+    inside
+        Log of the factor that holds the interval's share of layers inside the calibrated ranges.
+    outside
+        The same of layers outside; at least ``inside``.
+    correlation
+        Share (0..1) of the variance that layers of one family have in common.
+    """
+
+    inside: float
+    outside: float
+    correlation: float
+
+    def to_json(self) -> dict[str, float]:
+        return {
+            "inside": self.inside,
+            "outside": self.outside,
+            "correlation": self.correlation,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Spread:
+        found = cls(*(_number(data, name, most) for name, most in _SPREAD_FIELDS))
+        _no_others(data, [name for name, _ in _SPREAD_FIELDS])
+        if found.outside < found.inside:
+            raise ValueError(f"outside {found.outside:g} is less than inside {found.inside:g}")
+        return found
+
+
+#: Fields of a spread with their largest value: a factor of e^10 says nothing any more.
+_SPREAD_FIELDS = (("inside", 10.0), ("outside", 10.0), ("correlation", 1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class QuantitySpreads:
+    """Spreads of one quantity.
+
+    Attributes
+    ----------
+    families
+        By family of layers.
+    other
+        Of every family without a spread of its own; None where those are not known.
+    whole
+        Log of the factor by which a call may be off beside its layers' errors.
+    """
+
+    families: Mapping[str, Spread]
+    other: Spread | None
+    whole: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "families": {name: spread.to_json() for name, spread in self.families.items()},
+            "other": self.other.to_json() if self.other else None,
+            "whole": self.whole,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> QuantitySpreads:
+        _no_others(data, ("families", "other", "whole"))
+        return cls(
+            {str(name): Spread.from_json(each) for name, each in data["families"].items()},
+            None if data["other"] is None else Spread.from_json(data["other"]),
+            _number(data, "whole", 10.0),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """What a platform knows of its own errors.
+
+    Attributes
+    ----------
+    coverage
+        Share (0..1) of the true values that the intervals are made to hold.
+    runtime
+        Its ``other`` is the fallback's.
+    power
+        None on a platform without power.
+    energy
+        Of families whose rows have measured power: their errors of runtime and power partly
+        cancel. Energy of other families takes the spreads of both.
+    """
+
+    coverage: float
+    runtime: QuantitySpreads
+    power: QuantitySpreads | None = None
+    energy: QuantitySpreads | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a platform file."""
+        found: dict[str, Any] = {"coverage": self.coverage}
+        for quantity in _QUANTITIES:
+            spreads: QuantitySpreads | None = getattr(self, quantity)
+            if spreads is not None:
+                found[quantity] = spreads.to_json()
+        return found
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Intervals:
+        """The intervals that :meth:`to_json` described.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError, AttributeError
+            The data is not such a description; the platform's loader words the message.
+        """
+        _no_others(data, ("coverage", *_QUANTITIES))
+        coverage = _number(data, "coverage", 1.0)
+        if not 0.0 < coverage < 1.0:
+            raise ValueError(f"coverage {coverage:g} is not between 0 and 1")
+        found = {
+            name: QuantitySpreads.from_json(data[name]) for name in _QUANTITIES if name in data
+        }
+        if "runtime" not in found:
+            raise KeyError("runtime")
+        return cls(coverage, **found)
+
+    def errors(
+        self,
+        families: Sequence[str],
+        runtime_ms: FloatArray,
+        energy_mj: FloatArray | None,
+        *,
+        outside: NDArray[np.bool_],
+        foreign: NDArray[np.bool_],
+    ) -> LayerErrors:
+        """Errors to expect of predicted layers.
+
+        Parameters
+        ----------
+        families
+            Family of each layer.
+        runtime_ms, energy_mj
+            Predicted values; energy None where the platform has no power.
+        outside
+            Layers outside the calibrated ranges.
+        foreign
+            Layers of a dtype that was never measured: no better known than the fallback's.
+        """
+        index: dict[str, int] = {}
+        which = np.array([index.setdefault(name, len(index)) for name in families], dtype=np.intp)
+        names = tuple(index)
+        runtime = _part(self.runtime, names, which, outside, foreign)
+        parts: dict[str, tuple[_Part, ...]] = {"runtime": (runtime,)}
+        whole = {"runtime": self.runtime.whole}
+        if energy_mj is not None and self.power is not None:
+            power = _part(self.power, names, which, outside, foreign)
+            parts["power"] = (power,)
+            parts["energy"] = (runtime, power)
+            whole["power"] = self.power.whole
+            whole["energy"] = float(np.hypot(self.runtime.whole, self.power.whole))
+            if self.energy is not None:
+                whole["energy"] = self.energy.whole
+                known = np.array([name in self.energy.families for name in names])[which]
+                joint = _part(self.energy, names, which, outside, foreign)
+                parts["energy"] = (joint.only(known), runtime.only(~known), power.only(~known))
+        return LayerErrors(self.coverage, names, which, runtime_ms, energy_mj, parts, whole)
+
+
+def _number(data: Mapping[str, Any], name: str, most: float) -> float:
+    value = data[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise ValueError(f"{name} must be a number from 0 to {most:g}, not {value!r}")
+    return float(value)
+
+
+def _no_others(data: Mapping[str, Any], names: Sequence[str]) -> None:
+    unknown = sorted(set(data) - set(names))
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]!r}")
+
+
+class _Part(NamedTuple):
+    """One cause of error: each layer's log distance, and what it has in common with its family."""
+
+    distance: FloatArray
+    correlation: FloatArray
+    #: Whether the layer's family has a spread of its own; all others are of one family here.
+    own: NDArray[np.bool_]
+
+    def of(self, which: NDArray[np.intp]) -> _Part:
+        return _Part(self.distance[which], self.correlation[which], self.own[which])
+
+    def only(self, mask: NDArray[np.bool_]) -> _Part:
+        return _Part(np.where(mask, self.distance, 0.0), self.correlation, self.own)
+
+
+#: What nothing measured vouches for: a factor of e.
+_UNKNOWN = Spread(1.0, 1.0, 1.0)
+
+
+def _part(
+    spreads: QuantitySpreads,
+    names: Sequence[str],
+    which: NDArray[np.intp],
+    outside: NDArray[np.bool_],
+    foreign: NDArray[np.bool_],
+) -> _Part:
+    other = spreads.other or _UNKNOWN
+    found = [spreads.families.get(name, other) for name in names]
+    inside, beyond, correlation = (
+        np.array([getattr(spread, name) for spread in found])[which] for name, _ in _SPREAD_FIELDS
+    )
+    distance = np.where(outside, beyond, inside)
+    if foreign.any():
+        distance = np.where(foreign, np.maximum(distance, other.outside), distance)
+    own = np.array([name in spreads.families for name in names])
+    return _Part(distance, correlation, own[which])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerErrors:
+    """Errors to expect of one prediction, layer by layer, before they are summed.
+
+    Made by :meth:`Intervals.errors`; arrays have one element a layer.
+    """
+
+    coverage: float
+    names: tuple[str, ...]
+    family: NDArray[np.intp]
+    runtime_ms: FloatArray
+    energy_mj: FloatArray | None
+    _parts: Mapping[str, tuple[_Part, ...]]
+    _whole: Mapping[str, float]
+
+    def layers(self, quantity: Literal["runtime", "energy"]) -> tuple[FloatArray, FloatArray]:
+        """Lower and upper end of each layer's interval, in ms or mJ."""
+        values = self.amounts(quantity)
+        factor = np.exp(np.sqrt(sum(part.distance**2 for part in self._parts[quantity])))
+        return values / factor, values * factor
+
+    def of(self, which: NDArray[np.intp]) -> LayerErrors:
+        """Errors of the layers with these places in this one, each as often as it is named."""
+        return LayerErrors(
+            self.coverage,
+            self.names,
+            self.family[which],
+            self.runtime_ms[which],
+            None if self.energy_mj is None else self.energy_mj[which],
+            {name: tuple(part.of(which) for part in parts) for name, parts in self._parts.items()},
+            self._whole,
+        )
+
+    def amounts(self, quantity: Quantity) -> FloatArray:
+        """Each layer's part of the total: ms, mJ, or W (its energy over the call's runtime)."""
+        if quantity == "runtime":
+            return self.runtime_ms
+        assert self.energy_mj is not None  # callers ask `knows` first
+        return self.energy_mj if quantity == "energy" else self.energy_mj / self.runtime_ms.sum()
+
+    def knows(self, quantity: Quantity) -> bool:
+        """Whether the quantity is predicted, with its errors."""
+        return quantity in self._parts
+
+    def total(self, quantity: Quantity) -> tuple[float, float]:
+        """Lower and upper end of the total's interval, in ms, mJ or W."""
+        amounts = self.amounts(quantity)
+        value = float(amounts.sum())
+        _, up = spread_of_sum([self], [amounts], quantity)
+        high = value + float(np.hypot(up, value * np.expm1(self._whole[quantity])))
+        return value * value / high, high  # as far down as up, as a factor: it never reaches 0
+
+
+def spread_of_sum(
+    errors: Sequence[LayerErrors], signed: Sequence[FloatArray], quantity: Quantity
+) -> tuple[float, float]:
+    """How far a signed sum of layers may lie below and above its point, both >= 0.
+
+    ``signed`` are amounts: negative where a layer is taken away. All of ``errors`` are of one
+    platform.
+    """
+    amount = np.concatenate(list(signed))
+    key = np.concatenate([each.runtime_ms for each in errors])
+    names = tuple(dict.fromkeys(name for each in errors for name in each.names))
+    place = [np.array([names.index(name) for name in each.names]) for each in errors]
+    family = np.concatenate([at[each.family] for at, each in zip(place, errors, strict=True)])
+    # Layers of one family and equal predicted runtime are one configuration: telling them apart by
+    # their shapes would cost more, and taking two for one is on the safe side.
+    _, same = np.unique(key, return_inverse=True)
+    same = same * len(names) + family
+    down = up = 0.0
+    for parts in zip(*(each._parts[quantity] for each in errors), strict=True):
+        distance = np.concatenate([part.distance for part in parts])
+        correlation = np.concatenate([part.correlation for part in parts])
+        own = np.concatenate([part.own for part in parts])
+        shared = np.where(own, family, len(names))
+        higher, lower = amount * np.expm1(distance), amount * np.expm1(-distance)
+        for groups, weight in ((shared, correlation), (same, 1.0 - correlation)):
+            raised = np.bincount(groups, np.sqrt(weight) * higher)
+            lowered = np.bincount(groups, np.sqrt(weight) * lower)
+            # Where layers were taken away, their being slower than predicted lowers the sum.
+            up += float((np.maximum(0.0, np.maximum(raised, lowered)) ** 2).sum())
+            down += float((np.minimum(0.0, np.minimum(raised, lowered)) ** 2).sum())
+    return float(np.sqrt(down)), float(np.sqrt(up))

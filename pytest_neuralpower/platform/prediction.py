@@ -1,0 +1,147 @@
+"""Prediction: what one call of a model costs on one platform, layer by layer and in total."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import add, attrgetter
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
+
+from pytest_neuralpower.units import show
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.layers import Layer
+    from pytest_neuralpower.platform.intervals import Interval, LayerErrors
+
+#: Flags a layer's prediction can carry.
+UNCOVERED = "uncovered"  # no formula for the operation: priced by its bytes alone
+EXTRAPOLATED = "extrapolated"  # outside the ranges (or the dtype) the platform was calibrated on
+FALLBACK = "fallback"  # the platform has no estimator for this kind: priced as memory-bound
+
+#: Any of these: the platform's own measurements do not vouch for the figure.
+UNTRUSTED = (UNCOVERED, FALLBACK, EXTRAPOLATED)
+
+#: What the energy of a platform with measured power is (NeuralPower, section 3.3).
+GROSS: Final = "gross device energy, idle included"
+#: What it is where nobody measured power and the user gave a wattage.
+ESTIMATED: Final = "estimated energy: the watts that the user gave, times the runtime"
+
+
+class LayerPrediction(NamedTuple):
+    """One layer's predicted runtime (ms), power (W) and energy (mJ) in one call.
+
+    ``power_w`` and ``energy_mj`` are None on a platform without a power model, ``runtime_ms`` and
+    ``power_w`` on one that knows energy alone. ``energy_parts_mj`` is the energy by data type where
+    the platform tells them apart.
+    """
+
+    layer: Layer
+    runtime_ms: float | None
+    power_w: float | None
+    energy_mj: float | None
+    estimator: str
+    flags: tuple[str, ...] = ()
+    runtime_interval_ms: Interval | None = None
+    energy_interval_mj: Interval | None = None
+    energy_parts_mj: Mapping[str, float] | None = None
+
+    def __repr__(self) -> str:
+        cost = ", ".join(_shown(self.energy_mj, self.runtime_ms))
+        return f"<{self.layer.op} {self.layer.path or '(root)'}: {cost}>"
+
+    @property
+    def cost(self) -> float:
+        """What layers are ranked by: energy, or runtime where energy is not known."""
+        return (self.runtime_ms or 0.0) if self.energy_mj is None else self.energy_mj
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The sum over the layers of one call: ``T = sum Tn``, ``E = sum Pn Tn``, ``P = E / T``.
+
+    Energy is of one forward call of the given inputs; ``energy_basis`` says of what, in words.
+    ``batch`` is the number of samples in that call. ``errors`` is what intervals of sums and of
+    differences are made of; None where the platform knows none.
+    """
+
+    layers: tuple[LayerPrediction, ...]
+    platform: str
+    platform_sha256: str
+    batch: int = 1
+    model: str = ""
+    route: str = ""
+    notes: tuple[str, ...] = ()
+    energy_basis: str = GROSS
+    runtime_interval_ms: Interval | None = None
+    energy_interval_mj: Interval | None = None
+    power_interval_w: Interval | None = None
+    errors: LayerErrors | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        """Short: asserts and prints show it, and there may be thousands of layers."""
+        values = ", ".join(_shown(self.energy_mj, self.runtime_ms))
+        return (
+            f"<Prediction of {self.model or 'a call'} on {self.platform}: {values}, "
+            f"{len(self.layers)} layers>"
+        )
+
+    @property
+    def runtime_ms(self) -> float | None:
+        """None when the platform knows energy alone."""
+        return add_known([layer.runtime_ms for layer in self.layers])
+
+    @property
+    def energy_mj(self) -> float | None:
+        """None when the platform has no power model."""
+        return add_known([layer.energy_mj for layer in self.layers])
+
+    @property
+    def energy_parts_mj(self) -> dict[str, float] | None:
+        """Energy by data type; None where the platform does not tell them apart."""
+        total: dict[str, float] = {}
+        for layer in self.layers:
+            if layer.energy_parts_mj is None:
+                return None
+            for part, energy in layer.energy_parts_mj.items():
+                total[part] = total.get(part, 0.0) + energy
+        return total
+
+    @property
+    def power_w(self) -> float | None:
+        """Mean power over the call, ``energy / runtime``."""
+        return mean_power(self.energy_mj, self.runtime_ms)
+
+    @property
+    def cost(self) -> float:
+        """Sum of the layers' ``cost``."""
+        return sum(layer.cost for layer in self.layers)
+
+    def share(self, *flags: str) -> float:
+        """Share (0..1) of the energy that carries any of ``flags``; of the runtime if no power."""
+        total, wanted = self.cost, frozenset(flags)
+        flagged = [each.cost for each in self.layers if not wanted.isdisjoint(each.flags)]
+        return sum(flagged) / total if total else 0.0
+
+    def dearest(self, count: int) -> tuple[LayerPrediction, ...]:
+        """The ``count`` layers with most energy (most runtime without power), dearest first."""
+        return tuple(sorted(self.layers, key=attrgetter("cost"), reverse=True)[:count])
+
+
+def add_known(values: Sequence[float | None]) -> float | None:
+    """The sum; None where a value is not known."""
+    if None in values:
+        return None
+    # sum() rounds otherwise from Python 3.12 on; a loop takes longer, and there are many layers.
+    return reduce(add, cast("Sequence[float]", values), 0.0)
+
+
+def mean_power(energy_mj: float | None, runtime_ms: float | None) -> float | None:
+    """``energy / runtime`` in W; None where one is not known or no time passes."""
+    return energy_mj / runtime_ms if energy_mj is not None and runtime_ms else None
+
+
+def _shown(energy_mj: float | None, runtime_ms: float | None) -> list[str]:
+    """What is known of both, for people."""
+    shown = [] if energy_mj is None else [show("energy", energy_mj)]
+    return shown if runtime_ms is None else [*shown, show("runtime", runtime_ms)]

@@ -1,0 +1,468 @@
+"""Platforms: one device, dtype and execution mode, and the estimators that price layers on it."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import repeat
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+import numpy as np
+
+from pytest_neuralpower.errors import PlatformError, TraceError
+from pytest_neuralpower.estimators.features import STAND_INS, Columns, FloatArray, columns, family
+from pytest_neuralpower.estimators.terms import evaluate
+from pytest_neuralpower.layers import Layer, Trace
+from pytest_neuralpower.platform.file import FAMILY_QUANTITIES, write
+from pytest_neuralpower.platform.intervals import Interval
+from pytest_neuralpower.platform.prediction import (
+    ESTIMATED,
+    EXTRAPOLATED,
+    FALLBACK,
+    GROSS,
+    UNCOVERED,
+    LayerPrediction,
+    Prediction,
+)
+from pytest_neuralpower.platform.ranges import outside
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pytest_neuralpower.estimators import Estimator
+    from pytest_neuralpower.platform.intervals import Intervals, LayerErrors
+    from pytest_neuralpower.units import Quantity
+
+__all__ = [
+    "Fallback",
+    "FamilyModel",
+    "Platform",
+    "from_content",
+]
+
+_INTERVAL_FIELDS: Final[tuple[tuple[Quantity, str], ...]] = (
+    ("runtime", "runtime_interval_ms"),
+    ("energy", "energy_interval_mj"),
+    ("power", "power_interval_w"),
+)
+
+#: Tier of power that nobody measured on the device -> where it comes from, in words.
+_UNMEASURED_POWER: Final = {
+    "transferred": "transferred from another device",
+    "datasheet": "from the datasheet",
+    "estimated": "estimated from the watts that the user gave",
+}
+
+_FLOATING: Final = ("float", "bfloat", "complex")
+
+
+#: Flags of a layer as bits of a number, so that an array holds those of many.
+_UNCOVERED: Final = 1
+_FALLBACK: Final = 2
+_EXTRAPOLATED: Final = 4
+
+_NAMES: Final = {_UNCOVERED: UNCOVERED, _FALLBACK: FALLBACK, _EXTRAPOLATED: EXTRAPOLATED}
+
+#: The flags that each sum of codes stands for.
+_FLAGS: Final = tuple(
+    tuple(name for code, name in _NAMES.items() if code & codes) for codes in range(8)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyModel:
+    """What is known of one family of layers: its estimators and what they were fitted on.
+
+    Attributes
+    ----------
+    estimators
+        By quantity: ``runtime`` (ms), and ``power`` (W) where rows with power were measured.
+    ranges
+        Smallest and largest calibrated value of each of the family's range columns, and of some
+        products and ratios of them (:mod:`pytest_neuralpower.platform.ranges`).
+    surcharges
+        What the execution mode adds to the kernels that were measured: ms per unit of a physical
+        term (:mod:`pytest_neuralpower.estimators.terms`). Never fitted, known from how the
+        framework runs the layer.
+    """
+
+    estimators: Mapping[str, Estimator]
+    ranges: Mapping[str, tuple[float, float]]
+    surcharges: Mapping[str, float] = field(default_factory=dict)
+
+    def runtime(self, values: Columns) -> FloatArray:
+        """Runtime in ms, surcharges included."""
+        total = self.estimators["runtime"].predict(values)
+        for term, rate in self.surcharges.items():
+            total = total + rate * evaluate(term, values, 1)
+        return total
+
+    def power_columns(self, values: Columns, runtime_ms: FloatArray) -> Columns:
+        """What a power estimator sees: the columns, the runtime, and the surcharges' traffic."""
+        extra = sum(
+            (evaluate(term, values, 1) * 1e6 for term in self.surcharges),
+            np.zeros(len(runtime_ms)),
+        )
+        moved = values["bytes_moved"] + extra
+        return {**values, "runtime_ms": runtime_ms, "bytes_moved": moved}
+
+
+class Fallback(NamedTuple):
+    """Prices a layer by its traffic at the bandwidth that streaming layers achieved, or by its
+    operations at the rate that convolutions achieved where that takes longer.
+
+    ``floor_ms`` is the shortest kernel in the calibration: no layer is predicted below it.
+    """
+
+    bandwidth_gbs: float
+    gflops: float
+    floor_ms: float
+
+    def predict(self, values: Columns) -> FloatArray:
+        memory = values["bytes_moved"] / (self.bandwidth_gbs * 1e6)
+        return np.asarray(np.maximum(memory, values["flops"] / (self.gflops * 1e6)))
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """Calibrated estimators for one device, dtype and execution mode.
+
+    Attributes
+    ----------
+    name
+        What ``--np-platform`` takes.
+    device, dtype, mode
+        The device; the floating dtype its rows were computed in; how layers ran (library,
+        algorithm choice), in words.
+    tiers
+        How ``runtime`` and ``power`` are known: ``measured`` here, ``public`` (measured by
+        others), ``transferred`` from another device, ``datasheet``.
+    hardware
+        Ceilings: ``peak_gflops``, ``bandwidth_gbs``, ``multiprocessors``, ``limit_w``, ...
+    families
+        Estimators and calibrated ranges by family of layers.
+    fallback
+        Prices the families that have no estimator.
+    power
+        Estimator of every layer's power from its columns and ``runtime_ms``; None without one.
+    provenance
+        Sources of the rows, licences, versions, what was left out and why.
+    accuracy
+        Held-out error of every candidate per family; of networks; of power.
+    intervals
+        How far measured layers and calls lay from predictions made without them; None where that
+        is not known.
+    sha256
+        Hash of all the above; baselines and reports quote it.
+    """
+
+    name: str
+    device: str
+    dtype: str
+    mode: str
+    tiers: Mapping[str, str]
+    hardware: Mapping[str, float]
+    families: Mapping[str, FamilyModel]
+    fallback: Fallback
+    power: Estimator | None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    accuracy: Mapping[str, Any] = field(default_factory=dict)
+    intervals: Intervals | None = None
+    sha256: str = ""
+
+    def predict(self, layers: Trace | Iterable[Layer]) -> Prediction:
+        """Predict every layer and, as their sum, the call.
+
+        Parameters
+        ----------
+        layers
+            A trace (its batch, model, route and notes are copied) or any layers in order.
+
+        Raises
+        ------
+        TraceError
+            There is no layer: a total of 0 would be wrong.
+        """
+        items = layers.layers if isinstance(layers, Trace) else tuple(layers)
+        if not items:
+            model = (isinstance(layers, Trace) and layers.model) or "the model"
+            raise TraceError(
+                f"nothing to predict: {model} runs no operation that computes or moves anything"
+            )
+        with _collector_paused():
+            return self._predict(items, layers)
+
+    def _predict(self, items: Sequence[Layer], layers: Trace | Iterable[Layer]) -> Prediction:
+        which, distinct = _distinct(items)
+        runtime, power, codes, used, families = self._predict_columns(distinct)
+        self._refuse_impossible(distinct, "runtime", runtime)
+        if power is not None:
+            self._refuse_impossible(distinct, "power", power)
+        foreign = self._foreign(distinct)
+        codes[foreign] |= _EXTRAPOLATED
+        watts: Iterable[float | None] = repeat(None)
+        energy: Iterable[float | None] = repeat(None)
+        millijoules = None if power is None else power * runtime
+        if power is not None and millijoules is not None:
+            watts, energy = power.tolist(), millijoules.tolist()
+        flags = [_FLAGS[code] for code in codes.tolist()]
+        values: list[Iterable[Any]] = [runtime.tolist(), watts, energy, used, flags]
+        intervals: dict[str, Any] = {}
+        if self.intervals is not None:
+            outside = codes == _EXTRAPOLATED
+            errors = self.intervals.errors(
+                families, runtime, millijoules, outside=outside, foreign=foreign
+            )
+            values += [_layer_intervals(errors, each) for each in ("runtime", "energy")]
+            intervals = _call_intervals(errors.of(which), self.hardware.get("limit_w", math.inf))
+        else:
+            values += [repeat(None), repeat(None)]
+        # No platform of this class tells data types apart, hence the last None. This is what
+        # LayerPrediction(layer, ...) does, at a third of its price: there are many layers.
+        rest = list(zip(*values, repeat(None), strict=False))
+        predicted = tuple(
+            [
+                tuple.__new__(LayerPrediction, (layer, *rest[place]))
+                for layer, place in zip(items, which.tolist(), strict=True)
+            ]
+        )
+        notes = self._notes(items, foreign[which], has_power=power is not None)
+        basis = ESTIMATED if self.tiers.get("power") == "estimated" else GROSS
+        if not isinstance(layers, Trace):
+            return Prediction(
+                predicted, self.name, self.sha256, notes=notes, energy_basis=basis, **intervals
+            )
+        return Prediction(
+            predicted,
+            self.name,
+            self.sha256,
+            batch=layers.batch,
+            model=layers.model,
+            route=layers.route,
+            notes=(*layers.notes, *notes),
+            energy_basis=basis,
+            **intervals,
+        )
+
+    def _notes(
+        self, items: Sequence[Layer], foreign: NDArray[np.bool_], *, has_power: bool
+    ) -> tuple[str, ...]:
+        """What a reader should know of layers in other dtypes, and of power."""
+        counts = Counter(items[place].dtype for place in np.flatnonzero(foreign).tolist())
+        notes = tuple(
+            f"{count} of {len(items)} layers compute in {dtype}, platform {self.name} was "
+            f"calibrated in {self.dtype}: flagged {EXTRAPOLATED}"
+            for dtype, count in sorted(counts.items())
+        )
+        origin = _UNMEASURED_POWER.get(self.tiers.get("power", ""))
+        if has_power and origin:
+            notes += (f"power and energy: {origin}, not measured on this device",)
+        return notes
+
+    def _predict_columns(
+        self, items: Sequence[Layer]
+    ) -> tuple[FloatArray, FloatArray | None, NDArray[np.intp], list[str], list[str]]:
+        """Runtime, power, flag code, estimator's name and family of each layer."""
+        members: dict[str, list[int]] = {}
+        for index, layer in enumerate(items):
+            members.setdefault(family(layer), []).append(index)
+        runtime = np.empty(len(items))
+        has_power = self.power is not None or any(
+            "power" in model.estimators for model in self.families.values()
+        )
+        power = np.empty(len(items)) if has_power else None
+        codes = np.zeros(len(items), dtype=np.intp)
+        used, families = [""] * len(items), [""] * len(items)
+        for name, where in members.items():
+            values = columns(name, [items[index] for index in where])
+            model = self.families.get(name) or self.families.get(STAND_INS.get(name, ""))
+            if model is None or "runtime" not in model.estimators:
+                estimated = self.fallback.predict(values)
+                flag = _UNCOVERED if name == "uncovered" else _FALLBACK
+                label, code = "fallback", np.full(len(where), flag)
+            else:
+                estimated, label = model.runtime(values), model.estimators["runtime"].name
+                code = np.where(outside(model.ranges, values), _EXTRAPOLATED, 0)
+                if name not in self.families:
+                    code[:] = _EXTRAPOLATED
+            estimated = np.maximum(estimated, self.fallback.floor_ms)
+            runtime[where], codes[where] = estimated, code
+            for index in where:
+                used[index], families[index] = label, name
+            if power is not None:
+                watts = model.estimators.get("power", self.power) if model else self.power
+                if watts is None:
+                    power = None
+                else:
+                    power[where] = watts.predict(
+                        model.power_columns(values, estimated)
+                        if model
+                        else {**values, "runtime_ms": estimated}
+                    )
+        return runtime, power, codes, used, families
+
+    def _refuse_impossible(
+        self, items: Sequence[Layer], quantity: Quantity, values: FloatArray
+    ) -> None:
+        """Raise PlatformError for a value that is below 0 or no finite number."""
+        possible = (values >= 0) & (values < np.inf)
+        if not possible.all():
+            index = int(np.argmin(possible))
+            layer = items[index]
+            raise PlatformError(
+                f"platform {self.name} predicts a {quantity} of {values[index]:g} for "
+                f"{layer.op} {layer.path or '(root)'}: its estimators or this layer's sizes are "
+                "wrong; refit the platform, or check the model's shapes"
+            )
+
+    def _foreign(self, items: Sequence[Layer]) -> NDArray[np.bool_]:
+        """Layers that compute in a floating dtype other than the platform's."""
+        dtypes = [layer.dtype for layer in items]
+        foreign = {
+            dtype for dtype in set(dtypes) if dtype != self.dtype and dtype.startswith(_FLOATING)
+        }
+        return np.array([dtype in foreign for dtype in dtypes])
+
+    def summary(self) -> dict[str, Any]:
+        """What ``neuralpower platforms`` lists, in JSON types."""
+        return {
+            "name": self.name,
+            "device": self.device,
+            "dtype": self.dtype,
+            "mode": self.mode,
+            "tiers": dict(self.tiers),
+            "sources": [
+                source.get("title", "measured rows")
+                for source in self.provenance.get("sources", ())
+            ],
+            "held_out": self._held_out("runtime"),
+            "held_out_power": self._held_out("layer_power"),
+            "held_out_energy": self._held_out("layer_energy"),
+            "networks": self.accuracy.get("networks"),
+            "power": self.accuracy.get("power"),
+            "intervals": self.accuracy.get("intervals"),
+            "sha256": self.sha256,
+        }
+
+    def _held_out(self, section: str) -> dict[str, Any]:
+        """By family, what was chosen and its held-out error."""
+        return {
+            name: {
+                "rows": found["rows"],
+                "estimator": found["chosen"],
+                "mape_percent": found["held_out"][found["chosen"]]["mape"],
+            }
+            for name, found in self.accuracy.get(section, {}).items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The platform as plain data, without its hash."""
+        return {
+            "name": self.name,
+            "device": self.device,
+            "dtype": self.dtype,
+            "mode": self.mode,
+            "tiers": dict(self.tiers),
+            "hardware": dict(self.hardware),
+            "fallback": {
+                "bandwidth_gbs": self.fallback.bandwidth_gbs,
+                "gflops": self.fallback.gflops,
+                "floor_ms": self.fallback.floor_ms,
+            },
+            "families": {
+                name: {
+                    "ranges": {column: list(ends) for column, ends in model.ranges.items()},
+                    "surcharges": dict(model.surcharges),
+                    **{
+                        quantity: estimator.to_json()
+                        for quantity, estimator in model.estimators.items()
+                    },
+                }
+                for name, model in self.families.items()
+            },
+            "power": self.power.to_json() if self.power else None,
+            "provenance": dict(self.provenance),
+            "accuracy": dict(self.accuracy),
+            **({} if self.intervals is None else {"intervals": self.intervals.to_json()}),
+        }
+
+    def save(self, path: Path | str) -> Platform:
+        """Write the platform file, all of it or nothing; return the platform with its hash."""
+        return from_content(*write(Path(path), self.to_json()))
+
+
+#: Everything of a layer but its path, read in one go: see :attr:`Layer.configuration`.
+_configuration: Final = attrgetter("kind", "op", "inputs", "weights", "outputs", "dtype", "params")
+
+
+def _distinct(items: Sequence[Layer]) -> tuple[NDArray[np.intp], Sequence[Layer]]:
+    """Layers of different configurations, and which of them each of ``items`` equals: models
+    repeat their blocks, and equal configurations cost the same."""
+    places: dict[Any, int] = {}
+    distinct: list[Layer] = []
+    which: list[int] = []
+    for layer, key in zip(items, map(_configuration, items), strict=True):
+        place = places.setdefault(key, len(distinct))
+        if place == len(distinct):
+            distinct.append(layer)
+        which.append(place)
+    return np.array(which, dtype=np.intp), distinct
+
+
+def _layer_intervals(
+    errors: LayerErrors, quantity: Literal["runtime", "energy"]
+) -> Iterable[Interval | None]:
+    if not errors.knows(quantity):
+        return repeat(None)
+    low, high = errors.layers(quantity)
+    ends = zip(low.tolist(), high.tolist(), repeat(errors.coverage), strict=False)
+    # What Interval(low, high, coverage) does, at a third of its price: there are many layers.
+    return map(tuple.__new__, repeat(Interval), ends)
+
+
+def _call_intervals(errors: LayerErrors, limit_w: float) -> dict[str, Any]:
+    """Fields of a prediction: the intervals of its totals, and what they are made of."""
+    fields: dict[str, Any] = {"errors": errors}
+    for quantity, name in _INTERVAL_FIELDS:
+        if errors.knows(quantity):
+            low, high = errors.total(quantity)
+            if quantity == "power":  # the board allows no more, unless it is predicted to
+                high = max(min(high, limit_w), float(errors.amounts(quantity).sum()))
+            fields[name] = Interval(low, high, errors.coverage)
+    return fields
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Without the cyclic garbage collector: a prediction makes many small objects and no cycle,
+    and walking all of a large process for every few hundred of them would take a third of its
+    time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def from_content(content: dict[str, Any], sha256: str) -> Platform:
+    """The platform that validated content describes (estimators are already objects)."""
+    families = {
+        name: FamilyModel(
+            {quantity: each[quantity] for quantity in FAMILY_QUANTITIES if quantity in each},
+            {column: (float(low), float(high)) for column, (low, high) in each["ranges"].items()},
+            {term: float(rate) for term, rate in each["surcharges"].items()},
+        )
+        for name, each in content["families"].items()
+    }
+    return Platform(
+        **{**content, "families": families, "fallback": Fallback(**content["fallback"])},
+        sha256=sha256,
+    )

@@ -1,0 +1,223 @@
+"""What the user asked of the plugin, merged once: command line > environment > ini > default."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.guard.budget import Judge
+
+PLATFORM_VARIABLE = "NEURALPOWER_PLATFORM"
+
+DEFAULT_TOP = 5
+DEFAULT_STRICT_LIMIT_PERCENT = 5.0
+DEFAULT_BASELINES = "budgets/baselines"
+JUDGES = ("point", "certain", "safe")
+
+
+class Settings(NamedTuple):  # a dataclass would double the plugin's import time
+    """``top`` 0 shows every layer; ``strict_limit`` is a share of the energy, 0..1.
+
+    ``update_baseline`` is ``""``, ``"new"`` or ``"all"``; ``tolerance`` is as it was written.
+    """
+
+    platforms: tuple[str, ...] = ()
+    top: int = DEFAULT_TOP
+    strict: bool = False
+    strict_limit: float = DEFAULT_STRICT_LIMIT_PERCENT / 100
+    judge: Judge = "point"
+    baselines: Path = Path(DEFAULT_BASELINES)
+    update_baseline: str = ""
+    tolerance: tuple[str, ...] = ()
+    reports: tuple[str, ...] = ()
+    measure: bool = False
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Register the options and their ini twins; nothing is read yet."""
+    group = parser.getgroup("neuralpower", "energy and runtime budgets of models (neuralpower)")
+    group.addoption(
+        "--np-platform",
+        action="append",
+        metavar="NAME|PATH",
+        help="platform to predict on: a shipped name (`neuralpower platforms`) or a platform file; "
+        "repeat it and every guarded test runs once per platform",
+    )
+    group.addoption(
+        "--np-top",
+        type=int,
+        metavar="N",
+        help=f"show the N dearest layers of a broken budget (default {DEFAULT_TOP}, 0 shows all)",
+    )
+    group.addoption(
+        "--np-strict",
+        action="store_true",
+        default=None,
+        help="fail a guarded test when too much of its energy is uncovered or extrapolated",
+    )
+    group.addoption(
+        "--np-strict-limit",
+        type=float,
+        metavar="PERCENT",
+        help="share of the energy that --np-strict lets be uncovered or extrapolated "
+        f"(default {DEFAULT_STRICT_LIMIT_PERCENT:g})",
+    )
+    group.addoption(
+        "--np-judge",
+        choices=JUDGES,
+        help="what a budget is held against: the predicted point (default); the lower end of its "
+        "interval, failing what is certain to be over; or the upper end, passing what is safe",
+    )
+    group.addoption(
+        "--np-measure",
+        action="store_true",
+        help="on the device itself: run each predicted model, too, and report measured against "
+        "predicted",
+    )
+    _add_baseline_options(group, parser)
+    parser.addini("np_platform", "platforms to predict on, as --np-platform", type="args")
+    parser.addini("np_top", "as --np-top", type="int", default=DEFAULT_TOP)
+    parser.addini("np_strict", "as --np-strict", type="bool", default=False)
+    parser.addini(
+        "np_strict_limit",
+        "as --np-strict-limit",
+        type="float",
+        default=DEFAULT_STRICT_LIMIT_PERCENT,
+    )
+    parser.addini("np_judge", "as --np-judge: point, certain or safe", default="point")
+
+
+def _add_baseline_options(group: pytest.OptionGroup, parser: pytest.Parser) -> None:
+    group.addoption(
+        "--np-baselines",
+        metavar="DIR",
+        help=f"folder of baselines (default {DEFAULT_BASELINES}); each platform has its own in it",
+    )
+    # Two options that look like one: with an optional value it would swallow a path behind it.
+    for suffix, stored, what in (
+        ("", "all", "write the baseline of every guarded test that passes"),
+        ("=new", "new", "write the baselines that are missing, and no other"),
+    ):
+        group.addoption(
+            f"--np-update-baseline{suffix}",
+            action="append_const",
+            const=stored,
+            dest="np_update_baseline",
+            help=what,
+        )
+    group.addoption(
+        "--np-tolerance",
+        action="append",
+        metavar="NAME=NUMBER",
+        help="growth over a baseline that is let pass (default max_percent=1), or max_mj, max_ms, "
+        "layer_max_percent, layer_max_mj, layer_max_ms; repeatable",
+    )
+    group.addoption(
+        "--np-report",
+        action="append",
+        metavar="PATH",
+        help="write a report; its suffix says which: .json, .md, .html; or `github`: the step "
+        "summary and annotations of a workflow; repeatable",
+    )
+    parser.addini("np_baselines", "as --np-baselines", default=DEFAULT_BASELINES)
+    parser.addini("np_tolerance", "as --np-tolerance", type="args")
+    parser.addini("np_report", "as --np-report", type="args")
+
+
+def read_settings(config: pytest.Config) -> Settings:
+    """Merge and check.
+
+    Raises
+    ------
+    pytest.UsageError
+        With one line, for a value outside its range.
+    """
+    platforms = config.getoption("--np-platform")
+    if not platforms:
+        platforms = re.findall(r"[^,\s]+", os.environ.get(PLATFORM_VARIABLE, ""))
+    if not platforms:
+        folder = config.inipath.parent if config.inipath else config.rootpath
+        platforms = [platform_at(name, folder) for name in _ini(config, "np_platform")]
+    top = config.getoption("--np-top")
+    top = _ini(config, "np_top") if top is None else top
+    if top < 0:
+        raise pytest.UsageError(f"--np-top={top}: must be 0 (all layers) or more")
+    percent = config.getoption("--np-strict-limit")
+    percent = _ini(config, "np_strict_limit") if percent is None else percent
+    if not 0 <= percent <= 100:
+        raise pytest.UsageError(f"--np-strict-limit={percent:g}: must be between 0 and 100 percent")
+    judge = config.getoption("--np-judge") or _ini(config, "np_judge")
+    if judge not in JUDGES:
+        raise pytest.UsageError(f"np_judge={judge!r}: allowed: {', '.join(JUDGES)}")
+    return Settings(
+        platforms=tuple(dict.fromkeys(platforms)),
+        top=top,
+        strict=bool(config.getoption("--np-strict") or _ini(config, "np_strict")),
+        strict_limit=percent / 100,
+        judge=cast("Judge", judge),
+        measure=_measures(config),
+        **_read_baseline_settings(config),
+    )
+
+
+def _read_baseline_settings(config: pytest.Config) -> dict[str, Any]:
+    folder = config.inipath.parent if config.inipath else config.rootpath
+    baselines = config.getoption("--np-baselines")
+    update = set(config.getoption("np_update_baseline") or ())
+    if len(update) > 1:
+        raise pytest.UsageError(
+            "--np-update-baseline and --np-update-baseline=new: the first writes all baselines, "
+            "the second only missing ones; give one of them"
+        )
+    return {
+        "baselines": Path(baselines).absolute()
+        if baselines
+        else folder / _ini(config, "np_baselines"),
+        "update_baseline": next(iter(update), ""),
+        "tolerance": tuple(config.getoption("--np-tolerance") or _ini(config, "np_tolerance")),
+        "reports": tuple(config.getoption("--np-report") or _ini(config, "np_report")),
+    }
+
+
+def _measures(config: pytest.Config) -> bool:
+    measure = bool(config.getoption("--np-measure"))
+    if measure and (config.getoption("numprocesses", None) or hasattr(config, "workerinput")):
+        raise pytest.UsageError(
+            "--np-measure needs the device for one test at a time: leave out -n (pytest-xdist)"
+        )
+    return measure
+
+
+def repeated_command(config: pytest.Config) -> str:
+    """How pytest was asked to run, as far as advice must repeat it."""
+    given = config.getoption("--np-platform") or ()
+    return " ".join(["pytest", *(f"--np-platform={name}" for name in given)])
+
+
+def platform_at(name: str, folder: Path) -> str:
+    """A platform written in a file of ``folder``: a name as it is, a path relative to that file."""
+    if not name.endswith(".json") and len(Path(name).parts) < 2:
+        return name
+    return os.path.relpath(folder / name)
+
+
+def _ini(config: pytest.Config, name: str) -> Any:
+    try:
+        return config.getini(name)
+    except (TypeError, ValueError, pytest.UsageError) as error:
+        advice = f"; write {_WRITE[name]}" if name in _WRITE else ""
+        raise pytest.UsageError(f"ini option {name}: {error}{advice}") from None
+
+
+#: How an ini option whose value cannot be read is written.
+_WRITE = {
+    "np_top": f"a whole number, such as np_top = {DEFAULT_TOP}; 0 shows all layers",
+    "np_strict": "np_strict = true or false",
+    "np_strict_limit": "a number of percent from 0 to 100, such as np_strict_limit = "
+    f"{DEFAULT_STRICT_LIMIT_PERCENT:g}",
+}

@@ -1,1 +1,0 @@
-"""Baselines: accepted predictions, stored with their layers, and what has changed since then."""

@@ -1,0 +1,449 @@
+"""Held-out errors of layers for the terminal: one table a quantity, at most 100 columns wide."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import yaml
+from tabulate import tabulate
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.platform.catalog import AnyPlatform
+
+__all__ = [
+    "platform_facts",
+]
+
+
+WIDTH: Final = 100
+
+#: Name of a score in a platform file -> its heading.
+_HEADINGS: Final = {
+    "mape": "MAPE",
+    "median_ape": "median",
+    "rmspe": "RMSPE",
+    "bias": "bias",
+    "total": "in sum",
+    "within_5": "within 5%",
+    "within_10": "10%",
+    "within_20": "20%",
+}
+_SIGNED: Final = ("bias", "total")
+
+#: Sections of a platform's accuracy -> heading. ``energy`` is only there when it is measured anew;
+#: a platform file has ``layer_energy``, of the families where it was learnt.
+_SECTIONS: Final = {
+    "runtime": "Runtime",
+    "not_shipped": "Runtime of families that do not ship: no better than a baseline",
+    "layer_power": "Power",
+    "energy": "Energy",
+    "layer_energy": "Energy",
+}
+
+
+#: How rows with an overhead of their place in the table were judged -> what was done about it.
+_OVERHEAD_VERBS: Final = {"ignored": "ignored", "added": "added", "removed": "taken off"}
+
+
+class _Group(NamedTuple):
+    """Scores of one family under a head line of their own; ``chosen`` is marked."""
+
+    head: str
+    scores: Mapping[str, Mapping[str, Any]]
+    chosen: str = ""
+
+
+def held_out_sections(accuracy: Mapping[str, Any]) -> list[str]:
+    """A heading and a table for each quantity: by family every candidate, then the baselines."""
+    sections = []
+    for section, heading in _SECTIONS.items():
+        found = accuracy.get(section)
+        if not found or (section == "layer_energy" and "energy" in accuracy):
+            continue
+        groups = [
+            _Group(
+                f"{name}: {each['rows']:,} rows of {each['groups']:,} shapes",
+                {**each["held_out"], **each.get("baselines", {})},
+                "" if section == "not_shipped" else each["chosen"],
+            )
+            for name, each in found.items()
+        ]
+        sections.append(f"{heading}\n{_score_table_of(groups)}")
+    return [*sections, *_split(accuracy), *_overhead(accuracy)]
+
+
+def _split(accuracy: Mapping[str, Any]) -> list[str]:
+    groups = [
+        _Group(
+            f"{name}: fitted to {split['trained']:,} rows, judged on {split['judged']:,}",
+            split["scores"],
+            split["chosen"],
+        )
+        for name, split in _parts(accuracy, "split")
+    ]
+    heading = "Rows set apart to judge, by estimators that saw none of them"
+    return [f"{heading}\n{_score_table_of(groups)}"] if groups else []
+
+
+def _overhead(accuracy: Mapping[str, Any]) -> list[str]:
+    groups = [
+        _Group(
+            f"{name}: {found['rows']:,} rows",
+            {_OVERHEAD_VERBS[how]: score for how, score in found["scores"].items()},
+        )
+        for name, found in _parts(accuracy, "overhead")
+    ]
+    heading = (
+        "Rows whose latency holds an overhead of their place in the table: ignored, added to\n"
+        "what is predicted, or taken off the rows"
+    )
+    return [f"{heading}\n{_score_table_of(groups)}"] if groups else []
+
+
+def _parts(accuracy: Mapping[str, Any], part: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """By family, that part of what is known of its runtime."""
+    for section in ("runtime", "not_shipped"):
+        for name, found in (accuracy.get(section) or {}).items():
+            if part in found:
+                yield name, found[part]
+
+
+def percent_cell(value: float | None, *, signed: bool = False) -> str:
+    """``12.3%``; beyond a factor of ten a figure says no more than that."""
+    if value is None:
+        return ""
+    if abs(value) >= 1000:
+        return ">999%" if value > 0 else "<-999%"
+    return f"{value:+.1f}%" if signed else f"{value:.1f}%"
+
+
+def score_cells(score: Mapping[str, Any]) -> list[str]:
+    """The cells of one score, in the order of the headings."""
+    return [percent_cell(score.get(key), signed=key in _SIGNED) for key in _HEADINGS]
+
+
+def score_table(rows: Sequence[tuple[str, Mapping[str, Any]]], first: str) -> str:
+    """One line a score; ``first`` heads the column of their names."""
+    return tabulate(
+        [[name, *score_cells(score)] for name, score in rows],
+        [first, *_HEADINGS.values()],
+        tablefmt="plain",
+        disable_numparse=True,
+        colalign=("left", *["right"] * len(_HEADINGS)),
+    )
+
+
+def _score_table_of(groups: Sequence[_Group]) -> str:
+    rows = [
+        (f"{name} *" if name == group.chosen else name, score)
+        for group in groups
+        for name, score in group.scores.items()
+    ]
+    header, *lines = score_table(rows, "").splitlines()
+    shown = iter(zip(rows, lines, strict=True))
+    text = [header]
+    for group in groups:
+        text.append(group.head)
+        for _ in group.scores:
+            (label, score), line = next(shown)
+            refused = f"{label}: refused, {score.get('refused')}"
+            text.append(textwrap.shorten(refused, WIDTH - 2) if "refused" in score else line)
+            text[-1] = f"  {text[-1]}"
+    return "\n".join([f"  {text[0]}", *text[1:]])
+
+
+# -- How wrong a platform is: tables of its held-out errors, for the terminal and for its card.
+
+#: Name of a score in a platform file -> its heading.
+_SCORES: Final = {
+    "mape": "MAPE",
+    "median_ape": "median",
+    "rmspe": "RMSPE",
+    "bias": "bias",
+    "within_5": "within 5%",
+    "within_10": "10%",
+    "within_20": "20%",
+}
+
+#: Section of a platform's accuracy -> the quantity whose layers it judges.
+_LAYERS: Final = {
+    "runtime": "runtime",
+    "layer_power": "power",
+    "layer_energy": "energy",
+    "not_shipped": "runtime, not shipped",
+}
+
+
+def accuracy_text(name: str, accuracy: Mapping[str, Any]) -> str:
+    """Every table of one platform's accuracy, for the terminal."""
+    sections = [
+        f"{name}: layers held out by shape, error relative to the measured value; * is shipped",
+        *held_out_sections(accuracy),
+    ]
+    intervals = intervals_table(accuracy)
+    if intervals:
+        sections += [f"Intervals made to hold {_aim(accuracy)} of what was held out", intervals]
+    networks = networks_table(accuracy)
+    if networks:
+        scores = [
+            (key, accuracy["networks"][key])
+            for key in ("runtime", "energy")
+            if key in accuracy["networks"]
+        ]
+        sections += ["Whole networks, none fitted", networks, score_table(scores, "networks")]
+    power = power_table(accuracy)
+    if power:
+        sections += [f"Power of whole networks{_carried_over(accuracy['power'])}", power]
+    return "\n\n".join(sections)
+
+
+def _carried_over(power: Mapping[str, Any]) -> str:
+    """Of power that was not learnt on this device: from which it was, and what it errs by where."""
+    if "transferred" not in power:
+        return ""
+    error = percent(power["transferred"]["rmspe"])
+    return (
+        f": carried over from {power['transferred_from']}, judged on\n{power['judged_on']} "
+        f"(RMSPE {error}), as nobody measured it here"
+    )
+
+
+def layers_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
+    """Every candidate's held-out error by family, baselines last; the chosen one is marked."""
+    rows: list[list[str]] = []
+    several = any(accuracy.get(section) for section in list(_LAYERS)[1:])
+    for section, quantity in _LAYERS.items():
+        for name, found in (accuracy.get(section) or {}).items():
+            for candidate, score in _candidates(found):
+                head = [*([quantity] if several else []), name, candidate]
+                head.append("yes" if candidate == found["chosen"] else "")
+                head += [str(found["rows"]), str(found["groups"])]
+                if "refused" in score:
+                    rows.append([*head, "refused", *[""] * (len(_SCORES) - 1)])
+                else:
+                    rows.append([*head, *(percent(score.get(key)) for key in _SCORES)])
+    headers = [*(["quantity"] if several else []), "family", "estimator", "chosen"]
+    return _table(rows, [*headers, "rows", "shapes", *_SCORES.values()], style)
+
+
+def _candidates(found: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    yield from found["held_out"].items()
+    yield from found.get("baselines", {}).items()
+
+
+def split_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
+    """Errors on the rows that a source was set apart for; empty where none was."""
+    rows: list[list[str]] = []
+    for section in ("runtime", "not_shipped"):
+        for name, found in (accuracy.get(section) or {}).items():
+            split = found.get("split") or {"scores": {}}
+            for candidate, score in split["scores"].items():
+                head = [name, candidate, "yes" if candidate == split["chosen"] else ""]
+                head += [str(split["trained"]), str(split["judged"])]
+                if "refused" in score:
+                    rows.append([*head, "refused", *[""] * (len(_SCORES) - 1)])
+                else:
+                    rows.append([*head, *(percent(score.get(key)) for key in _SCORES)])
+    headers = ["family", "estimator", "chosen", "trained on", "judged", *_SCORES.values()]
+    return _table(rows, headers, style) if rows else ""
+
+
+#: How the rows with an overhead of their place were judged -> what was done about it.
+_OVERHEADS: Final = {
+    "ignored": "as published, overhead ignored",
+    "added": "as published, overhead of the row's place added",
+    "removed": "overhead taken off",
+}
+
+
+def overhead_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
+    """Held-out errors of rows whose latency holds an overhead of their place in the table, the
+    overhead estimated without them; empty where there are none."""
+    rows = [
+        [name, _OVERHEADS[how], str(found["overhead"]["rows"])]
+        + [percent(score[key]) for key in _SCORES]
+        for section in ("runtime", "not_shipped")
+        for name, found in (accuracy.get(section) or {}).items()
+        for how, score in found.get("overhead", {"scores": {}})["scores"].items()
+    ]
+    headers = ["family", "judged", "rows", *_SCORES.values()]
+    return _table(rows, headers, style) if rows else ""
+
+
+def intervals_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
+    """Width and held-out coverage of the intervals by family and of networks; empty if none."""
+    found = accuracy.get("intervals")
+    if not found:
+        return ""
+    rows = [
+        [quantity, name, f"{each['factor']:.2f}"]
+        + [percent(each[key]) for key in ("shapes_percent", "rows_percent")]
+        for quantity in ("runtime", "power", "energy")
+        for name, each in (found.get(quantity) or {}).items()
+    ]
+    rows += [
+        [quantity, "whole networks", "", f"{each['inside']} of {each['networks']}", ""]
+        for quantity, each in (found.get("networks") or {}).items()
+    ]
+    return _table(
+        rows, ["quantity", "family", "within a factor", "holds shapes", "holds rows"], style
+    )
+
+
+def _aim(accuracy: Mapping[str, Any]) -> str:
+    return f"{accuracy['intervals']['coverage']:.0%}"
+
+
+def networks_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
+    """Measured and predicted runtime and energy of whole networks; empty if none."""
+    found = accuracy.get("networks")
+    if not found:
+        return ""
+    rows = []
+    for name, each in found["networks"].items():
+        row = [name, *_pair(each["measured_ms"], each["predicted_ms"])]
+        if "measured_j" in each:
+            row += _pair(each["measured_j"], each["predicted_j"])
+        rows.append(row)
+    headers = ["network", "measured ms", "predicted ms", "off", "measured J", "predicted J", "off"]
+    return _table(rows, headers[: len(rows[0])], style)
+
+
+def _pair(measured: float, predicted: float) -> list[str]:
+    return [f"{measured:.2f}", f"{predicted:.2f}", f"{predicted / measured - 1:+.1%}"]
+
+
+def networks_line(accuracy: Mapping[str, Any]) -> str:
+    """The networks' scores in one line."""
+    found = accuracy["networks"]
+    parts = []
+    for quantity in ("runtime", "energy"):
+        if quantity in found:
+            score = found[quantity]
+            keys = ("rmspe", "mape", "bias")
+            figures = (f"{_SCORES[key]} {percent(score[key])}" for key in keys)
+            parts.append(f"{quantity} {', '.join(figures)}")
+    return "; ".join(parts)
+
+
+def power_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
+    """Power of whole networks, each left out of the fit in turn; empty where it was not learnt
+    from networks."""
+    found = accuracy.get("power")
+    if not found or not found.get("networks"):
+        return ""
+    keys = {"measured_w": "measured W", "held_out_w": "left out W", "fitted_w": "fitted W"}
+    rows = [
+        [name, *(f"{each[key]:.1f}" if key in each else "" for key in keys)]
+        for name, each in found["networks"].items()
+    ]
+    return _table(rows, ["network", *keys.values()], style)
+
+
+def percent(value: float | None) -> str:
+    """``12.3%``, or nothing."""
+    return "" if value is None else f"{value:.1f}%"
+
+
+def _table(rows: Sequence[Sequence[str]], headers: Sequence[str], style: str) -> str:
+    return tabulate(rows, headers, tablefmt=style, disable_numparse=True)
+
+
+# -- The table of platforms and one platform in full, as text; pure functions on summaries.
+
+_PLATFORMS_WIDTH: Final = 100
+
+#: What is known of errors by quantity: the key of a summary with its families' errors.
+_HELD_OUT_KEYS: Final = {
+    "runtime": "held_out",
+    "power": "held_out_power",
+    "energy": "held_out_energy",
+}
+
+
+_MORE: Final = "A platform in full: neuralpower platforms NAME"
+
+
+def platforms_text(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """A line a platform with its tiers of runtime and power, and below it its held-out errors."""
+    heads = [
+        (
+            summary["name"],
+            summary["dtype"],
+            _tier(summary, "runtime"),
+            _tier(summary, "power"),
+            summary["device"],
+        )
+        for summary in summaries
+    ]
+    headers = ("platform", "dtype", "runtime", "power", "device")
+    header, *lines = tabulate(heads, headers, tablefmt="plain", disable_numparse=True).splitlines()
+    text = [header]
+    for summary, line in zip(summaries, lines, strict=True):
+        text.append(
+            line if len(line) <= _PLATFORMS_WIDTH else f"{line[: _PLATFORMS_WIDTH - 3].rstrip()}..."
+        )
+        for errors in _errors(summary):
+            text += textwrap.wrap(
+                errors, _PLATFORMS_WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 6
+            )
+    legend = (
+        "Figures are held-out errors in %: of kinds of layers MAPE, of whole networks RMSPE. Power "
+        "that is transferred was judged on another board's networks; what it errs by here nobody "
+        "knows."
+    )
+    shown = "\n".join([*text, "", *textwrap.wrap(legend, _PLATFORMS_WIDTH), _MORE])
+    return shown.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def platform_text(summary: Mapping[str, Any]) -> str:
+    """Everything a platform says of itself, as YAML."""
+    return yaml.safe_dump(dict(summary), sort_keys=False, allow_unicode=True, width=96).rstrip()
+
+
+def _tier(summary: Mapping[str, Any], quantity: str) -> str:
+    return str(summary["tiers"].get(quantity, "none"))
+
+
+def _errors(summary: Mapping[str, Any]) -> Iterator[str]:
+    """A line a quantity: the error of each kind of layer, then of whole networks."""
+    for quantity, key in _HELD_OUT_KEYS.items():
+        found = [
+            _figure(name, each["mape_percent"]) for name, each in (summary.get(key) or {}).items()
+        ]
+        found += _networks(summary, quantity)
+        if found:
+            yield f"{quantity}: {', '.join(found)}"
+
+
+def _figure(what: str, percent: float) -> str:
+    return f"{what}\N{NO-BREAK SPACE}{percent:.1f}"  # a line never breaks between the two
+
+
+def _networks(summary: Mapping[str, Any], quantity: str) -> list[str]:
+    if quantity == "power":
+        power = summary.get("power") or {}
+        left_out, transferred = power.get("leave_one_network_out"), power.get("transferred")
+        if left_out:
+            return [_figure("networks", left_out["rmspe"])]
+        if transferred and _tier(summary, "power") == "transferred":
+            return [_figure(f"networks of {power['judged_on']}", transferred["rmspe"])]
+        return []
+    score = (summary.get("networks") or {}).get(quantity)
+    return [_figure("networks", score["rmspe"])] if score else []
+
+
+# -- What a platform is and where its numbers come from, in words.
+
+
+def platform_facts(platform: AnyPlatform) -> dict[str, str]:
+    """Device, data type, mode, how each quantity is known, and the sources of its rows."""
+    facts = {"device": platform.device, "dtype": platform.dtype, "mode": platform.mode}
+    facts |= {f"{quantity} is": tier for quantity, tier in platform.tiers.items()}
+    sources = getattr(platform, "provenance", {}).get("sources", ())
+    titles = [str(each.get("title", "")) for each in sources]
+    if any(titles):
+        facts["sources"] = "; ".join(filter(None, titles))
+    return facts

@@ -1,0 +1,424 @@
+"""Plain text for terminals: layer tables, the text of a broken budget, one line a guarded test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_neuralpower.platform.prediction import EXTRAPOLATED, FALLBACK, UNCOVERED, UNTRUSTED
+from pytest_neuralpower.report.compare import signed_percent
+from pytest_neuralpower.units import Quantity, show, show_in, show_percent
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.guard.budget import Verdict
+    from pytest_neuralpower.layers import Layer, TensorSpec, Trace
+    from pytest_neuralpower.platform.intervals import Interval
+    from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
+    from pytest_neuralpower.report.epr import Ranked
+
+__all__ = [
+    "short_id",
+    "summary_lines",
+]
+
+
+#: Lines stay within this; a nested module path keeps its end, where layers differ.
+_WIDTH = 80
+_LEAST_PATH_WIDTH = 20
+
+#: Flag of a layer -> (its letter in a table, what it means).
+_FLAG_NOTES = {
+    UNCOVERED: ("U", "has no formula: priced by its bytes"),
+    FALLBACK: ("F", "has no estimator on this platform: priced by operations and bytes"),
+    EXTRAPOLATED: ("E", "is outside the calibrated sizes or dtype: extrapolated"),
+}
+
+
+def shape_text(tensors: Sequence[TensorSpec]) -> str:
+    """Shape of the first tensor, ``1x64x56x56``; ``scalar`` without axes, ``-`` without tensor."""
+    if not tensors:
+        return "-"
+    return "x".join(map(str, tensors[0].shape)) or "scalar"
+
+
+def _path_text(layer: Layer, width: int) -> str:
+    path = layer.path or "(root)"
+    return path if len(path) <= width else "…" + path[-width + 1 :]
+
+
+def layer_table(layers: Iterable[LayerPrediction], whole: Prediction, *, indent: int = 0) -> str:
+    """Aligned table of some layers of ``whole``, with each layer's share of the total."""
+    total = whole.cost
+    rows = [
+        (
+            show_percent(item.cost / total if total else 0.0),
+            _known("energy", item.energy_mj),
+            _known("runtime", item.runtime_ms),
+            item.layer.op,
+            shape_text(item.layer.outputs),
+            "".join(_FLAG_NOTES[flag][0] for flag in item.flags),
+            item.layer,
+        )
+        for item in layers
+    ]
+    headers = ("share", "energy", "runtime", "operation", "output", "", "layer")
+    # What the platform does not know has no column, rather than one of blanks or zeros.
+    known = [True, whole.energy_mj is not None, whole.runtime_ms is not None, *[True] * 4]
+    return _table(
+        [tuple(compress(row, known)) for row in rows],
+        tuple(compress(headers, known)),
+        "".join(compress("rrrllll", known)),
+        indent,
+    )
+
+
+def _known(quantity: Quantity, value: float | None) -> str:
+    return "" if value is None else show(quantity, value)
+
+
+def _table(rows: Sequence[tuple[Any, ...]], headers: Sequence[str], align: str, indent: int) -> str:
+    """Columns two blanks apart; the last column is a layer, whose path takes what width is left."""
+    from tabulate import tabulate  # noqa: PLC0415 - an idle plugin loads nothing
+
+    widths = [max(map(len, column)) for column in zip(*[row[:-1] for row in rows], strict=True)]
+    widths = [max(pair) for pair in zip(widths, map(len, headers), strict=False)]
+    left = max(_WIDTH - indent - sum(widths) - 2 * len(widths), _LEAST_PATH_WIDTH)
+    text = tabulate(
+        [(*row[:-1], _path_text(row[-1], left)) for row in rows],
+        headers,
+        tablefmt="plain",
+        colalign=["right" if side == "r" else "left" for side in align],
+        disable_numparse=True,
+    )
+    return "\n".join(" " * indent + line.rstrip() for line in text.splitlines())
+
+
+def trace_text(trace: Trace) -> str:
+    """Every layer of a trace in order, with its operations and bytes, and the totals."""
+    rows = []
+    for layer in trace:
+        cost = layer.cost
+        rows.append(
+            (
+                layer.op,
+                shape_text(layer.inputs),
+                shape_text(layer.weights),
+                shape_text(layer.outputs),
+                _count_text(cost.flops) if layer.covered else UNCOVERED,
+                _count_text(cost.bytes_moved),
+                layer,
+            )
+        )
+    headers = ("operation", "input", "weight", "output", "FLOPs", "bytes", "layer")
+    notes = [f"note: {note}" for note in trace.notes]
+    notes += [f"note: no shape rule for {fallback}" for fallback in trace.fallbacks]
+    total = sum(layer.cost.bytes_moved for layer in trace)
+    return "\n".join(
+        [
+            _table(rows, headers, "llllrrl", 0),
+            "",
+            f"{trace.model}: {len(trace)} layers, {_count_text(trace.macs)} MACs, "
+            f"{_count_text(trace.flops)} FLOPs, {_count_text(total)}B moved; batch {trace.batch}, "
+            f"traced by the {trace.route} route",
+            *notes,
+        ]
+    )
+
+
+def _count_text(count: float) -> str:
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= factor:
+            return f"{count / factor:.3g} {prefix}"
+    return f"{count:g} "
+
+
+def caveats(prediction: Prediction) -> list[str]:
+    """One line for each reason to trust the prediction less; empty when there is none."""
+    basis = "runtime" if prediction.energy_mj is None else "energy"
+    lines = []
+    for flag, (letter, reason) in _FLAG_NOTES.items():
+        share = prediction.share(flag)
+        if share > 0:
+            lines.append(f"{letter}: {show_percent(share)} of the {basis} {reason}")
+    return [*lines, *(f"note: {note}" for note in prediction.notes)]
+
+
+def totals_text(prediction: Prediction) -> str:
+    """What is known of energy, runtime and power of one call, in one line."""
+    values: tuple[tuple[Quantity, float | None], ...] = (
+        ("energy", prediction.energy_mj),
+        ("runtime", prediction.runtime_ms),
+        ("power", prediction.power_w),
+    )
+    return ", ".join(show(quantity, value) for quantity, value in values if value is not None)
+
+
+def basis_text(prediction: Prediction) -> str:
+    """What the figures are of; ``runtime alone`` where energy is not known."""
+    return "runtime alone" if prediction.energy_mj is None else prediction.energy_basis
+
+
+def _parts_text(prediction: Prediction) -> list[str]:
+    """One line with the share of each data type, where the platform tells them apart."""
+    parts = prediction.energy_parts_mj
+    if not parts:
+        return []
+    total = sum(parts.values())
+    shares = (
+        f"{name.replace('_', ' ')} {show_percent(each / total)}" for name, each in parts.items()
+    )
+    return [", ".join(shares)]
+
+
+def call_text(prediction: Prediction) -> str:
+    """``one call of 8 samples``."""
+    noun = "sample" if prediction.batch == 1 else "samples"
+    return f"one call of {prediction.batch} {noun}"
+
+
+def prediction_text(prediction: Prediction, top: int) -> str:
+    """The whole prediction for people: totals, the ``top`` dearest layers (0: all in order)."""
+    shown = prediction.dearest(top) if top else prediction.layers
+    order = "dearest first" if top else "in order of execution"
+    lines = [
+        f"{prediction.model} on {prediction.platform}: {totals_text(prediction)}",
+        f"predicted for {call_text(prediction)} ({basis_text(prediction)})",
+        *_parts_text(prediction),
+        f"{len(shown)} of {len(prediction.layers)} layers, {order}",
+        *_interval_lines(prediction),
+        "",
+        layer_table(shown, prediction),
+    ]
+    warnings = caveats(prediction)
+    if warnings:
+        lines += ["", *warnings]
+    return "\n".join(lines)
+
+
+def _interval_lines(prediction: Prediction) -> list[str]:
+    """One line with the interval of each total; none on a platform without."""
+    found: tuple[tuple[Quantity, Interval | None], ...] = (
+        ("energy", prediction.energy_interval_mj), ("runtime", prediction.runtime_interval_ms),
+    )  # fmt: skip
+    parts = [
+        f"{quantity} {show(quantity, interval.low)} to {show(quantity, interval.high)}"
+        for quantity, interval in found
+        if interval is not None
+    ]
+    interval = prediction.runtime_interval_ms
+    return [f"{interval.coverage:.0%} sure: {', '.join(parts)}"] if interval else []
+
+
+def failure_text(
+    prediction: Prediction, broken: Sequence[Verdict], *, top: int, again: tuple[str, str]
+) -> str:
+    """What people read when budgets are broken: which, by how much, where it goes, what next."""
+    lines = []
+    for verdict in broken:
+        budget = verdict.budget
+        per = "" if budget.quantity == "power" else f" per {budget.per}"
+        what = "exceeded" if verdict.value > budget.limit else "not safe"
+        lines += [
+            f"{budget.quantity} budget {what}: {prediction.model} on {prediction.platform}",
+            f"  budget     {verdict.show(budget.limit)}{per}",
+            f"  predicted  {verdict.show(verdict.value)}{per}, {_distance(verdict)}",
+        ]
+        if verdict.interval is not None:
+            low, high, _ = verdict.interval
+            lines.append(
+                f"  interval   {verdict.show(low)} to {verdict.show(high)}: {_sureness(verdict)}"
+            )
+        if verdict.judge != "point":
+            end = "lower" if verdict.judge == "certain" else "upper"
+            lines.append(f"  judged by  its {end} end (np_judge={verdict.judge})")
+    shown = prediction.dearest(top) if top else prediction.layers
+    lines += [
+        f"  {call_text(prediction)}: {totals_text(prediction)}",
+        f"  ({basis_text(prediction)})",
+        "",
+        f"  the {len(shown)} dearest of {len(prediction.layers)} layers:"
+        if top and len(shown) < len(prediction.layers)
+        else "  layers:",
+        layer_table(shown, prediction, indent=2),
+    ]
+    lines += [f"  {line}" for line in caveats(prediction)]
+    if len(shown) < len(prediction.layers):
+        lines += ["", f"  every layer: {again[0]} --np-top=0 {again[1]}"]
+    return "\n".join(lines)
+
+
+def _distance(verdict: Verdict) -> str:
+    """How far the point is from the limit."""
+    ratio = verdict.value / verdict.budget.limit
+    by = verdict.show(abs(verdict.value - verdict.budget.limit))
+    if ratio >= 2:
+        times = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
+        return f"{times} times the budget (by {by})"
+    return f"{show_percent(abs(ratio - 1))} {'over' if ratio > 1 else 'under'} (by {by})"
+
+
+def _sureness(verdict: Verdict) -> str:
+    """How sure it is that the budget is over or kept, from where the limit lies."""
+    assert verdict.interval is not None  # the caller has looked
+    low, high, coverage = verdict.interval
+    limit = verdict.budget.limit
+    if verdict.sure:
+        return f"{coverage:.0%} sure to be {'over' if limit < low else 'within'}"
+    place = (limit - low) / (high - low) if high > low else 0.5
+    return f"not sure, the limit lies {place:.0%} of the way up this {coverage:.0%} interval"
+
+
+def epr_text(ranked: Sequence[Ranked], *, platform: str, alpha: float) -> str:
+    """Models by energy-precision ratio, best first; a star marks the Pareto front."""
+    from tabulate import tabulate  # noqa: PLC0415 - an idle plugin loads nothing
+
+    rows = [
+        (
+            item.candidate.name,
+            f"{item.candidate.error:.2%}",
+            show("energy", item.candidate.energy_mj),
+            show("energy", item.ratio),
+            "*" if item.efficient else "",
+        )
+        for item in ranked
+    ]
+    headers = ("model", "error", "energy per sample", f"error^{alpha:g} x energy", "front")
+    align = ("left", "right", "right", "right", "left")
+    table = tabulate(rows, headers, tablefmt="plain", colalign=align, disable_numparse=True)
+    return f"{table}\n\npredicted on {platform}; * no other model has both less error and energy"
+
+
+def strict_text(prediction: Prediction, share: float, limit: float, again: tuple[str, str]) -> str:
+    """Why ``--np-strict`` failed a test: the share, and the layers that make it up."""
+    flagged = [item for item in prediction.dearest(len(prediction.layers)) if item.flags]
+    return "\n".join(
+        [
+            f"prediction not trusted: {prediction.model} on {prediction.platform}",
+            f"  {show_percent(share)} is {' or '.join(UNTRUSTED)}; "
+            f"--np-strict allows {show_percent(limit)}",
+            layer_table(flagged[:5], prediction, indent=2),
+            *(f"  {line}" for line in caveats(prediction)),
+            "  calibrate a platform that covers these layers, or allow more:",
+            f"  {again[0]} --np-strict --np-strict-limit={math.ceil(100 * share)} {again[1]}",
+        ]
+    )
+
+
+# -- The summary section: what each guarded test predicted, beside its budgets.
+
+_SUMMARY_WIDTH: Final = 80
+_LEAST_WIDTH: Final = 20
+
+#: Outcome of a record -> how a summary line starts.
+_STATUS = {
+    "ok": "ok",
+    "over": "OVER",
+    "untrusted": "UNSURE",
+    "misused": "ERROR",
+    "regressed": "WORSE",
+    "missing": "MISSING",
+    "failed": "failed",
+    "unbounded": "-",
+}
+
+
+def summary_lines(records: Sequence[Mapping[str, Any]], *, whole_ids: bool = False) -> list[str]:
+    """What each guarded test predicted (records of session.judge), in lines of 80 columns.
+
+    One aligned line a prediction, its test last; where one would be too long, all take two, the
+    test first. A test's id too long for a line is shortened, unless ``whole_ids``.
+    """
+    rows = [
+        [
+            _STATUS[record["outcome"]],
+            *_cells(record),
+            _since_baseline(record),
+            f"{record['untrusted_share']:.0%} unsure" if record["untrusted_share"] > 0 else "",
+            record["platform"],
+            record["test"],
+        ]
+        for record in sorted(records, key=_order)
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if sum(width + 2 for width in widths if width) - 2 <= _SUMMARY_WIDTH:
+        return [
+            "  ".join(
+                f"{cell:{width}}" for cell, width in zip(row, widths, strict=True) if width
+            ).rstrip()
+            for row in rows
+        ]
+    indent = widths[0] + 2
+    lines = []
+    for status, *cells, test in rows:
+        shown = test if whole_ids else short_id(test, _SUMMARY_WIDTH - indent)
+        lines += [f"{status:{indent}}{shown}", " " * indent + "  ".join(filter(None, cells))]
+    return lines
+
+
+def _since_baseline(record: Mapping[str, Any]) -> str:
+    """How the model's cost stands to its baseline; empty where it has none to do with one."""
+    comparison = record.get("comparison")
+    if comparison is None:
+        missing = record.get("baseline", {}).get("status") == "missing"
+        return "no baseline" if missing else ""
+    whole = comparison["energy"] or comparison["runtime"]
+    change = signed_percent(whole["base"], whole["head"])
+    return "as baseline" if change == "+0.0%" else f"{change} on baseline"
+
+
+def short_id(nodeid: str, width: int) -> str:
+    """A test's id within ``width`` columns: folders go first, then the file, then its classes and
+    at last the middle of its name, of which a few letters always stay.
+
+    >>> short_id("tests/unit/test_net.py::TestNet::test_small[8]", 24)
+    '…::test_small[8]'
+    """
+    path, separator, names = nodeid.partition("::")
+    name, bracket, case = names.partition("[")  # a case may have colons of its own
+    parts = name.split("::")
+    parts[-1] += bracket + case
+    shorter = [nodeid, f"…/{path.rpartition('/')[2]}{separator}{names}"]
+    shorter += ["…::" + "::".join(parts[index:]) for index in range(len(parts))]
+    for each in shorter:
+        if len(each) <= width:
+            return each
+    last, width = shorter[-1], max(width, _LEAST_WIDTH)
+    if len(last) <= width:
+        return last
+    start = (width - 1) // 2
+    return f"{last[:start]}…{last[start + 1 - width :]}"
+
+
+def _order(record: Mapping[str, Any]) -> tuple[str, str]:
+    """By test, so that a run on xdist reads the same; its workers finish in any order."""
+    return record["test"], record["platform"]
+
+
+#: Whether the limit lies outside the interval -> what the summary adds.
+_SURE: Mapping[bool | None, str] = {None: "", True: " (sure)", False: " (not sure)"}
+
+
+def _cells(record: Mapping[str, Any]) -> list[str]:
+    values: tuple[tuple[Quantity, str], ...] = (
+        ("energy", "energy_mj"), ("runtime", "runtime_ms"), ("power", "power_w"),
+    )  # fmt: skip
+    cells = []
+    for quantity, key in values:
+        budgets = [each for each in record["budgets"] if each["quantity"] == quantity]
+        if budgets:
+            # Of several budgets of one quantity the tightest is shown: a broken one, if any.
+            budget = max(budgets, key=lambda each: each["value"] / each["limit"])
+            per = ""
+            if budget["per"] == "sample":
+                per = f" per sample of {budget['samples'] or record['batch']}"
+            value, limit = (
+                show_in(quantity, budget[name], budget["unit"]) for name in ("value", "limit")
+            )
+            cells.append(f"{value} of {limit}{per}{_SURE[budget['sure']]}")
+        else:
+            cells.append("" if record[key] is None else show(quantity, record[key]))
+        if cells[-1] and quantity != "runtime" and record.get("estimated_power"):
+            cells[-1] += " estimated"
+    return cells

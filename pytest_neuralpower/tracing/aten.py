@@ -1,0 +1,251 @@
+"""Layers of the ATen operations whose configuration matters: products, convolutions, pooling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pytest_neuralpower.layers import TensorSpec
+from pytest_neuralpower.tracing.fallbacks import tensors_in
+from pytest_neuralpower.tracing.rules.conv import full
+from pytest_neuralpower.tracing.torch_private import FakeTensor, TorchDispatchMode
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.tracing.recorder import Recorder
+
+__all__ = ["LISTERS", "AtenCall", "AtenRecorder"]
+
+
+class AtenCall(NamedTuple):
+    """One ATen operation that has run: its name, what went in and what came out."""
+
+    name: str
+    args: tuple[Any, ...]
+    result: Any
+    is_weight: Callable[[Any], bool]
+
+
+def _convolution(recorder: Recorder, call: AtenCall) -> None:
+    data, weight, bias, stride, padding, dilation, transposed, extra, groups = call.args[:9]
+    dims = weight.ndim - 2
+    params: list[tuple[str, Any]] = [
+        ("dilation", full(dilation, dims)),
+        ("groups", groups),
+        ("padding", full(padding, dims)),
+        ("stride", full(stride, dims)),
+        ("transposed", transposed),
+    ]
+    if transposed:
+        params.insert(2, ("output_padding", full(extra, dims)))
+    op = f"conv_transpose{dims}d" if transposed else f"conv{dims}d"
+    spec = recorder.spec
+    weights = [spec(tensor) for tensor in (weight, bias) if tensor is not None]
+    recorder.add("conv", op, [spec(data)], weights, [spec(call.result)], tuple(params))
+
+
+def _product(recorder: Recorder, call: AtenCall) -> None:
+    """``mm``, ``addmm``, ``bmm``, ``baddbmm``; by a weight's transpose, a linear layer."""
+    added = call.name in ("addmm", "baddbmm")
+    left, right = call.args[1:3] if added else call.args[:2]
+    spec = recorder.spec
+    outputs = [spec(call.result)]
+    if call.is_weight(right) and right.ndim == 2:
+        inner, outer = right.shape
+        weights = [TensorSpec((outer, inner), spec(right).dtype)]
+        if added:
+            weights.append(spec(call.args[0]))
+        recorder.add("linear", "linear", [spec(left)], weights, outputs)
+        return
+    inputs = [spec(left), spec(right)] + ([spec(call.args[0])] if added else [])
+    recorder.add("matmul", call.name, inputs, (), outputs)
+
+
+def _attention(recorder: Recorder, call: AtenCall) -> None:
+    result = call.result
+    output = result[0] if isinstance(result, (tuple, list)) else result
+    inputs = [recorder.spec(tensor) for tensor in call.args[:3]]
+    op = "scaled_dot_product_attention"
+    recorder.add("attention", op, inputs, (), [recorder.spec(output)])
+
+
+def _pooling(recorder: Recorder, call: AtenCall) -> None:
+    op = call.name.removesuffix("_with_indices").lstrip("_")
+    args = call.args
+    dims = int(op[-2])
+    params: tuple[tuple[str, Any], ...] = (("adaptive", True),)
+    if "adaptive" not in op:
+        kernel = full(args[1], dims)
+        stride = full(args[2], dims) if len(args) > 2 and args[2] else kernel
+        padding = full(args[3], dims) if len(args) > 3 else (0,) * dims
+        params = (("kernel", kernel), ("padding", padding), ("stride", stride))
+    outputs = [recorder.spec(tensor) for tensor in tensors_in(call.result)]
+    recorder.add("pool", op, [recorder.spec(args[0])], (), outputs, params)
+
+
+def _embedding(recorder: Recorder, call: AtenCall) -> None:
+    weight, indices = call.args[:2]
+    spec = recorder.spec
+    recorder.add("embedding", "embedding", [spec(indices)], [spec(weight)], [spec(call.result)])
+
+
+def _recurrent(recorder: Recorder, call: AtenCall) -> None:
+    """oneDNN's fused LSTM: its layers and directions come one at a time."""
+    data, weight = call.args[:2]
+    spec = recorder.spec
+    recorder.add(
+        "rnn",
+        "lstm",
+        [spec(data)],
+        [spec(tensor) for tensor in call.args[1:5]],
+        [spec(tensors_in(call.result)[0])],
+        (
+            ("bidirectional", False),
+            ("hidden_size", weight.shape[0] // 4),
+            ("mode", "LSTM"),
+            ("num_layers", 1),
+            ("steps", math.prod(data.shape[:-1])),
+        ),
+    )
+
+
+LISTERS: Final[dict[str, Callable[[Recorder, AtenCall], None]]] = {
+    "convolution": _convolution,
+    "_convolution": _convolution,
+    "convolution_overrideable": _convolution,
+    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm"), _product),
+    **dict.fromkeys(
+        ("_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
+         "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_cudnn_attention",
+         "_scaled_dot_product_fused_attention_overrideable", "scaled_dot_product_attention"),
+        _attention,
+    ),
+    **dict.fromkeys(
+        ("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d",
+         "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "max_pool2d",
+         "adaptive_max_pool3d", "avg_pool1d", "max_pool1d", "adaptive_avg_pool1d", "max_pool3d",
+         "adaptive_max_pool1d"),
+        _pooling,
+    ),
+    "embedding": _embedding,
+    "mkldnn_rnn_layer": _recurrent,
+}  # fmt: skip
+
+
+# -- The dispatcher's view: ATen operations listed as they pass.
+
+#: Operations that neither compute nor move anything.
+_FREE: Final = frozenset(
+    ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh",
+     "detach", "_local_scalar_dense", "_assert_async", "resize_", "set_", "dropout_eval",
+     "_assert_tensor_metadata", "is_same_size", "_unsafe_view", "sym_size", "sym_numel")
+)  # fmt: skip
+
+_KINDS: Final = {
+    **dict.fromkeys(
+        ("relu", "gelu", "silu", "sigmoid", "tanh", "elu", "leaky_relu", "hardtanh", "hardswish",
+         "hardsigmoid", "softplus", "mish", "relu6", "_prelu_kernel", "threshold", "glu", "celu",
+         "selu", "log_sigmoid_forward", "softshrink", "hardshrink", "rrelu_with_noise"),
+        "activation",
+    ),
+    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), "softmax"),
+    **dict.fromkeys(
+        ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
+         "cudnn_batch_norm", "_batch_norm_with_update", "_batch_norm_no_update", "batch_norm",
+         "native_layer_norm", "native_group_norm", "_fused_rms_norm", "_weight_norm_interface"),
+        "norm",
+    ),
+    **dict.fromkeys(
+        ("sum", "mean", "amax", "amin", "max", "min", "prod", "any", "all", "argmax", "argmin",
+         "var", "std", "var_mean", "std_mean", "logsumexp", "cumsum", "cumprod", "norm",
+         "linalg_vector_norm", "nll_loss_forward", "mse_loss", "count_nonzero"),
+        "reduction",
+    ),
+    **dict.fromkeys(
+        ("cat", "stack", "clone", "copy", "_to_copy", "constant_pad_nd", "reflection_pad1d",
+         "reflection_pad2d", "replication_pad2d", "upsample_nearest2d", "upsample_bilinear2d",
+         "upsample_nearest1d", "upsample_bicubic2d", "upsample_nearest3d", "upsample_linear1d",
+         "index", "index_select", "gather", "scatter", "index_put", "repeat", "roll", "flip",
+         "fill", "zero", "zeros", "ones", "full", "arange", "zeros_like", "ones_like", "full_like",
+         "new_zeros", "new_ones", "new_full", "tril", "triu", "im2col", "col2im", "scalar_tensor",
+         "slice_scatter", "select_scatter", "_unsafe_index", "pixel_shuffle", "pixel_unshuffle"),
+        "memory",
+    ),
+    **dict.fromkeys(("embedding",), "embedding"),
+}  # fmt: skip
+
+#: ATen's names that differ from torch's.
+_OPS: Final = {
+    "_softmax": "softmax", "_log_softmax": "log_softmax", "_safe_softmax": "softmax",
+    "native_layer_norm": "layer_norm", "native_group_norm": "group_norm",
+    "_fused_rms_norm": "rms_norm", "_to_copy": "to", "index": "getitem", "_prelu_kernel": "prelu",
+    "constant_pad_nd": "pad", "log_sigmoid_forward": "logsigmoid", "index_put": "setitem",
+    "nll_loss_forward": "nll_loss", "_weight_norm_interface": "weight_norm",
+}  # fmt: skip
+
+
+class AtenRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Lists every ATen operation; sits above a ``FakeTensorMode``, which answers them."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.recorder = recorder
+        # Views of weights (a linear's transpose) stay weights; kept alive, as identities recur.
+        self._weights: dict[int, Tensor] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = str(getattr(func, "_opname", "") or func.overloadpacket.__name__)
+        bare = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+        if func.is_view or bare in _FREE or name in _FREE:
+            if func.is_view and args and isinstance(args[0], Tensor) and self.is_weight(args[0]):
+                for tensor in tensors_in(result):
+                    self._weights[id(tensor)] = tensor
+            return result
+        lister = LISTERS.get(bare)
+        if lister is not None:
+            lister(self.recorder, AtenCall(bare, args, result, self.is_weight))
+        else:
+            self._list(func, bare, args, kwargs, result)
+        return result
+
+    def is_weight(self, tensor: Any) -> bool:
+        """A parameter, a view of one, or (in a script) a real floating tensor."""
+        return isinstance(tensor, Tensor) and (
+            id(tensor) in self._weights
+            or isinstance(tensor, torch.nn.Parameter)
+            or (not isinstance(tensor, FakeTensor) and tensor.dtype.is_floating_point)
+        )
+
+    def _list(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        kind = _KINDS.get(name)
+        if kind is None:
+            pointwise = torch.Tag.pointwise in func.tags
+            kind = "elementwise" if pointwise else "uncovered"
+        outputs = [tensor for tensor in tensors_in(result) if tensor.numel()]
+        if kind == "norm":
+            outputs = outputs[:1]  # the saved statistics are a by-product
+        if not outputs:
+            return
+        params: tuple[tuple[str, Any], ...] = ()
+        op = _OPS.get(name, name)
+        if "batch_norm" in name:
+            op = "batch_norm"
+            training = args[5] if len(args) > 5 and isinstance(args[5], bool) else False
+            params = (("training", training),)
+        tensors = tensors_in((args, kwargs))
+        spec = self.recorder.spec
+        self.recorder.add(
+            kind,
+            op,
+            [spec(tensor) for tensor in tensors if not self.is_weight(tensor)],
+            [spec(tensor) for tensor in tensors if self.is_weight(tensor)],
+            [spec(tensor) for tensor in outputs],
+            params,
+        )

@@ -1,0 +1,538 @@
+"""Which module runs: paths as in ``named_modules``, kept while ``Module.__call__`` is watched."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Module
+
+from pytest_neuralpower.tracing.fallbacks import (
+    NeedsForward,
+    NoRule,
+    describe,
+    map_outline,
+    map_tensors,
+)
+from pytest_neuralpower.tracing.rules import conv, elementwise, memory, norm, pooling, reduction
+from pytest_neuralpower.tracing.rules import matmul as embedding
+from pytest_neuralpower.tracing.rules import matmul as linear
+from pytest_neuralpower.tracing.torch_private import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    any_global_hook,
+    without_torch_function,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pytest_neuralpower.tracing.recorder import Recorder
+    from pytest_neuralpower.tracing.state import WriteJournal
+
+__all__ = [
+    "LEAVES",
+    "ModuleCalls",
+    "ModulePaths",
+    "call_script_module",
+    "watched_calls",
+    "watched_script_functions",
+]
+
+
+#: More names than this of one module are not followed: a structure that shares at every level
+#: has exponentially many.
+_MOST_NAMES = 1024
+
+_lock = threading.RLock()
+
+
+class ModulePaths:
+    """Names of a model's modules.
+
+    Attributes
+    ----------
+    modules
+        Every module once, in ``named_modules`` order.
+    names
+        By a module's identity: its path, or all of them.
+    """
+
+    def __init__(self, model: Module) -> None:
+        self.modules: list[Module] = []
+        self.names: dict[int, str | list[str]] = {}
+        self._calls: dict[tuple[int, str], int] = {}
+        self._visit(model, "", ())
+
+    def _visit(self, module: Module, name: str, above: tuple[int, ...]) -> None:
+        if not self._name(module, name):
+            return
+        key = id(module)
+        children = module._modules
+        if not children or key in above:  # a module may hold itself
+            return
+        above = (*above, key)
+        prefix = f"{name}." if name else ""
+        names, modules = self.names, self.modules
+        for child_name, child in children.items():
+            if child is None:
+                continue
+            # A compiled module wraps the original, whose name is the one users know.
+            path = name if child_name == "_orig_mod" else prefix + child_name
+            if id(child) not in names and not child._modules:
+                names[id(child)] = path  # most modules are leaves, met once
+                modules.append(child)
+            else:
+                self._visit(child, path, above)
+
+    def _name(self, module: Module, name: str) -> bool:
+        """Take down one more name of a module; ``False`` if it has too many."""
+        known = self.names.get(id(module))
+        if known is None:
+            self.names[id(module)] = name
+            self.modules.append(module)
+        elif isinstance(known, str):
+            self.names[id(module)] = [known, name]
+        elif len(known) < _MOST_NAMES:
+            known.append(name)
+        else:
+            return False
+        return True
+
+    def of(self, module: Module, caller: str) -> str:
+        """Path of a module called from the module at path ``caller``.
+
+        A module with several names answers to those nearest to its caller, one after the other
+        on successive calls.
+        """
+        name = self.names.get(id(module))
+        if type(name) is str:
+            return name
+        if name is None:
+            return self._made_inside(module, caller)
+        near = list(name)
+        scope = caller
+        while True:
+            inside = [one for one in near if not scope or one.startswith(f"{scope}.")]
+            if inside:
+                near = inside
+                break
+            scope = scope.rpartition(".")[0]
+        call = self._calls.get((id(module), scope), 0)
+        self._calls[id(module), scope] = call + 1
+        return near[call % len(near)]
+
+    @staticmethod
+    def _made_inside(module: Module, caller: str) -> str:
+        """A module that is not part of the model: made or held elsewhere."""
+        name = type(module).__name__
+        return f"{caller}.{name}" if caller else name
+
+
+@contextmanager
+def watched_calls(
+    replacement: Callable[[Callable[..., Any]], Callable[..., Any]],
+) -> Iterator[None]:
+    """Let ``replacement(original)`` answer module calls, of one trace at a time.
+
+    ``Module.__call__`` is one class attribute for all; patching the method it calls instead of
+    itself spares the interpreter the update of every subclass's slots (0.1 ms for 500 classes).
+    """
+    name = "_call_impl" if hasattr(Module, "_call_impl") else "__call__"
+    with _lock:
+        original = getattr(Module, name)
+        setattr(Module, name, replacement(original))
+        try:
+            yield
+        finally:
+            setattr(Module, name, original)
+
+
+# -- Plain leaf modules of torch: what their forward would call, called directly.
+#
+# Only for modules of exactly these types, without hooks and with their own forward: a subclass or
+# a hook may do anything.
+
+# ruff: noqa: A002, ARG001
+# A leaf takes what its module is called with, by the name that torch gives it.
+
+
+def _convolution(op: str) -> Callable[[Recorder, Any, Tensor], Any]:
+    def leaf(recorder: Recorder, module: Any, input: Tensor) -> Tensor:
+        if module.padding_mode != "zeros":
+            raise NoRule
+        own = module._parameters
+        return conv.conv(
+            recorder, op, input, own["weight"], own["bias"],
+            module.stride, module.padding, module.dilation, module.groups,
+        )  # fmt: skip
+
+    return leaf
+
+
+def _transposed(op: str) -> Callable[[Recorder, Any, Tensor], Any]:
+    def leaf(recorder: Recorder, module: Any, input: Tensor) -> Tensor:
+        own = module._parameters
+        return conv.conv_transpose(
+            recorder, op, input, own["weight"], own["bias"], module.stride, module.padding,
+            module.output_padding, module.groups, module.dilation,
+        )  # fmt: skip
+
+    return leaf
+
+
+def _linear(recorder: Recorder, module: Any, input: Tensor) -> Any:
+    own = module._parameters
+    return linear.linear(recorder, input, own["weight"], own["bias"])
+
+
+def _batch_norm(dims: tuple[int, ...]) -> Callable[[Recorder, Any, Tensor], Any]:
+    def leaf(recorder: Recorder, module: Any, input: Tensor) -> Any:
+        if input.ndim not in dims:
+            raise NoRule
+        own, buffers = module._parameters, module._buffers
+        mean, variance = buffers.get("running_mean"), buffers.get("running_var")
+        training = module.training or mean is None
+        return norm.batch_norm(
+            recorder, input, mean, variance, own["weight"], own["bias"], training
+        )
+
+    return leaf
+
+
+def _layer_norm(recorder: Recorder, module: Any, input: Tensor) -> Any:
+    own = module._parameters
+    return norm.layer_norm(recorder, input, module.normalized_shape, own["weight"], own["bias"])
+
+
+def _group_norm(recorder: Recorder, module: Any, input: Tensor) -> Any:
+    own = module._parameters
+    return norm.group_norm(recorder, input, module.num_groups, own["weight"], own["bias"])
+
+
+def _embedding(recorder: Recorder, module: Any, input: Tensor) -> Any:
+    if module.max_norm is not None:
+        raise NoRule
+    return embedding.embedding(recorder, input, module._parameters["weight"])
+
+
+def _max_pool(dims: int) -> Callable[[Recorder, Any, Tensor], Any]:
+    op = f"max_pool{dims}d"
+
+    def leaf(recorder: Recorder, module: Any, input: Tensor) -> Any:
+        return pooling.pool(
+            recorder, op, dims, input, module.kernel_size, module.stride, module.padding,
+            module.dilation, module.ceil_mode, module.return_indices,
+        )  # fmt: skip
+
+    return leaf
+
+
+def _avg_pool(dims: int) -> Callable[[Recorder, Any, Tensor], Any]:
+    op = f"avg_pool{dims}d"
+
+    def leaf(recorder: Recorder, module: Any, input: Tensor) -> Any:
+        return pooling.pool(
+            recorder, op, dims, input, module.kernel_size, module.stride, module.padding, 1,
+            module.ceil_mode,
+        )  # fmt: skip
+
+    return leaf
+
+
+def _adaptive_avg_pool(dims: int) -> Callable[[Recorder, Any, Tensor], Any]:
+    op = f"adaptive_avg_pool{dims}d"
+
+    def leaf(recorder: Recorder, module: Any, input: Tensor) -> Any:
+        return pooling.adaptive_pool(recorder, op, dims, input, module.output_size)
+
+    return leaf
+
+
+def _activation(op: str) -> Callable[[Recorder, Any, Tensor], Any]:
+    def leaf(recorder: Recorder, module: Any, input: Tensor) -> Any:
+        return elementwise.activation(recorder, op, input, module.__dict__.get("inplace", False))
+
+    return leaf
+
+
+def _softmax(recorder: Recorder, module: Any, input: Tensor) -> Any:
+    if module.dim is None:
+        raise NoRule  # torch picks a dimension and warns
+    return reduction.softmax(recorder, "softmax", input, module.dim)
+
+
+def _dropout(recorder: Recorder, module: Any, input: Tensor) -> Any:
+    if module.training:
+        raise NoRule
+    return input
+
+
+def _identity(recorder: Recorder, module: Any, input: Tensor) -> Any:
+    return input
+
+
+def _flatten(recorder: Recorder, module: Any, input: Tensor) -> Any:
+    return memory.flatten(recorder, input, module.start_dim, module.end_dim)
+
+
+LEAVES: Final[dict[type, Callable[[Recorder, Any, Tensor], Any]]] = {
+    nn.Conv1d: _convolution("conv1d"),
+    nn.Conv2d: _convolution("conv2d"),
+    nn.Conv3d: _convolution("conv3d"),
+    nn.ConvTranspose1d: _transposed("conv_transpose1d"),
+    nn.ConvTranspose2d: _transposed("conv_transpose2d"),
+    nn.ConvTranspose3d: _transposed("conv_transpose3d"),
+    nn.Linear: _linear,
+    nn.BatchNorm1d: _batch_norm((2, 3)),
+    nn.BatchNorm2d: _batch_norm((4,)),
+    nn.BatchNorm3d: _batch_norm((5,)),
+    nn.LayerNorm: _layer_norm,
+    nn.GroupNorm: _group_norm,
+    nn.Embedding: _embedding,
+    nn.MaxPool1d: _max_pool(1),
+    nn.MaxPool2d: _max_pool(2),
+    nn.MaxPool3d: _max_pool(3),
+    nn.AvgPool1d: _avg_pool(1),
+    nn.AvgPool2d: _avg_pool(2),
+    nn.AvgPool3d: _avg_pool(3),
+    nn.AdaptiveAvgPool1d: _adaptive_avg_pool(1),
+    nn.AdaptiveAvgPool2d: _adaptive_avg_pool(2),
+    nn.AdaptiveAvgPool3d: _adaptive_avg_pool(3),
+    nn.ReLU: _activation("relu"),
+    nn.ReLU6: _activation("relu6"),
+    nn.LeakyReLU: _activation("leaky_relu"),
+    nn.ELU: _activation("elu"),
+    nn.SELU: _activation("selu"),
+    nn.GELU: _activation("gelu"),
+    nn.SiLU: _activation("silu"),
+    nn.Mish: _activation("mish"),
+    nn.Hardswish: _activation("hardswish"),
+    nn.Hardsigmoid: _activation("hardsigmoid"),
+    nn.Hardtanh: _activation("hardtanh"),
+    nn.Sigmoid: _activation("sigmoid"),
+    nn.Tanh: _activation("tanh"),
+    nn.Softplus: _activation("softplus"),
+    nn.Softmax: _softmax,
+    nn.Dropout: _dropout,
+    nn.Dropout1d: _dropout,
+    nn.Dropout2d: _dropout,
+    nn.Dropout3d: _dropout,
+    nn.AlphaDropout: _dropout,
+    nn.Identity: _identity,
+    nn.Flatten: _flatten,
+}
+
+
+# -- TorchScript: its code runs outside Python, so each call is listed at ATen level.
+
+
+def call_script_module(
+    recorder: Recorder,
+    journal: WriteJournal,
+    module: torch.nn.Module,
+    call: Callable[..., Any],
+    *,
+    args: Any,
+    kwargs: Any,
+) -> Any:
+    """Call a scripted or traced module; its buffers are written by compiled code."""
+    with without_torch_function():
+        for buffer in module.buffers():
+            journal.keep(buffer)
+    recorder.seen.update(id(parameter) for parameter in module.parameters())
+    return _call_script(recorder, call, args, kwargs)
+
+
+def _call_script(recorder: Recorder, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    from pytest_neuralpower.tracing.aten import AtenRecorder  # noqa: PLC0415 - few need it
+
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def to_fake(tensor: Tensor) -> Tensor:
+        if not tensor.is_meta:
+            return tensor
+        with fake_mode:
+            return torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu"
+            )
+
+    def from_fake(tensor: Tensor) -> Tensor:
+        return recorder.new(tuple(tensor.shape), tensor.dtype, tensor.stride())
+
+    with without_torch_function():
+        given, named = map_tensors(to_fake, args), map_tensors(to_fake, kwargs)
+        try:
+            # The profiling executor would fuse what we want to see.
+            unoptimised = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+            with unoptimised, fake_mode, AtenRecorder(recorder):
+                result = call(*given, **named)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise NeedsForward(f"a TorchScript call depends on values ({error})") from error
+        return map_outline(from_fake, result)
+
+
+@contextmanager
+def watched_script_functions(recorder: Recorder) -> Iterator[None]:
+    """Calls of ``torch.jit.script`` functions, listed while this is active."""
+    function_type: Any = torch.jit.ScriptFunction
+    original = function_type.__call__
+    owner = threading.get_ident()
+
+    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != owner:
+            return original(function, *args, **kwargs)
+        return _call_script(
+            recorder, lambda *given, **named: original(function, *given, **named), args, kwargs
+        )
+
+    function_type.__call__ = call
+    try:
+        yield
+    finally:
+        function_type.__call__ = original
+
+
+# -- What happens when a module is called while tracing: its path, and which way it is answered.
+
+#: The leaf whose input is an integer tensor with its values.
+_TAKES_REAL = nn.Embedding
+
+
+class ModuleCalls:
+    """Answers every module call of one trace.
+
+    Parameters
+    ----------
+    recorder
+        Its path follows the calls.
+    paths
+        Names of the model's modules.
+    journal
+        Takes back what scripted code writes.
+    compute
+        Operations are computed for real: every module runs its own forward.
+
+    Attributes
+    ----------
+    entered
+        Modules with parameters of their own whose forward ran, with their paths.
+    """
+
+    def __init__(
+        self, recorder: Recorder, paths: ModulePaths, journal: WriteJournal, *, compute: bool
+    ) -> None:
+        self.recorder = recorder
+        self.paths = paths
+        self.journal = journal
+        self.entered: dict[int, tuple[nn.Module, str]] = {}
+        self._compute = compute
+        self._special: dict[type, Callable[..., Any] | None] = {}
+
+    def replacement(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """What ``Module.__call__`` becomes: plain leaf modules are answered by their rule.
+
+        Local variables and one flat function, as this runs once for every module.
+        """
+        recorder, names, path_of = self.recorder, self.paths.names, self.paths.of
+        bypass = not self._compute and not any_global_hook()
+        leaves = LEAVES if bypass else {}
+        ordinary = self._ordinary
+        get_ident = threading.get_ident
+        owner = get_ident()
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if get_ident() != owner:  # another thread's module is none of this trace's
+                return original(module, *args, **kwargs)
+            caller = recorder.path
+            name = names.get(id(module))
+            path = recorder.path = name if type(name) is str else path_of(module, caller)
+            try:
+                kind = type(module)
+                leaf = leaves.get(kind)
+                if leaf is not None and len(args) == 1 and not kwargs:
+                    own = module.__dict__
+                    if not (own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own):
+                        try:
+                            with without_torch_function():
+                                given = args[0]
+                                if given.is_meta or kind is _TAKES_REAL:
+                                    return leaf(recorder, module, given)
+                        except Exception:
+                            pass  # its own forward answers, or says what is wrong
+                return ordinary(original, module, path, args, kwargs)
+            finally:
+                recorder.path = caller
+
+        return call
+
+    def _ordinary(
+        self,
+        original: Callable[..., Any],
+        module: nn.Module,
+        path: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Run a module's own forward, or what stands for it."""
+        kind = type(module)
+        try:
+            special = self._special[kind]
+        except KeyError:
+            special = self._special[kind] = self._treatment(module)
+        if module._parameters:
+            self.entered[id(module)] = (module, path)
+        try:
+            if special is not None:
+                return special(original, module, args, kwargs)
+            return original(module, *args, **kwargs)
+        except BaseException as error:
+            if not hasattr(error, "where"):
+                _locate(error, path, module, args, kwargs)
+            raise
+
+    def _treatment(self, module: nn.Module) -> Callable[..., Any] | None:
+        """Another way to call modules of this type, or ``None``."""
+        if isinstance(module, torch.jit.ScriptModule):
+            return None if self._compute else self._call_script
+        if hasattr(module, "_orig_mod") and "_orig_mod" in module._modules:
+            return _call_original
+        if type(module) in (nn.DataParallel, nn.parallel.DistributedDataParallel):
+            return _call_wrapped  # one device's share is the model itself
+        return None
+
+    def _call_script(
+        self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any
+    ) -> Any:
+        return call_script_module(
+            self.recorder,
+            self.journal,
+            module,
+            lambda *given, **named: original(module, *given, **named),
+            args=args,
+            kwargs=kwargs,
+        )
+
+
+def _call_original(_original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+    return module._orig_mod(*args, **kwargs)  # type: ignore[operator]
+
+
+def _call_wrapped(_original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+    return module.module(*args, **kwargs)  # type: ignore[operator]
+
+
+def _locate(error: BaseException, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+    """Say on the error which module it came from: the innermost one."""
+    try:
+        with without_torch_function():
+            given = describe(args, kwargs)
+        name = f"{path!r} ({type(module).__name__})" if path else type(module).__name__
+        error.where = f"{name} given {given}"  # type: ignore[attr-defined]
+    except Exception:
+        pass  # an exception type that takes no attribute: its message must do
