@@ -35,8 +35,8 @@ platforms: $(VENV)/.test  ## refit every shipped platform; DATA is the folder of
 	done
 
 benchmark: $(VENV)/.benchmark  ## tracing and prediction beside their peers, in one run
-	$(BIN)/python tests/benchmarks/trace_speed.py
-	$(BIN)/python tests/benchmarks/guard_speed.py
+	$(BIN)/python benchmarks/trace_speed.py
+	$(BIN)/python benchmarks/guard_speed.py
 
 # Everything on one GPU in about 25 minutes: fp32 and bf16 calibrated, verified, and judged on real
 # networks. Rehearse it without one: make calibrate-gpu DEVICE=cpu DTYPES=float32 MINUTES=1
@@ -53,12 +53,12 @@ calibrate-gpu: $(VENV)/.test  ## calibrate, verify and judge this machine's GPU,
 	  $(BIN)/neuralpower calibrate $(NAME)-$$dtype --out $$folder --device $(DEVICE) \
 	    --dtype $$dtype --minutes $(MINUTES) $$resume || [ $$? = 1 ] || exit; \
 	  $(BIN)/neuralpower verify $$folder/$(NAME)-$$dtype.json --minutes 1 || [ $$? = 1 ] || exit; \
-	  $(BIN)/python tests/accuracy/judge_device.py $$folder/$(NAME)-$$dtype.json \
+	  $(BIN)/python experiments/judge_device.py $$folder/$(NAME)-$$dtype.json \
 	    --minutes $(JUDGED_MINUTES) | tee $$folder/judged.md || exit; \
 	done
 
 prune-experiments: $(VENV)/.experiments  ## the table of docs/prune.md; an hour on two idle cores
-	$(BIN)/python tests/accuracy/pruning_experiments.py
+	$(BIN)/python experiments/pruning_experiments.py
 
 wheel: $(VENV)/.test
 	$(INSTALL) build

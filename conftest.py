@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 pytest_plugins = ["pytester"]
 
 #: Files whose tests look at one calibration of this machine's processor, measured once.
-CALIBRATED = ("tests/unit/measure/test_calibration.py", "tests/plugin/test_measure.py")
+CALIBRATED = ("tests/unit/calibrate/measure/test_calibration.py", "tests/plugin/test_measure.py")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -51,8 +51,8 @@ def advise_command(
     """Say which widths of MODEL to move to a plateau edge of a platform. It changes nothing."""
     from pytest_neuralpower.compress import rendering  # noqa: PLC0415
     from pytest_neuralpower.compress.advice import DEFAULT_EFFORT, advise  # noqa: PLC0415
+    from pytest_neuralpower.compress.inputs import Call  # noqa: PLC0415
     from pytest_neuralpower.model_source import (  # noqa: PLC0415
-        Call,
         load_model,
         parse_inputs,
     )
@@ -178,11 +178,11 @@ def prune_command(
     Exits with 0 if the budget is met, 1 if it cannot be (the best plan is written), 2 if it was
     asked wrongly, and 3 if the channels of MODEL cannot be told apart.
     """
+    from pytest_neuralpower.compress.inputs import Call  # noqa: PLC0415
     from pytest_neuralpower.compress.prune import prune_to_budget  # noqa: PLC0415
     from pytest_neuralpower.compress.rendering import pruned_record, pruned_text  # noqa: PLC0415
     from pytest_neuralpower.errors import UnsupportedGraphError  # noqa: PLC0415
     from pytest_neuralpower.model_source import (  # noqa: PLC0415
-        Call,
         import_object,
         parse_inputs,
     )

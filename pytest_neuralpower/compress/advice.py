@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pytest_neuralpower.compress.find_groups import NOT_CHECKED, find_channel_groups
+from pytest_neuralpower.compress.inputs import as_call
 from pytest_neuralpower.compress.width_prices import Effort, WidthPrices, expansion, shrinkage
 from pytest_neuralpower.guard.budget import Budget, as_budget, check
-from pytest_neuralpower.model_source import as_call
 from pytest_neuralpower.platform.analytic import EyerissPlatform
 from pytest_neuralpower.platform.catalog import load_platform
 from pytest_neuralpower.platform.ranges import PROVENANCE_KEY, were_measured

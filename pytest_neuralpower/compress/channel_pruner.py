@@ -31,9 +31,9 @@ from pytest_neuralpower.compress.width_prices import Curve, descent, widest_as_c
 
 if TYPE_CHECKING:
     from pytest_neuralpower.compress.channels import ChannelGroup, ChannelGroups, Slot
+    from pytest_neuralpower.compress.inputs import Call
     from pytest_neuralpower.estimators.features import FloatArray
     from pytest_neuralpower.layers import Layer
-    from pytest_neuralpower.model_source import Call
 
 __all__ = [
     "ChannelPruner",

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.model_source import Call
+    from pytest_neuralpower.compress.inputs import Call
 
 __all__ = [
     "MOST_UNKNOWNS",

@@ -18,8 +18,8 @@ from pytest_neuralpower.model_source import Origin, origin_of
 from pytest_neuralpower.units import SYMBOLS, UNITS
 
 if TYPE_CHECKING:
+    from pytest_neuralpower.compress.inputs import Call
     from pytest_neuralpower.guard.budget import Budget
-    from pytest_neuralpower.model_source import Call
     from pytest_neuralpower.platform.catalog import AnyPlatform
 
 __all__ = [

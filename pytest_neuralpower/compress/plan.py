@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from pytest_neuralpower.compress.inputs import as_call
 from pytest_neuralpower.errors import RemedyError
 from pytest_neuralpower.files import write_atomically
-from pytest_neuralpower.model_source import as_call
 
 __all__ = [
     "Granularity",

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from pytest_neuralpower.compress.channel_pruner import ChannelPruner, LayersCost
+from pytest_neuralpower.compress.inputs import Call, as_call, calibration_calls
 from pytest_neuralpower.compress.plan import (
     Granularity,
     Plan,
@@ -25,7 +26,6 @@ from pytest_neuralpower.compress.weights import Criterion, WeightPruner
 from pytest_neuralpower.compress.width_prices import LayerPrices
 from pytest_neuralpower.errors import BudgetError, RemedyError, UnsupportedGraphError
 from pytest_neuralpower.guard.budget import as_budget
-from pytest_neuralpower.model_source import Call, as_call, calibration_calls
 from pytest_neuralpower.platform.analytic import EyerissPlatform
 from pytest_neuralpower.platform.catalog import AnyPlatform, load_platform
 from pytest_neuralpower.platform.prediction import EXTRAPOLATED

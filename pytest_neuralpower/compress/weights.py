@@ -35,8 +35,8 @@ from pytest_neuralpower.compress.least_squares import (
 from pytest_neuralpower.eyeriss.hardware import Zeros
 
 if TYPE_CHECKING:
+    from pytest_neuralpower.compress.inputs import Call
     from pytest_neuralpower.layers import Layer, Trace
-    from pytest_neuralpower.model_source import Call
     from pytest_neuralpower.platform.analytic import EyerissPlatform
     from pytest_neuralpower.platform.prediction import Prediction
 

@@ -364,8 +364,8 @@ class GuardSession:
         if place not in guard.over or not broken:
             return []
         budget = min((each.budget for each in broken), key=lambda each: each.quantity == "power")
+        from pytest_neuralpower.compress.inputs import Call  # noqa: PLC0415 - imports torch
         from pytest_neuralpower.compress.on_failure import failure_advice  # noqa: PLC0415
-        from pytest_neuralpower.model_source import Call  # noqa: PLC0415 - imports torch
 
         model, args, kwargs = guard.over[place]
         lines = failure_advice(

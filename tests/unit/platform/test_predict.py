@@ -183,7 +183,7 @@ class TestCall:
 def test_predicting_imports_neither_torch_nor_the_fitting_libraries() -> None:
     program = (
         "import sys\n"
-        "from pytest_neuralpower.platform.price import load_platform\n"
+        "from pytest_neuralpower.platform.catalog import load_platform\n"
         "from pytest_neuralpower.layers import Layer, TensorSpec\n"
         "t = TensorSpec((8, 8), 'float32')\n"
         "load_platform('titanx').predict([Layer('norm', 'n', '', (t,), (), (t,), 'float32')])\n"

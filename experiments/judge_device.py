@@ -1,6 +1,6 @@
 """Judge a platform on its own device, with real networks that its calibration never saw.
 
-    python tests/accuracy/judge_device.py calibration/my-gpu/my-gpu.json --minutes 3
+    python experiments/judge_device.py calibration/my-gpu/my-gpu.json --minutes 3
 
 Every network of ``real_networks.py`` is predicted and measured at batch 1 and 4, as many as the
 time allows, in a fixed random order. Prints each, and the errors of runtime, power and energy.

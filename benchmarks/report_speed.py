@@ -1,6 +1,6 @@
 """How large the page of a model of 2,000 layers is, and how soon it answers in Chromium.
 
-    python tests/benchmarks/report_speed.py
+    python benchmarks/report_speed.py
 
 What reports cost a whole session is in ``session_speed.py``.
 """

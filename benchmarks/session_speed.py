@@ -1,6 +1,6 @@
 """What a session of 500 guarded tests costs beside tracing their models, with and without reports.
 
-    python tests/benchmarks/session_speed.py [--runs N]
+    python benchmarks/session_speed.py [--runs N]
 
 Each row is a pytest session of its own: 25 models of pytorchcv, each called at 20 batch sizes. The
 first traces them in plain tests, without the plugin; what another takes beyond that is what the

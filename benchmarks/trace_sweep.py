@@ -1,6 +1,6 @@
 """Trace every model of two libraries and hold its MACs against torch's ``FlopCounterMode``.
 
-    python tests/benchmarks/trace_sweep.py [--quick] [--models a,b] [--library pytorchcv]
+    python benchmarks/trace_sweep.py [--quick] [--models a,b] [--library pytorchcv]
 
 Models are built on the meta device; ``FlopCounterMode`` runs them there. Where it fails (a model
 that reads values, an operation without a meta kernel), the model counts as traced only.

@@ -1,7 +1,7 @@
 """Judge a CPU calibration on real networks that it never saw.
 
-    python tests/accuracy/calibrated_cpu.py calibration/NAME --measure 3
-    python tests/accuracy/calibrated_cpu.py calibration/NAME
+    python experiments/calibrated_cpu.py calibration/NAME --measure 3
+    python experiments/calibrated_cpu.py calibration/NAME
 
 The first measures every network of ``real_networks.py`` in three passes on this machine, one
 thread, and appends them to ``calibration/NAME/real_networks.csv``; both print how the platform that

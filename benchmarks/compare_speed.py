@@ -1,6 +1,6 @@
 """How long it takes to load a baseline of 2,000 layers, and to compare a model with it.
 
-    python tests/benchmarks/compare_speed.py
+    python benchmarks/compare_speed.py
 
 Best of 15, CPU time of the one thread; PyYAML's own loaders beside ours.
 """

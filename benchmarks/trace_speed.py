@@ -1,6 +1,6 @@
 """Tracing time and MACs of real models beside the tools people use for that, in one run.
 
-    python tests/benchmarks/trace_speed.py [--models resnet50,bert] [--quick]
+    python benchmarks/trace_speed.py [--models resnet50,bert] [--quick]
 
 Fair to each peer: models are built on the meta device, and a peer that works there runs there (its
 fastest way: nothing is computed); one that does not gets real weights on the CPU and is marked

@@ -1,7 +1,7 @@
 """Pruned networks measured on the processor that their platform was calibrated on.
 
-    python tests/accuracy/pruning_measured.py my-cpu/my-cpu.json --prepare
-    python tests/accuracy/pruning_measured.py my-cpu/my-cpu.json
+    python experiments/pruning_measured.py my-cpu/my-cpu.json --prepare
+    python experiments/pruning_measured.py my-cpu/my-cpu.json
 
 The first prunes and trains, which may take an hour on a busy machine; the second measures, for a
 few minutes in which nothing else may run. For batches of 1 and 8: time-steered channel pruning, and
@@ -28,8 +28,8 @@ from torch import nn
 
 from pytest_neuralpower import load_platform, predict, prune_to_budget, trace
 from pytest_neuralpower.compress.channel_pruner import ChannelPruner
+from pytest_neuralpower.compress.inputs import as_call, calibration_calls
 from pytest_neuralpower.compress.prune import Guard, run_rounds
-from pytest_neuralpower.model_source import as_call, calibration_calls
 
 if TYPE_CHECKING:
     from pytest_neuralpower.platform.catalog import AnyPlatform

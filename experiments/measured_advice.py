@@ -1,6 +1,6 @@
 """Is shrink advice true? Time random networks before and after it, on the platform's processor.
 
-    python tests/accuracy/measured_advice.py PLATFORM [--networks 24] [--channels 4]
+    python experiments/measured_advice.py PLATFORM [--networks 24] [--channels 4]
 
 ``PLATFORM`` is a platform file of this machine's processor, calibrated with one thread. Widths are
 chosen as people do, any number first and then the same or twice as much (``--widths doubled``), or

@@ -1,6 +1,6 @@
 """How many layers a second a platform predicts: one core, features included, every shipped one.
 
-Usage: python tests/benchmarks/prediction_speed.py [--profile PLATFORM] [PLATFORM ...]
+Usage: python benchmarks/prediction_speed.py [--profile PLATFORM] [PLATFORM ...]
 
 The layers are those of networks at several batch sizes in one call, repeated as the networks repeat
 their blocks and no further; beside them the different configurations alone, each once. Times are

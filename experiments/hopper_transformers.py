@@ -1,6 +1,6 @@
 """Print what transformers take on the Hopper platforms, and how much of it is only a fallback's.
 
-python tests/accuracy/hopper_transformers.py [PLATFORM ...]
+python experiments/hopper_transformers.py [PLATFORM ...]
 
 ViT-B/16 and BERT-base at batch 1 and 32, and the prefill of 2048 tokens of a language model of
 1.2 billion parameters (Llama 3.2 1B's sizes) at batch 1 and 8, all bfloat16, from their

@@ -1,6 +1,6 @@
 """Print the paper's five networks, predicted on both Titan X platforms beside what was measured.
 
-python tests/accuracy/titanx_networks.py
+python experiments/titanx_networks.py
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from pytest_neuralpower import load_platform, predict
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "budgets"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "budgets"))
 from networks import NETWORKS, meta_call
 
 HEADERS = ("network", "batch", "runtime ms", "measured", "off", "power W", "measured", "off",

@@ -1,6 +1,6 @@
 """What one guarded test costs beyond importing torch, and what the idle plugin costs to import.
 
-    python tests/benchmarks/guard_speed.py
+    python benchmarks/guard_speed.py
 
 Prints medians; these machines are noisy, so the smallest run stands beside each median.
 """

@@ -24,9 +24,9 @@ from torch import nn
 
 from pytest_neuralpower import load_platform, trace
 from pytest_neuralpower.compress.channel_pruner import ChannelPruner
+from pytest_neuralpower.compress.inputs import as_call, calibration_calls
 from pytest_neuralpower.compress.prune import prune_to_budget
 from pytest_neuralpower.compress.weights import WeightPruner
-from pytest_neuralpower.model_source import as_call, calibration_calls
 
 if TYPE_CHECKING:
     from pytest_neuralpower.compress.prune import Pruned

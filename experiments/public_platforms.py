@@ -1,6 +1,6 @@
 """Print the errors of the platforms fitted to public tables, beside what they were to reach.
 
-python tests/accuracy/public_platforms.py [PART ...]
+python experiments/public_platforms.py [PART ...]
 
 Parts: neusight, a100_boards, deepbench, intervals, h200, cpu, networks, power; all by default.
 Every figure is of rows that the estimator did not see: folds with no configuration on both sides,
@@ -36,7 +36,7 @@ from cpu_networks import NETWORKS, meta_call
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.fit.rows import Row
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 
 
 class Line(NamedTuple):

@@ -1,6 +1,6 @@
 """Print the Eyeriss model beside an independent mapper, the pruning paper and the chip.
 
-python tests/accuracy/eyeriss_alexnet.py
+python experiments/eyeriss_alexnet.py
 """
 
 from __future__ import annotations
