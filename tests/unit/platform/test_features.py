@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_neuralpower.calibrate.fit.rows import conv_layer, linear_layer, matmul_layer, pool_layer
-from pytest_neuralpower.estimators.terms import evaluate
 from pytest_neuralpower.estimators.features import columns, family
+from pytest_neuralpower.estimators.terms import evaluate
 from pytest_neuralpower.layers import CostTerms, Layer, TensorSpec, cost_terms
 
 SIZES = st.integers(1, 40)

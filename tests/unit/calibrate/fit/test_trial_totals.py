@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from pytest_neuralpower.calibrate.fit.rows import NetworkRow
-from pytest_neuralpower.calibrate.fit.rows import Row, linear_layer
+from pytest_neuralpower.calibrate.fit.rows import NetworkRow, Row, linear_layer
 from pytest_neuralpower.calibrate.fit.uncertainty import learn_totals
-from pytest_neuralpower.platform.intervals import Intervals, QuantitySpreads, Spread
-from pytest_neuralpower.platform.price import Platform
 from pytest_neuralpower.platform.catalog import load_fitted
+from pytest_neuralpower.platform.intervals import Intervals, QuantitySpreads, Spread
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.platform.price import Platform
 
 
 def networks(platform: Platform, off: Sequence[float], *, depth: int = 8) -> list[NetworkRow]:

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from pytest_neuralpower.budget import Budget, check, closest_budgets, parse_marker
-from pytest_neuralpower.calibrate.rows import linear_layer
+from pytest_neuralpower.calibrate.fit.rows import linear_layer
 from pytest_neuralpower.errors import BudgetError
-from pytest_neuralpower.prediction import Interval, LayerPrediction, Prediction
+from pytest_neuralpower.guard.budget import Budget, check, closest_budgets, parse_marker
+from pytest_neuralpower.platform.intervals import Interval
+from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
 
 #: One call of 8 samples: 4 ms (90% sure: 2 to 16), 200 mJ (100 to 400), so 50 W (32 to 64).
 ITEM = LayerPrediction(linear_layer(8, 2, 2), 4.0, 50.0, 200.0, "by hand")
