@@ -8,6 +8,7 @@ __all__ = [
     "BudgetFileError",
     "CalibrationStopped",
     "CompareError",
+    "CompressError",
     "DeviceLost",
     "FitError",
     "ImportPathError",
@@ -18,7 +19,6 @@ __all__ = [
     "PlatformError",
     "ProfileError",
     "ReadingVoid",
-    "RemedyError",
     "ReportError",
     "TraceError",
     "UnsupportedGraphError",
@@ -73,11 +73,11 @@ class MissingExtraError(NeuralPowerError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 
 
-class RemedyError(NeuralPowerError, ValueError):
+class CompressError(NeuralPowerError, ValueError):
     """A width, a plan or a way of pruning that this model or platform cannot have."""
 
 
-class UnsupportedGraphError(RemedyError):
+class UnsupportedGraphError(CompressError):
     """The model's widths cannot be told apart; the message names the operation."""
 
 

@@ -18,7 +18,7 @@ from pytest_neuralpower.cli.options import (
     parse_arguments,
     print_json,
 )
-from pytest_neuralpower.errors import OptionError, RemedyError
+from pytest_neuralpower.errors import CompressError, OptionError
 from pytest_neuralpower.model_source import import_object, load_model
 
 if TYPE_CHECKING:
@@ -108,13 +108,13 @@ def load_trained(target: str, arguments: Sequence[str] | None, state: Path | Non
 
     model = load_model(target, parse_arguments(arguments or []), with_values=True)
     if not isinstance(model, nn.Module):
-        raise RemedyError(f"{target} returned a {type(model).__name__}, not a torch.nn.Module")
+        raise CompressError(f"{target} returned a {type(model).__name__}, not a torch.nn.Module")
     if state is not None:
         try:
             model.load_state_dict(load_state(state))
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            raise RemedyError(f"{state} is not of this model: {reason}") from None
+            raise CompressError(f"{state} is not of this model: {reason}") from None
     return model
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from pytest_neuralpower.errors import RemedyError
+from pytest_neuralpower.errors import CompressError
 from pytest_neuralpower.layers import Layer, Params, ParamValue, TensorSpec
 
 if TYPE_CHECKING:
@@ -180,13 +180,13 @@ class ChannelGroup:
 
         Raises
         ------
-        RemedyError
+        CompressError
             For another width of a frozen group, or one that is no positive multiple of ``step``.
         """
         if self.frozen and width != self.width:
-            raise RemedyError(f"{self.name}: its width may not change: {self.frozen}")
+            raise CompressError(f"{self.name}: its width may not change: {self.frozen}")
         if width < self.step or width % self.step:
-            raise RemedyError(
+            raise CompressError(
                 f"{self.name}: it cannot have {width} channels; give a multiple of {self.step} "
                 f"from {self.step} (it has {self.width})"
             )
@@ -233,9 +233,9 @@ class ChannelGroups:
         return {group.name: group.width for group in self.changeable}
 
     def __getitem__(self, name: str) -> ChannelGroup:
-        """The group of that name; raises RemedyError where there is none."""
+        """The group of that name; raises CompressError where there is none."""
         if name not in self._by_name:
-            raise RemedyError(
+            raise CompressError(
                 f"no channel group {name!r}; there are {', '.join(self._by_name) or 'none'}"
             )
         return self._by_name[name]
@@ -260,7 +260,7 @@ class ChannelGroups:
 
         Raises
         ------
-        RemedyError
+        CompressError
             For an unknown or frozen group, or a width that it cannot have.
         """
         changed = list(layers)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pytest_neuralpower.errors import RemedyError
+from pytest_neuralpower.errors import CompressError
 
 __all__ = ["Call", "as_call", "calibration_calls", "samples_of"]
 
@@ -29,7 +29,7 @@ def as_call(inputs: Any) -> Call:
         return Call((), dict(inputs))
     if isinstance(inputs, Sequence) and not isinstance(inputs, str):
         return Call(tuple(inputs), {})
-    raise RemedyError(
+    raise CompressError(
         f"inputs is a {type(inputs).__name__}: give a tensor, a tuple of positional arguments or "
         "a dict of named ones"
     )
@@ -47,13 +47,13 @@ def calibration_calls(calibration: Any, example: Call) -> tuple[Call, ...]:
 
     Raises
     ------
-    RemedyError
+    CompressError
         There is no batch, or a batch is no call.
     """
     if isinstance(calibration, torch.Tensor):
         return (Call((calibration,), {}),)
     if not isinstance(calibration, Iterable) or isinstance(calibration, str | Mapping):
-        raise RemedyError(
+        raise CompressError(
             f"calibration is a {type(calibration).__name__}: give a tensor or an iterable of "
             "batches, such as a DataLoader; labels are not needed"
         )
@@ -61,13 +61,13 @@ def calibration_calls(calibration: Any, example: Call) -> tuple[Call, ...]:
     for batch in calibration:
         call = as_call(batch)
         if call.args and len(call.args) < len(example.args):
-            raise RemedyError(
+            raise CompressError(
                 f"calibration: a batch has {len(call.args)} values, the model's call has "
                 f"{len(example.args)}; give every input of the model"
             )
         calls.append(Call(call.args[: len(example.args)], call.kwargs))
     if not calls:
-        raise RemedyError("calibration has no batch: give some inputs; labels are not needed")
+        raise CompressError("calibration has no batch: give some inputs; labels are not needed")
     return tuple(calls)
 
 

@@ -130,7 +130,7 @@ def _input_text(name: str, value: Any) -> str:
     return f"{prefix}{sizes}" + ("" if dtype == "float32" else f":{dtype}")
 
 
-# -- What a failing budget test says of the remedy: a few lines of advice and the commands to type.
+# -- What a failing budget test says next: a few lines of advice and the commands to type.
 #
 # Whatever goes wrong here is one line: it must never hide the failure it belongs to.
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from pytest_neuralpower.compress.inputs import as_call
-from pytest_neuralpower.errors import RemedyError
+from pytest_neuralpower.errors import CompressError
 from pytest_neuralpower.files import write_atomically
 
 __all__ = [
@@ -68,23 +68,25 @@ def load_tensors(path: Path | str) -> Any:
 
     Raises
     ------
-    RemedyError
+    CompressError
         The file cannot be read, or has more than data.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise RemedyError(f"{path}: {error.strerror}") from None
+        raise CompressError(f"{path}: {error.strerror}") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RemedyError(f"{path} holds no tensors saved by torch.save: {reason}") from None
+        raise CompressError(f"{path} holds no tensors saved by torch.save: {reason}") from None
 
 
 def load_state(path: Path | str) -> Mapping[str, torch.Tensor]:
-    """A state dict from its file; raises :class:`RemedyError` for anything else."""
+    """A state dict from its file; raises :class:`CompressError` for anything else."""
     state = load_tensors(path)
     if not isinstance(state, Mapping):
-        raise RemedyError(f"{path} is no state dict: write it with torch.save(model.state_dict())")
+        raise CompressError(
+            f"{path} is no state dict: write it with torch.save(model.state_dict())"
+        )
     return state
 
 
@@ -194,20 +196,22 @@ def read_plan(path: Path | str) -> Plan:
 
     Raises
     ------
-    RemedyError
+    CompressError
         The file cannot be read, is no plan, or is a plan of a later version.
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise RemedyError(f"{path}: {error.strerror}; `neuralpower prune` writes plans") from None
+        raise CompressError(f"{path}: {error.strerror}; `neuralpower prune` writes plans") from None
     except ValueError as error:
-        raise RemedyError(f"{path} is no JSON: {error}; `neuralpower prune` writes plans") from None
+        raise CompressError(
+            f"{path} is no JSON: {error}; `neuralpower prune` writes plans"
+        ) from None
     if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
-        raise RemedyError(f"{path} is no plan; `neuralpower prune` writes plans")
+        raise CompressError(f"{path} is no plan; `neuralpower prune` writes plans")
     version = data.pop("version", None)
     if version != VERSION:
-        raise RemedyError(
+        raise CompressError(
             f"{path} is a plan of version {version!r}, this release reads {VERSION}; "
             "update pytest-neuralpower or make the plan again"
         )
@@ -217,7 +221,7 @@ def read_plan(path: Path | str) -> Plan:
         inputs = tuple(data.pop("inputs"))
         return Plan(**data, inputs=inputs, masks=masks, channels=channels)
     except (AttributeError, KeyError, TypeError, ValueError, zlib.error) as error:
-        raise RemedyError(f"{path} is a damaged plan ({error}); make it again") from None
+        raise CompressError(f"{path} is a damaged plan ({error}); make it again") from None
 
 
 # -- ``apply_plan``: remove from a fresh model what a plan removed.
@@ -248,12 +252,12 @@ def apply_plan(
 
     Raises
     ------
-    RemedyError
+    CompressError
         The plan is of another model, or the weights are not those that came out of it.
     """
     found = plan if isinstance(plan, Plan) else read_plan(plan)
     if structure_hash(model) != found.structure:
-        raise RemedyError(
+        raise CompressError(
             f"the plan was made for another {found.model}: modules or shapes of this "
             f"{type(model).__name__} differ; build the model as it was, or prune again"
         )
@@ -269,7 +273,7 @@ def apply_plan(
     if weights is not None:
         state = weights if isinstance(weights, Mapping) else load_state(weights)
         if weights_hash(state) != found.pruned_weights:
-            raise RemedyError(
+            raise CompressError(
                 "the weights are not those that this plan came with; give the file that "
                 "`neuralpower prune` wrote beside it"
             )

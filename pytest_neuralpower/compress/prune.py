@@ -24,7 +24,7 @@ from pytest_neuralpower.compress.plan import (
 )
 from pytest_neuralpower.compress.weights import Criterion, WeightPruner
 from pytest_neuralpower.compress.width_prices import LayerPrices
-from pytest_neuralpower.errors import BudgetError, RemedyError, UnsupportedGraphError
+from pytest_neuralpower.errors import BudgetError, CompressError, UnsupportedGraphError
 from pytest_neuralpower.guard.budget import as_budget
 from pytest_neuralpower.platform.analytic import EyerissPlatform
 from pytest_neuralpower.platform.catalog import AnyPlatform, load_platform
@@ -376,7 +376,7 @@ def prune_to_budget(
 
     Raises
     ------
-    RemedyError, BudgetError
+    CompressError, BudgetError
         What was asked for cannot be; one line says what can.
     UnsupportedGraphError
         The channels of this model cannot be told apart; the message names the operation.
@@ -496,27 +496,27 @@ def _check(
     """Refuse what cannot be, before anything is computed."""
     for name, value in options.items():
         if value not in _CHOICES[name]:
-            raise RemedyError(f"{name}={value!r}: give {' or '.join(map(repr, _CHOICES[name]))}")
+            raise CompressError(f"{name}={value!r}: give {' or '.join(map(repr, _CHOICES[name]))}")
     if widths != "plateau" and (type(widths) is not int or widths < 1):
-        raise RemedyError(f"widths={widths!r}: give 'plateau' or a whole number from 1")
+        raise CompressError(f"widths={widths!r}: give 'plateau' or a whole number from 1")
     if type(rounds) is not int or rounds < 1:
-        raise RemedyError(f"rounds={rounds!r}: give a whole number from 1")
+        raise CompressError(f"rounds={rounds!r}: give a whole number from 1")
     if max_drop is not None and score_fn is None:
-        raise RemedyError(f"max_drop={max_drop!r} needs a score_fn to measure it with")
+        raise CompressError(f"max_drop={max_drop!r} needs a score_fn to measure it with")
     if max_drop is not None and not max_drop >= 0:
-        raise RemedyError(f"max_drop={max_drop!r}: give a number from 0, in units of score_fn")
+        raise CompressError(f"max_drop={max_drop!r}: give a number from 0, in units of score_fn")
 
 
 def _check_values(model: Any) -> None:
     if not isinstance(model, nn.Module):
-        raise RemedyError(f"model is a {type(model).__name__}: give a torch.nn.Module")
+        raise CompressError(f"model is a {type(model).__name__}: give a torch.nn.Module")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
-            raise RemedyError(
+            raise CompressError(
                 f"{name} is on the meta device: pruning needs the trained weights; load them first"
             )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise RemedyError(f"{name} has values that are not finite: train the model first")
+            raise CompressError(f"{name} has values that are not finite: train the model first")
     for path, module in model.named_modules():
         if is_parametrized(module):
             raise UnsupportedGraphError(
@@ -528,7 +528,7 @@ def _check_values(model: Any) -> None:
 def _sparse(platform: AnyPlatform) -> EyerissPlatform:
     if isinstance(platform, EyerissPlatform):
         return platform
-    raise RemedyError(
+    raise CompressError(
         f"granularity='weight' saves nothing on {platform.name}: its dense kernels compute zeros "
         "too, only an Eyeriss-like array skips them; use granularity='channel'"
     )

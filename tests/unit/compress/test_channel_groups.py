@@ -10,7 +10,7 @@ from torch import nn
 from pytest_neuralpower import trace
 from pytest_neuralpower.compress.find_groups import NOT_CHECKED, find_channel_groups
 from pytest_neuralpower.compress.width_prices import Effort
-from pytest_neuralpower.errors import RemedyError, UnsupportedGraphError
+from pytest_neuralpower.errors import CompressError, UnsupportedGraphError
 
 pytest.importorskip("torch_pruning")
 
@@ -175,12 +175,14 @@ class TestTheGroups:
     @pytest.mark.parametrize("width", [0, 6, -4])
     def test_refuse_a_width_that_cannot_be(self, width):
         groups = find_channel_groups(Block().eval(), (torch.empty(1, 3, 8, 8),))
-        with pytest.raises(RemedyError, match=r"grouped: it cannot have .* give a multiple of 4"):
+        with pytest.raises(CompressError, match=r"grouped: it cannot have .* give a multiple of 4"):
             groups.with_widths(groups.trace.layers, {"grouped": width})
 
     def test_refuse_the_outputs_width(self):
         groups = find_channel_groups(Block().eval(), (torch.empty(1, 3, 8, 8),))
-        with pytest.raises(RemedyError, match=r"last: its width may not change: it is the model's"):
+        with pytest.raises(
+            CompressError, match=r"last: its width may not change: it is the model's"
+        ):
             groups.with_widths(groups.trace.layers, {"last": 4})
 
     def test_not_checked_are_frozen(self):

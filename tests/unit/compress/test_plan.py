@@ -16,7 +16,7 @@ from pytest_neuralpower.compress.plan import (
     weights_hash,
     write_plan,
 )
-from pytest_neuralpower.errors import RemedyError
+from pytest_neuralpower.errors import CompressError
 
 
 @pytest.fixture
@@ -50,13 +50,13 @@ def test_zeros_just_the_masked_weights_of_a_fresh_model(plan):
 
 
 def test_refuses_a_model_of_another_structure(plan):
-    with pytest.raises(RemedyError, match=r"made for another Linear.*prune again"):
+    with pytest.raises(CompressError, match=r"made for another Linear.*prune again"):
         apply_plan(nn.Linear(5, 4), plan)
 
 
 def test_refuses_weights_that_did_not_come_out_of_it(plan):
     model = nn.Linear(5, 3)
-    with pytest.raises(RemedyError, match="not those that this plan came with"):
+    with pytest.raises(CompressError, match="not those that this plan came with"):
         apply_plan(model, plan, weights=model.state_dict())
 
 
@@ -80,16 +80,16 @@ def broken(plan, tmp_path, change):
     ids=["format", "version", "missing", "count", "bits"],
 )
 def test_one_line_says_what_is_wrong_with_a_file(plan, tmp_path, change, message):
-    with pytest.raises(RemedyError, match=message) as caught:
+    with pytest.raises(CompressError, match=message) as caught:
         read_plan(broken(plan, tmp_path, change))
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_not_there_or_no_json(tmp_path):
-    with pytest.raises(RemedyError, match="No such file"):
+    with pytest.raises(CompressError, match="No such file"):
         read_plan(tmp_path / "none.json")
     (tmp_path / "text.json").write_text("{")
-    with pytest.raises(RemedyError, match="is no JSON"):
+    with pytest.raises(CompressError, match="is no JSON"):
         read_plan(tmp_path / "text.json")
 
 

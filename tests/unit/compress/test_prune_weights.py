@@ -9,7 +9,7 @@ from digits_networks import accuracy, calibration, digits, train, trained
 from pytest_neuralpower import load_platform, trace
 from pytest_neuralpower.compress.plan import apply_plan
 from pytest_neuralpower.compress.prune import prune_to_budget
-from pytest_neuralpower.errors import BudgetError, RemedyError
+from pytest_neuralpower.errors import BudgetError, CompressError
 from pytest_neuralpower.eyeriss import Zeros
 
 INPUTS = torch.zeros(4, 1, 8, 8)
@@ -154,13 +154,13 @@ def test_it_says_how_far_its_figures_can_be_trusted(halved, array, dense):
 @pytest.mark.parametrize(
     ("platform", "budget", "options", "error", "message"),
     [
-        ("titanx", "1 mJ", {}, RemedyError, r"saves nothing on titanx.*granularity='channel'"),
+        ("titanx", "1 mJ", {}, CompressError, r"saves nothing on titanx.*granularity='channel'"),
         ("eyeriss", "3 ms", {}, BudgetError, r"knows energy alone"),
         ("eyeriss", "3 watts", {}, BudgetError, r"'3 watts': write a number"),
-        ("eyeriss", "1 mJ", {"rounds": 0}, RemedyError, r"rounds=0: give a whole number"),
-        ("eyeriss", "1 mJ", {"max_drop": 1.0}, RemedyError, r"needs a score_fn"),
-        ("eyeriss", "1 mJ", {"criterion": "luck"}, RemedyError, r"'output_error' or 'magnitude'"),
-        ("eyeriss", "1 mJ", {"widths": 0}, RemedyError, r"'plateau' or a whole number"),
+        ("eyeriss", "1 mJ", {"rounds": 0}, CompressError, r"rounds=0: give a whole number"),
+        ("eyeriss", "1 mJ", {"max_drop": 1.0}, CompressError, r"needs a score_fn"),
+        ("eyeriss", "1 mJ", {"criterion": "luck"}, CompressError, r"'output_error' or 'magnitude'"),
+        ("eyeriss", "1 mJ", {"widths": 0}, CompressError, r"'plateau' or a whole number"),
     ],
 )
 def test_one_line_refuses_what_cannot_be(platform, budget, options, error, message):
@@ -172,11 +172,11 @@ def test_one_line_refuses_what_cannot_be(platform, budget, options, error, messa
 def test_refuses_weights_that_are_not_there_or_not_finite(array):
     with torch.device("meta"):
         model = torch.nn.Linear(3, 2)
-    with pytest.raises(RemedyError, match=r"weight is on the meta device.*load them first"):
+    with pytest.raises(CompressError, match=r"weight is on the meta device.*load them first"):
         prune(array, "1 mJ", model)
     broken = trained()
     broken[0].bias.data[0] = float("nan")
-    with pytest.raises(RemedyError, match=r"0\.bias has values that are not finite"):
+    with pytest.raises(CompressError, match=r"0\.bias has values that are not finite"):
         prune(array, "1 mJ", broken)
 
 
@@ -191,7 +191,7 @@ def test_calibration_takes_batches_with_labels_and_ignores_them(array, dense):
         for each in (labelled, bare)
     )
     assert one.plan.pruned_weights == other.plan.pruned_weights
-    with pytest.raises(RemedyError, match="no batch"):
+    with pytest.raises(CompressError, match="no batch"):
         prune_to_budget(trained(), INPUTS, array, "1 mJ", calibration=[], granularity="weight")
 
 
