@@ -8,11 +8,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
+from msgspec import Struct
+
 from pytest_neuralpower.errors import BudgetError
+from pytest_neuralpower.platform.intervals import Interval
 from pytest_neuralpower.units import SYMBOLS, UNITS, Quantity, show_in
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.platform.intervals import Interval
     from pytest_neuralpower.platform.prediction import Prediction
 
 __all__ = [
@@ -26,6 +28,7 @@ MARKERS: Mapping[str, Quantity] = {
     "power_budget": "power",
 }
 
+Per = Literal["call", "sample"]
 _PER = ("call", "sample")
 
 #: Which end of its interval a prediction is judged by.
@@ -42,45 +45,41 @@ class Budget(NamedTuple):
     quantity: Quantity
     limit: float
     unit: str
-    per: Literal["call", "sample"] = "call"
+    per: Per = "call"
     platform: str | None = None
     samples: int | None = None
 
 
-class Verdict(NamedTuple):
-    """One budget held against one prediction; ``value`` and ``interval`` are in mJ, ms or W.
+class Verdict(Struct, frozen=True):
+    """One budget held against one prediction; ``limit``, ``value``, ``interval`` in mJ, ms or W.
 
-    ``judge`` says what is held against the limit: the ``point``; the interval's lower end, so that
-    only what is ``certain`` to be over fails; or its upper end, so that only what is ``safe``
-    passes. The last two need an interval.
+    Attributes
+    ----------
+    quantity, unit, samples, per, limit
+        Of the :class:`Budget`.
+    value
+        What was predicted: of a call or of a sample, as ``per`` says.
+    judge
+        What is held against the limit: the ``point``; the interval's lower end, so that only what
+        is ``certain`` to be over fails; or its upper end, so that only what is ``safe`` passes.
+    sure
+        Whether the limit lies outside the interval; None without an interval.
     """
 
-    budget: Budget
+    quantity: Quantity
+    unit: str
+    samples: int | None
+    per: Per
+    limit: float
     value: float
-    interval: Interval | None = None
-    judge: Judge = "point"
-
-    @property
-    def judged(self) -> float:
-        """The value that is held against the limit."""
-        if self.interval is None or self.judge == "point":
-            return self.value
-        return self.interval.low if self.judge == "certain" else self.interval.high
-
-    @property
-    def passed(self) -> bool:
-        return self.judged <= self.budget.limit
-
-    @property
-    def sure(self) -> bool | None:
-        """Whether the limit lies outside the interval; None without an interval."""
-        if self.interval is None:
-            return None
-        return not self.interval.low <= self.budget.limit <= self.interval.high
+    passed: bool
+    judge: Judge
+    interval: Interval | None
+    sure: bool | None
 
     def show(self, value: float) -> str:
         """``value`` (mJ, ms or W) as the budget was written."""
-        return show_in(self.budget.quantity, value, self.budget.unit)
+        return show_in(self.quantity, value, self.unit)
 
 
 def parse_marker(
@@ -204,7 +203,14 @@ def check(budget: Budget, prediction: Prediction, judge: Judge = "point") -> Ver
         value /= samples
         if interval is not None:
             interval = interval._replace(low=interval.low / samples, high=interval.high / samples)
-    return Verdict(budget, value, interval, judge)
+    held, sure = value, None
+    if interval is not None:
+        held = {"point": value, "certain": interval.low, "safe": interval.high}[judge]
+        sure = not interval.low <= budget.limit <= interval.high
+    return Verdict(
+        *(budget.quantity, budget.unit, budget.samples, budget.per, budget.limit),
+        *(value, held <= budget.limit, judge, interval, sure),
+    )
 
 
 # -- The budget that a model is pruned to, as the user writes it.

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from msgspec import Struct
+
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import CostTerms, Layer, TensorSpec
     from pytest_neuralpower.platform.prediction import LayerPrediction
@@ -46,7 +48,7 @@ class Batches(NamedTuple):
     head: int
 
 
-class Cause(NamedTuple):
+class Cause(Struct, frozen=True):
     """One reason, in the words above, and what exactly: ``+50.0%``, ``64x3x7x7 -> 96x3x7x7``.
 
     ``share`` is the part of the layer's change that it explains; the shares of a layer add up to 1.
@@ -93,7 +95,8 @@ def find_causes(
 def _with_shares(causes: list[Cause]) -> tuple[Cause, ...]:
     """What the others do not explain is the main cause's."""
     main, *rest = causes
-    return (main._replace(share=1.0 - sum(each.share for each in rest)), *rest)
+    share = 1.0 - sum(each.share for each in rest)
+    return (Cause(main.name, main.detail, share), *rest)
 
 
 def _configuration_causes(

@@ -1,20 +1,26 @@
-"""What has changed between two predictions of a model: layer by layer, why, and how surely."""
+"""What has changed between two predictions of a model: layer by layer, why, and how surely.
+
+A :class:`Comparison` is a value: reports show it, and it goes to and from JSON as it is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+from msgspec import Struct
 
 from pytest_neuralpower.guard.align import match_layers
 from pytest_neuralpower.guard.causes import Batches, Cause, find_causes
+from pytest_neuralpower.guard.tolerance import Compared
 from pytest_neuralpower.platform.differences import difference_interval
+from pytest_neuralpower.platform.intervals import Interval
 
 if TYPE_CHECKING:
     from pytest_neuralpower.guard.baseline import Baseline, Totals
-    from pytest_neuralpower.guard.tolerance import Compared, Tolerance
+    from pytest_neuralpower.guard.tolerance import Tolerance
     from pytest_neuralpower.platform.catalog import AnyPlatform
-    from pytest_neuralpower.platform.intervals import Interval
     from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
 
 __all__ = [
@@ -22,143 +28,137 @@ __all__ = [
     "CauseSum",
     "Comparison",
     "LayerChange",
+    "TotalChange",
     "compare",
-    "comparison_record",
+    "compare_predictions",
     "judge",
 ]
 
-
-_FIELDS: dict[Compared, Literal["energy_mj", "runtime_ms"]] = {
-    "energy": "energy_mj",
-    "runtime": "runtime_ms",
-}
+_QUANTITIES: Final[tuple[Compared, ...]] = ("energy", "runtime")
 
 
-class LayerChange(NamedTuple):
-    """A layer that is not what it was: its positions and predictions in base and head, and why."""
+class TotalChange(Struct, frozen=True):
+    """Energy (mJ) or runtime (ms) of one call.
+
+    Attributes
+    ----------
+    stored
+        What base was predicted to cost when it was accepted; None where not known.
+    base, head
+        Predicted on one calibration: base again, from its configurations.
+    calibration
+        ``base`` less ``stored``, 0 on the calibration of that time; None where not known.
+    interval
+        Of ``head`` less ``base``; None where the platform knows none.
+    """
+
+    stored: float | None
+    base: float
+    head: float
+    calibration: float | None
+    interval: Interval | None
+
+
+class Breach(Struct, frozen=True):
+    """Growth beyond the tolerance, mJ or ms per ``per``: of the call, or of the layer at a path."""
+
+    quantity: Compared
+    before: float
+    after: float
+    allowed: float
+    per: Literal["call", "sample"]
+    layer: str | None = None
+
+
+class CauseSum(Struct, frozen=True):
+    """All that one cause did: to how many layers, what it added to the call (mJ, ms), and the path
+    of the layer that it changed most, with the detail there."""
+
+    cause: str
+    layers: int
+    energy_mj: float
+    runtime_ms: float
+    example: str
+    detail: str
+
+
+class LayerChange(Struct, frozen=True):
+    """A layer that is not what it was.
+
+    Attributes
+    ----------
+    base_index, head_index
+        Positions in base and head; None where there is no such layer.
+    path, base_path
+        Where it is now, or was if it is gone; and where it was, if it was there.
+    energy_mj, runtime_ms
+        Before and after; 0 where there is no such layer, or the quantity is not known.
+    causes
+        The main one first.
+    breaches
+        Quantities that have grown beyond the tolerance of a layer.
+    """
 
     base_index: int | None
     head_index: int | None
-    base: LayerPrediction | None
-    head: LayerPrediction | None
+    path: str
+    base_path: str | None
+    op: str
+    kind: str
+    energy_mj: tuple[float, float]
+    runtime_ms: tuple[float, float]
     causes: tuple[Cause, ...]
+    breaches: tuple[Compared, ...] = ()
 
     def values(self, quantity: Compared) -> tuple[float, float]:
-        """Cost before and after, mJ or ms; 0 where there is no such layer."""
-        field = _FIELDS[quantity]
-        before, after = (
-            0.0 if each is None else getattr(each, field) or 0.0 for each in (self.base, self.head)
-        )
-        return before, after
+        """Cost before and after, mJ or ms."""
+        return self.energy_mj if quantity == "energy" else self.runtime_ms
 
     def delta(self, quantity: Compared) -> float:
-        """How much dearer (or cheaper, if negative) the layer is, mJ or ms."""
+        """By how much the cost has grown (fallen, if negative), mJ or ms."""
         before, after = self.values(quantity)
         return after - before
 
 
-class CauseSum(NamedTuple):
-    """All that one cause did: to how many layers, what it added to the call, and one of them."""
-
-    name: str
-    layers: int
-    energy_mj: float
-    runtime_ms: float
-    example: LayerChange
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """A model held against its baseline.
+class Comparison(Struct, frozen=True):
+    """A model (head) held against its baseline (base).
 
     Attributes
     ----------
-    base, head
-        Predictions of one calibration: base is predicted again from its configurations.
-    stored
-        What base was predicted to cost when it was accepted. Its difference from ``base`` is
-        calibration, that of ``head`` from ``base`` is the model.
-    stored_sha256
-        The calibration of that time.
-    changes
-        Layers that differ, in order of execution; all others are equal in path and configuration.
+    model, batches
+        Class name, and samples in one call, of base and head.
+    recalibrated, stored_sha256
+        Whether the baseline was accepted on another calibration, and on which.
+    energy, runtime
+        None where either side does not know it.
+    breaches
+        Growth beyond the tolerance, whole calls first; see :func:`judge`.
+    causes
+        Every cause with what it did, what changed most first.
+    layers
+        Those that differ, in order of execution.
+    unchanged
+        How many layers are equal in path and configuration.
     """
 
-    base: Prediction
-    head: Prediction
-    stored: Totals
+    model: tuple[str, str]
+    recalibrated: bool
     stored_sha256: str
-    changes: tuple[LayerChange, ...]
+    batches: Batches
+    energy: TotalChange | None
+    runtime: TotalChange | None
+    breaches: tuple[Breach, ...]
+    causes: tuple[CauseSum, ...]
+    layers: tuple[LayerChange, ...]
+    unchanged: int
 
-    @property
-    def batches(self) -> Batches:
-        return Batches(self.base.batch, self.head.batch)
-
-    @property
-    def recalibrated(self) -> bool:
-        """Whether the baseline was accepted on another calibration."""
-        return self.stored_sha256 != self.base.platform_sha256
-
-    def quantities(self) -> tuple[Compared, ...]:
-        """Those that both predictions know."""
-        return tuple(
-            quantity
-            for quantity, field in _FIELDS.items()
-            if getattr(self.base, field) is not None and getattr(self.head, field) is not None
-        )
-
-    def values(self, quantity: Compared) -> tuple[float, float]:
-        """Cost of one call of base and of head, mJ or ms."""
-        field = _FIELDS[quantity]
-        return getattr(self.base, field), getattr(self.head, field)
-
-    def calibration(self, quantity: Compared) -> float | None:
-        """What the change of calibration did to the baseline, mJ or ms; None where not known."""
-        stored = getattr(self.stored, _FIELDS[quantity])
-        if stored is None:
-            return None
-        return self.values(quantity)[0] - stored if self.recalibrated else 0.0
-
-    def interval(self, quantity: Compared) -> Interval | None:
-        """Interval of ``head - base``; None where the platform knows none."""
-        if self.base.platform_sha256 != self.head.platform_sha256:
-            return None
-        if not self.changes:  # exactly 0, however sums are rounded
-            own = (
-                self.head.energy_interval_mj
-                if quantity == "energy"
-                else self.head.runtime_interval_ms
-            )
-            return own and own._replace(low=0.0, high=0.0)
-        return difference_interval(self.base, self.head, quantity)
-
-    def causes(self) -> tuple[CauseSum, ...]:
-        """Every cause with what it did, what changed most first."""
-        found: dict[str, list[tuple[LayerChange, Cause]]] = {}
-        for change in self.changes:
-            for cause in change.causes:
-                found.setdefault(cause.name, []).append((change, cause))
-        sums = [_cause_sum(name, members) for name, members in found.items()]
-        return tuple(
-            sorted(sums, key=lambda each: (-abs(each.energy_mj or each.runtime_ms), each.name))
-        )
-
-
-def _cause_sum(name: str, members: list[tuple[LayerChange, Cause]]) -> CauseSum:
-    energy, runtime = (
-        sum(change.delta(quantity) * cause.share for change, cause in members)
-        for quantity in _FIELDS
-    )
-    example, cause = max(
-        members, key=lambda pair: abs(_main_delta(pair[0])) * (pair[1].share or 1e-9)
-    )
-    return CauseSum(name, len(members), energy, runtime, example, cause.detail)
-
-
-def _main_delta(change: LayerChange) -> float:
-    """Of energy; of runtime where energy is not known."""
-    return change.delta("energy") or change.delta("runtime")
+    def known(self) -> dict[Compared, TotalChange]:
+        """The quantities that both sides know, energy first."""
+        found: dict[Compared, TotalChange] = {}
+        for quantity, total in zip(_QUANTITIES, (self.energy, self.runtime), strict=True):
+            if total is not None:
+                found[quantity] = total
+        return found
 
 
 def compare(base: Baseline, head: Prediction, platform: AnyPlatform) -> Comparison:
@@ -169,11 +169,11 @@ def compare(base: Baseline, head: Prediction, platform: AnyPlatform) -> Comparis
     BaselineError
         A stored layer cannot be priced.
     """
-    same = len(base.layers) == len(head.layers) and all(
-        stored.layer == item.layer for stored, item in zip(base.layers, head.layers, strict=True)
-    )
+    same = base.batch == head.batch and [each.layer for each in base.layers] == [
+        each.layer for each in head.layers
+    ]
     # What is configured alike is predicted alike.
-    repredicted = head if same and base.batch == head.batch else base.repredict(platform)
+    repredicted = head if same else base.repredict(platform)
     return compare_predictions(repredicted, head, base.totals, base.platform_sha256)
 
 
@@ -181,8 +181,41 @@ def compare_predictions(
     base: Prediction, head: Prediction, stored: Totals, stored_sha256: str
 ) -> Comparison:
     """:func:`compare` where base is predicted again already."""
-    changes = tuple(_changes(base, head))
-    return Comparison(base, head, stored, stored_sha256, changes)
+    changes = () if base is head else tuple(_changes(base, head))
+    recalibrated = stored_sha256 != base.platform_sha256
+
+    def total(
+        quantity: Compared, before: float | None, after: float | None, accepted: float | None
+    ) -> TotalChange | None:
+        if before is None or after is None:
+            return None
+        calibration = None if accepted is None else before - accepted if recalibrated else 0.0
+        interval = _interval(base, head, quantity, changed=bool(changes))
+        return TotalChange(accepted, before, after, calibration, interval)
+
+    return Comparison(
+        model=(base.model, head.model),
+        recalibrated=recalibrated,
+        stored_sha256=stored_sha256,
+        batches=Batches(base.batch, head.batch),
+        energy=total("energy", base.energy_mj, head.energy_mj, stored.energy_mj),
+        runtime=total("runtime", base.runtime_ms, head.runtime_ms, stored.runtime_ms),
+        breaches=(),
+        causes=_cause_sums(changes),
+        layers=changes,
+        unchanged=len(head.layers) - sum(each.head_index is not None for each in changes),
+    )
+
+
+def _interval(
+    base: Prediction, head: Prediction, quantity: Compared, *, changed: bool
+) -> Interval | None:
+    if base.platform_sha256 != head.platform_sha256:
+        return None
+    if changed:
+        return difference_interval(base, head, quantity)
+    own = head.energy_interval_mj if quantity == "energy" else head.runtime_interval_ms
+    return own and own._replace(low=0.0, high=0.0)  # exactly 0, however sums are rounded
 
 
 def _changes(base: Prediction, head: Prediction) -> Iterator[LayerChange]:
@@ -194,140 +227,93 @@ def _changes(base: Prediction, head: Prediction) -> Iterator[LayerChange]:
         after = None if other is None else head.layers[other]
         causes = find_causes(before, after, batches, known)
         if causes:
-            yield LayerChange(one, other, before, after, causes)
+            yield _change(one, other, before, after, causes)
 
 
-class Breach(NamedTuple):
-    """Growth beyond the tolerance, mJ or ms per ``per``: of the call, or of one layer."""
+def _change(
+    base_index: int | None,
+    head_index: int | None,
+    before: LayerPrediction | None,
+    after: LayerPrediction | None,
+    causes: tuple[Cause, ...],
+) -> LayerChange:
+    shown = after or before
+    assert shown is not None  # a pair has one side at least
+    sides = before, after
+    energy = [0.0 if each is None else each.energy_mj or 0.0 for each in sides]
+    runtime = [0.0 if each is None else each.runtime_ms or 0.0 for each in sides]
+    return LayerChange(
+        base_index,
+        head_index,
+        shown.layer.path,
+        None if before is None else before.layer.path,
+        shown.layer.op,
+        shown.layer.kind,
+        (energy[0], energy[1]),
+        (runtime[0], runtime[1]),
+        causes,
+    )
 
-    quantity: Compared
-    before: float
-    after: float
-    allowed: float
-    per: Literal["call", "sample"]
-    layer: LayerChange | None = None
+
+def _cause_sums(changes: Sequence[LayerChange]) -> tuple[CauseSum, ...]:
+    members: dict[str, list[tuple[LayerChange, Cause]]] = {}
+    for change in changes:
+        for cause in change.causes:
+            members.setdefault(cause.name, []).append((change, cause))
+    sums = []
+    for name, found in members.items():
+        energy, runtime = (
+            sum(change.delta(quantity) * cause.share for change, cause in found)
+            for quantity in _QUANTITIES
+        )
+        # The most by energy; by runtime where energy is not known.
+        example, cause = max(
+            found,
+            key=lambda pair: (
+                abs(pair[0].delta("energy") or pair[0].delta("runtime")) * (pair[1].share or 1e-9)
+            ),
+        )
+        sums.append(CauseSum(name, len(found), energy, runtime, example.path, cause.detail))
+    sums.sort(key=lambda each: (-abs(each.energy_mj or each.runtime_ms), each.cause))
+    return tuple(sums)
 
 
-def judge(comparison: Comparison, tolerance: Tolerance) -> tuple[Breach, ...]:
-    """Everything that has grown beyond the tolerance, whole calls first."""
-    per = tolerance.per or "call"
-    samples = comparison.batches if per == "sample" else Batches(1, 1)
-    wholes, layers = [], []
-    for quantity in comparison.quantities():
-        before, after = comparison.values(quantity)
-        wholes += _breach(tolerance, quantity, (before, after), samples, None)
-        if tolerance.allowed(quantity, before, layer=True) is None:
+def judge(comparison: Comparison, tolerance: Tolerance) -> Comparison:
+    """The comparison with everything that has grown beyond the tolerance."""
+    wholes, layers = list[Breach](), list[Breach]()
+    broken: dict[int, list[Compared]] = {}
+    for quantity, total in comparison.known().items():
+        whole = _breach(comparison, tolerance, quantity, (total.base, total.head), None)
+        wholes += [] if whole is None else [whole]
+        if tolerance.allowed(quantity, total.base, layer=True) is None:
             continue
-        for change in comparison.changes:
-            if change.base is not None and change.head is not None:
-                layers += _breach(tolerance, quantity, change.values(quantity), samples, change)
-    return (*wholes, *sorted(layers, key=lambda each: each.before - each.after))
+        for at, change in enumerate(comparison.layers):
+            if change.base_index is not None and change.head_index is not None:
+                values = change.values(quantity)
+                found = _breach(comparison, tolerance, quantity, values, change.path)
+                if found is not None:
+                    layers.append(found)
+                    broken.setdefault(at, []).append(quantity)
+    layers.sort(key=lambda each: each.before - each.after)
+    changes = tuple(
+        msgspec.structs.replace(change, breaches=tuple(broken.get(at, ())))
+        for at, change in enumerate(comparison.layers)
+    )
+    return msgspec.structs.replace(comparison, breaches=(*wholes, *layers), layers=changes)
 
 
 def _breach(
+    comparison: Comparison,
     tolerance: Tolerance,
     quantity: Compared,
     values: tuple[float, float],
-    samples: Batches,
-    change: LayerChange | None,
-) -> list[Breach]:
+    layer: str | None,
+) -> Breach | None:
+    per = tolerance.per or "call"
+    samples = comparison.batches if per == "sample" else Batches(1, 1)
     before, after = values[0] / max(samples.base, 1), values[1] / max(samples.head, 1)
-    allowed = tolerance.allowed(quantity, before, layer=change is not None)
+    allowed = tolerance.allowed(quantity, before, layer=layer is not None)
     # A billionth is not growth: sums of equal layers in another order differ by as much.
     if allowed is None or after - before <= allowed + 1e-9 * before:
-        return []
-    per = tolerance.per or "call"
-    return [Breach(quantity, before, after, allowed, per, change)]
-
-
-# -- A comparison as plain data: what reports show, and what travels from an xdist worker.
-
-
-def comparison_record(comparison: Comparison, breaches: Sequence[Breach]) -> dict[str, Any]:
-    """The comparison in JSON types; energy in mJ, runtime in ms, of one call.
-
-    Returns
-    -------
-    dict
-        ``recalibrated``, ``stored_sha256``, ``batches``; ``energy`` and ``runtime``, each None
-        where it is not known or with ``stored``, ``base`` (predicted again), ``head``,
-        ``calibration`` (None where not known) and ``interval`` of ``head - base`` (or None);
-        ``breaches``; ``causes``; ``layers`` that differ; ``unchanged`` layers.
-    """
-    known = comparison.quantities()
-    broken = {(id(each.layer), each.quantity) for each in breaches if each.layer is not None}
-    return {
-        "model": [comparison.base.model, comparison.head.model],
-        "recalibrated": comparison.recalibrated,
-        "stored_sha256": comparison.stored_sha256,
-        "batches": list(comparison.batches),
-        "energy": _whole(comparison, "energy") if "energy" in known else None,
-        "runtime": _whole(comparison, "runtime") if "runtime" in known else None,
-        "breaches": [_breach_record(each) for each in breaches],
-        "causes": [
-            {
-                "cause": each.name,
-                "layers": each.layers,
-                "energy_mj": each.energy_mj,
-                "runtime_ms": each.runtime_ms,
-                "example": _path(each.example),
-                "detail": each.detail,
-            }
-            for each in comparison.causes()
-        ],
-        "layers": [
-            _layer(each, [name for name in known if (id(each), name) in broken])
-            for each in comparison.changes
-        ],
-        "unchanged": len(comparison.head.layers)
-        - sum(each.head is not None for each in comparison.changes),
-    }
-
-
-def _whole(comparison: Comparison, quantity: Compared) -> dict[str, Any]:
-    base, head = comparison.values(quantity)
-    stored = comparison.stored.energy_mj if quantity == "energy" else comparison.stored.runtime_ms
-    interval = comparison.interval(quantity)
-    return {
-        "stored": stored,
-        "base": base,
-        "head": head,
-        "calibration": comparison.calibration(quantity),
-        "interval": None if interval is None else list(interval),
-    }
-
-
-def _breach_record(breach: Breach) -> dict[str, Any]:
-    return {
-        "quantity": breach.quantity,
-        "before": breach.before,
-        "after": breach.after,
-        "allowed": breach.allowed,
-        "per": breach.per,
-        "layer": None if breach.layer is None else _path(breach.layer),
-    }
-
-
-def _layer(change: LayerChange, broken: list[str]) -> dict[str, Any]:
-    shown = change.head or change.base
-    assert shown is not None  # a pair has one side at least
-    energy, runtime = change.values("energy"), change.values("runtime")
-    return {
-        "base_index": change.base_index,
-        "head_index": change.head_index,
-        "path": _path(change),
-        "base_path": None if change.base is None else change.base.layer.path,
-        "op": shown.layer.op,
-        "kind": shown.layer.kind,
-        "energy_mj": list(energy),
-        "runtime_ms": list(runtime),
-        "causes": [each._asdict() for each in change.causes],
-        "breaches": broken,
-    }
-
-
-def _path(change: LayerChange) -> str:
-    """Where the layer is now; where it was if it is gone."""
-    shown = change.head or change.base
-    assert shown is not None  # a pair has one side at least
-    return shown.layer.path
+        return None
+    return Breach(quantity, before, after, allowed, per, layer)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
-import json
 import subprocess
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+from msgspec import UNSET
+
 from pytest_neuralpower.errors import BaselineError, CompareError, NeuralPowerError, PlatformError
 from pytest_neuralpower.guard.baseline import Baseline, parse_baseline, read_baseline
-from pytest_neuralpower.guard.compare import compare_predictions, comparison_record, judge
+from pytest_neuralpower.guard.compare import compare_predictions, judge
+from pytest_neuralpower.guard.finding import Finding, read_report
 from pytest_neuralpower.layer_codec import priced_layer
 from pytest_neuralpower.platform.catalog import load_platform
 from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
@@ -98,44 +101,28 @@ def _collected(given: str, found: list[tuple[str, Baseline]]) -> Source:
 
 
 def _report(path: Path) -> Source:
-    from pytest_neuralpower.report.formats import FORMAT, VERSION  # noqa: PLC0415
-
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CompareError(
-            f"{path} cannot be read as a report ({error}): write one with pytest "
-            "--np-report=PATH.json"
-        ) from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CompareError(
-            f"{path} is no report of this plugin: write one with pytest --np-report=PATH.json"
-        )
-    if content.get("version") != VERSION:
-        raise CompareError(
-            f"{path} has version {content.get('version')!r}, this release reads {VERSION}: upgrade "
-            "pytest-neuralpower, or write the report again"
-        )
-    try:
-        return {
-            Key(each["name"], each["platform"]): _prediction(each, content["torch"])
-            for each in content["predictions"]
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise CompareError(
-            f"{path}: a prediction is broken ({error}): write the report again"
-        ) from None
+    report = read_report(path)
+    found = {}
+    for each in report.predictions:
+        try:
+            found[Key(each.name, each.platform)] = _prediction(each, report.torch)
+        except ValueError as error:
+            raise CompareError(
+                f"{path}: a prediction is broken ({error}): write the report again"
+            ) from None
+    return found
 
 
-def _prediction(record: Mapping[str, Any], torch: str) -> Baseline:
+def _prediction(finding: Finding, torch: str) -> Baseline:
+    layers = () if finding.layers is UNSET else msgspec.json.decode(finding.layers)
     return Baseline(
-        test=record["test"],
-        model=record["model"],
-        batch=record["batch"],
-        platform=record["platform"],
-        platform_sha256=record["platform_sha256"],
+        test=finding.test,
+        model=finding.model,
+        batch=finding.batch,
+        platform=finding.platform,
+        platform_sha256=finding.platform_sha256,
         torch=torch,
-        layers=tuple(map(priced_layer, record["layers"])),
+        layers=tuple(map(priced_layer, layers)),
     )
 
 
@@ -206,10 +193,9 @@ def compare_sources(
             result["outcome"] = "removed" if key in base else "new"
         else:
             try:
-                comparison = _compare(base[key], head[key], loaded)
-                breaches = judge(comparison, tolerance)
-                result["comparison"] = comparison_record(comparison, breaches)
-                result["outcome"] = "regressed" if breaches else "ok"
+                comparison = judge(_compare(base[key], head[key], loaded), tolerance)
+                result["comparison"] = msgspec.to_builtins(comparison)
+                result["outcome"] = "regressed" if comparison.breaches else "ok"
             except NeuralPowerError as error:
                 result.update(outcome="failed", error=str(error))
         found.append(result)

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import msgspec
 import pytest
 
 from pytest_neuralpower.errors import BaselineError, BudgetError
@@ -24,7 +25,7 @@ from pytest_neuralpower.guard.baseline import (
     baseline_text,
 )
 from pytest_neuralpower.guard.budget import MARKERS, Budget, check, closest_budgets, parse_marker
-from pytest_neuralpower.guard.compare import compare, comparison_record, judge
+from pytest_neuralpower.guard.compare import compare, judge
 from pytest_neuralpower.guard.tolerance import (
     DEFAULT,
     MARKER,
@@ -40,7 +41,6 @@ from pytest_neuralpower.report.formats import torch_version
 
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.network import Live
-    from pytest_neuralpower.guard.budget import Verdict
     from pytest_neuralpower.guard.compare import Comparison
     from pytest_neuralpower.platform.catalog import AnyPlatform
     from pytest_neuralpower.platform.prediction import Prediction
@@ -321,7 +321,7 @@ class GuardSession:
         from pytest_neuralpower.report import terminal  # noqa: PLC0415 - only once used
 
         prediction = guard.predictions[place]
-        verdicts, failures, outcome = [], [], "ok" if budgets else "unbounded"
+        verdicts, broken, failures, outcome = [], [], [], "ok" if budgets else "unbounded"
         untrusted = prediction.share(*UNTRUSTED)
         if self.settings.strict and untrusted > self.settings.strict_limit:
             outcome = "untrusted"
@@ -333,14 +333,17 @@ class GuardSession:
         for budget in budgets:
             try:
                 verdicts.append(check(budget, prediction, self.settings.judge))
+                broken += [] if verdicts[-1].passed else [budget]
             except BudgetError as error:
                 outcome = "misused"
                 failures.append(str(error))
-        broken = [verdict for verdict in verdicts if not verdict.passed]
         if broken:
             outcome = "over"
             text = terminal.failure_text(
-                prediction, broken, top=self.settings.top, again=self._again(guard)
+                prediction,
+                [verdict for verdict in verdicts if not verdict.passed],
+                top=self.settings.top,
+                again=self._again(guard),
             )
             failures.insert(0, "\n".join([text, *self._advice(guard, place, broken)]))
         return {
@@ -354,16 +357,16 @@ class GuardSession:
             "power_w": prediction.power_w,
             "estimated_power": guard.platform.tiers.get("power") == "estimated",
             "untrusted_share": untrusted,
-            "budgets": [_verdict_record(verdict) for verdict in verdicts],
+            "budgets": msgspec.to_builtins(verdicts),
             "outcome": outcome,
             "failure": "\n\n".join(failures),
         }
 
-    def _advice(self, guard: Guard, place: int, broken: Sequence[Verdict]) -> list[str]:
+    def _advice(self, guard: Guard, place: int, broken: Sequence[Budget]) -> list[str]:
         """What to do about a broken budget: about one on energy or runtime, if there is one."""
         if place not in guard.over or not broken:
             return []
-        budget = min((each.budget for each in broken), key=lambda each: each.quantity == "power")
+        budget = min(broken, key=lambda each: each.quantity == "power")
         from pytest_neuralpower.compress.inputs import Call  # noqa: PLC0415 - imports torch
         from pytest_neuralpower.compress.on_failure import failure_advice  # noqa: PLC0415
 
@@ -402,22 +405,6 @@ def _parse(markers: Sequence[PlacedMarker]) -> list[tuple[int, Budget]]:
         for distance, mark in markers
         if mark.name in MARKERS
     ]
-
-
-def _verdict_record(verdict: Verdict) -> dict[str, Any]:
-    budget = verdict.budget
-    return {
-        "quantity": budget.quantity,
-        "unit": budget.unit,
-        "samples": budget.samples,
-        "per": budget.per,
-        "limit": budget.limit,
-        "value": verdict.value,
-        "passed": verdict.passed,
-        "judge": verdict.judge,
-        "interval": None if verdict.interval is None else list(verdict.interval),
-        "sure": verdict.sure,
-    }
 
 
 def _no_platform_text() -> str:
@@ -651,10 +638,10 @@ def _compare(
     baseline = held.store.read(prediction.platform, name, expected)
     assert baseline is not None  # the caller has looked
     comparison = compare(baseline, prediction, held.platform)
-    _check_judged(comparison, tolerance)
-    breaches = judge(comparison, tolerance)
-    found = record["comparison"] = comparison_record(comparison, breaches)
-    if breaches:
+    _check_judged(comparison, tolerance, prediction.platform)
+    comparison = judge(comparison, tolerance)
+    found = record["comparison"] = msgspec.to_builtins(comparison)
+    if comparison.breaches:
         path = held.store.shown(held.store.path(prediction.platform, name))
         text = regression_text(
             found, platform=prediction.platform, path=path, top=held.top, accept=held.accept
@@ -662,16 +649,16 @@ def _compare(
         _fail(record, "regressed", text)
 
 
-def _check_judged(comparison: Comparison, tolerance: Tolerance) -> None:
+def _check_judged(comparison: Comparison, tolerance: Tolerance, platform: str) -> None:
     if not any(
         tolerance.allowed(quantity, 1.0, layer=layer) is not None
-        for quantity in comparison.quantities()
+        for quantity in comparison.known()
         for layer in (False, True)
     ):
-        known = " and ".join(comparison.quantities())
+        known = " and ".join(comparison.known())
         raise BaselineError(
             f"the tolerance says nothing of {known}, which is all that platform "
-            f"{comparison.head.platform!r} predicts: give max_percent="
+            f"{platform!r} predicts: give max_percent="
         )
 
 

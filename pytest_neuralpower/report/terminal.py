@@ -217,12 +217,11 @@ def failure_text(
     """What people read when budgets are broken: which, by how much, where it goes, what next."""
     lines = []
     for verdict in broken:
-        budget = verdict.budget
-        per = "" if budget.quantity == "power" else f" per {budget.per}"
-        what = "exceeded" if verdict.value > budget.limit else "not safe"
+        per = "" if verdict.quantity == "power" else f" per {verdict.per}"
+        what = "exceeded" if verdict.value > verdict.limit else "not safe"
         lines += [
-            f"{budget.quantity} budget {what}: {prediction.model} on {prediction.platform}",
-            f"  budget     {verdict.show(budget.limit)}{per}",
+            f"{verdict.quantity} budget {what}: {prediction.model} on {prediction.platform}",
+            f"  budget     {verdict.show(verdict.limit)}{per}",
             f"  predicted  {verdict.show(verdict.value)}{per}, {_distance(verdict)}",
         ]
         if verdict.interval is not None:
@@ -251,8 +250,8 @@ def failure_text(
 
 def _distance(verdict: Verdict) -> str:
     """How far the point is from the limit."""
-    ratio = verdict.value / verdict.budget.limit
-    by = verdict.show(abs(verdict.value - verdict.budget.limit))
+    ratio = verdict.value / verdict.limit
+    by = verdict.show(abs(verdict.value - verdict.limit))
     if ratio >= 2:
         times = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
         return f"{times} times the budget (by {by})"
@@ -263,7 +262,7 @@ def _sureness(verdict: Verdict) -> str:
     """How sure it is that the budget is over or kept, from where the limit lies."""
     assert verdict.interval is not None  # the caller has looked
     low, high, coverage = verdict.interval
-    limit = verdict.budget.limit
+    limit = verdict.limit
     if verdict.sure:
         return f"{coverage:.0%} sure to be {'over' if limit < low else 'within'}"
     place = (limit - low) / (high - low) if high > low else 0.5

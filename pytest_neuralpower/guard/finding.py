@@ -1,0 +1,195 @@
+"""What one guarded prediction of a test found: what reports lay out, and what xdist carries.
+
+The fields of a :class:`Finding` and of a :class:`Report`, in their order, are those of the JSON
+report; ``docs/report-format.md`` says what each means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from pytest_neuralpower.errors import CompareError
+from pytest_neuralpower.guard.budget import Verdict
+from pytest_neuralpower.guard.compare import Comparison
+from pytest_neuralpower.platform.intervals import Interval
+
+__all__ = ["FORMAT", "VERSION", "BaselineState", "Finding", "Measured", "Report", "read_report"]
+
+FORMAT: Final = "pytest-neuralpower report"
+VERSION: Final = 1
+
+Outcome = Literal[
+    "ok", "over", "untrusted", "regressed", "missing", "misused", "failed", "unbounded"
+]
+
+
+class BaselineState(Struct, frozen=True):
+    """A prediction's baseline file, and what became of it.
+
+    Attributes
+    ----------
+    name, path
+        Of the baseline; the path as messages show it.
+    status
+        ``held`` (compared with), ``missing``, ``update`` (to be written at the session's end),
+        ``written``, ``unchanged`` (written alike before), ``left`` (its test did not pass).
+    text
+        What is to be written; never in a report.
+    """
+
+    name: str
+    path: str
+    status: Literal["held", "missing", "update", "written", "unchanged", "left"]
+    text: str | UnsetType = UNSET
+
+
+class MeasuredQuantity(Struct, frozen=True):
+    """A measured and a predicted value in mJ, ms or W; None is what the platform does not know."""
+
+    measured: float
+    predicted: float | None
+    error_percent: float | None
+    inside_interval: bool | None
+
+
+class Measured(Struct, frozen=True):
+    """A call as it was measured on the device, next to its prediction; unset: not measured."""
+
+    model: str
+    platform: str
+    device: str
+    calls: int
+    median_ms: float
+    runtime: MeasuredQuantity | UnsetType = UNSET
+    power: MeasuredQuantity | UnsetType = UNSET
+    energy: MeasuredQuantity | UnsetType = UNSET
+
+
+class Finding(Struct, frozen=True):
+    """One prediction of a guarded test, held against its budgets and its baseline.
+
+    Attributes
+    ----------
+    name
+        What predictions are paired by in comparisons: the name of its baseline.
+    test, file, line
+        Node id; file below the root, and line from 1 (None if unknown), of the test.
+    energy_mj, runtime_ms, power_w
+        Of one call; None is what the platform does not know.
+    estimated_power
+        Whether power was never metered.
+    untrusted_share
+        Share (0..1) of the energy, or of the runtime without one, that no measurement supports.
+    budgets
+        The verdict of each budget.
+    failure
+        What people read; empty where nothing is broken.
+    measured, comparison, baseline
+        Unset where nothing was measured, compared, or has a baseline.
+    provenance
+        Of the platform, for people.
+    energy_interval_mj, runtime_interval_ms, power_interval_w
+        To six digits; None on a platform without.
+    layers
+        A JSON array with one layer a line (``layer_codec``), unset where no report shows layers:
+        thousands of them stay one text on their way from an xdist worker.
+    """
+
+    name: str
+    test: str
+    platform: str
+    platform_sha256: str
+    model: str
+    batch: int
+    energy_mj: float | None = None
+    runtime_ms: float | None = None
+    power_w: float | None = None
+    estimated_power: bool = False
+    untrusted_share: float = 0.0
+    budgets: tuple[Verdict, ...] = ()
+    outcome: Outcome = "unbounded"
+    failure: str = ""
+    measured: Measured | UnsetType = UNSET
+    comparison: Comparison | UnsetType = UNSET
+    baseline: BaselineState | UnsetType = UNSET
+    file: str = ""
+    line: int | None = None
+    provenance: Mapping[str, str] = {}
+    energy_interval_mj: Interval | None = None
+    runtime_interval_ms: Interval | None = None
+    power_interval_w: Interval | None = None
+    energy_basis: str = ""
+    notes: tuple[str, ...] = ()
+    layers: msgspec.Raw | UnsetType = UNSET
+
+    def record(self) -> dict[str, Any]:
+        """JSON types for plugins: what the JSON report has of it, layers as a list."""
+        found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        return found
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """What a session found, sorted by test and platform; no dates, durations or machine names.
+
+    Attributes
+    ----------
+    plugin, torch
+        Versions.
+    stale_baselines
+        Paths of baselines that no test predicts any more.
+    """
+
+    format: str = FORMAT
+    version: int = VERSION
+    plugin: str
+    torch: str
+    stale_baselines: tuple[str, ...] = ()
+    predictions: tuple[Finding, ...]
+
+
+def findings_to_text(findings: Sequence[Finding]) -> str:
+    """Findings as JSON: what a test's report carries, also from an xdist worker."""
+    return msgspec.json.encode(findings).decode()
+
+
+def findings_from_text(text: str) -> tuple[Finding, ...]:
+    """What :func:`findings_to_text` wrote."""
+    return msgspec.json.decode(text, type=tuple[Finding, ...])
+
+
+def read_report(path: Path) -> Report:
+    """Read a JSON report.
+
+    Raises
+    ------
+    CompareError
+        With one line: it cannot be read, is no report, of another version, or broken.
+    """
+    try:
+        content = path.read_bytes()
+        head = msgspec.json.decode(content)
+    except (OSError, msgspec.DecodeError) as error:
+        raise CompareError(
+            f"{path} cannot be read as a report ({error}): write one with pytest "
+            "--np-report=PATH.json"
+        ) from None
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        raise CompareError(
+            f"{path} is no report of this plugin: write one with pytest --np-report=PATH.json"
+        )
+    if head.get("version") != VERSION:
+        raise CompareError(
+            f"{path} has version {head.get('version')!r}, this release reads {VERSION}: upgrade "
+            "pytest-neuralpower, or write the report again"
+        )
+    try:
+        return msgspec.json.decode(content, type=Report)
+    except msgspec.ValidationError as error:
+        raise CompareError(
+            f"{path}: a prediction is broken ({error}): write the report again"
+        ) from None
