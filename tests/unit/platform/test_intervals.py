@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 CONV = Spread(0.1, 0.3, 0.0)
 OTHER = Spread(0.5, 0.5, 1.0)
+SURE = Spread(0.0, 0.0, 0.0)
 
 
 def intervals(
@@ -70,6 +71,9 @@ class TestLayers:
     def test_of_a_foreign_dtype_are_no_surer_than_the_fallback(self) -> None:
         _, high = errors(intervals(), [1.0], outside=[0], foreign=[0]).layers("runtime")
         assert high == pytest.approx([math.exp(0.5)])
+        wide = QuantitySpreads({"conv": Spread(0.1, 0.8, 0.0)}, OTHER)
+        found = errors(Intervals(0.9, wide), [1.0, 1.0], outside=[0], foreign=[0, 1])
+        assert found.layers("runtime")[1] == pytest.approx([math.exp(0.8), math.exp(0.5)])
 
     def test_are_off_in_energy_by_runtime_and_power(self) -> None:
         found = errors(intervals(power=Spread(0.2, 0.2, 1.0)), [1.0], energy=[50.0])
@@ -120,6 +124,16 @@ class TestTotals:
         low, _ = errors(found, [1.0], ["norm"], energy=[10.0]).total("energy")
         assert 0 < low < 1
 
+    def test_of_energy_are_off_by_the_whole_of_runtime_and_power_unless_it_was_measured(
+        self,
+    ) -> None:
+        sure = QuantitySpreads({}, SURE)
+        apart = Intervals(0.9, replace(sure, whole=0.3), replace(sure, whole=0.4))
+        joint = replace(apart, energy=replace(sure, families={"conv": SURE}, whole=0.2))
+        for found, whole in ((apart, 0.5), (joint, 0.2)):
+            total = errors(found, [1.0, 2.0], energy=[10.0, 20.0]).total("energy")
+            assert total == pytest.approx((30 * math.exp(-whole), 30 * math.exp(whole)))
+
     def test_of_power_are_no_wider_for_an_unsure_runtime(self) -> None:
         found = errors(intervals(whole=3.0, power=Spread(0.1, 0.1, 1.0)), [1.0], energy=[80.0])
         assert found.total("power") == pytest.approx((80 * math.exp(-0.1), 80 * math.exp(0.1)))
@@ -135,6 +149,14 @@ class TestTotals:
         own = random.normal(0, sigma * (1 - correlation) ** 0.5, (4000, 30))
         truth = (sizes * np.exp(common + own)).sum(axis=1)
         assert 0.87 < ((low <= truth) & (truth <= high)).mean() < 0.94
+
+
+@pytest.mark.parametrize("coverage", [0, 1, 1.5, -0.1, True, "0.9"])
+def test_a_coverage_that_is_no_share_between_0_and_1_is_refused(coverage: object) -> None:
+    data = intervals().to_json()
+    assert Intervals.from_json(data) == intervals()
+    with pytest.raises(ValueError, match="coverage"):
+        Intervals.from_json({**data, "coverage": coverage})
 
 
 @pytest.fixture
@@ -219,9 +241,94 @@ class TestDifferences:
     def test_is_none_where_nothing_is_known(self, platform: Platform) -> None:
         bare = net(replace(platform, intervals=None), 100)
         assert difference_interval(bare, bare) is None
+        known = net(platform, 100)
+        assert difference_interval(known, replace(known, errors=None)) is None
+        assert ratio_interval(replace(known, errors=None), known) is None
         without = net(replace(platform, power=None), 100)
         assert difference_interval(without, without, "energy") is None
         assert difference_interval(without, without, "runtime") is not None
+
+
+class TestDifferencesByHand:
+    """Calls of linear layers at 1 GFLOP/s, on a platform whose errors are of one sort alone."""
+
+    def interval(
+        self,
+        base: dict[str, float],
+        head: dict[str, float],
+        *,
+        spread: Spread = SURE,
+        whole: float = 0.0,
+    ) -> tuple[float, float, Interval]:
+        """How far below and above its point the difference of two calls may lie, and their ratio's
+        interval; each call has linear layers by path, with so many ms."""
+        known = Intervals(0.9, QuantitySpreads({"linear": spread}, OTHER, whole))
+        platform = Platform(
+            "toy", "Toy", "float32", "eager", {}, {}, {}, Fallback(1.0, 1.0, 1e-6), None,
+            intervals=known, sha256="0" * 64,
+        )  # fmt: skip
+        calls = [
+            platform.predict(
+                [replace(linear_layer(10, 100, round(500 * ms)), path=path)
+                 for path, ms in call.items()]
+            )
+            for call in (base, head)
+        ]  # fmt: skip
+        assert [call.runtime_ms for call in calls] == pytest.approx(
+            [sum(base.values()), sum(head.values())]
+        )
+        found, ratio = (each(*calls, "runtime") for each in (difference_interval, ratio_interval))
+        assert found is not None
+        assert ratio is not None
+        point = sum(head.values()) - sum(base.values())
+        return point - found.low, found.high - point, ratio
+
+    def test_what_the_sum_of_layers_misses_is_common_at_the_same_places(self) -> None:
+        off = math.expm1(0.3)
+        # The layer that grew by 2 ms is missed by as much more; what did not change cancels.
+        below, above, _ = self.interval({"a": 4, "b": 1}, {"a": 4, "b": 3}, whole=0.3)
+        assert (below, above) == pytest.approx((2 * off, 2 * off))
+        # One grew by what another shrank.
+        below, above, _ = self.interval({"a": 4, "b": 1}, {"a": 3, "b": 2}, whole=0.3)
+        assert (below, above) == pytest.approx((0, 0), abs=1e-12)
+
+    def test_what_it_misses_elsewhere_is_each_call_s_own(self) -> None:
+        off = math.expm1(0.3)
+        # a grew by 1 ms; b and c, 3 ms together, are in base alone, d of 4 ms is in head.
+        below, above, _ = self.interval({"a": 1, "b": 1, "c": 2}, {"a": 2, "d": 4}, whole=0.3)
+        assert (below, above) == pytest.approx((off * 26**0.5, off * 26**0.5))
+
+    def test_a_family_s_shared_error_counts_as_far_as_its_totals_differ(self) -> None:
+        shared = Spread(0.2, 0.2, 1.0)
+        below, above, ratio = self.interval({"a": 4, "b": 1}, {"a": 3, "b": 4}, spread=shared)
+        assert (below, above) == pytest.approx((-2 * math.expm1(-0.2), 2 * math.expm1(0.2)))
+        assert (ratio.low, ratio.high) == pytest.approx((1.4, 1.4))
+        # Less of it: where layers take longer than predicted, more is saved.
+        below, above, _ = self.interval({"a": 4, "b": 2}, {"a": 3, "b": 1}, spread=shared)
+        assert (below, above) == pytest.approx((2 * math.expm1(0.2), -2 * math.expm1(-0.2)))
+
+    def test_a_configuration_s_own_error_cancels_with_itself_alone(self) -> None:
+        own = Spread(0.2, 0.2, 0.0)
+        up, down = math.expm1(0.2), -math.expm1(-0.2)
+        # a is in both; b of 3 ms goes, of 4 ms comes, and they err apart.
+        below, above, _ = self.interval({"a": 2, "b": 3}, {"a": 2, "b": 4}, spread=own)
+        assert (below, above) == pytest.approx(
+            (math.hypot(3 * up, 4 * down), math.hypot(3 * down, 4 * up))
+        )
+        # One more of what there is: it is off as the others are.
+        below, above, _ = self.interval({"a": 2, "b": 2}, {"a": 2, "b": 2, "c": 2}, spread=own)
+        assert (below, above) == pytest.approx((2 * down, 2 * up))
+
+    def test_a_ratio_is_off_by_what_the_shares_of_its_layers_are(self) -> None:
+        own = Spread(0.2, 0.2, 0.0)
+        up, down = math.expm1(0.2), -math.expm1(-0.2)
+        # Shares of head less shares of base.
+        _, _, ratio = self.interval({"a": 2, "b": 2.5}, {"a": 2, "c": 4}, spread=own)
+        shares = 2 / 6 - 2 / 4.5, -2.5 / 4.5, 4 / 6
+        low = math.sqrt((shares[0] * up) ** 2 + (shares[1] * up) ** 2 + (shares[2] * down) ** 2)
+        high = math.sqrt((shares[0] * down) ** 2 + (shares[1] * down) ** 2 + (shares[2] * up) ** 2)
+        assert ratio.low == pytest.approx(6 / 4.5 * math.exp(-low))
+        assert ratio.high == pytest.approx(6 / 4.5 * math.exp(high))
 
 
 class TestPredictions:
