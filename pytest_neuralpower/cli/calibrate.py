@@ -1,4 +1,4 @@
-"""``neuralpower calibrate``: measure a device and fit its platform."""
+"""What touches a device or measured rows: calibrate, fit, accuracy, measure, verify."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def calibrate_command(
     (its card). Each row is on the disk before the next is measured: after Ctrl-C, a crash or a full
     disk, --resume goes on.
     """
-    from pytest_neuralpower.calibrate.measure.fleet import BACKENDS  # noqa: PLC0415
-    from pytest_neuralpower.calibrate.measure.plan import calibration_options  # noqa: PLC0415 - torch
-    from pytest_neuralpower.calibrate.measure.progress import choose_progress  # noqa: PLC0415
+    from pytest_neuralpower.calibrate.measure.fleet import BACKENDS
+    from pytest_neuralpower.calibrate.measure.plan import calibration_options
+    from pytest_neuralpower.calibrate.measure.progress import choose_progress
 
     if backend not in BACKENDS:
         raise OptionError(f"--backend {backend}: it is one of {', '.join(BACKENDS)}")
@@ -98,7 +98,7 @@ def calibrate_command(
     )
     with _ctrl_c_told(options.directory):
         if many:
-            from pytest_neuralpower.calibrate.measure.fleet import calibrate_fleet  # noqa: PLC0415
+            from pytest_neuralpower.calibrate.measure.fleet import calibrate_fleet
 
             for path, platform in calibrate_fleet(
                 options,
@@ -110,10 +110,10 @@ def calibrate_command(
             ):
                 _print_result(path, platform)
             return
-        from pytest_neuralpower.calibrate.measure.profile_writer import only_writer  # noqa: PLC0415 - an extra
+        from pytest_neuralpower.calibrate.measure.profile_writer import only_writer
 
         with only_writer(options.directory):
-            from pytest_neuralpower.calibrate.measure.run import calibrate  # noqa: PLC0415 - imports torch
+            from pytest_neuralpower.calibrate.measure.run import calibrate
 
             done = calibrate(options, choose_progress())
         typer.echo(
@@ -141,13 +141,10 @@ def _ctrl_c_told(directory: Path) -> Iterator[None]:
 
 
 def _print_result(path: Path, platform: Platform) -> None:
-    from pytest_neuralpower.calibrate.measure.run import closing_lines  # noqa: PLC0415
+    from pytest_neuralpower.calibrate.measure.run import closing_lines
 
     for line in closing_lines(path, platform, path.parent):
         typer.echo(line)
-
-
-# -- ``neuralpower fit``: a platform from measured rows.
 
 
 def fit_command(
@@ -163,8 +160,8 @@ def fit_command(
 
     Writes the platform file, and its card beside the recipe.
     """
-    from pytest_neuralpower.calibrate.fit.fit import fit_command  # noqa: PLC0415 - imports numpy
-    from pytest_neuralpower.report.accuracy import platforms_text  # noqa: PLC0415
+    from pytest_neuralpower.calibrate.fit.fit import fit_command
+    from pytest_neuralpower.report.accuracy import platforms_text
 
     path, saved = fit_command(directory, out, data_root=data)
     typer.echo(platforms_text([saved.summary()]))
@@ -172,14 +169,11 @@ def fit_command(
     typer.echo(f"wrote {directory / 'README.md'}: its card")
 
 
-# -- ``neuralpower accuracy``: how wrong a platform is on rows it was not fitted on.
-
-
 def accuracy_command(
     platform: Annotated[
         str,
         typer.Argument(
-            metavar="PLATFORM", help="name of a folder in calibration/, or a calibration folder"
+            metavar="PLATFORM", help="name of a folder in calibration/, or the path of one"
         ),
     ],
     profile: Annotated[
@@ -196,19 +190,19 @@ def accuracy_command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Refit PLATFORM with held-out groups, and print how wrong it is beside baselines."""
-    from pytest_neuralpower.calibrate.fit.accuracy import (  # noqa: PLC0415
+    """Refit PLATFORM with held-out groups, and print its errors next to those of baselines."""
+    from pytest_neuralpower.calibrate.fit.accuracy import (
         accuracy_shown,
         find_calibration,
         measure,
         points,
     )
-    from pytest_neuralpower.cli.options import spinner  # noqa: PLC0415 - imports rich
-    from pytest_neuralpower.report.accuracy import accuracy_text  # noqa: PLC0415
+    from pytest_neuralpower.cli.options import spinner
+    from pytest_neuralpower.report.accuracy import accuracy_text
 
     folder = find_calibration(platform)
     if html is not None:
-        from pytest_neuralpower.report.charts import check_page  # noqa: PLC0415
+        from pytest_neuralpower.report.charts import check_page
 
         check_page(html)
     with spinner(f"refitting {folder.name}") as progress:
@@ -218,7 +212,7 @@ def accuracy_command(
     found = accuracy_shown(fitted)
     name = fitted.platform.name
     if html is not None:
-        from pytest_neuralpower.report.charts import accuracy_figure, write_page  # noqa: PLC0415
+        from pytest_neuralpower.report.charts import accuracy_figure, write_page
 
         write_page(accuracy_figure(list(points(fitted)), platform=name), html)
         typer.echo(f"wrote {html}: predicted against measured", err=True)
@@ -228,9 +222,6 @@ def accuracy_command(
         typer.echo(accuracy_text(name, found))
 
 
-# -- ``neuralpower measure``: one call of a model on the device itself, beside its prediction.
-
-
 def measure_command(
     model: Target,
     inputs: Inputs,
@@ -238,7 +229,7 @@ def measure_command(
     arg: Arguments = None,
     meter: MeterOption = "auto",
     seconds: Annotated[
-        float, typer.Option(min=0.1, metavar="S", help="time to run the model over and over")
+        float, typer.Option(min=0.1, metavar="S", help="how long to run the model, repeatedly")
     ] = 5.0,
     as_json: Json = False,
 ) -> None:
@@ -246,15 +237,15 @@ def measure_command(
 
     PLATFORM must have been calibrated on this kind of device.
     """
-    from pytest_neuralpower.calibrate.measure.network import (  # noqa: PLC0415
+    from pytest_neuralpower.calibrate.measure.network import (
         comparison_record,
         comparison_text,
         measure_call,
     )
-    from pytest_neuralpower.calibrate.measure.preflight import open_place  # noqa: PLC0415
-    from pytest_neuralpower.calibrate.measure.verify import device_of, measured_here, mode_of  # noqa: PLC0415
-    from pytest_neuralpower.model_source import load_model, parse_inputs  # noqa: PLC0415
-    from pytest_neuralpower.platform.catalog import (  # noqa: PLC0415
+    from pytest_neuralpower.calibrate.measure.preflight import open_place
+    from pytest_neuralpower.calibrate.measure.verify import device_of, measured_here, mode_of
+    from pytest_neuralpower.model_source import load_model, parse_inputs
+    from pytest_neuralpower.platform.catalog import (
         load_platform,
         predict_call,
     )
@@ -276,9 +267,6 @@ def measure_command(
         typer.echo(comparison_text(record))
 
 
-# -- ``neuralpower verify``: does a platform still hold on its device?
-
-
 def verify_command(
     platform: Annotated[str, typer.Argument(metavar="PLATFORM", help="a name or a path")],
     minutes: Annotated[
@@ -288,12 +276,12 @@ def verify_command(
 ) -> None:
     """Measure some of PLATFORM's networks again on its device, and show each kind's drift.
 
-    Exit code 0: it holds; 1: it does not, calibrate anew; 2: it could not be verified.
+    Exit code 0: it holds; 1: it does not, calibrate it again; 2: it could not be verified.
     """
-    from pytest_neuralpower.calibrate.measure.network import verification_record, verification_text  # noqa: PLC0415
-    from pytest_neuralpower.calibrate.measure.progress import choose_progress  # noqa: PLC0415
-    from pytest_neuralpower.calibrate.measure.verify import verify  # noqa: PLC0415 - imports torch
-    from pytest_neuralpower.platform.catalog import load_platform  # noqa: PLC0415 - imports numpy
+    from pytest_neuralpower.calibrate.measure.network import verification_record, verification_text
+    from pytest_neuralpower.calibrate.measure.progress import choose_progress
+    from pytest_neuralpower.calibrate.measure.verify import verify
+    from pytest_neuralpower.platform.catalog import load_platform
 
     found = verify(load_platform(platform), choose_progress(), seconds=60 * minutes)
     if as_json:

@@ -28,7 +28,7 @@ def compare_command(
             "--tolerance",
             "-t",
             metavar="NAME=NUMBER",
-            help="growth that is let pass, as --np-tolerance of pytest; default max_percent=1",
+            help="growth to accept, as with pytest --np-tolerance [max_percent=1]",
         ),
     ] = None,
     platform: Annotated[
@@ -50,12 +50,12 @@ def compare_command(
     Exits with 0 if nothing costs more than the tolerance allows, 1 if something does, and 2 if they
     could not be compared.
     """
-    from pytest_neuralpower.guard.compare_sources import (  # noqa: PLC0415
+    from pytest_neuralpower.guard.compare_sources import (
         compare_sources,
         exit_code,
         read_pair,
     )
-    from pytest_neuralpower.guard.tolerance import DEFAULT, merge, parse_texts  # noqa: PLC0415
+    from pytest_neuralpower.guard.tolerance import DEFAULT, merge, parse_texts
 
     if markdown and as_json:
         raise OptionError("--markdown and --json: only one format can be printed; give one of them")
@@ -65,11 +65,11 @@ def compare_command(
     if as_json:
         print_json(found)
     elif markdown:
-        from pytest_neuralpower.report.markdown import compare_markdown  # noqa: PLC0415
+        from pytest_neuralpower.report.markdown import compare_markdown
 
         typer.echo(compare_markdown(found, top=top), nl=False)
     else:
-        from pytest_neuralpower.report.compare import compare_text  # noqa: PLC0415
+        from pytest_neuralpower.report.compare import compare_text
 
         typer.echo(compare_text(found, top=top))
     raise typer.Exit(exit_code(found))

@@ -1,4 +1,4 @@
-"""``neuralpower advise``: which widths to move to a plateau edge."""
+"""What to do about a budget that is too tight: advise, prune, apply-plan."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def advise_command(
     as_json: Json = False,
 ) -> None:
     """Say which widths of MODEL to move to a plateau edge of a platform. It changes nothing."""
-    from pytest_neuralpower.compress import rendering  # noqa: PLC0415
-    from pytest_neuralpower.compress.advice import DEFAULT_EFFORT, advise  # noqa: PLC0415
-    from pytest_neuralpower.compress.inputs import Call  # noqa: PLC0415
-    from pytest_neuralpower.model_source import (  # noqa: PLC0415
+    from pytest_neuralpower.compress import rendering
+    from pytest_neuralpower.compress.advice import DEFAULT_EFFORT, advise
+    from pytest_neuralpower.compress.inputs import Call
+    from pytest_neuralpower.model_source import (
         load_model,
         parse_inputs,
     )
@@ -74,9 +74,6 @@ def advise_command(
         print_json(rendering.advice_record(advised))
     else:
         typer.echo(rendering.advice_text(advised))
-
-
-# -- The trained model and the data that the pruning commands were given.
 
 
 def check_outputs(files: Mapping[str, Path | None]) -> None:
@@ -102,9 +99,9 @@ def load_trained(target: str, arguments: Sequence[str] | None, state: Path | Non
     NeuralPowerError
         It cannot be built, or the state dict is not its own.
     """
-    from torch import nn  # noqa: PLC0415 - slow
+    from torch import nn
 
-    from pytest_neuralpower.compress.plan import load_state  # noqa: PLC0415
+    from pytest_neuralpower.compress.plan import load_state
 
     model = load_model(target, parse_arguments(arguments or []), with_values=True)
     if not isinstance(model, nn.Module):
@@ -121,14 +118,11 @@ def load_trained(target: str, arguments: Sequence[str] | None, state: Path | Non
 def read_calibration(source: str) -> Any:
     """Batches from ``file.py:function`` (called without arguments) or from a ``.pt`` file."""
     if source.endswith((".pt", ".pth")):
-        from pytest_neuralpower.compress.plan import load_tensors  # noqa: PLC0415 - torch
+        from pytest_neuralpower.compress.plan import load_tensors
 
         return load_tensors(source)
     found = import_object(source)
     return found() if callable(found) else found
-
-
-# -- ``neuralpower prune``: remove channels or weights until one call keeps its budget.
 
 
 def prune_command(
@@ -175,14 +169,14 @@ def prune_command(
 ) -> None:
     """Prune MODEL until one call keeps its budget, and write the plan that does it again.
 
-    Exits with 0 if the budget is met, 1 if it cannot be (the best plan is written), 2 if it was
-    asked wrongly, and 3 if the channels of MODEL cannot be told apart.
+    Exits with 0 if the budget is met, 1 if it cannot be met (the best plan is written), 2 if the
+    command was misused, and 3 if the channels of MODEL cannot be told apart.
     """
-    from pytest_neuralpower.compress.inputs import Call  # noqa: PLC0415
-    from pytest_neuralpower.compress.prune import prune_to_budget  # noqa: PLC0415
-    from pytest_neuralpower.compress.rendering import pruned_record, pruned_text  # noqa: PLC0415
-    from pytest_neuralpower.errors import UnsupportedGraphError  # noqa: PLC0415
-    from pytest_neuralpower.model_source import (  # noqa: PLC0415
+    from pytest_neuralpower.compress.inputs import Call
+    from pytest_neuralpower.compress.prune import prune_to_budget
+    from pytest_neuralpower.compress.rendering import pruned_record, pruned_text
+    from pytest_neuralpower.errors import UnsupportedGraphError
+    from pytest_neuralpower.model_source import (
         import_object,
         parse_inputs,
     )
@@ -231,9 +225,6 @@ def prune_command(
     raise typer.Exit(0 if result.met else 1)
 
 
-# -- ``neuralpower apply-plan``: remove from a fresh model what a plan removed.
-
-
 def apply_plan_command(
     model: Target,
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="written by `neuralpower prune`")],
@@ -253,13 +244,13 @@ def apply_plan_command(
 
     Exits with 3 if the channels of MODEL cannot be told apart.
     """
-    from pytest_neuralpower.compress.plan import (  # noqa: PLC0415
+    from pytest_neuralpower.compress.plan import (
         apply_plan,
         read_plan,
         save_state,
         weights_hash,
     )
-    from pytest_neuralpower.errors import UnsupportedGraphError  # noqa: PLC0415
+    from pytest_neuralpower.errors import UnsupportedGraphError
 
     check_outputs({"--out": out})
     found = read_plan(plan)

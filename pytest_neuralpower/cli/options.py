@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options that several commands share, and what is done with them."""
 
 from __future__ import annotations
 
@@ -70,9 +70,6 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Csv = Annotated[bool, typer.Option("--csv", help="print CSV, one row a layer")]
 
 
-# -- What commands print for machines.
-
-
 def check_format(*, as_json: bool, as_csv: bool) -> None:
     """Raise :class:`OptionError` when both formats were asked for."""
     if as_json and as_csv:
@@ -84,9 +81,6 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
-# -- The model that a command was given: built, and traced with its inputs.
-
-
 def trace_model(target: str, inputs: Sequence[str], arguments: Sequence[str] | None) -> Trace:
     """Trace one inference of the model that ``--input`` and ``--arg`` describe.
 
@@ -95,8 +89,8 @@ def trace_model(target: str, inputs: Sequence[str], arguments: Sequence[str] | N
     NeuralPowerError
         The model cannot be built or traced; one line says why.
     """
-    from pytest_neuralpower.model_source import load_model, parse_inputs  # noqa: PLC0415
-    from pytest_neuralpower.tracing import trace  # noqa: PLC0415 - imports torch
+    from pytest_neuralpower.model_source import load_model, parse_inputs
+    from pytest_neuralpower.tracing import trace
 
     positional, keywords = parse_inputs(inputs)
     model = load_model(target, parse_arguments(arguments or []))
@@ -105,7 +99,7 @@ def trace_model(target: str, inputs: Sequence[str], arguments: Sequence[str] | N
 
 def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
     """``name=value`` pairs with YAML values: 3 is a number, true a boolean, [1, 2] a list."""
-    import yaml  # noqa: PLC0415 - only needed with --arg
+    import yaml
 
     parsed = {}
     for pair in pairs:
@@ -119,14 +113,11 @@ def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
     return parsed
 
 
-# -- What the command is doing, on standard error while it lasts; silent where nobody watches.
-
-
 @contextmanager
 def spinner(title: str) -> Iterator[Callable[[str], None]]:
     """A line with ``title``, the time it has taken, and what the function given is told."""
-    from rich.console import Console  # noqa: PLC0415 - slow to import
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -137,7 +128,7 @@ def spinner(title: str) -> Iterator[Callable[[str], None]]:
         yield lambda step: bar.update(task, description=f"{title}: {step}")
 
 
-# -- Options that the commands which measure share.
+# Options that the commands which measure share.
 
 DeviceOption = Annotated[
     str,
@@ -156,11 +147,13 @@ MeterOption = Annotated[
     str,
     typer.Option(
         metavar="auto|nvml|rapl|ina3221|zeus|none",
-        help="where energy is read; each is proven under load before it is used",
+        help="where energy is read; each is tested under load before it is used",
     ),
 ]
 Watts = Annotated[
     float | None,
-    typer.Option(metavar="W", help="power under load as you know it: energy is then estimated"),
+    typer.Option(
+        metavar="W", help="power under load, if you know it: energy is then estimated from it"
+    ),
 ]
-Thorough = Annotated[bool, typer.Option("--thorough", help="several times longer, for keeps")]
+Thorough = Annotated[bool, typer.Option("--thorough", help="measure several times longer")]

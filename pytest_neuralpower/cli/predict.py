@@ -1,4 +1,4 @@
-"""``neuralpower trace``: the layers of a model."""
+"""Predictions and what they are made of: trace, predict, epr, eyeriss, explain, platforms."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def trace_command(
     as_csv: Csv = False,
 ) -> None:
     """List the layers of one call of MODEL: operations, bytes, shapes. Nothing is computed."""
-    from pytest_neuralpower.report import records, terminal  # noqa: PLC0415
+    from pytest_neuralpower.report import records, terminal
 
     check_format(as_json=as_json, as_csv=as_csv)
     found = trace_model(model, inputs, arg)
@@ -42,21 +42,20 @@ def trace_command(
         typer.echo(terminal.trace_text(found))
 
 
-# -- ``neuralpower predict``: what one call costs.
-
-
 def predict_command(
     model: Target,
     inputs: Inputs,
     platform: PlatformName,
     arg: Arguments = None,
-    top: Annotated[int, typer.Option(min=0, help="show the N dearest layers; 0 shows all")] = 10,
+    top: Annotated[
+        int, typer.Option(min=0, help="show the N most expensive layers; 0 shows all")
+    ] = 10,
     as_json: Json = False,
     as_csv: Csv = False,
 ) -> None:
     """Predict energy, runtime and power of one call of MODEL, layer by layer."""
-    from pytest_neuralpower.platform.catalog import load_platform  # noqa: PLC0415 - imports numpy
-    from pytest_neuralpower.report import records, terminal  # noqa: PLC0415
+    from pytest_neuralpower.platform.catalog import load_platform
+    from pytest_neuralpower.report import records, terminal
 
     check_format(as_json=as_json, as_csv=as_csv)
     loaded = load_platform(platform)
@@ -68,9 +67,6 @@ def predict_command(
         typer.echo(records.csv_text(rows), nl=False)
     else:
         typer.echo(terminal.prediction_text(prediction, top))
-
-
-# -- ``neuralpower epr``: several models by error and energy together.
 
 
 def epr_command(
@@ -91,27 +87,24 @@ def epr_command(
     such as [[1, 3, 224, 224]]), its error (a share, measured by you) and perhaps arguments of the
     factory.
     """
-    from pytest_neuralpower.platform.catalog import load_platform  # noqa: PLC0415 - imports numpy
-    from pytest_neuralpower.report.epr import rank, read_candidates  # noqa: PLC0415
-    from pytest_neuralpower.report.terminal import epr_text  # noqa: PLC0415
+    from pytest_neuralpower.platform.catalog import load_platform
+    from pytest_neuralpower.report.epr import rank, read_candidates
+    from pytest_neuralpower.report.terminal import epr_text
 
     if html is not None:
-        from pytest_neuralpower.report.charts import check_page  # noqa: PLC0415
+        from pytest_neuralpower.report.charts import check_page
 
         check_page(html)
     loaded = load_platform(platform)
     ranked = rank(read_candidates(models, loaded), alpha=alpha)
     if html is not None:
-        from pytest_neuralpower.report.charts import energy_error_figure, write_page  # noqa: PLC0415
+        from pytest_neuralpower.report.charts import energy_error_figure, write_page
 
         write_page(energy_error_figure(ranked, platform=loaded.name, alpha=alpha), html)
     if as_json:
         print_json([asdict(item) for item in ranked])
     else:
         typer.echo(epr_text(ranked, platform=loaded.name, alpha=alpha))
-
-
-# -- ``neuralpower eyeriss``: layers of an Eyeriss-like array by data type, and their table.
 
 
 def eyeriss_command(
@@ -148,12 +141,12 @@ def eyeriss_command(
     """Energy of every layer by data type: input map, output map, weight, computation.
 
     A table has each layer's shape, batch, zero counts and bit widths. --write makes one from MODEL,
-    with no zeros: count yours, edit it, and give it back as TABLE.
+    with no zeros: count yours, edit it, and pass it as TABLE.
     """
-    from pytest_neuralpower.eyeriss import table  # noqa: PLC0415 - imports numpy
-    from pytest_neuralpower.platform.analytic import EyerissPlatform  # noqa: PLC0415
-    from pytest_neuralpower.platform.catalog import load_platform  # noqa: PLC0415
-    from pytest_neuralpower.report.records import (  # noqa: PLC0415
+    from pytest_neuralpower.eyeriss import table
+    from pytest_neuralpower.platform.analytic import EyerissPlatform
+    from pytest_neuralpower.platform.catalog import load_platform
+    from pytest_neuralpower.report.records import (
         csv_text,
         energy_records,
         energy_text,
@@ -191,26 +184,20 @@ def eyeriss_command(
         typer.echo(f"wrote {write}: {len(rows)} layers", err=True)
 
 
-# -- ``neuralpower explain``: the equations behind a platform's predictions.
-
-
 def explain_command(
     platform: Annotated[str, typer.Argument(metavar="PLATFORM", help="a name or a path")],
     kind: Annotated[str, typer.Argument(metavar="KIND", help="kind of layer, such as conv")],
 ) -> None:
-    """Write the equations by which a platform prices one kind of layer."""
-    from pytest_neuralpower.platform.catalog import load_platform  # noqa: PLC0415 - numpy
-    from pytest_neuralpower.platform.price import Platform  # noqa: PLC0415 - numpy
-    from pytest_neuralpower.report import explain  # noqa: PLC0415
+    """Print the equations by which a platform prices one kind of layer."""
+    from pytest_neuralpower.platform.catalog import load_platform
+    from pytest_neuralpower.platform.price import Platform
+    from pytest_neuralpower.report import explain
 
     loaded = load_platform(platform)
     if isinstance(loaded, Platform):
         typer.echo(explain.explain_text(loaded, kind))
     else:
         typer.echo(explain.explain_analytic_text(loaded, kind))
-
-
-# -- ``neuralpower platforms``: what can be predicted on, and how far to trust it.
 
 
 def platforms_command(
@@ -220,8 +207,8 @@ def platforms_command(
     as_json: Json = False,
 ) -> None:
     """List the shipped platforms with their tier and measured accuracy, or show one in full."""
-    from pytest_neuralpower.platform.catalog import list_platforms, load_platform  # noqa: PLC0415
-    from pytest_neuralpower.report.accuracy import platform_text, platforms_text  # noqa: PLC0415
+    from pytest_neuralpower.platform.catalog import list_platforms, load_platform
+    from pytest_neuralpower.report.accuracy import platform_text, platforms_text
 
     if name is not None:
         summary = load_platform(name).summary()
