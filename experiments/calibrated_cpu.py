@@ -39,7 +39,7 @@ from pytest_neuralpower.tracing import trace
 
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Trace
-    from pytest_neuralpower.platform.price import Platform
+    from pytest_neuralpower.platform.price import FittedPlatform
 
 #: ms; shorter layers are all dispatch, and one or two per cent of a network's time.
 SHORT_MS = 0.1
@@ -78,7 +78,7 @@ def traces() -> dict[str, Trace]:
     return found
 
 
-def others(fitted: Fitted) -> Iterator[tuple[str, Platform]]:
+def others(fitted: Fitted) -> Iterator[tuple[str, FittedPlatform]]:
     """Platforms of the same rows with simpler estimators of runtime."""
     hardware = fitted.platform.hardware
 
@@ -96,7 +96,7 @@ def others(fitted: Fitted) -> Iterator[tuple[str, Platform]]:
     yield "roofline", _refitted(fitted, roofline)
 
 
-def _refitted(fitted: Fitted, make: Callable[[str], Estimator | None]) -> Platform:
+def _refitted(fitted: Fitted, make: Callable[[str], Estimator | None]) -> FittedPlatform:
     families = dict(fitted.platform.families)
     for name, fit in fitted.families.items():
         estimator = make(name)
@@ -134,12 +134,14 @@ class Judged(NamedTuple):
         return float(100 * np.mean(right))
 
 
-def judge(platform: Platform, calls: Mapping[str, Trace], rows: Mapping[str, NetworkRow]) -> Judged:
+def judge(
+    platform: FittedPlatform, calls: Mapping[str, Trace], rows: Mapping[str, NetworkRow]
+) -> Judged:
     predicted = [platform.predict(calls[name]).runtime_ms for name in rows]
     return Judged(np.array(predicted), np.array([row.runtime_ms for row in rows.values()]))
 
 
-def layer_errors(platform: Platform, rows: Mapping[str, NetworkRow], kind: str) -> np.ndarray:
+def layer_errors(platform: FittedPlatform, rows: Mapping[str, NetworkRow], kind: str) -> np.ndarray:
     """Relative errors of the networks' layers of a kind, depthwise ones among the convolutions."""
     found = [
         row

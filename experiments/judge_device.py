@@ -28,12 +28,12 @@ from pytest_neuralpower.estimators.selection import Score
 from pytest_neuralpower.platform.catalog import load_platform, predict_call
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.platform.price import Platform
+    from pytest_neuralpower.platform.price import FittedPlatform
 
 QUANTITIES = ("runtime", "power", "energy")
 
 
-def records(platform: Platform, minutes: float) -> Iterator[dict[str, Any]]:
+def records(platform: FittedPlatform, minutes: float) -> Iterator[dict[str, Any]]:
     """Measured beside predicted, network by network, until the time is up."""
     place = open_place(device_of(platform), platform.dtype, mode=mode_of(platform), meter="auto")
     try:
@@ -42,7 +42,7 @@ def records(platform: Platform, minutes: float) -> Iterator[dict[str, Any]]:
         place.close()
 
 
-def _records(platform: Platform, place: Place, minutes: float) -> Iterator[dict[str, Any]]:
+def _records(platform: FittedPlatform, place: Place, minutes: float) -> Iterator[dict[str, Any]]:
     import torch
 
     print("\n".join(place.meter.notes))

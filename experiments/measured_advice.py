@@ -17,7 +17,7 @@ import copy
 import random
 import statistics
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from tabulate import tabulate
@@ -26,7 +26,10 @@ from torch import nn
 from pytest_neuralpower.compress.advice import advise_groups
 from pytest_neuralpower.compress.find_groups import find_channel_groups, remove_units
 from pytest_neuralpower.guard.budget import Budget
-from pytest_neuralpower.platform.catalog import AnyPlatform, load_platform
+from pytest_neuralpower.platform.catalog import load_platform
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.platform.protocol import Platform
 
 REACH = "reach: median at least 10% less time, never more than 5% slower, sign right at least 80%"
 
@@ -88,7 +91,7 @@ def _any_width(chance: random.Random) -> int:
     return round(10 * 16 ** chance.random())
 
 
-def judge(seed: int, platform: AnyPlatform, channels: int, how: str) -> Timed | None:
+def judge(seed: int, platform: Platform, channels: int, how: str) -> Timed | None:
     """Narrow one network as advised, and time it beside itself; None where there is no advice."""
     model, inputs = draw(seed, how)
     groups = find_channel_groups(model, (inputs,))

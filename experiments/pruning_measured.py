@@ -32,7 +32,7 @@ from pytest_neuralpower.compress.inputs import as_call, calibration_calls
 from pytest_neuralpower.compress.prune import Guard, run_rounds
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.platform.catalog import AnyPlatform
+    from pytest_neuralpower.platform.protocol import Platform
 
 NETWORK = "alexnet-like-wide"
 BATCHES = (1, 8)
@@ -63,7 +63,7 @@ class Row(NamedTuple):
 class Bench:
     """Networks of one seed, made once and kept in a folder."""
 
-    def __init__(self, seed: int, platform: AnyPlatform, cache: Path) -> None:
+    def __init__(self, seed: int, platform: Platform, cache: Path) -> None:
         self.seed, self.platform, self.cache = seed, platform, cache
         self.dense = trained(NETWORK, seed, cache)
 

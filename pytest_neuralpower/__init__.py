@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.catalog import list_platforms, load_platform, predict
     from pytest_neuralpower.platform.differences import difference_interval, ratio_interval
     from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
-    from pytest_neuralpower.platform.price import Platform
+    from pytest_neuralpower.platform.protocol import Platform
     from pytest_neuralpower.plugin.session import (
         BaselineExceeded,
         BaselineMissing,
@@ -64,7 +64,7 @@ _HOMES = {
     "LayerPrediction": "platform.prediction",
     "NeuralPower": "plugin.session",
     "NeuralPowerError": "errors",
-    "Platform": "platform.price",
+    "Platform": "platform.protocol",
     "PlatformError": "errors",
     "Prediction": "platform.prediction",
     "PredictionUntrusted": "plugin.session",

@@ -28,7 +28,7 @@ from pytest_neuralpower.cli.options import (
 from pytest_neuralpower.errors import OptionError
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.platform.price import Platform
+    from pytest_neuralpower.platform.price import FittedPlatform
 
 
 def calibrate_command(
@@ -140,7 +140,7 @@ def _ctrl_c_told(directory: Path) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _print_result(path: Path, platform: Platform) -> None:
+def _print_result(path: Path, platform: FittedPlatform) -> None:
     from pytest_neuralpower.calibrate.measure.run import closing_lines
 
     for line in closing_lines(path, platform, path.parent):

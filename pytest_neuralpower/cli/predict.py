@@ -144,8 +144,7 @@ def eyeriss_command(
     with no zeros: count yours, edit it, and pass it as TABLE.
     """
     from pytest_neuralpower.eyeriss import table
-    from pytest_neuralpower.platform.analytic import EyerissPlatform
-    from pytest_neuralpower.platform.catalog import load_platform
+    from pytest_neuralpower.platform.catalog import load_array
     from pytest_neuralpower.report.records import (
         csv_text,
         energy_records,
@@ -153,12 +152,7 @@ def eyeriss_command(
     )
 
     check_format(as_json=as_json, as_csv=as_csv)
-    array = load_platform(platform)
-    if not isinstance(array, EyerissPlatform):
-        raise OptionError(
-            f"--platform {platform}: it is no Eyeriss-like array; give eyeriss, eyeriss-accelergy "
-            "or the path of a file that describes one"
-        )
+    array = load_array(platform)
     if ":" in source:
         if not inputs:
             raise OptionError(f"{source}: a model needs its inputs; add --input 1,3,227,227")
@@ -190,14 +184,9 @@ def explain_command(
 ) -> None:
     """Print the equations by which a platform prices one kind of layer."""
     from pytest_neuralpower.platform.catalog import load_platform
-    from pytest_neuralpower.platform.price import Platform
-    from pytest_neuralpower.report import explain
+    from pytest_neuralpower.report.explain import explain_text
 
-    loaded = load_platform(platform)
-    if isinstance(loaded, Platform):
-        typer.echo(explain.explain_text(loaded, kind))
-    else:
-        typer.echo(explain.explain_analytic_text(loaded, kind))
+    typer.echo(explain_text(load_platform(platform), kind))
 
 
 def platforms_command(

@@ -17,15 +17,14 @@ from pytest_neuralpower.compress.find_groups import NOT_CHECKED, find_channel_gr
 from pytest_neuralpower.compress.inputs import as_call
 from pytest_neuralpower.compress.width_prices import Effort, WidthPrices, expansion, shrinkage
 from pytest_neuralpower.guard.budget import Budget, as_budget, check
-from pytest_neuralpower.platform.analytic import EyerissPlatform
 from pytest_neuralpower.platform.catalog import load_platform
 from pytest_neuralpower.platform.ranges import PROVENANCE_KEY, were_measured
 
 if TYPE_CHECKING:
     from pytest_neuralpower.compress.channels import ChannelGroup, ChannelGroups
     from pytest_neuralpower.estimators.features import FloatArray
-    from pytest_neuralpower.platform.catalog import AnyPlatform
     from pytest_neuralpower.platform.prediction import Prediction
+    from pytest_neuralpower.platform.protocol import Platform
 
 __all__ = ["DEFAULT_EFFORT", "Advice", "Advised", "advise", "advise_groups"]
 
@@ -127,7 +126,7 @@ class Advised:
 def advise(
     model: Any,
     inputs: Any,
-    platform: AnyPlatform | str | Path,
+    platform: Platform | str | Path,
     budget: Budget | str | None = None,
     *,
     channels: int | None = None,
@@ -178,7 +177,7 @@ def advise(
 
 def advise_groups(
     groups: ChannelGroups,
-    platform: AnyPlatform,
+    platform: Platform,
     budget: Budget | None = None,
     *,
     channels: int | None = None,
@@ -275,7 +274,7 @@ def _advice_on(
 
 def _known(prices: WidthPrices, group: ChannelGroup, to_width: int, *, trusted: bool) -> Known:
     platform = prices.platform
-    if isinstance(platform, EyerissPlatform):
+    if platform.analytic:
         return "computed"
     if not trusted:
         return "extrapolated"

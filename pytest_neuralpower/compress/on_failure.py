@@ -20,7 +20,7 @@ from pytest_neuralpower.units import SYMBOLS, UNITS
 if TYPE_CHECKING:
     from pytest_neuralpower.compress.inputs import Call
     from pytest_neuralpower.guard.budget import Budget
-    from pytest_neuralpower.platform.catalog import AnyPlatform
+    from pytest_neuralpower.platform.protocol import Platform
 
 __all__ = [
     "MOST_LINES",
@@ -154,7 +154,7 @@ _POWER: Final = (
 def failure_advice(
     model: Any,
     call: Call,
-    platform: AnyPlatform,
+    platform: Platform,
     budget: Budget,
     *,
     platform_name: str,
@@ -182,7 +182,7 @@ def failure_advice(
         return [*lines, *_commands(model, call, budget, platform_name, root)]
 
 
-def _advice(model: Any, call: Call, platform: AnyPlatform, budget: Budget, tests: int) -> list[str]:
+def _advice(model: Any, call: Call, platform: Platform, budget: Budget, tests: int) -> list[str]:
     effort = min(_TEST_EFFORT, _SESSION_EFFORT // tests)
     if effort < _LEAST_EFFORT:
         return [f"advice: none beside {tests - 1} other guarded tests: run this one alone"]

@@ -26,8 +26,7 @@ from pytest_neuralpower.compress.weights import Criterion, WeightPruner
 from pytest_neuralpower.compress.width_prices import LayerPrices
 from pytest_neuralpower.errors import BudgetError, CompressError, UnsupportedGraphError
 from pytest_neuralpower.guard.budget import as_budget
-from pytest_neuralpower.platform.analytic import EyerissPlatform
-from pytest_neuralpower.platform.catalog import AnyPlatform, load_platform
+from pytest_neuralpower.platform.catalog import load_platform
 from pytest_neuralpower.platform.prediction import EXTRAPOLATED
 from pytest_neuralpower.tracing import trace
 from pytest_neuralpower.tracing.inputs import batch_size, input_tensors
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.guard.budget import Budget
     from pytest_neuralpower.layers import Layer
     from pytest_neuralpower.platform.prediction import Prediction
+    from pytest_neuralpower.platform.protocol import Platform
     from pytest_neuralpower.units import Quantity
 
 __all__ = [
@@ -214,7 +214,7 @@ class Pruned:
 ROWS_WANTED = 5
 
 
-def statements(after: Prediction, platform: AnyPlatform, quantity: Quantity) -> tuple[str, ...]:
+def statements(after: Prediction, platform: Platform, quantity: Quantity) -> tuple[str, ...]:
     """Sentences that hold for the figures of ``after``."""
     said = ["Energy and runtime are predicted, not measured."]
     interval = after.energy_interval_mj if quantity == "energy" else after.runtime_interval_ms
@@ -232,11 +232,11 @@ def statements(after: Prediction, platform: AnyPlatform, quantity: Quantity) -> 
     )
 
 
-def _energy_of(platform: AnyPlatform, after: Prediction) -> str:
-    if isinstance(platform, EyerissPlatform):
+def _energy_of(platform: Platform, after: Prediction) -> str:
+    if platform.exploits_zeros:
         return (
-            f"Energy is of table {platform.costs.name} ({after.energy_basis}); zeros of maps are "
-            "counted on the calibration data, before and after."
+            f"Energy is of an {platform.device} ({after.energy_basis}); zeros of maps are counted "
+            "on the calibration data, before and after."
         )
     return f"Energy is {after.energy_basis}, on platform {platform.name}."
 
@@ -314,7 +314,7 @@ _CHOICES = {
 def prune_to_budget(
     model: nn.Module,
     inputs: Any,
-    platform: AnyPlatform | str | Path,
+    platform: Platform | str | Path,
     budget: Budget | str,
     *,
     calibration: Any,
@@ -459,7 +459,7 @@ def _pruner(
     work: nn.Module,
     call: Call,
     calls: Sequence[Call],
-    platform: AnyPlatform,
+    platform: Platform,
     limit: Budget,
     *,
     granularity: Granularity,
@@ -470,16 +470,16 @@ def _pruner(
     work.eval()
     reference = copy.deepcopy(work)
     if granularity == "weight":
-        array = _sparse(platform)
+        _check_exploits_zeros(platform)
         traced = trace(work, *call.args, **call.kwargs)
-        _priced(array.predict(traced), limit)
-        return WeightPruner(work, reference, traced, array, calls, **options)
+        _priced(platform.predict(traced), limit)
+        return WeightPruner(work, reference, traced, platform, calls, **options)
     _priced(platform.predict(trace(work, *call.args, **call.kwargs)), limit)
     cost = _layers_cost(platform, limit)
     return ChannelPruner(work, reference, call, cost, calls, widths=widths, **options)
 
 
-def _predicted(pruner: WeightPruner | ChannelPruner, platform: AnyPlatform) -> Prediction:
+def _predicted(pruner: WeightPruner | ChannelPruner, platform: Platform) -> Prediction:
     """The call as the model is now."""
     if isinstance(pruner, WeightPruner):
         return pruner.prediction()
@@ -525,13 +525,12 @@ def _check_values(model: Any) -> None:
             )
 
 
-def _sparse(platform: AnyPlatform) -> EyerissPlatform:
-    if isinstance(platform, EyerissPlatform):
-        return platform
-    raise CompressError(
-        f"granularity='weight' saves nothing on {platform.name}: its dense kernels compute zeros "
-        "too, only an Eyeriss-like array skips them; use granularity='channel'"
-    )
+def _check_exploits_zeros(platform: Platform) -> None:
+    if not platform.exploits_zeros:
+        raise CompressError(
+            f"granularity='weight' saves nothing on {platform.name}: its dense kernels compute "
+            "zeros too, only an Eyeriss-like array skips them; use granularity='channel'"
+        )
 
 
 def _priced(prediction: Prediction, limit: Budget) -> float:
@@ -547,7 +546,7 @@ def _priced(prediction: Prediction, limit: Budget) -> float:
     return value
 
 
-def _layers_cost(platform: AnyPlatform, limit: Budget) -> LayersCost:
+def _layers_cost(platform: Platform, limit: Budget) -> LayersCost:
     prices = LayerPrices(platform)
 
     def cost(sets: Sequence[Sequence[Layer]]) -> FloatArray:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.compress.channels import ChannelGroup, ChannelGroups
     from pytest_neuralpower.estimators.features import FloatArray
     from pytest_neuralpower.layers import Layer, Trace
-    from pytest_neuralpower.platform.catalog import AnyPlatform
+    from pytest_neuralpower.platform.protocol import Platform
 
 __all__ = [
     "Curve",
@@ -193,7 +193,7 @@ class Prices(NamedTuple):
 class LayerPrices:
     """Prices of layers on one platform, remembered by configuration."""
 
-    def __init__(self, platform: AnyPlatform) -> None:
+    def __init__(self, platform: Platform) -> None:
         self.platform = platform
         self._places: dict[tuple[Any, ...], int] = {}
         self._energy: list[float] = []
@@ -267,13 +267,13 @@ class WidthPrices:
     def __init__(
         self,
         groups: ChannelGroups,
-        platform: AnyPlatform,
+        platform: Platform,
         quantity: Literal["energy", "runtime"],
     ) -> None:
         self.groups, self.platform = groups, platform
         self.quantity: Literal["energy", "runtime"] = quantity
         self._prices = LayerPrices(platform)
-        self._effort_a_layer = _MAPPING if "analytic" in platform.tiers.values() else 1
+        self._effort_a_layer = _MAPPING if platform.analytic else 1
         self._known: dict[str, dict[int, Prices]] = {}
 
     def dearest_first(self) -> list[ChannelGroup]:

@@ -23,8 +23,8 @@ from pytest_neuralpower.layers import Trace
 from pytest_neuralpower.platform.prediction import add_known, mean_power
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.platform.catalog import AnyPlatform
     from pytest_neuralpower.platform.prediction import Prediction
+    from pytest_neuralpower.platform.protocol import Platform
 
 __all__ = [
     "FORMAT",
@@ -82,7 +82,7 @@ class Baseline:
         energy_mj = add_known([item.energy_mj for item in self.layers])
         return Totals(energy_mj, runtime_ms, mean_power(energy_mj, runtime_ms))
 
-    def repredict(self, platform: AnyPlatform) -> Prediction:
+    def repredict(self, platform: Platform) -> Prediction:
         """Predict the stored configurations on a platform.
 
         Raises

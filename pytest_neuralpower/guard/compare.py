@@ -20,8 +20,8 @@ from pytest_neuralpower.platform.intervals import Interval
 if TYPE_CHECKING:
     from pytest_neuralpower.guard.baseline import Baseline, Totals
     from pytest_neuralpower.guard.tolerance import Tolerance
-    from pytest_neuralpower.platform.catalog import AnyPlatform
     from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
+    from pytest_neuralpower.platform.protocol import Platform
 
 __all__ = [
     "Breach",
@@ -161,7 +161,7 @@ class Comparison(Struct, frozen=True):
         return found
 
 
-def compare(base: Baseline, head: Prediction, platform: AnyPlatform) -> Comparison:
+def compare(base: Baseline, head: Prediction, platform: Platform) -> Comparison:
     """Hold a prediction against its baseline, predicted again on the same calibration.
 
     Raises

@@ -23,7 +23,7 @@ from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
 if TYPE_CHECKING:
     from pytest_neuralpower.guard.compare import Comparison
     from pytest_neuralpower.guard.tolerance import Tolerance
-    from pytest_neuralpower.platform.catalog import AnyPlatform
+    from pytest_neuralpower.platform.protocol import Platform
 
 __all__ = [
     "Key",
@@ -208,7 +208,7 @@ def _named(source: Source) -> str:
     return ", ".join(names[:3]) + more
 
 
-def _compare(base: Baseline, head: Baseline, loaded: Mapping[str, AnyPlatform]) -> Comparison:
+def _compare(base: Baseline, head: Baseline, loaded: Mapping[str, Platform]) -> Comparison:
     """On today's platform; as stored where that is not here and both are of one calibration."""
     try:
         platform = loaded.get(head.platform) or load_platform(head.platform)

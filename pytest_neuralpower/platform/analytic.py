@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_neuralpower.errors import PlatformError, TraceError
-from pytest_neuralpower.eyeriss.energy import NetworkLayer, network_energy
+from pytest_neuralpower.eyeriss.energy import FUSED, NetworkLayer, network_energy
 from pytest_neuralpower.eyeriss.hardware import (
     COST_TABLES,
     EYERISS,
@@ -20,12 +21,14 @@ from pytest_neuralpower.eyeriss.hardware import (
     Hardware,
     TypeCosts,
 )
-from pytest_neuralpower.layers import Layer, Trace
+from pytest_neuralpower.layers import KINDS, Layer, Trace
 from pytest_neuralpower.platform.file import content_hash
 from pytest_neuralpower.platform.prediction import FALLBACK, UNCOVERED, LayerPrediction, Prediction
+from pytest_neuralpower.platform.protocol import Explanation
 
 if TYPE_CHECKING:
     from pytest_neuralpower.eyeriss.hardware import Zeros
+    from pytest_neuralpower.units import Quantity
 
 __all__ = ["FORMAT", "EyerissPlatform", "parse_platform"]
 
@@ -75,6 +78,24 @@ class EyerissPlatform:
         return {"power": "analytic"}
 
     @property
+    def provenance(self) -> dict[str, Any]:
+        """Empty: nothing was measured."""
+        return {}
+
+    @property
+    def analytic(self) -> bool:
+        return True
+
+    @property
+    def exploits_zeros(self) -> bool:
+        """A product with a zero operand is skipped, and zeros are compressed."""
+        return True
+
+    def knows(self, quantity: Quantity) -> bool:
+        """Energy alone."""
+        return quantity == "energy"
+
+    @property
     def energy_basis(self) -> str:
         """What an energy of this platform is, as predictions say it."""
         return f"array and DRAM at {self.costs.pj_per_mac:g} pJ a MAC, no idle"
@@ -113,6 +134,34 @@ class EyerissPlatform:
             **call,
         )
 
+    def explain(self, kind: str) -> Explanation:
+        """How layers of one kind are priced, and what each access costs.
+
+        Raises
+        ------
+        PlatformError
+            There is no such kind of layer; one line names those there are.
+        """
+        if kind not in KINDS:
+            raise PlatformError(f"unknown kind of layer {kind!r}; known: {', '.join(KINDS)}")
+        costs, bits = self.costs, self.bits
+        rows: list[tuple[str | float, ...]] = [
+            (name.replace("_", " "), level.input_map, level.weight, level.output_map)
+            for name, level in ((name, getattr(costs, name)) for name in _LEVELS)
+        ]
+        return Explanation(
+            (f"{kind} on {self.name}", self.device),
+            _how_priced(kind),
+            costs=(*rows, ("MAC", costs.mac, "", "")),
+            remarks=(
+                f"in 16-bit multiply-accumulates (MACs) of {costs.pj_per_mac:g} pJ, for 16 "
+                "bits; linear in the bits",
+                f"bits: input map {bits.input_map}, weight {bits.weight}, output map "
+                f"{bits.output_map}; runtime is not modelled",
+                *textwrap.wrap(f"costs: {costs.source}", 80, break_long_words=False),
+            ),
+        )
+
     def summary(self) -> dict[str, Any]:
         """What ``neuralpower platforms`` lists, in JSON types."""
         return {
@@ -146,6 +195,44 @@ def _layer_prediction(priced: NetworkLayer) -> LayerPrediction:
         flags=flags,
         energy_parts_mj=priced.energy.parts_mj,
     )
+
+
+# -- How one kind of layer is priced, in words.
+
+#: Kinds of layers that the array computes (convert.works), and as what.
+_MAPPED: Final = {
+    "conv": "as a convolution (a transposed one: over the map with zeros put in)",
+    "linear": "as a 1 x 1 convolution over the tokens of each sample",
+    "matmul": "as a 1 x 1 convolution, one group a matrix, the right operand as weights",
+    "attention": "as its two matrix products",
+}
+
+_EQUATIONS: Final = """\
+energy = computation + input_map + output_map + weight
+  computation = MACs x (1 - zero inputs) x (1 - zero weights) x cost of a MAC
+  each of the others = sum over the memories of accesses x cost of an access
+
+The accesses are those of the row-stationary mapping of least energy that fits
+the array, searched for each layer and batch. A product with a zero operand is
+skipped; zeros of input map and weight are not moved, those of the output map
+not to DRAM."""
+
+
+def _how_priced(kind: str) -> tuple[str, ...]:
+    if kind in _MAPPED:
+        return (f"priced {_MAPPED[kind]}:", "", *_EQUATIONS.splitlines())
+    if kind in FUSED:
+        return (
+            "priced on the way of the preceding layer's output: each value is read from",
+            "and written to a register file, nothing else moves",
+        )
+    if kind == "rnn":
+        return (
+            "has no mapping, as its steps depend on each other; priced without reuse",
+            "(flagged F): each product reads both operands from the buffer, and its maps",
+            "and weights cross every memory once",
+        )
+    return ("computes nothing on the array; each of its values crosses every memory once",)
 
 
 # -- The file of an analytic platform: short JSON that people write, where all but ``format`` has a

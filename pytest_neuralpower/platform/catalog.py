@@ -6,28 +6,26 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_neuralpower.errors import PlatformError, TraceError
 from pytest_neuralpower.platform.file import read, read_json
-from pytest_neuralpower.platform.price import Platform, from_content
+from pytest_neuralpower.platform.price import FittedPlatform, from_content
 
 if TYPE_CHECKING:
     from pytest_neuralpower.platform.analytic import EyerissPlatform
     from pytest_neuralpower.platform.prediction import Prediction
+    from pytest_neuralpower.platform.protocol import Platform
 
 __all__ = [
-    "AnyPlatform",
     "list_platforms",
+    "load_array",
     "load_fitted",
     "load_platform",
     "predict",
     "predict_call",
 ]
 
-
-#: What predicts: a fitted platform or an analytic one.
-AnyPlatform: TypeAlias = "Platform | EyerissPlatform"
 
 _SHIPPED: Final = Path(__file__).parents[1] / "platforms"
 
@@ -37,7 +35,7 @@ def list_platforms() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _SHIPPED.glob("*.json")))
 
 
-def load_platform(name: str | Path) -> AnyPlatform:
+def load_platform(name: str | Path) -> Platform:
     """Load a shipped platform by name, or any platform file by its path.
 
     Raises
@@ -58,7 +56,7 @@ def load_platform(name: str | Path) -> AnyPlatform:
     return from_content(*read(path, data))
 
 
-def load_fitted(name: str | Path) -> Platform:
+def load_fitted(name: str | Path) -> FittedPlatform:
     """:func:`load_platform` where only one whose estimators were fitted will do.
 
     Raises
@@ -67,10 +65,29 @@ def load_fitted(name: str | Path) -> Platform:
         Also for an analytic platform.
     """
     platform = load_platform(name)
-    if not isinstance(platform, Platform):
+    if not isinstance(platform, FittedPlatform):
         raise PlatformError(
             f"platform {platform.name} is analytic, without fitted estimators; name a fitted one "
             "(`neuralpower platforms`)"
+        )
+    return platform
+
+
+def load_array(name: str | Path) -> EyerissPlatform:
+    """:func:`load_platform` where only an Eyeriss-like array will do.
+
+    Raises
+    ------
+    PlatformError
+        Also for a fitted platform.
+    """
+    from pytest_neuralpower.platform.analytic import EyerissPlatform  # noqa: PLC0415 - rare
+
+    platform = load_platform(name)
+    if not isinstance(platform, EyerissPlatform):
+        raise PlatformError(
+            f"--platform {name}: it is no Eyeriss-like array; give eyeriss, eyeriss-accelergy "
+            "or the path of a file that describes one"
         )
     return platform
 
@@ -91,7 +108,7 @@ _TRAINING_NOTE = "the model is in training mode; call .eval() on it to price inf
 
 
 def predict(
-    model: Any, /, *args: Any, platform: AnyPlatform | str | Path | None = None, **kwargs: Any
+    model: Any, /, *args: Any, platform: Platform | str | Path | None = None, **kwargs: Any
 ) -> Prediction:
     """Predict runtime, power and energy of ``model(*args, **kwargs)`` on a platform.
 
@@ -133,7 +150,7 @@ def predict_call(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     *,
-    platform: AnyPlatform | str | Path,
+    platform: Platform | str | Path,
 ) -> Prediction:
     """:func:`predict` with the call's inputs given as one sequence and one mapping."""
     from pytest_neuralpower.tracing import trace  # noqa: PLC0415 - imports torch

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import gc
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +18,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 import numpy as np
 
 from pytest_neuralpower.errors import PlatformError, TraceError
-from pytest_neuralpower.estimators.features import STAND_INS, Columns, FloatArray, columns, family
+from pytest_neuralpower.estimators.features import (
+    FAMILIES,
+    STAND_INS,
+    Columns,
+    FloatArray,
+    columns,
+    family,
+)
 from pytest_neuralpower.estimators.terms import evaluate
 from pytest_neuralpower.layers import Layer, Trace
 from pytest_neuralpower.platform.file import FAMILY_QUANTITIES, write
@@ -30,19 +39,21 @@ from pytest_neuralpower.platform.prediction import (
     LayerPrediction,
     Prediction,
 )
+from pytest_neuralpower.platform.protocol import Equation, Explanation
 from pytest_neuralpower.platform.ranges import outside
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_neuralpower.estimators import Estimator
+    from pytest_neuralpower.eyeriss.hardware import Zeros
     from pytest_neuralpower.platform.intervals import Intervals, LayerErrors
     from pytest_neuralpower.units import Quantity
 
 __all__ = [
     "Fallback",
     "FamilyModel",
-    "Platform",
+    "FittedPlatform",
     "from_content",
 ]
 
@@ -130,7 +141,7 @@ class Fallback(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Platform:
+class FittedPlatform:
     """Calibrated estimators for one device, dtype and execution mode.
 
     Attributes
@@ -176,13 +187,42 @@ class Platform:
     intervals: Intervals | None = None
     sha256: str = ""
 
-    def predict(self, layers: Trace | Iterable[Layer]) -> Prediction:
+    @property
+    def analytic(self) -> bool:
+        return False
+
+    @property
+    def exploits_zeros(self) -> bool:
+        """Dense kernels compute with zeros as with any value."""
+        return False
+
+    @property
+    def energy_basis(self) -> str:
+        """What an energy of this platform is, in words."""
+        return ESTIMATED if self.tiers.get("power") == "estimated" else GROSS
+
+    def knows(self, quantity: Quantity) -> bool:
+        """Whether predictions have the quantity."""
+        return (
+            quantity == "runtime"
+            or self.power is not None
+            or any("power" in model.estimators for model in self.families.values())
+        )
+
+    def predict(
+        self,
+        layers: Trace | Iterable[Layer],
+        *,
+        zeros: Mapping[str, Zeros] | None = None,  # noqa: ARG002 - they cost what others do
+    ) -> Prediction:
         """Predict every layer and, as their sum, the call.
 
         Parameters
         ----------
         layers
             A trace (its batch, model, route and notes are copied) or any layers in order.
+        zeros
+            Without effect: see :attr:`exploits_zeros`.
 
         Raises
         ------
@@ -233,7 +273,7 @@ class Platform:
             ]
         )
         notes = self._notes(items, foreign[which], has_power=power is not None)
-        basis = ESTIMATED if self.tiers.get("power") == "estimated" else GROSS
+        basis = self.energy_basis
         if not isinstance(layers, Trace):
             return Prediction(
                 predicted, self.name, self.sha256, notes=notes, energy_basis=basis, **intervals
@@ -273,10 +313,7 @@ class Platform:
         for index, layer in enumerate(items):
             members.setdefault(family(layer), []).append(index)
         runtime = np.empty(len(items))
-        has_power = self.power is not None or any(
-            "power" in model.estimators for model in self.families.values()
-        )
-        power = np.empty(len(items)) if has_power else None
+        power = np.empty(len(items)) if self.knows("power") else None
         codes = np.zeros(len(items), dtype=np.intp)
         used, families = [""] * len(items), [""] * len(items)
         for name, where in members.items():
@@ -328,6 +365,95 @@ class Platform:
             dtype for dtype in set(dtypes) if dtype != self.dtype and dtype.startswith(_FLOATING)
         }
         return np.array([dtype in foreign for dtype in dtypes])
+
+    def explain(self, kind: str) -> Explanation:
+        """The fitted equations of one family of layers.
+
+        Raises
+        ------
+        PlatformError
+            There is no such family; one line names those there are.
+        """
+        model = self.families.get(kind)
+        estimators = dict(model.estimators) if model else {}
+        text: tuple[str, ...] = ()
+        if model is None:
+            if kind not in FAMILIES:
+                raise PlatformError(self._unknown_family(kind))
+            text = self._without_estimator(kind)
+        if self.power is not None:
+            estimators.setdefault("power", self.power)
+        equations = tuple(
+            Equation(
+                quantity,
+                estimator,
+                self._known_power() if estimator is self.power else self._scores(quantity, kind),
+                model.surcharges if model and quantity == "runtime" else {},
+            )
+            for quantity, estimator in estimators.items()
+        )
+        title = f"{kind} on {self.name}: {self.device}, {self.dtype}"
+        return Explanation((title,), text, equations)
+
+    def _unknown_family(self, name: str) -> str:
+        plain = re.sub(r"[1-3]d$", "", name.lower())
+        close = difflib.get_close_matches(plain, FAMILIES, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        return (
+            f"unknown kind of layer {name!r}{hint}; {self.name} has estimators of "
+            f"{', '.join(self.families) or 'none'}, and prices without one "
+            f"{', '.join(each for each in FAMILIES if each not in self.families)}"
+        )
+
+    def _without_estimator(self, family_name: str) -> tuple[str, ...]:
+        """How a family is priced by the estimator of a like one, or by its traffic."""
+        like = STAND_INS.get(family_name, "")
+        if like in self.families:
+            return (f"priced by the equations of {like}, and flagged as extrapolated: "
+                    f"explain {like}",)  # fmt: skip
+        rates = self.fallback
+        pad = " " * len("runtime_ms")
+        return (
+            f"runtime_ms, by fallback: {self.name} has no estimator of {family_name}, flagged F",
+            "  runtime_ms = the largest of",
+            f"  {pad}   {1 / (rates.bandwidth_gbs * 1e6):.4g} * bytes_moved   "
+            f"({rates.bandwidth_gbs:g} GB/s)",
+            f"  {pad}   {1 / (rates.gflops * 1e6):.4g} * flops   ({rates.gflops:g} GFLOP/s)",
+            f"  {pad}   {rates.floor_ms:.4g}   (the shortest layer that was measured)",
+        )
+
+    def _known_power(self) -> str:
+        """How the power of all layers is known, and how wrong it is where that is known."""
+        tier = self.tiers.get("power")
+        if tier is None:
+            return ""
+        found = self.accuracy.get("power") or {}
+        if tier == "transferred" and "transferred" in found:
+            return (
+                f"transferred from {found['transferred_from']}; off by "
+                f"{found['transferred']['rmspe']:.1f}% on networks of {found['judged_on']}, "
+                f"not known of {self.name}"
+            )
+        if "leave_one_network_out" in found:
+            error = found["leave_one_network_out"]["rmspe"]
+            return f"{tier}; off by {error:.1f}% on networks left out"
+        if "held_out_rows" in found:
+            return f"{tier}; off by {found['held_out_rows']['mape']:.1f}% on rows held out"
+        return tier
+
+    def _scores(self, quantity: str, family_name: str) -> str:
+        """What the chosen estimator and the others scored, where it is known."""
+        section = "runtime" if quantity == "runtime" else f"layer_{quantity}"
+        found = self.accuracy.get(section, {}).get(family_name)
+        if found is None:
+            return ""
+        scores = {
+            name: f"{score['mape']:.1f}%" if "mape" in score else "refused"
+            for name, score in found["held_out"].items()
+        }
+        chosen = scores.pop(found["chosen"])
+        others = ", ".join(f"{name} {score}" for name, score in scores.items())
+        return f"off by {chosen} on held-out shapes{'; ' if others else ''}{others}"
 
     def summary(self) -> dict[str, Any]:
         """What ``neuralpower platforms`` lists, in JSON types."""
@@ -392,7 +518,7 @@ class Platform:
             **({} if self.intervals is None else {"intervals": self.intervals.to_json()}),
         }
 
-    def save(self, path: Path | str) -> Platform:
+    def save(self, path: Path | str) -> FittedPlatform:
         """Write the platform file, all of it or nothing; return the platform with its hash."""
         return from_content(*write(Path(path), self.to_json()))
 
@@ -452,7 +578,7 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def from_content(content: dict[str, Any], sha256: str) -> Platform:
+def from_content(content: dict[str, Any], sha256: str) -> FittedPlatform:
     """The platform that validated content describes (estimators are already objects)."""
     families = {
         name: FamilyModel(
@@ -462,7 +588,7 @@ def from_content(content: dict[str, Any], sha256: str) -> Platform:
         )
         for name, each in content["families"].items()
     }
-    return Platform(
+    return FittedPlatform(
         **{**content, "families": families, "fallback": Fallback(**content["fallback"])},
         sha256=sha256,
     )

@@ -10,8 +10,8 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pytest_neuralpower.platform.catalog import AnyPlatform
     from pytest_neuralpower.platform.prediction import Prediction
+    from pytest_neuralpower.platform.protocol import Platform
 
 __all__ = [
     "pytest_neuralpower_platform",
@@ -21,9 +21,7 @@ __all__ = [
 
 
 @pytest.hookspec(firstresult=True)
-def pytest_neuralpower_platform(
-    name: str, config: pytest.Config
-) -> AnyPlatform | Path | str | None:
+def pytest_neuralpower_platform(name: str, config: pytest.Config) -> Platform | Path | str | None:
     """Provide the platform ``name``, before shipped platforms and files are looked at.
 
     Parameters

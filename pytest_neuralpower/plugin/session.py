@@ -42,8 +42,8 @@ from pytest_neuralpower.report.formats import torch_version
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.network import Live
     from pytest_neuralpower.guard.compare import Comparison
-    from pytest_neuralpower.platform.catalog import AnyPlatform
     from pytest_neuralpower.platform.prediction import Prediction
+    from pytest_neuralpower.platform.protocol import Platform
     from pytest_neuralpower.plugin.options import Settings
 
 __all__ = [
@@ -97,7 +97,7 @@ class Guard:
 
     nodeid: str
     name: str
-    platform: AnyPlatform
+    platform: Platform
     predictions: list[Prediction] = field(default_factory=list)
     live: Live | None = None
     #: Place among the predictions -> measured beside predicted, under ``--np-measure``.
@@ -190,12 +190,12 @@ class GuardSession:
     settings: Settings
     rootpath: Path = field(default_factory=Path)
     command: str = "pytest"
-    provide: Callable[..., AnyPlatform | Path | str | None] = lambda name: None  # noqa: ARG005
+    provide: Callable[..., Platform | Path | str | None] = lambda name: None  # noqa: ARG005
     count_guarded: Callable[[], int] = lambda: 1
-    _loaded: dict[str, AnyPlatform] = field(default_factory=dict)
+    _loaded: dict[str, Platform] = field(default_factory=dict)
     _live: Live | None = None
 
-    def load(self, name: str) -> AnyPlatform:
+    def load(self, name: str) -> Platform:
         """Load a platform once a session; raises PlatformError."""
         if name not in self._loaded:
             from pytest_neuralpower.platform.catalog import load_platform  # noqa: PLC0415 - imports numpy
@@ -581,7 +581,7 @@ class Held:
 
     test: str
     nodeid: str
-    platform: AnyPlatform
+    platform: Platform
     store: BaselineStore
     marked: Sequence[Tolerance]
     default: Tolerance

@@ -10,7 +10,7 @@ import yaml
 from tabulate import tabulate
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.platform.catalog import AnyPlatform
+    from pytest_neuralpower.platform.protocol import Platform
 
 __all__ = [
     "platform_facts",
@@ -438,11 +438,11 @@ def _networks(summary: Mapping[str, Any], quantity: str) -> list[str]:
 # -- What a platform is and where its numbers come from, in words.
 
 
-def platform_facts(platform: AnyPlatform) -> dict[str, str]:
+def platform_facts(platform: Platform) -> dict[str, str]:
     """Device, data type, mode, how each quantity is known, and the sources of its rows."""
     facts = {"device": platform.device, "dtype": platform.dtype, "mode": platform.mode}
     facts |= {f"{quantity} is": tier for quantity, tier in platform.tiers.items()}
-    sources = getattr(platform, "provenance", {}).get("sources", ())
+    sources = platform.provenance.get("sources", ())
     titles = [str(each.get("title", "")) for each in sources]
     if any(titles):
         facts["sources"] = "; ".join(filter(None, titles))

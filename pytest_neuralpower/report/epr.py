@@ -13,7 +13,7 @@ import yaml
 from pytest_neuralpower.errors import BudgetError, NeuralPowerError
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.platform.catalog import AnyPlatform
+    from pytest_neuralpower.platform.protocol import Platform
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Ranked:
     efficient: bool
 
 
-def read_candidates(path: Path, platform: AnyPlatform) -> tuple[Candidate, ...]:
+def read_candidates(path: Path, platform: Platform) -> tuple[Candidate, ...]:
     """Predict every model that a YAML file lists with its error.
 
     Raises
@@ -63,7 +63,7 @@ def read_candidates(path: Path, platform: AnyPlatform) -> tuple[Candidate, ...]:
 _FIELDS = ("name", "model", "inputs", "error")
 
 
-def _candidate(entry: Mapping[str, Any], where: str, platform: AnyPlatform) -> Candidate:
+def _candidate(entry: Mapping[str, Any], where: str, platform: Platform) -> Candidate:
     from pytest_neuralpower.model_source import load_call  # noqa: PLC0415 - imports torch
     from pytest_neuralpower.platform.catalog import predict_call  # noqa: PLC0415
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final
 
 from tabulate import tabulate
 
-from pytest_neuralpower.errors import PlatformError
-from pytest_neuralpower.estimators.features import FAMILIES, STAND_INS
 from pytest_neuralpower.estimators.terms import is_term, meaning
 from pytest_neuralpower.estimators.tree import Leaf, Node
-from pytest_neuralpower.eyeriss.energy import FUSED
-from pytest_neuralpower.layers import KINDS
 
 if TYPE_CHECKING:
     from pytest_neuralpower.estimators import (
@@ -31,63 +25,53 @@ if TYPE_CHECKING:
         Shares,
         Tree,
     )
-    from pytest_neuralpower.platform.analytic import EyerissPlatform
-    from pytest_neuralpower.platform.price import FamilyModel, Platform
+    from pytest_neuralpower.platform.protocol import Platform
 
 __all__ = [
-    "explain_analytic_text",
+    "explain_text",
 ]
 
 
 #: What each quantity is called on the left of its equation.
 _LEFT: Final = {"runtime": "runtime_ms", "power": "power_w", "energy": "energy_mj"}
 
-#: Where a platform keeps the held-out scores of each quantity.
-_SCORES: Final = {"runtime": "runtime", "power": "layer_power", "energy": "layer_energy"}
-
 _SHOWN_INPUTS: Final = 6
 
 _WIDTH: Final = 100
 
 
-def explain_text(platform: Platform, family_name: str) -> str:
-    """The fitted equations of one family of layers, with their units.
+def explain_text(platform: Platform, kind: str) -> str:
+    """How a platform prices one kind of layer: fitted equations, or the costs of each access.
 
     Parameters
     ----------
     platform
         Any platform.
-    family_name
-        A family of layers (``conv``, ``linear``, ...), with estimators there or without.
+    kind
+        A kind or family of layers (``conv``, ``linear``, ...), with estimators there or without.
 
     Raises
     ------
     PlatformError
-        There is no such family; one line names those there are.
+        There is no such kind; one line names those there are.
     """
-    lines = [f"{family_name} on {platform.name}: {platform.device}, {platform.dtype}", ""]
-    model = platform.families.get(family_name)
-    estimators: dict[str, Estimator] = {}
-    if model is not None:
-        estimators |= model.estimators
-    elif family_name in FAMILIES:
-        lines += [*_fallback(platform, family_name), ""]
-    else:
-        raise PlatformError(_unknown(platform, family_name))
-    if platform.power is not None:
-        estimators.setdefault("power", platform.power)
-    for quantity, estimator in estimators.items():
-        lines += [f"{_LEFT.get(quantity, quantity)}, by {estimator.name}"]
-        lines[-1] += (
-            _known_power(platform)
-            if estimator is platform.power
-            else _held_out(platform.accuracy, quantity, family_name)
-        )
-        lines += _indented(_equations(estimator, _LEFT.get(quantity, quantity)))
-        if quantity == "runtime" and model is not None:
-            lines += _indented(_surcharges(model))
+    found = platform.explain(kind)
+    lines = [*found.title, ""]
+    if found.text:
+        lines += [*found.text, ""]
+    for each in found.equations:
+        left = _LEFT.get(each.quantity, each.quantity)
+        lines += [f"{left}, by {each.estimator.name}" + (each.known and f" ({each.known})")]
+        lines += _indented(_equations(each.estimator, left))
+        if each.overheads:
+            lines.append("  and what the framework adds:")
+            lines += _indented(_sum("surcharge", _in_units(each.overheads)))
         lines.append("")
-    text = [*lines, *_legend(lines)]
+    if found.costs:
+        headers = ("one access to", "input map", "weight", "output map")
+        lines += [tabulate(found.costs, headers, tablefmt="plain", floatfmt=".4g"), ""]
+    lines += found.remarks
+    text = [*"\n".join(lines).split("\n"), *_legend(lines)]
     return "\n".join(part for line in text for part in _wrapped(line)).rstrip()
 
 
@@ -98,55 +82,6 @@ def _wrapped(line: str) -> list[str]:
     return textwrap.wrap(
         line, _WIDTH, subsequent_indent=" " * inner, break_long_words=False, break_on_hyphens=False
     ) or [""]
-
-
-def _unknown(platform: Platform, name: str) -> str:
-    """What to say to a kind of layer that there is not."""
-    plain = re.sub(r"[1-3]d$", "", name.lower())
-    close = difflib.get_close_matches(plain, FAMILIES, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return (
-        f"unknown kind of layer {name!r}{hint}; {platform.name} has estimators of "
-        f"{', '.join(platform.families) or 'none'}, and prices without one "
-        f"{', '.join(each for each in FAMILIES if each not in platform.families)}"
-    )
-
-
-def _fallback(platform: Platform, family_name: str) -> list[str]:
-    """How a family without an estimator is priced: by that of a like one, or by its traffic."""
-    like = STAND_INS.get(family_name, "")
-    if like in platform.families:
-        return [f"priced by the equations of {like}, and flagged as extrapolated: explain {like}"]
-    rates = platform.fallback
-    pad = " " * len("runtime_ms")
-    return [
-        f"runtime_ms, by fallback: {platform.name} has no estimator of {family_name}, flagged F",
-        "  runtime_ms = the largest of",
-        f"  {pad}   {1 / (rates.bandwidth_gbs * 1e6):.4g} * bytes_moved   "
-        f"({rates.bandwidth_gbs:g} GB/s)",
-        f"  {pad}   {1 / (rates.gflops * 1e6):.4g} * flops   ({rates.gflops:g} GFLOP/s)",
-        f"  {pad}   {rates.floor_ms:.4g}   (the shortest layer that was measured)",
-    ]
-
-
-def _known_power(platform: Platform) -> str:
-    """How the power of all layers is known, and how wrong it is where that is known."""
-    tier = platform.tiers.get("power")
-    if tier is None:
-        return ""
-    found = platform.accuracy.get("power") or {}
-    if tier == "transferred" and "transferred" in found:
-        return (
-            f" (transferred from {found['transferred_from']}; off by "
-            f"{found['transferred']['rmspe']:.1f}% on networks of {found['judged_on']}, "
-            f"not known of {platform.name})"
-        )
-    if "leave_one_network_out" in found:
-        error = found["leave_one_network_out"]["rmspe"]
-        return f" ({tier}; off by {error:.1f}% on networks left out)"
-    if "held_out_rows" in found:
-        return f" ({tier}; off by {found['held_out_rows']['mape']:.1f}% on rows held out)"
-    return f" ({tier})"
 
 
 #: Sizes that conditions may name and that do not explain themselves.
@@ -162,20 +97,6 @@ _SIZES: Final = {
     "kernel_area": "height x width of the kernel",
     "stride": "vertical x horizontal stride",
 }
-
-
-def _held_out(accuracy: Mapping[str, Any], quantity: str, family_name: str) -> str:
-    """What the chosen estimator and the others scored, where it is known."""
-    found = accuracy.get(_SCORES.get(quantity, quantity), {}).get(family_name)
-    if found is None:
-        return ""
-    scores = {
-        name: f"{score['mape']:.1f}%" if "mape" in score else "refused"
-        for name, score in found["held_out"].items()
-    }
-    chosen = scores.pop(found["chosen"])
-    others = ", ".join(f"{name} {score}" for name, score in scores.items())
-    return f" (off by {chosen} on held-out shapes{'; ' if others else ''}{others})"
 
 
 def _equations(estimator: Estimator, left: str) -> list[str]:
@@ -343,12 +264,6 @@ _WRITERS: Final[Mapping[str, Callable[[Any, str], list[str]]]] = {
 }
 
 
-def _surcharges(model: FamilyModel) -> list[str]:
-    if not model.surcharges:
-        return []
-    return ["and what the framework adds:", *_sum("surcharge", _in_units(model.surcharges))]
-
-
 def _legend(lines: Sequence[str]) -> list[str]:
     """What the terms and sizes mean that the equations name."""
     text = "\n".join(lines)
@@ -361,82 +276,3 @@ def _legend(lines: Sequence[str]) -> list[str]:
     found |= {size: says for size, says in _SIZES.items() if re.search(rf"\b{size}\b", conditions)}
     width = max(map(len, found), default=0)
     return ["where", *(f"  {word:{width}}  {says}" for word, says in found.items())] * bool(found)
-
-
-# -- The analytic model in words and numbers: how one kind of layer is priced.
-
-#: Kinds of layers that the array computes (convert.works), and as what.
-_MAPPED: Final = {
-    "conv": "as a convolution (a transposed one: over the map with zeros put in)",
-    "linear": "as a 1 x 1 convolution over the tokens of each sample",
-    "matmul": "as a 1 x 1 convolution, one group a matrix, the right operand as weights",
-    "attention": "as its two matrix products",
-}
-
-_EQUATIONS: Final = """\
-energy = computation + input_map + output_map + weight
-  computation = MACs x (1 - zero inputs) x (1 - zero weights) x cost of a MAC
-  each of the others = sum over the memories of accesses x cost of an access
-
-The accesses are those of the row-stationary mapping of least energy that fits
-the array, searched for each layer and batch. A product with a zero operand is
-skipped; zeros of input map and weight are not moved, those of the output map
-not to DRAM."""
-
-
-def explain_analytic_text(platform: EyerissPlatform, kind: str) -> str:
-    """How layers of one kind are priced, and what each access costs.
-
-    Raises
-    ------
-    PlatformError
-        There is no such kind of layer; one line names those there are.
-    """
-    if kind not in KINDS:
-        raise PlatformError(f"unknown kind of layer {kind!r}; known: {', '.join(KINDS)}")
-    bits = platform.bits
-    return "\n".join(
-        [
-            f"{kind} on {platform.name}",
-            platform.device,
-            "",
-            *_how(kind),
-            "",
-            _cost_table(platform),
-            "",
-            f"in 16-bit multiply-accumulates (MACs) of {platform.costs.pj_per_mac:g} pJ, for 16 "
-            "bits; linear in the bits",
-            f"bits: input map {bits.input_map}, weight {bits.weight}, output map "
-            f"{bits.output_map}; runtime is not modelled",
-            *wrap(f"costs: {platform.costs.source}", 80, break_long_words=False),
-        ]
-    )
-
-
-def _how(kind: str) -> list[str]:
-    if kind in _MAPPED:
-        return [f"priced {_MAPPED[kind]}:", "", *_EQUATIONS.splitlines()]
-    if kind in FUSED:
-        return [
-            "priced on the way of the preceding layer's output: each value is read from",
-            "and written to a register file, nothing else moves",
-        ]
-    if kind == "rnn":
-        return [
-            "has no mapping, as its steps depend on each other; priced without reuse",
-            "(flagged F): each product reads both operands from the buffer, and its maps",
-            "and weights cross every memory once",
-        ]
-    return ["computes nothing on the array; each of its values crosses every memory once"]
-
-
-def _cost_table(platform: EyerissPlatform) -> str:
-    costs = platform.costs
-    rows = [
-        (name.replace("_", " "), level.input_map, level.weight, level.output_map)
-        for name in ("register_file", "array", "buffer", "dram")
-        for level in (getattr(costs, name),)
-    ]
-    rows.append(("MAC", costs.mac, "", ""))
-    headers = ("one access to", "input map", "weight", "output map")
-    return tabulate(rows, headers, tablefmt="plain", floatfmt=".4g")

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel
 from pytest_neuralpower import load_platform, trace
 from pytest_neuralpower.calibrate.fit.card import card_text
 from pytest_neuralpower.platform.catalog import list_platforms, load_fitted
-from pytest_neuralpower.platform.price import Platform
+from pytest_neuralpower.platform.price import FittedPlatform
 
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Trace
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parents[2]
 SHIPPED = REPOSITORY / "pytest_neuralpower" / "platforms"
 
-FITTED = [name for name in list_platforms() if isinstance(load_platform(name), Platform)]
+FITTED = [name for name in list_platforms() if isinstance(load_platform(name), FittedPlatform)]
 
 #: Beside what processors were calibrated with, real networks have far more channels; of one image
 #: their layers are small for a graphics board.

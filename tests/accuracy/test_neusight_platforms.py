@@ -16,15 +16,15 @@ from pytest_neuralpower.calibrate.fit.recipe import read_recipe
 from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.estimators.features import columns, family
 from pytest_neuralpower.platform.catalog import list_platforms
-from pytest_neuralpower.platform.price import Platform
+from pytest_neuralpower.platform.price import FittedPlatform
 
 REPOSITORY = Path(__file__).parents[2]
 NAMES = ("v100", "p100", "t4", "a100")
 
 
-def shipped(name: str) -> Platform:
+def shipped(name: str) -> FittedPlatform:
     platform = load_platform(name)
-    assert isinstance(platform, Platform)
+    assert isinstance(platform, FittedPlatform)
     return platform
 
 

@@ -80,6 +80,19 @@ class TestAFailingBudget:
         text = lines_of(run(pytester, "runtime_budget(us=100)"))
         assert "does not meet 100 µs" in text
 
+    def test_on_a_fitted_platform_loads_nothing_of_the_array(self, pytester):
+        pytester.makeconftest("""
+            import sys
+
+            def pytest_unconfigure():
+                print("loaded", *sorted(name for name in sys.modules if "neuralpower" in name))
+        """)
+        pytester.makepyfile(nets=NETS)
+        pytester.makepyfile(FAILING.format(marker="energy_budget(mj=1)", model="deep()"))
+        text = lines_of(pytester.runpytest_subprocess("--np-platform=titanx"))
+        assert "pytest_neuralpower.compress.advice" in text
+        assert "pytest_neuralpower.eyeriss" not in text
+
     def test_prints_at_most_five_lines_of_advice(self, pytester):
         text = lines_of(run(pytester, "energy_budget(mj=1)", model="deep()"))
         assert len(re.findall(r"^    (?:shrink|expand) ", text, re.MULTILINE)) == 5

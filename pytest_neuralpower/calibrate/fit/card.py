@@ -34,7 +34,7 @@ from pytest_neuralpower.report.charts import NETWORKS, Dot, scatter_svg
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.fit.fit import Fitted
     from pytest_neuralpower.calibrate.fit.profile import Profile
-    from pytest_neuralpower.platform.price import Platform
+    from pytest_neuralpower.platform.price import FittedPlatform
 
 __all__ = [
     "calibration_sections",
@@ -53,7 +53,7 @@ FACTS: Final = (
 )  # fmt: skip
 
 
-def with_calibration(platform: Platform, profiles: Sequence[Profile]) -> Platform:
+def with_calibration(platform: FittedPlatform, profiles: Sequence[Profile]) -> FittedPlatform:
     """The platform with what is to be known of its measured profiles in its provenance.
 
     ``calibration`` has by device its facts, its repeatability and the networks that
@@ -156,7 +156,7 @@ FIGURE: Final = "accuracy.svg"
 LEAST_REPEATABLE: Final = 5.0
 
 
-def calibration_sections(platform: Platform) -> list[str]:
+def calibration_sections(platform: FittedPlatform) -> list[str]:
     """Sections of the card; empty for a platform that was not measured by trials."""
     records = platform.provenance.get("calibration", ())
     if not records:
@@ -206,14 +206,14 @@ def _record(record: Mapping[str, Any]) -> str:
     return "\n\n".join([*lines, tabulate(rows, ("fact", "value"), "github", disable_numparse=True)])
 
 
-def _not_fitted(platform: Platform) -> list[str]:
+def _not_fitted(platform: FittedPlatform) -> list[str]:
     found = platform.accuracy.get("not_fitted") or {}
     if not found:
         return []
     return ["Priced by their traffic, for too few rows could be predicted: " + ", ".join(found)]
 
 
-def _trials(platform: Platform) -> list[str]:
+def _trials(platform: FittedPlatform) -> list[str]:
     found = platform.accuracy.get("intervals", {}).get("trials")
     if not found or platform.intervals is None:
         return []
@@ -230,14 +230,14 @@ def _trials(platform: Platform) -> list[str]:
 # -- The card of a platform: what it is, where its rows come from, how wrong it is. Generated.
 
 
-def write_card(platform: Platform, directory: Path) -> Path:
+def write_card(platform: FittedPlatform, directory: Path) -> Path:
     """Write ``README.md`` of a calibration folder; returns its path."""
     path = directory / "README.md"
     write_atomically(path, card_text(platform))
     return path
 
 
-def card_text(platform: Platform) -> str:
+def card_text(platform: FittedPlatform) -> str:
     """The card in Markdown, from nothing but the platform."""
     tiers = ", ".join(f"{quantity} {tier}" for quantity, tier in platform.tiers.items())
     sections = [
@@ -307,7 +307,7 @@ _WHOLE: Final = {
 }
 
 
-def _intervals(platform: Platform) -> list[str]:
+def _intervals(platform: FittedPlatform) -> list[str]:
     table = intervals_table(platform.accuracy, "github")
     if not table or platform.intervals is None:
         return []
@@ -363,7 +363,7 @@ def _transferred(found: Mapping[str, Any]) -> str:
     )
 
 
-def _ranges(platform: Platform) -> str:
+def _ranges(platform: FittedPlatform) -> str:
     rows = [
         [name, column, f"{low:g}", f"{high:g}"]
         for name, model in platform.families.items()

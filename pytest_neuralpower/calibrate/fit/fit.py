@@ -30,7 +30,7 @@ from pytest_neuralpower.errors import FitError, PlatformError, ProfileError
 from pytest_neuralpower.estimators.base import refuse_bad_rows
 from pytest_neuralpower.estimators.features import Columns, FloatArray, columns, family
 from pytest_neuralpower.estimators.selection import Score, baseline_makers, held_out, select
-from pytest_neuralpower.platform.price import Fallback, FamilyModel, Platform
+from pytest_neuralpower.platform.price import Fallback, FamilyModel, FittedPlatform
 from pytest_neuralpower.platform.ranges import PROVENANCE_KEY as WIDTHS
 from pytest_neuralpower.platform.ranges import calibrated_ranges, measured_widths
 
@@ -127,7 +127,7 @@ def _silent(_: str) -> None:
 
 def fit_directory(
     directory: Path, *, data_root: Path | None = None, candidates: Collection[str] = ()
-) -> Platform:
+) -> FittedPlatform:
     """The platform of :func:`fit_recipe` for the recipe in ``directory``; raises as that does."""
     return fit_recipe(read_recipe(directory), data_root=data_root, candidates=candidates).platform
 
@@ -136,7 +136,7 @@ def fit_directory(
 class Fitted:
     """A platform, and by family the rows and the held-out predictions it was chosen by."""
 
-    platform: Platform
+    platform: FittedPlatform
     families: Mapping[str, FamilyFit]
 
 
@@ -214,7 +214,7 @@ def read_rows(recipe: Recipe, data_root: Path | None) -> tuple[list[Row], Recipe
 
 def fit_command(
     directory: Path, out: Path | None, *, data_root: Path | None = None
-) -> tuple[Path, Platform]:
+) -> tuple[Path, FittedPlatform]:
     """:func:`fit_recipe`, then save to ``out`` and write the folder's card.
 
     ``out`` is ``NAME.json`` by default: in the folder of a calibration, else here.
@@ -261,7 +261,7 @@ def _read_source(recipe: Recipe, source: Any, data_root: Path | None) -> Sequenc
 
 def fit_platform(
     rows: Iterable[Row], recipe: Recipe, *, candidates: Collection[str] = ()
-) -> Platform:
+) -> FittedPlatform:
     """The platform of :func:`fit_rows`; raises as that does."""
     return fit_rows(rows, recipe, candidates=candidates).platform
 
@@ -271,7 +271,7 @@ def fit_rows(
     recipe: Recipe,
     *,
     candidates: Collection[str] = (),
-    fit_other: Callable[[Path], Platform] = fit_directory,
+    fit_other: Callable[[Path], FittedPlatform] = fit_directory,
     rows_of: Callable[[Path], Sequence[Row]] = lambda other: read_rows(read_recipe(other), None)[0],
     progress: Callable[[str], None] = _silent,
     networks: Sequence[NetworkRow] = (),
@@ -333,7 +333,7 @@ def fit_rows(
         )
     if not families:
         raise FitError(f"{recipe.name}: no kind of layer could be fitted; measure longer")
-    platform = Platform(
+    platform = FittedPlatform(
         name=recipe.name,
         device=recipe.device,
         dtype=recipe.dtype,
@@ -394,12 +394,12 @@ def _fit_family(
 
 
 def _with_power(
-    platform: Platform,
+    platform: FittedPlatform,
     recipe: Recipe,
-    fit_other: Callable[[Path], Platform],
+    fit_other: Callable[[Path], FittedPlatform],
     rows_of: Callable[[Path], Sequence[Row]],
     networks: Sequence[NetworkRow],
-) -> Platform:
+) -> FittedPlatform:
     """The platform with power for whatever has none of its own, as the recipe says."""
     if "transfer" in recipe.power:
         return transfer_power(platform, recipe, rows_of)

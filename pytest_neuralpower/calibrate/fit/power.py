@@ -22,7 +22,7 @@ from pytest_neuralpower.estimators import Estimator, PerEnergy, Saturating, Shar
 from pytest_neuralpower.estimators.features import FloatArray, columns, family
 from pytest_neuralpower.estimators.selection import Score, Selection, grouped_folds, select
 from pytest_neuralpower.platform.catalog import load_fitted
-from pytest_neuralpower.platform.price import FamilyModel, Platform
+from pytest_neuralpower.platform.price import FamilyModel, FittedPlatform
 
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.fit.rows import NetworkRow, Row
@@ -35,8 +35,8 @@ __all__ = [
 
 
 def fit_power(
-    platform: Platform, recipe: Recipe, fit_other: Callable[[Path], Platform]
-) -> Platform:
+    platform: FittedPlatform, recipe: Recipe, fit_other: Callable[[Path], FittedPlatform]
+) -> FittedPlatform:
     """The platform with a power model, as the recipe's ``power`` says.
 
     ``{networks: FILE, fixed: {base_w: 15}}`` fits the other terms to the networks' measured power
@@ -92,7 +92,7 @@ def fit_power(
     return replace(fitted, accuracy={**platform.accuracy, "power": accuracy})
 
 
-def judge_networks(platform: Platform, recipe: Recipe) -> Platform:
+def judge_networks(platform: FittedPlatform, recipe: Recipe) -> FittedPlatform:
     """The platform with the errors of whole measured networks in its accuracy."""
     if not recipe.networks:
         return platform
@@ -150,7 +150,7 @@ def trace_network(network: Any) -> Trace:
         return trace(network.factory(), torch.empty(network.input_shape))
 
 
-def network_power(platform: Platform, trace: Trace) -> float:
+def network_power(platform: FittedPlatform, trace: Trace) -> float:
     """Predicted mean power of one call, W."""
     power = platform.predict(trace).power_w
     if power is None:
@@ -158,13 +158,13 @@ def network_power(platform: Platform, trace: Trace) -> float:
     return power
 
 
-def _layers(platform: Platform, trace: Trace) -> float:
+def _layers(platform: FittedPlatform, trace: Trace) -> float:
     """Number of equally long layers over which errors would average out as over these."""
     time = np.array([layer.runtime_ms for layer in platform.predict(trace).layers])
     return float(time.sum() ** 2 / (time**2).sum())
 
 
-def _mean_shares(platform: Platform, model: Shares, trace: Trace) -> tuple[float, float]:
+def _mean_shares(platform: FittedPlatform, model: Shares, trace: Trace) -> tuple[float, float]:
     """Compute and bandwidth share of one call: its layers', weighted by predicted runtime."""
     time: list[FloatArray] = []
     shares: list[tuple[FloatArray, FloatArray]] = []
@@ -203,7 +203,7 @@ class _Reading(NamedTuple):
     traffic: float
 
 
-def metered_power(platform: Platform, networks: Sequence[NetworkRow]) -> Platform:
+def metered_power(platform: FittedPlatform, networks: Sequence[NetworkRow]) -> FittedPlatform:
     """The platform with a power model of all kinds of layers; none is claimed of too few readings.
 
     Its accuracy tells each reading's error by a model that was fitted without it.
@@ -296,8 +296,8 @@ _FOLDS: Final = 5
 
 
 def transfer_power(
-    platform: Platform, recipe: Recipe, rows_of: Callable[[Path], Sequence[Row]]
-) -> Platform:
+    platform: FittedPlatform, recipe: Recipe, rows_of: Callable[[Path], Sequence[Row]]
+) -> FittedPlatform:
     """The platform with the power model that the recipe's ``power`` transfers.
 
     ``{transfer: h200, idle_w: 25, validate: {...}}``: what the rows of the calibration folder
@@ -475,7 +475,7 @@ def _mape(predicted: FloatArray, measured: FloatArray) -> float:
 # -- Power as the user gave it: one wattage for whatever runs, so that energy is an estimate.
 
 
-def constant_power(platform: Platform, recipe: Recipe) -> Platform:
+def constant_power(platform: FittedPlatform, recipe: Recipe) -> FittedPlatform:
     """The platform where every layer draws the recipe's ``power: {watts: W}``.
 
     Raises

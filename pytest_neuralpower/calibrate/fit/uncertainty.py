@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.fit.rows import NetworkRow, Row
     from pytest_neuralpower.estimators.features import Columns, FloatArray
     from pytest_neuralpower.estimators.selection import Selection
-    from pytest_neuralpower.platform.price import Fallback, Platform
+    from pytest_neuralpower.platform.price import Fallback, FittedPlatform
 
 __all__ = [
     "learn_totals",
@@ -237,11 +237,11 @@ class FamilyFit:
 
 
 def with_intervals(
-    platform: Platform,
+    platform: FittedPlatform,
     recipe: Recipe,
     fits: Mapping[str, FamilyFit],
     left_out: Mapping[str, Fallback],
-) -> Platform:
+) -> FittedPlatform:
     """The platform with intervals, and with their held-out coverage in its accuracy.
 
     Parameters
@@ -372,7 +372,7 @@ def _fallback_spread(
     return Spread(distance, distance, 1.0)  # one wrong rate: off for all layers alike
 
 
-def _power_of_networks(platform: Platform) -> Spread:
+def _power_of_networks(platform: FittedPlatform) -> Spread:
     """Spread of a power model that knows mean powers of whole networks alone.
 
     Of a network it is what each was off by when left out. A layer's may be larger, as errors of
@@ -394,7 +394,7 @@ def _power_of_networks(platform: Platform) -> Spread:
 
 
 def _learn_whole(
-    platform: Platform, intervals: Intervals, recipe: Recipe
+    platform: FittedPlatform, intervals: Intervals, recipe: Recipe
 ) -> tuple[Intervals, dict[str, Any]]:
     """The whole from measured networks, and how often intervals made without a network hold it."""
     networks = load_networks(recipe.folder / recipe.networks)
@@ -448,8 +448,8 @@ _SHARES: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 
 
 def learn_totals(
-    platform: Platform, fits: Mapping[str, FamilyFit], networks: Sequence[NetworkRow]
-) -> Platform:
+    platform: FittedPlatform, fits: Mapping[str, FamilyFit], networks: Sequence[NetworkRow]
+) -> FittedPlatform:
     """The platform with the error of whole calls that its networks show, and their score."""
     if not networks or platform.intervals is None:
         return platform
@@ -480,7 +480,9 @@ def learn_totals(
     return replace(_platform_with_whole(platform, whole), accuracy=accuracy)
 
 
-def _held_out_ms(platform: Platform, network: NetworkRow, held_out: Mapping[Row, float]) -> float:
+def _held_out_ms(
+    platform: FittedPlatform, network: NetworkRow, held_out: Mapping[Row, float]
+) -> float:
     """Sum of the network's layers, each predicted without its shape where it is of a family that
     is fitted."""
     rest = [row for row, _ in network.layers if row not in held_out]
@@ -489,7 +491,7 @@ def _held_out_ms(platform: Platform, network: NetworkRow, held_out: Mapping[Row,
     return sum((held_out.get(row) or fallback[row]) * count for row, count in network.layers)
 
 
-def _layers_parts(platform: Platform, networks: Sequence[NetworkRow]) -> FloatArray:
+def _layers_parts(platform: FittedPlatform, networks: Sequence[NetworkRow]) -> FloatArray:
     """Log half-width of each network's interval as its layers' errors alone make it."""
     found = np.empty(len(networks))
     for index, network in enumerate(networks):
@@ -500,7 +502,9 @@ def _layers_parts(platform: Platform, networks: Sequence[NetworkRow]) -> FloatAr
     return found
 
 
-def _correlated(platform: Platform, networks: Sequence[NetworkRow], off: FloatArray) -> Platform:
+def _correlated(
+    platform: FittedPlatform, networks: Sequence[NetworkRow], off: FloatArray
+) -> FittedPlatform:
     """The platform whose layers' errors have so much in common as its networks' errors show.
 
     How much rows of one family have in common cannot be told well from the rows: networks of many
@@ -515,7 +519,7 @@ def _correlated(platform: Platform, networks: Sequence[NetworkRow], off: FloatAr
     return platform
 
 
-def _with_correlation(platform: Platform, share: float) -> Platform:
+def _with_correlation(platform: FittedPlatform, share: float) -> FittedPlatform:
     assert platform.intervals is not None
     intervals = platform.intervals
     families = {
@@ -537,7 +541,7 @@ def _beyond_distance(distance: float, layers: FloatArray) -> float:
     return float(f"{max(squared, 0.0) ** 0.5:.4g}")
 
 
-def _platform_with_whole(platform: Platform, whole: float) -> Platform:
+def _platform_with_whole(platform: FittedPlatform, whole: float) -> FittedPlatform:
     assert platform.intervals is not None
     intervals = platform.intervals
     intervals = replace(intervals, runtime=replace(intervals.runtime, whole=whole))

@@ -23,7 +23,7 @@ from pytest_neuralpower.errors import (
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.plan import CalibrationOptions
     from pytest_neuralpower.calibrate.measure.progress import Progress
-    from pytest_neuralpower.platform.price import Platform
+    from pytest_neuralpower.platform.price import FittedPlatform
 
 __all__ = [
     "BACKENDS",
@@ -102,7 +102,7 @@ def calibrate_fleet(
     workers: int,
     per_device: bool,
     progress: Progress,
-) -> list[tuple[Path, Platform]]:
+) -> list[tuple[Path, FittedPlatform]]:
     """Measure many devices and fit one platform of all their rows, or one each.
 
     Parameters
@@ -119,7 +119,7 @@ def calibrate_fleet(
 
     Returns
     -------
-    list of (Path, Platform)
+    list of (Path, FittedPlatform)
         What was written.
 
     Raises

@@ -19,9 +19,9 @@ from pytest_neuralpower.units import Quantity, show
 
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.verify import Verification
-    from pytest_neuralpower.platform.catalog import AnyPlatform
     from pytest_neuralpower.platform.intervals import Interval
     from pytest_neuralpower.platform.prediction import Prediction
+    from pytest_neuralpower.platform.protocol import Platform
 
 __all__ = [
     "Live",
@@ -290,7 +290,7 @@ class Live:
     def __init__(self) -> None:
         self._places: dict[tuple[str, str, str], Place] = {}
 
-    def place(self, platform: AnyPlatform) -> Place:
+    def place(self, platform: Platform) -> Place:
         """Where the platform's models are measured.
 
         Raises
@@ -314,7 +314,7 @@ class Live:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         *,
-        platform: AnyPlatform,
+        platform: Platform,
         prediction: Prediction,
     ) -> dict[str, Any]:
         """Measured beside predicted, in JSON types.

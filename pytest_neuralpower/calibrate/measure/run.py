@@ -23,7 +23,7 @@ from pytest_neuralpower.errors import CalibrationStopped, OptionError, ProfileEr
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.plan import CalibrationOptions
     from pytest_neuralpower.calibrate.measure.progress import Progress
-    from pytest_neuralpower.platform.price import Platform
+    from pytest_neuralpower.platform.price import FittedPlatform
 
 __all__ = [
     "calibrate",
@@ -95,7 +95,7 @@ def recipe_content(
 # -- What a calibration says when it is done: how well it repeats, how wrong it is, what to type.
 
 
-def closing_lines(path: Path, platform: Platform, directory: Path) -> list[str]:
+def closing_lines(path: Path, platform: FittedPlatform, directory: Path) -> list[str]:
     """Lines for the terminal about a platform that was just written."""
     lines = []
     for record in platform.provenance.get("calibration", ()):
@@ -122,7 +122,7 @@ def closing_lines(path: Path, platform: Platform, directory: Path) -> list[str]:
     return lines
 
 
-def _energy(platform: Platform) -> str:
+def _energy(platform: FittedPlatform) -> str:
     tier = platform.tiers.get("power")
     if tier is not None:
         return f"{tier}, not measured" if tier == "estimated" else tier
@@ -135,7 +135,7 @@ def _energy(platform: Platform) -> str:
     )
 
 
-def is_repeatable(platform: Platform) -> bool:
+def is_repeatable(platform: FittedPlatform) -> bool:
     """Whether closing trials of a GPU agree with what they repeat; a CPU is only told of it.
 
     A processor is seldom alone: its differences are published, and no calibration fails of them.
@@ -174,7 +174,7 @@ class Calibrated:
     """
 
     path: Path
-    platform: Platform
+    platform: FittedPlatform
     outcome: Outcome
     measured_s: float
     fitted_s: float

@@ -13,13 +13,12 @@ from pytest_neuralpower.calibrate.measure.progress import Status
 from pytest_neuralpower.calibrate.measure.run_trial import run_trial
 from pytest_neuralpower.calibrate.measure.trial import Trial, TrialSkipped
 from pytest_neuralpower.errors import OptionError, ProfileError
-from pytest_neuralpower.platform.price import Platform
 
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.preflight import Place
     from pytest_neuralpower.calibrate.measure.progress import Progress
     from pytest_neuralpower.calibrate.measure.trial import MeasuredRow
-    from pytest_neuralpower.platform.catalog import AnyPlatform
+    from pytest_neuralpower.platform.protocol import Platform
 
 __all__ = [
     "Drift",
@@ -32,9 +31,9 @@ __all__ = [
 ]
 
 
-def measured_here(platform: AnyPlatform) -> Platform:
+def measured_here(platform: Platform) -> Platform:
     """The platform, if ``neuralpower calibrate`` made it; raises OptionError if not."""
-    if not isinstance(platform, Platform) or not platform.provenance.get("calibration"):
+    if not platform.provenance.get("calibration"):
         raise OptionError(
             f"{platform.name} comes from tables, not from a device measured here: nothing of it "
             "can be measured again; calibrate your device: neuralpower calibrate NAME"
@@ -149,7 +148,7 @@ class Verification:
         )
 
 
-def verify(chosen: AnyPlatform, progress: Progress, *, seconds: float = 100.0) -> Verification:
+def verify(chosen: Platform, progress: Progress, *, seconds: float = 100.0) -> Verification:
     """Measure the networks that the platform keeps for this, over and over for some time.
 
     Raises

@@ -25,7 +25,7 @@ from pytest_neuralpower.estimators import (
 from pytest_neuralpower.estimators.features import columns
 from pytest_neuralpower.estimators.terms import Condition, Regime
 from pytest_neuralpower.platform.catalog import list_platforms, load_fitted, load_platform
-from pytest_neuralpower.platform.price import FamilyModel, Platform
+from pytest_neuralpower.platform.price import FamilyModel, FittedPlatform
 from pytest_neuralpower.report.explain import explain_text
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0}
@@ -218,14 +218,14 @@ def test_energy_is_bounded_by_watts() -> None:
 @pytest.mark.parametrize("name", list_platforms())
 def test_lines_stay_within_100_columns(name: str) -> None:
     platform = load_platform(name)
-    if isinstance(platform, Platform):
+    if isinstance(platform, FittedPlatform):
         for family in platform.families:
             assert max(map(len, explain_text(platform, family).splitlines())) <= 100
 
 
 @pytest.mark.parametrize("name", ["titanx", "titanx-tf"])
 def test_every_shipped_family_is_explained_with_its_held_out_error(name: str) -> None:
-    platform: Platform = load_fitted(name)
+    platform: FittedPlatform = load_fitted(name)
     for family in platform.families:
         text = explain_text(platform, family)
         assert "% on held-out shapes" in text

@@ -17,7 +17,7 @@ from pytest_neuralpower.eyeriss import (
     layer_energy,
 )
 from pytest_neuralpower.layers import KINDS, Layer, TensorSpec, Trace
-from pytest_neuralpower.report.explain import explain_analytic_text as explain_text
+from pytest_neuralpower.report.explain import explain_text
 
 FORMAT = "pytest-neuralpower eyeriss"
 

@@ -7,7 +7,7 @@ import pytest
 from pytest_neuralpower.estimators import Physical, Shares
 from pytest_neuralpower.estimators.terms import Regime
 from pytest_neuralpower.platform.intervals import Intervals, QuantitySpreads, Spread
-from pytest_neuralpower.platform.price import Fallback, FamilyModel, Platform
+from pytest_neuralpower.platform.price import Fallback, FamilyModel, FittedPlatform
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0}
 
@@ -32,7 +32,7 @@ def physical(rates: dict[str, float]) -> Physical:
 
 
 @pytest.fixture
-def platform() -> Platform:
+def platform() -> FittedPlatform:
     """conv 1 ms + 2 ms/GFLOP, activation 0.1 ms/MB, power 50 W + shares; nothing else."""
     power = Shares(**HARDWARE, limit_w=200.0)
     power.watts_ = {"base_w": 50.0, "compute_w": 100.0, "bandwidth_w": 60.0}
@@ -43,7 +43,7 @@ def platform() -> Platform:
     activation = FamilyModel(
         {"runtime": physical({"bytes_moved": 0.1})}, {"bytes_moved": (1.0, 1e9)}
     )
-    return Platform(
+    return FittedPlatform(
         name="toy",
         device="Toy",
         dtype="float32",

@@ -20,7 +20,7 @@ from pytest_neuralpower.platform.intervals import (
     QuantitySpreads,
     Spread,
 )
-from pytest_neuralpower.platform.price import Fallback, Platform
+from pytest_neuralpower.platform.price import Fallback, FittedPlatform
 
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer
@@ -160,7 +160,7 @@ def test_a_coverage_that_is_no_share_between_0_and_1_is_refused(coverage: object
 
 
 @pytest.fixture
-def platform() -> Platform:
+def platform() -> FittedPlatform:
     """Everything at the fallback's 1 GB/s or 1 GFLOP/s, 50 W."""
     power = Shares(peak_gflops=1.0, bandwidth_gbs=1.0)
     power.watts_ = {"base_w": 50.0, "compute_w": 0.0, "bandwidth_w": 0.0}
@@ -169,13 +169,13 @@ def platform() -> Platform:
         QuantitySpreads({"linear": Spread(0.2, 0.2, 0.25)}, OTHER, 0.3),
         QuantitySpreads({}, Spread(0.1, 0.1, 1.0)),
     )
-    return Platform(
+    return FittedPlatform(
         "toy", "Toy", "float32", "eager", {}, {"peak_gflops": 1.0, "bandwidth_gbs": 1.0}, {},
         Fallback(1.0, 1.0, 1e-6), power, intervals=spreads, sha256="0" * 64,
     )  # fmt: skip
 
 
-def net(platform: Platform, *widths: int) -> Prediction:
+def net(platform: FittedPlatform, *widths: int) -> Prediction:
     layers: list[Layer] = []
     for place, width in enumerate(widths):
         layers.append(replace(linear_layer(64, 256, width), path=f"layer{place}"))
@@ -190,14 +190,16 @@ def relative_width(prediction: Prediction) -> float:
 
 
 class TestDifferences:
-    def test_of_equal_predictions_is_0(self, platform: Platform) -> None:
+    def test_of_equal_predictions_is_0(self, platform: FittedPlatform) -> None:
         one, other = net(platform, 100, 200), net(platform, 100, 200)
         nothing = Interval(0.0, 0.0, 0.9)
         for quantity in ("energy", "runtime", "power"):
             assert difference_interval(one, other, quantity) == pytest.approx(nothing, abs=1e-9)
             assert ratio_interval(one, other, quantity) == pytest.approx(Interval(1.0, 1.0, 0.9))
 
-    def test_of_one_changed_layer_is_far_surer_than_the_totals(self, platform: Platform) -> None:
+    def test_of_one_changed_layer_is_far_surer_than_the_totals(
+        self, platform: FittedPlatform
+    ) -> None:
         base, head = net(platform, 1000, 900, 800, 100), net(platform, 1000, 900, 800, 120)
         found, ratio = difference_interval(base, head), ratio_interval(base, head)
         assert found is not None
@@ -207,14 +209,14 @@ class TestDifferences:
         assert (found.high - found.low) / (base.energy_mj or 1) < relative_width(base) / 10
         assert ratio.high - ratio.low < relative_width(base) / 10
 
-    def test_turns_round_with_base_and_head(self, platform: Platform) -> None:
+    def test_turns_round_with_base_and_head(self, platform: FittedPlatform) -> None:
         base, head = net(platform, 300, 100), net(platform, 300, 140, 50)
         forth, back = difference_interval(base, head), difference_interval(head, base)
         assert forth is not None
         assert back is not None
         assert (back.low, back.high) == pytest.approx((-forth.high, -forth.low))
 
-    def test_of_one_common_factor_leaves_the_ratio_sure(self, platform: Platform) -> None:
+    def test_of_one_common_factor_leaves_the_ratio_sure(self, platform: FittedPlatform) -> None:
         assert platform.intervals is not None
         shared = QuantitySpreads({"linear": Spread(0.5, 0.5, 1.0)}, OTHER, 0.5)
         common = replace(platform, intervals=replace(platform.intervals, runtime=shared))
@@ -223,7 +225,7 @@ class TestDifferences:
         assert ratio is not None
         assert (ratio.low, ratio.high) == pytest.approx((1.1, 1.1), rel=0.01)
 
-    def test_of_unrelated_models_does_not_cancel(self, platform: Platform) -> None:
+    def test_of_unrelated_models_does_not_cancel(self, platform: FittedPlatform) -> None:
         base = net(platform, 1000)
         other = platform.predict([replace(linear_layer(64, 256, 1001), path="elsewhere")])
         found = difference_interval(base, other, "runtime")
@@ -232,13 +234,13 @@ class TestDifferences:
         assert total is not None
         assert found.high - found.low > 1.2 * (total.high - total.low) / 1.1
 
-    def test_of_two_platforms_is_refused_in_one_line(self, platform: Platform) -> None:
+    def test_of_two_platforms_is_refused_in_one_line(self, platform: FittedPlatform) -> None:
         other = net(replace(platform, sha256="1" * 64), 100)
         with pytest.raises(PlatformError, match="both predictions of one platform") as found:
             difference_interval(net(platform, 100), other)
         assert "\n" not in str(found.value)
 
-    def test_is_none_where_nothing_is_known(self, platform: Platform) -> None:
+    def test_is_none_where_nothing_is_known(self, platform: FittedPlatform) -> None:
         bare = net(replace(platform, intervals=None), 100)
         assert difference_interval(bare, bare) is None
         known = net(platform, 100)
@@ -263,7 +265,7 @@ class TestDifferencesByHand:
         """How far below and above its point the difference of two calls may lie, and their ratio's
         interval; each call has linear layers by path, with so many ms."""
         known = Intervals(0.9, QuantitySpreads({"linear": spread}, OTHER, whole))
-        platform = Platform(
+        platform = FittedPlatform(
             "toy", "Toy", "float32", "eager", {}, {}, {}, Fallback(1.0, 1.0, 1e-6), None,
             intervals=known, sha256="0" * 64,
         )  # fmt: skip
@@ -332,7 +334,7 @@ class TestDifferencesByHand:
 
 
 class TestPredictions:
-    def test_carry_an_interval_around_every_figure(self, platform: Platform) -> None:
+    def test_carry_an_interval_around_every_figure(self, platform: FittedPlatform) -> None:
         found = net(platform, 100, 200)
         for value, interval in (
             (found.runtime_ms, found.runtime_interval_ms),
@@ -346,13 +348,13 @@ class TestPredictions:
             assert interval.low < value < interval.high
             assert interval.coverage == 0.9
 
-    def test_have_none_on_a_platform_without(self, platform: Platform) -> None:
+    def test_have_none_on_a_platform_without(self, platform: FittedPlatform) -> None:
         found = net(replace(platform, intervals=None), 100)
         assert found.errors is None
         assert found.energy_interval_mj is None
         assert found.layers[0].runtime_interval_ms is None
 
-    def test_without_power_have_one_of_runtime_alone(self, platform: Platform) -> None:
+    def test_without_power_have_one_of_runtime_alone(self, platform: FittedPlatform) -> None:
         found = net(replace(platform, power=None), 100)
         assert found.runtime_interval_ms is not None
         assert found.energy_interval_mj is None

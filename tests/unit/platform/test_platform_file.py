@@ -16,13 +16,13 @@ from pytest_neuralpower.errors import PlatformError
 from pytest_neuralpower.platform.file import content_hash
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.platform.price import Platform
+    from pytest_neuralpower.platform.price import FittedPlatform
 
 SHIPPED = Path(pytest_neuralpower.__file__).parent / "platforms"
 
 
 @pytest.fixture
-def saved(platform: Platform, tmp_path: Path) -> Path:
+def saved(platform: FittedPlatform, tmp_path: Path) -> Path:
     path = tmp_path / "toy.json"
     platform.save(path)
     return path
@@ -50,7 +50,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object], *, sign: bool =
 
 
 class TestRoundTrip:
-    def test_keeps_every_bit(self, platform: Platform, saved: Path) -> None:
+    def test_keeps_every_bit(self, platform: FittedPlatform, saved: Path) -> None:
         loaded = load_platform(saved)
         assert loaded.to_json() == platform.to_json()
         assert loaded.sha256 == load_platform(str(saved)).sha256 != platform.sha256
@@ -62,7 +62,7 @@ class TestRoundTrip:
             load_platform(name).save(tmp_path / "again.json")
             assert (tmp_path / "again.json").read_bytes() == (SHIPPED / f"{name}.json").read_bytes()
 
-    def test_the_hash_covers_every_field(self, platform: Platform, tmp_path: Path) -> None:
+    def test_the_hash_covers_every_field(self, platform: FittedPlatform, tmp_path: Path) -> None:
         changed = {
             "device": "Other",
             "provenance": {"notes": ["other"]},
@@ -76,13 +76,15 @@ class TestRoundTrip:
             hashes.add(replace(platform, **{name: value}).save(tmp_path / "b.json").sha256)
         assert len(hashes) == 1 + len(changed)
 
-    def test_a_number_that_is_none_is_not_saved(self, platform: Platform, tmp_path: Path) -> None:
+    def test_a_number_that_is_none_is_not_saved(
+        self, platform: FittedPlatform, tmp_path: Path
+    ) -> None:
         broken = replace(platform, hardware={"peak_gflops": float("nan")})
         with pytest.raises(PlatformError, match="not a finite number"):
             broken.save(tmp_path / "nan.json")
 
     def test_a_failed_save_leaves_the_old_file_and_no_other(
-        self, platform: Platform, saved: Path, monkeypatch: pytest.MonkeyPatch
+        self, platform: FittedPlatform, saved: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         before = saved.read_bytes()
 

@@ -13,7 +13,7 @@ from pytest_neuralpower.calibrate.fit.rows import conv_layer, linear_layer
 from pytest_neuralpower.errors import PlatformError, TraceError
 from pytest_neuralpower.layers import Layer, TensorSpec, Trace
 from pytest_neuralpower.platform.prediction import EXTRAPOLATED, FALLBACK, UNCOVERED
-from pytest_neuralpower.platform.price import FamilyModel, Platform
+from pytest_neuralpower.platform.price import FamilyModel, FittedPlatform
 
 
 def conv(*, batch: int = 2, cin: int = 32, kernel: int = 3) -> Layer:
@@ -30,18 +30,18 @@ def streaming(kind: str, shape: tuple[int, ...], dtype: str = "float32") -> Laye
 
 
 class TestRuntime:
-    def test_comes_from_the_family_s_estimator(self, platform: Platform) -> None:
+    def test_comes_from_the_family_s_estimator(self, platform: FittedPlatform) -> None:
         layer = conv()
         found = platform.predict([layer]).layers[0]
         assert found.runtime_ms == pytest.approx(1.0 + 2.0 * layer.cost.flops / 1e9)
         assert (found.estimator, found.flags) == ("physical", ())
 
-    def test_is_never_below_the_shortest_kernel(self, platform: Platform) -> None:
+    def test_is_never_below_the_shortest_kernel(self, platform: FittedPlatform) -> None:
         tiny = streaming("activation", (1,))
         empty = streaming("activation", (0, 8))
         assert [each.runtime_ms for each in platform.predict([tiny, empty]).layers] == [0.01, 0.01]
 
-    def test_of_the_mode_s_surcharges_is_added(self, platform: Platform) -> None:
+    def test_of_the_mode_s_surcharges_is_added(self, platform: FittedPlatform) -> None:
         plain = platform.families["conv"]
         families = {**platform.families, "conv": replace(plain, surcharges={"layout_pass": 0.5})}
         layer = conv()
@@ -49,7 +49,7 @@ class TestRuntime:
         turned = 2 * layer.cost.bytes_moved / 1e6
         assert extra - platform.predict([layer]).runtime_ms == pytest.approx(0.5 * turned)
 
-    def test_of_a_layer_does_not_depend_on_its_neighbours(self, platform: Platform) -> None:
+    def test_of_a_layer_does_not_depend_on_its_neighbours(self, platform: FittedPlatform) -> None:
         layers = [conv(), streaming("activation", (8, 8)), conv(batch=3), streaming("norm", (9,))]
         together = platform.predict(layers).layers
         alone = [platform.predict([layer]).layers[0] for layer in layers]
@@ -62,39 +62,45 @@ class TestRuntime:
 
 
 class TestFlags:
-    def test_a_kind_without_an_estimator_is_priced_by_its_traffic(self, platform: Platform) -> None:
+    def test_a_kind_without_an_estimator_is_priced_by_its_traffic(
+        self, platform: FittedPlatform
+    ) -> None:
         layer = streaming("norm", (1000, 1000))
         found = platform.predict([layer]).layers[0]
         assert found.runtime_ms == pytest.approx(8e6 / 50e6)
         assert (found.estimator, found.flags) == ("fallback", (FALLBACK,))
 
-    def test_or_by_its_operations_where_they_take_longer(self, platform: Platform) -> None:
+    def test_or_by_its_operations_where_they_take_longer(self, platform: FittedPlatform) -> None:
         found = platform.predict([linear_layer(1000, 1000, 1000)]).layers[0]
         assert found.runtime_ms == pytest.approx(2e9 / 500e6)
         assert found.flags == (FALLBACK,)
 
-    def test_an_uncovered_operation_is_priced_and_flagged_as_such(self, platform: Platform) -> None:
+    def test_an_uncovered_operation_is_priced_and_flagged_as_such(
+        self, platform: FittedPlatform
+    ) -> None:
         found = platform.predict([streaming("uncovered", (1000, 1000))]).layers[0]
         assert found.runtime_ms == pytest.approx(8e6 / 50e6)
         assert found.flags == (UNCOVERED,)
 
     @pytest.mark.parametrize(("cin", "kernel"), [(8, 1), (67, 3)])
     def test_a_size_outside_the_calibrated_range_is_extrapolated(
-        self, platform: Platform, cin: int, kernel: int
+        self, platform: FittedPlatform, cin: int, kernel: int
     ) -> None:
         inside, outside = conv(cin=66), conv(cin=cin, kernel=kernel)  # k is 9 to 600
         found = platform.predict([inside, outside]).layers
         assert [each.flags for each in found] == [(), (EXTRAPOLATED,)]
 
     def test_a_depthwise_convolution_never_borrows_the_dense_efficiency(
-        self, platform: Platform
+        self, platform: FittedPlatform
     ) -> None:
         layer = conv_layer(
             (1, 32, 14, 14), cout=32, kernel=(3, 3), stride=(1, 1), padding=(1, 1), groups=32
         )
         assert platform.predict([layer]).layers[0].flags == (FALLBACK,)
 
-    def test_a_transposed_convolution_borrows_it_and_says_so(self, platform: Platform) -> None:
+    def test_a_transposed_convolution_borrows_it_and_says_so(
+        self, platform: FittedPlatform
+    ) -> None:
         plain = conv()
         params = tuple((k, True if k == "transposed" else v) for k, v in plain.params)
         layer = Layer(
@@ -104,7 +110,9 @@ class TestFlags:
         found = platform.predict([layer]).layers[0]
         assert (found.estimator, found.flags) == ("physical", (EXTRAPOLATED,))
 
-    def test_another_floating_dtype_is_extrapolated_with_one_note(self, platform: Platform) -> None:
+    def test_another_floating_dtype_is_extrapolated_with_one_note(
+        self, platform: FittedPlatform
+    ) -> None:
         half = streaming("activation", (64, 64), "float16")
         found = platform.predict([half, half, streaming("activation", (64, 64))])
         assert [each.flags for each in found.layers] == [(EXTRAPOLATED,), (EXTRAPOLATED,), ()]
@@ -113,29 +121,29 @@ class TestFlags:
             "flagged extrapolated",
         )
 
-    def test_integers_are_no_foreign_dtype(self, platform: Platform) -> None:
+    def test_integers_are_no_foreign_dtype(self, platform: FittedPlatform) -> None:
         found = platform.predict([streaming("activation", (64, 64), "int64")])
         assert (found.notes, found.layers[0].flags) == ((), ())
 
 
 class TestPower:
-    def test_energy_is_power_times_time(self, platform: Platform) -> None:
+    def test_energy_is_power_times_time(self, platform: FittedPlatform) -> None:
         prediction = platform.predict([conv(), streaming("norm", (1000, 100))])
         for each in prediction.layers:
             assert each.power_w is not None
             assert each.energy_mj == each.power_w * each.runtime_ms
         assert prediction.energy_mj == sum(each.energy_mj or 0 for each in prediction.layers)
 
-    def test_grows_with_the_shares(self, platform: Platform) -> None:
+    def test_grows_with_the_shares(self, platform: FittedPlatform) -> None:
         # At 0.1 ms/MB it moves 10 of 100 GB/s, and computes 1e6 of the 0.8e9 operations possible.
         found = platform.predict([streaming("activation", (1000, 1000))]).layers[0]
         assert found.power_w == pytest.approx(50 + 60 * 0.1 + 100 * 1e6 / 0.8e9)
 
-    def test_is_none_on_a_platform_without_a_power_model(self, platform: Platform) -> None:
+    def test_is_none_on_a_platform_without_a_power_model(self, platform: FittedPlatform) -> None:
         found = replace(platform, power=None).predict([conv()])
         assert (found.power_w, found.energy_mj, found.layers[0].energy_mj) == (None, None, None)
 
-    def test_of_a_family_comes_first(self, platform: Platform) -> None:
+    def test_of_a_family_comes_first(self, platform: FittedPlatform) -> None:
         model = platform.families["conv"]
         assert platform.power is not None
         own = type(platform.power).from_json(
@@ -148,7 +156,7 @@ class TestPower:
 
 
 class TestImpossibleValues:
-    def test_a_power_below_0_is_refused_by_name(self, platform: Platform) -> None:
+    def test_a_power_below_0_is_refused_by_name(self, platform: FittedPlatform) -> None:
         platform.power.watts_["base_w"] = -500.0
         with pytest.raises(PlatformError) as found:
             platform.predict([streaming("norm", (9, 9)), conv()])
@@ -157,14 +165,14 @@ class TestImpossibleValues:
         assert "refit the platform" in text
         assert "\n" not in text
 
-    def test_a_runtime_that_is_no_number_is_refused(self, platform: Platform) -> None:
+    def test_a_runtime_that_is_no_number_is_refused(self, platform: FittedPlatform) -> None:
         platform.families["conv"].surcharges["flops"] = float("nan")
         with pytest.raises(PlatformError, match="predicts a runtime of nan for conv2d"):
             platform.predict([streaming("norm", (9, 9)), conv()])
 
 
 class TestCall:
-    def test_copies_what_the_trace_says_of_the_call(self, platform: Platform) -> None:
+    def test_copies_what_the_trace_says_of_the_call(self, platform: FittedPlatform) -> None:
         trace = Trace((conv(),), route="aten", notes=("slow",), batch=8, model="Net")
         found = platform.predict(trace)
         assert (found.batch, found.model, found.route) == (8, "Net", "aten")
@@ -174,7 +182,7 @@ class TestCall:
         ("nothing", "named"), [([], "the model"), (Trace((), model="Identity"), "Identity")]
     )
     def test_of_no_layer_is_an_error(
-        self, platform: Platform, nothing: Trace | list[Layer], named: str
+        self, platform: FittedPlatform, nothing: Trace | list[Layer], named: str
     ) -> None:
         with pytest.raises(TraceError, match=f"^nothing to predict: {named} runs no operation"):
             platform.predict(nothing)

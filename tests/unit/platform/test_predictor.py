@@ -16,7 +16,7 @@ from pytest_neuralpower.errors import PlatformError
 from pytest_neuralpower.platform.catalog import predict_call
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.platform.price import Platform
+    from pytest_neuralpower.platform.price import FittedPlatform
 
 
 class Scaled(nn.Module):
@@ -42,7 +42,9 @@ def test_a_model_is_traced_and_predicted() -> None:
     assert found.layers[0].layer.path == "conv"
 
 
-def test_a_platform_is_taken_loaded_by_name_or_by_path(platform: Platform, tmp_path: Path) -> None:
+def test_a_platform_is_taken_loaded_by_name_or_by_path(
+    platform: FittedPlatform, tmp_path: Path
+) -> None:
     platform.save(tmp_path / "toy.json")
     expected = predict(Scaled(), IMAGE, platform=platform).runtime_ms
     for given in (tmp_path / "toy.json", str(tmp_path / "toy.json")):

@@ -17,7 +17,7 @@ from pytest_neuralpower.calibrate.fit.rows import Row, linear_layer, streaming_l
 from pytest_neuralpower.errors import FitError, PlatformError, ProfileError
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.platform.price import Platform
+    from pytest_neuralpower.platform.price import FittedPlatform
 
 RECIPE = """\
 name: toy
@@ -53,12 +53,12 @@ def recipe(folder: Path = Path(), **fields: object) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def fitted() -> Platform:
+def fitted() -> FittedPlatform:
     return fit_platform(measured(), recipe())
 
 
 class TestPlatform:
-    def test_predicts_what_was_measured(self, fitted: Platform) -> None:
+    def test_predicts_what_was_measured(self, fitted: FittedPlatform) -> None:
         assert set(fitted.families) == {"linear", "activation"}
         for name in fitted.families:
             assert fitted.accuracy["runtime"][name]["held_out"]["physical"]["mape"] < 12
@@ -68,7 +68,7 @@ class TestPlatform:
         assert found.runtime_ms == pytest.approx(expected, rel=0.1)
         assert found.energy_mj is None
 
-    def test_reports_every_candidate(self, fitted: Platform) -> None:
+    def test_reports_every_candidate(self, fitted: FittedPlatform) -> None:
         accuracy = fitted.accuracy["runtime"]["linear"]
         assert set(accuracy["held_out"]) == {
             *("physical", "neuralpower", "neuralpower-relative", "tree", "boosted"),
@@ -84,12 +84,14 @@ class TestPlatform:
         assert fitted.predict([layer]).power_w == pytest.approx(watts, rel=0.1)
         assert fitted.accuracy["layer_power"]["linear"]["held_out"]["shares"]["mape"] < 2
 
-    def test_knows_the_range_it_was_fitted_on(self, fitted: Platform) -> None:
+    def test_knows_the_range_it_was_fitted_on(self, fitted: FittedPlatform) -> None:
         ranges = fitted.families["linear"].ranges
         assert ranges["m"][0] >= 16
         assert ranges["k"][1] < 512
 
-    def test_prices_other_kinds_at_what_streaming_layers_reached(self, fitted: Platform) -> None:
+    def test_prices_other_kinds_at_what_streaming_layers_reached(
+        self, fitted: FittedPlatform
+    ) -> None:
         fallback = fitted.fallback
         rows = [row for row in measured() if row.layer.kind == "activation"]
         moved = sum(row.layer.cost.bytes_moved for row in rows)
@@ -97,7 +99,7 @@ class TestPlatform:
         assert fallback.bandwidth_gbs == pytest.approx(reached, rel=1e-5)
         assert fallback.floor_ms == min(row.runtime_ms for row in measured())
 
-    def test_is_the_same_each_time(self, fitted: Platform) -> None:
+    def test_is_the_same_each_time(self, fitted: FittedPlatform) -> None:
         assert fit_platform(measured(), recipe()).to_json() == fitted.to_json()
 
 
@@ -133,7 +135,7 @@ class TestDirectory:
         (folder / "profile.csv").write_text("\n".join(lines))
         return folder
 
-    def test_is_fitted_saved_and_given_a_card(self, tmp_path: Path, fitted: Platform) -> None:
+    def test_is_fitted_saved_and_given_a_card(self, tmp_path: Path, fitted: FittedPlatform) -> None:
         path, saved = fit_command(self.write(tmp_path), tmp_path / "toy.json")
         assert path == tmp_path / "toy.json"
         assert load_platform(tmp_path / "toy.json").sha256 == saved.sha256

@@ -8,10 +8,10 @@ import pytest
 
 from pytest_neuralpower.calibrate.fit.power import metered_power
 from pytest_neuralpower.calibrate.fit.rows import NetworkRow, Row, matmul_layer, streaming_layer
-from pytest_neuralpower.platform.price import Fallback, Platform
+from pytest_neuralpower.platform.price import Fallback, FittedPlatform
 
 PEAK, BANDWIDTH = 1000.0, 100.0
-BARE = Platform(
+BARE = FittedPlatform(
     "toy", "Toy", "float32", "eager", {"runtime": "measured", "power": "measured"},
     {"peak_gflops": PEAK, "bandwidth_gbs": BANDWIDTH}, {}, Fallback(100.0, 1000.0, 0.001), None,
 )  # fmt: skip

@@ -12,7 +12,7 @@ from pytest_neuralpower.calibrate.fit.recipe import Recipe
 from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.estimators import Physical
 from pytest_neuralpower.estimators.terms import Regime
-from pytest_neuralpower.platform.price import Fallback, FamilyModel, Platform
+from pytest_neuralpower.platform.price import Fallback, FamilyModel, FittedPlatform
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0, "limit_w": 300.0}
 
@@ -40,7 +40,7 @@ NETWORKS = tuple(
 
 
 @pytest.fixture
-def platform() -> Platform:
+def platform() -> FittedPlatform:
     """Convolutions at 500 GFLOP/s after a launch of 0.05 ms; everything else at 50 GB/s."""
     regime = {
         **Regime("all", ("launch", "flops")).to_json(),
@@ -51,7 +51,7 @@ def platform() -> Platform:
     conv = Physical.from_json(
         {"multiprocessors": 1, "rescale": False, "regimes": [regime], **HARDWARE}
     )
-    return Platform(
+    return FittedPlatform(
         "toy", "Toy", "float32", "eager", {}, HARDWARE,
         {"conv": FamilyModel({"runtime": conv}, {})},
         Fallback(50.0, 500.0, 0.001), None, accuracy={"runtime": {}},
@@ -65,11 +65,11 @@ def recipe(tmp_path: Path) -> Recipe:
     return Recipe("toy", "Toy", "eager", HARDWARE, power=power, networks="nets.py", folder=tmp_path)
 
 
-def unused(folder: Path) -> Platform:
+def unused(folder: Path) -> FittedPlatform:
     raise AssertionError(folder)
 
 
-def test_the_free_terms_follow_the_networks_power(platform: Platform, recipe: Recipe) -> None:
+def test_the_free_terms_follow_the_networks_power(platform: FittedPlatform, recipe: Recipe) -> None:
     fitted = fit_power(platform, recipe, unused)
     found = fitted.accuracy["power"]
     assert found["free_parameters"] == 2
@@ -80,7 +80,7 @@ def test_the_free_terms_follow_the_networks_power(platform: Platform, recipe: Re
 
 
 def test_the_networks_runtime_changes_no_power_and_no_prediction(
-    platform: Platform, recipe: Recipe
+    platform: FittedPlatform, recipe: Recipe
 ) -> None:
     before = fit_power(platform, recipe, unused)
     path = recipe.folder / "nets.py"
@@ -89,11 +89,11 @@ def test_the_networks_runtime_changes_no_power_and_no_prediction(
     assert after.to_json() == before.to_json()
 
 
-def test_power_may_be_that_of_another_recipe(platform: Platform, recipe: Recipe) -> None:
+def test_power_may_be_that_of_another_recipe(platform: FittedPlatform, recipe: Recipe) -> None:
     other = fit_power(platform, recipe, unused)
     asked: list[Path] = []
 
-    def fit_other(folder: Path) -> Platform:
+    def fit_other(folder: Path) -> FittedPlatform:
         asked.append(folder)
         return other
 
@@ -103,7 +103,9 @@ def test_power_may_be_that_of_another_recipe(platform: Platform, recipe: Recipe)
     assert borrowed.accuracy["power"] == other.accuracy["power"]
 
 
-def test_networks_are_judged_on_runtime_and_energy(platform: Platform, recipe: Recipe) -> None:
+def test_networks_are_judged_on_runtime_and_energy(
+    platform: FittedPlatform, recipe: Recipe
+) -> None:
     found = judge_networks(fit_power(platform, recipe, unused), recipe).accuracy["networks"]
     assert set(found) == {"runtime", "energy", "networks"}
     first = found["networks"]["net8"]
@@ -114,7 +116,7 @@ def test_networks_are_judged_on_runtime_and_energy(platform: Platform, recipe: R
 
 
 def test_a_recipe_without_networks_leaves_the_platform_alone(
-    platform: Platform, recipe: Recipe
+    platform: FittedPlatform, recipe: Recipe
 ) -> None:
     bare = replace(recipe, power={}, networks="")
     assert fit_power(platform, bare, unused) is platform

@@ -15,10 +15,10 @@ from pytest_neuralpower.platform.catalog import load_fitted
 from pytest_neuralpower.platform.intervals import Intervals, QuantitySpreads, Spread
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.platform.price import Platform
+    from pytest_neuralpower.platform.price import FittedPlatform
 
 
-def networks(platform: Platform, off: Sequence[float], *, depth: int = 8) -> list[NetworkRow]:
+def networks(platform: FittedPlatform, off: Sequence[float], *, depth: int = 8) -> list[NetworkRow]:
     """Networks whose times lie so far (log) from their layers' sum, one for each of ``off``."""
     random = np.random.default_rng(0)
     found = []
@@ -31,7 +31,7 @@ def networks(platform: Platform, off: Sequence[float], *, depth: int = 8) -> lis
     return found
 
 
-def correlations(platform: Platform) -> dict[str, float]:
+def correlations(platform: FittedPlatform) -> dict[str, float]:
     assert platform.intervals is not None
     families = platform.intervals.runtime.families
     return {name: spread.correlation for name, spread in families.items()}

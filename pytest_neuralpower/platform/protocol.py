@@ -1,0 +1,143 @@
+"""What every platform can be asked, whether it was fitted to measured rows or is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.estimators import Estimator
+    from pytest_neuralpower.eyeriss.hardware import Zeros
+    from pytest_neuralpower.layers import Layer, Trace
+    from pytest_neuralpower.platform.prediction import Prediction
+    from pytest_neuralpower.units import Quantity
+
+__all__ = ["Equation", "Explanation", "Platform"]
+
+
+class Equation(NamedTuple):
+    """One fitted equation of a family of layers.
+
+    Attributes
+    ----------
+    quantity
+        ``runtime`` (ms), ``power`` (W) or ``energy`` (mJ).
+    estimator
+        What predicts it.
+    known
+        How it is known and how far it was off, in words; empty where that is not known.
+    overheads
+        What the execution mode adds: ms per unit of a physical term.
+    """
+
+    quantity: str
+    estimator: Estimator
+    known: str
+    overheads: Mapping[str, float] = {}
+
+
+class Explanation(NamedTuple):
+    """How a platform prices one family of layers, for a report to lay out.
+
+    Attributes
+    ----------
+    title
+        Which family on which platform.
+    text
+        What is not an equation, line by line.
+    equations
+        The family's fitted equations.
+    costs
+        Cost of one access to each memory by data type, of an array whose energy is computed.
+    remarks
+        What to know of ``costs``, line by line.
+    """
+
+    title: tuple[str, ...]
+    text: tuple[str, ...] = ()
+    equations: tuple[Equation, ...] = ()
+    costs: tuple[tuple[str | float, ...], ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+class Platform(Protocol):
+    """Prices layers on one device: what :func:`~pytest_neuralpower.load_platform` returns.
+
+    Attributes
+    ----------
+    name
+        What ``--np-platform`` takes.
+    device, dtype, mode
+        The device; the dtype its layers are computed in; how they run, in words.
+    tiers
+        How each quantity is known: ``measured``, ``public``, ``analytic``, ...
+    provenance
+        Sources of measured rows; empty of a computed platform.
+    energy_basis
+        What an energy of this platform is, in words.
+    sha256
+        Hash of all that predictions depend on; baselines and reports quote it.
+    analytic
+        Whether prices are computed by formulas instead of fitted to rows.
+    exploits_zeros
+        Whether zero values cost less than others.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def mode(self) -> str: ...
+    @property
+    def tiers(self) -> Mapping[str, str]: ...
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
+    @property
+    def energy_basis(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def analytic(self) -> bool: ...
+    @property
+    def exploits_zeros(self) -> bool: ...
+
+    def knows(self, quantity: Quantity) -> bool:
+        """Whether predictions have the quantity."""
+        ...
+
+    def predict(
+        self, layers: Trace | Iterable[Layer], *, zeros: Mapping[str, Zeros] | None = None
+    ) -> Prediction:
+        """Predict every layer and, as their sum, the call.
+
+        Parameters
+        ----------
+        layers
+            A trace (its batch, model, route and notes are copied) or any layers in order.
+        zeros
+            Zero values by layer path; dense data by default. Without effect where the platform
+            does not exploit zeros.
+
+        Raises
+        ------
+        TraceError
+            There is no layer: a total of 0 would be wrong.
+        """
+        ...
+
+    def explain(self, kind: str) -> Explanation:
+        """How layers of one kind (or family) are priced.
+
+        Raises
+        ------
+        PlatformError
+            There is no such kind of layer; one line names those there are.
+        """
+        ...
+
+    def summary(self) -> dict[str, Any]:
+        """What ``neuralpower platforms`` lists, in JSON types."""
+        ...
