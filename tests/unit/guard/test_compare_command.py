@@ -158,6 +158,8 @@ def test_an_unknown_tolerance_is_shown_as_it_was_written(store):
 def test_two_calibrations_of_a_platform_that_is_not_here_cannot_be_compared(store):
     store("a", "net", [32], changed={"platform": "mine", "platform_sha256": "0" * 64})
     store("b", "net", [32], changed={"platform": "mine"})
+    store("a", "grown", [32])
+    store("b", "grown", [64])  # a regression, which would be exit code 1
     result = compare("a", "b")
     assert result.exit_code == 2
     assert "give its file with --platform" in result.output

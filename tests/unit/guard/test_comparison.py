@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from pytest_neuralpower import load_platform
-from pytest_neuralpower.guard.baseline import baseline_of
-from pytest_neuralpower.guard.compare import compare, judge
-from pytest_neuralpower.guard.tolerance import Tolerance
+from pytest_neuralpower.calibrate.fit.rows import streaming_layer
+from pytest_neuralpower.errors import BaselineError
+from pytest_neuralpower.guard.baseline import Totals, baseline_of
+from pytest_neuralpower.guard.compare import compare, compare_predictions, judge
+from pytest_neuralpower.guard.tolerance import Tolerance, merge, parse_tolerance
+from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
 
 
 @pytest.fixture
@@ -193,3 +196,105 @@ class TestTolerances:
             ).breaches
             == ()
         )
+
+
+def by_hand(costs, *, batch=1):
+    """A call of ReLUs of as many elements as ``costs`` says by path, with its ms and mJ."""
+    layers = [
+        LayerPrediction(
+            replace(streaming_layer("activation", "relu", [(size,)], (size,)), path=path),
+            ms, None, mj, "by hand",
+        )
+        for path, (size, ms, mj) in costs.items()
+    ]  # fmt: skip
+    return Prediction(tuple(layers), "toy", "0" * 64, batch=batch)
+
+
+def held(base, head, **tolerance):
+    """The comparison of two such calls, judged."""
+    nothing = Totals(None, None, None)
+    return judge(compare_predictions(base, head, nothing, "0" * 64), Tolerance(**tolerance))
+
+
+def broken(comparison):
+    return [(each.layer, each.quantity) for each in comparison.breaches]
+
+
+class TestByHand:
+    BASE = by_hand({"a": (8, 2.0, 40.0), "b": (8, 8.0, 60.0)})
+
+    @pytest.mark.parametrize(
+        ("grown", "too_much"), [(0.0, False), (2.0, False), (2.0 + 5e-8, False), (2.001, True)]
+    )
+    def test_growth_equal_to_the_tolerance_is_let_pass_and_any_more_is_not(self, grown, too_much):
+        head = by_hand({"a": (9, 2.0, 40.0 + grown), "b": (8, 8.0, 60.0)})
+        for tolerance in ({"max_percent": 2}, {"max_mj": 2, "max_ms": 0}):
+            expected = [(None, "energy")] if too_much else []
+            assert broken(held(self.BASE, head, **tolerance)) == expected
+
+    def test_another_order_of_the_sum_is_no_growth_at_all(self):
+        """A billionth of the cost is let pass, two are not."""
+        for part, expected in ((5e-10, []), (2e-9, [(None, "energy")])):
+            head = by_hand({"a": (9, 2.0, 40.0 + 100 * part), "b": (8, 8.0, 60.0)})
+            assert broken(held(self.BASE, head, max_percent=0)) == expected
+
+    def test_what_costs_nothing_before_and_after_has_not_grown(self):
+        base, head = (by_hand({"a": (size, 0.0, 0.0), "b": (8, 8.0, 60.0)}) for size in (8, 9))
+        assert broken(held(base, head, max_percent=0, layer_max_percent=0)) == []
+
+    def test_per_sample_each_side_is_divided_by_its_own_batch(self):
+        """Twice the cost of twice the samples is the same, the same of half of them is double."""
+        double = by_hand({"a": (16, 4.0, 80.0), "b": (16, 16.0, 120.0)}, batch=4)
+        base = replace(self.BASE, batch=2)
+        assert broken(held(base, double, max_percent=0, per="sample")) == []
+        half = held(base, replace(self.BASE, batch=1), max_percent=99.9, per="sample")
+        assert broken(half) == [(None, "energy"), (None, "runtime")]
+        assert [(each.before, each.after) for each in half.breaches] == [(50, 100), (5, 10)]
+        assert broken(held(base, replace(self.BASE, batch=1), max_percent=0)) == []
+
+    def test_a_layer_that_is_new_or_gone_is_judged_with_the_call_alone(self):
+        more = by_hand({"a": (8, 2.0, 40.0), "b": (8, 8.0, 60.0), "c": (99, 1.0, 5.0)})
+        for base, head in ((self.BASE, more), (more, self.BASE)):
+            assert broken(held(base, head, layer_max_percent=0)) == []
+        assert broken(held(self.BASE, more, max_percent=0)) == [(None, "energy"), (None, "runtime")]
+
+    def test_the_layer_that_has_grown_most_comes_first_after_the_call(self):
+        head = by_hand({"a": (9, 2.0, 43.0), "b": (9, 8.0, 67.0)})
+        found = held(self.BASE, head, max_mj=0, layer_max_mj=0)
+        assert broken(found) == [(None, "energy"), ("b", "energy"), ("a", "energy")]
+        assert [each.breaches for each in found.layers] == [("energy",), ("energy",)]
+
+    @pytest.mark.parametrize(("sha256", "calibration"), [("0" * 64, 0.0), ("1" * 64, 25.0)])
+    def test_what_was_stored_differs_by_calibration_on_another_one_alone(self, sha256, calibration):
+        """On the same one it differs by being rounded as it was stored."""
+        stored = Totals(75.0, None, None)
+        found = compare_predictions(self.BASE, self.BASE, stored, sha256)
+        assert (found.energy.stored, found.energy.calibration) == (75.0, calibration)
+        assert (found.runtime.stored, found.runtime.calibration) == (None, None)
+
+    def test_a_cause_is_shown_at_the_layer_that_it_changed_most_up_or_down(self):
+        head = by_hand({"a": (9, 2.0, 43.0), "b": (9, 8.0, 47.0)})
+        (cause, *_) = held(self.BASE, head).causes
+        assert (cause.cause, cause.layers, cause.example) == ("more bytes", 2, "b")
+        assert cause.energy_mj == pytest.approx(3 - 13)
+
+
+def test_a_baseline_of_other_samples_is_held_per_sample_though_its_layers_are_equal(against):
+    """The same layers for half the samples: each costs double."""
+    found = against(call([32], batch=4), call([32], batch=4), batch=8)
+    assert found.batches == (8, 4)
+    breaches = judge(found, Tolerance(max_percent=99, per="sample")).breaches
+    assert [each.quantity for each in breaches] == ["energy", "runtime"]
+    assert judge(found, Tolerance(max_percent=0)).breaches == ()
+
+
+def test_a_tolerance_is_a_number_from_0():
+    assert parse_tolerance((), {"max_percent": 0, "layer_max_ms": 0.0}, "here").max_percent == 0
+    for value in (-1, -1e-9, float("nan"), float("inf"), True, "1"):
+        with pytest.raises(BaselineError, match="must be a number from 0"):
+            parse_tolerance((), {"max_percent": value}, "here")
+
+
+def test_an_absolute_tolerance_close_by_is_not_loosened_by_a_relative_one_further_out():
+    close, far = Tolerance(max_mj=1), Tolerance(max_percent=50, layer_max_percent=5, per="sample")
+    assert merge([close, far]) == Tolerance(max_mj=1, layer_max_percent=5, per="sample")

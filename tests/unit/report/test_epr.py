@@ -43,7 +43,7 @@ def test_the_front_has_only_models_that_no_other_beats_in_both():
 
 
 @pytest.mark.parametrize(
-    "worse", [Candidate("dearer", 0.30, 12.0), Candidate("less exact", 0.35, 10.0)]
+    "worse", [Candidate("costlier", 0.30, 12.0), Candidate("less exact", 0.35, 10.0)]
 )
 def test_one_that_is_equal_in_one_and_worse_in_the_other_is_off_the_front(worse):
     assert pareto_front(rank([worse, SMALL])) == (SMALL,)
