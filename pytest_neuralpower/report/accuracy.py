@@ -1,4 +1,4 @@
-"""Held-out errors of layers for the terminal: one table a quantity, at most 100 columns wide."""
+"""How accurate a platform is: its held-out errors as tables, for the terminal and for its card."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 
-WIDTH: Final = 100
+_WIDTH: Final = 100
 
 #: Name of a score in a platform file -> its heading.
 _HEADINGS: Final = {
@@ -32,7 +32,10 @@ _HEADINGS: Final = {
 }
 _SIGNED: Final = ("bias", "total")
 
-#: Sections of a platform's accuracy -> heading. ``energy`` is only there when it is measured anew;
+#: Those of a card.
+_SCORES: Final = {key: heading for key, heading in _HEADINGS.items() if key != "total"}
+
+#: Sections of a platform's accuracy -> heading. ``energy`` is only there when it was just measured;
 #: a platform file has ``layer_energy``, of the families where it was learnt.
 _SECTIONS: Final = {
     "runtime": "Runtime",
@@ -41,10 +44,6 @@ _SECTIONS: Final = {
     "energy": "Energy",
     "layer_energy": "Energy",
 }
-
-
-#: How rows with an overhead of their place in the table were judged -> what was done about it.
-_OVERHEAD_VERBS: Final = {"ignored": "ignored", "added": "added", "removed": "taken off"}
 
 
 class _Group(NamedTuple):
@@ -91,7 +90,7 @@ def _overhead(accuracy: Mapping[str, Any]) -> list[str]:
     groups = [
         _Group(
             f"{name}: {found['rows']:,} rows",
-            {_OVERHEAD_VERBS[how]: score for how, score in found["scores"].items()},
+            {how.replace("removed", "taken off"): each for how, each in found["scores"].items()},
         )
         for name, found in _parts(accuracy, "overhead")
     ]
@@ -149,23 +148,10 @@ def _score_table_of(groups: Sequence[_Group]) -> str:
         for _ in group.scores:
             (label, score), line = next(shown)
             refused = f"{label}: refused, {score.get('refused')}"
-            text.append(textwrap.shorten(refused, WIDTH - 2) if "refused" in score else line)
+            text.append(textwrap.shorten(refused, _WIDTH - 2) if "refused" in score else line)
             text[-1] = f"  {text[-1]}"
     return "\n".join([f"  {text[0]}", *text[1:]])
 
-
-# -- How wrong a platform is: tables of its held-out errors, for the terminal and for its card.
-
-#: Name of a score in a platform file -> its heading.
-_SCORES: Final = {
-    "mape": "MAPE",
-    "median_ape": "median",
-    "rmspe": "RMSPE",
-    "bias": "bias",
-    "within_5": "within 5%",
-    "within_10": "10%",
-    "within_20": "20%",
-}
 
 #: Section of a platform's accuracy -> the quantity whose layers it judges.
 _LAYERS: Final = {
@@ -200,7 +186,7 @@ def accuracy_text(name: str, accuracy: Mapping[str, Any]) -> str:
 
 
 def _carried_over(power: Mapping[str, Any]) -> str:
-    """Of power that was not learnt on this device: from which it was, and what it errs by where."""
+    """Of power learnt on another device: which one, and the error there."""
     if "transferred" not in power:
         return ""
     error = percent(power["transferred"]["rmspe"])
@@ -212,40 +198,45 @@ def _carried_over(power: Mapping[str, Any]) -> str:
 
 def layers_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
     """Every candidate's held-out error by family, baselines last; the chosen one is marked."""
-    rows: list[list[str]] = []
     several = any(accuracy.get(section) for section in list(_LAYERS)[1:])
-    for section, quantity in _LAYERS.items():
-        for name, found in (accuracy.get(section) or {}).items():
-            for candidate, score in _candidates(found):
-                head = [*([quantity] if several else []), name, candidate]
-                head.append("yes" if candidate == found["chosen"] else "")
-                head += [str(found["rows"]), str(found["groups"])]
-                if "refused" in score:
-                    rows.append([*head, "refused", *[""] * (len(_SCORES) - 1)])
-                else:
-                    rows.append([*head, *(percent(score.get(key)) for key in _SCORES)])
+    rows = [
+        [
+            *([quantity] if several else []),
+            name,
+            candidate,
+            "yes" if candidate == found["chosen"] else "",
+            str(found["rows"]),
+            str(found["groups"]),
+            *_card_cells(score),
+        ]
+        for section, quantity in _LAYERS.items()
+        for name, found in (accuracy.get(section) or {}).items()
+        for candidate, score in {**found["held_out"], **found.get("baselines", {})}.items()
+    ]
     headers = [*(["quantity"] if several else []), "family", "estimator", "chosen"]
     return _table(rows, [*headers, "rows", "shapes", *_SCORES.values()], style)
 
 
-def _candidates(found: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    yield from found["held_out"].items()
-    yield from found.get("baselines", {}).items()
+def _card_cells(score: Mapping[str, Any]) -> list[str]:
+    if "refused" in score:
+        return ["refused", *[""] * (len(_SCORES) - 1)]
+    return [percent(score.get(key)) for key in _SCORES]
 
 
 def split_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
     """Errors on the rows that a source was set apart for; empty where none was."""
-    rows: list[list[str]] = []
-    for section in ("runtime", "not_shipped"):
-        for name, found in (accuracy.get(section) or {}).items():
-            split = found.get("split") or {"scores": {}}
-            for candidate, score in split["scores"].items():
-                head = [name, candidate, "yes" if candidate == split["chosen"] else ""]
-                head += [str(split["trained"]), str(split["judged"])]
-                if "refused" in score:
-                    rows.append([*head, "refused", *[""] * (len(_SCORES) - 1)])
-                else:
-                    rows.append([*head, *(percent(score.get(key)) for key in _SCORES)])
+    rows = [
+        [
+            name,
+            candidate,
+            "yes" if candidate == split["chosen"] else "",
+            str(split["trained"]),
+            str(split["judged"]),
+            *_card_cells(score),
+        ]
+        for name, split in _parts(accuracy, "split")
+        for candidate, score in split["scores"].items()
+    ]
     headers = ["family", "estimator", "chosen", "trained on", "judged", *_SCORES.values()]
     return _table(rows, headers, style) if rows else ""
 
@@ -262,11 +253,9 @@ def overhead_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
     """Held-out errors of rows whose latency holds an overhead of their place in the table, the
     overhead estimated without them; empty where there are none."""
     rows = [
-        [name, _OVERHEADS[how], str(found["overhead"]["rows"])]
-        + [percent(score[key]) for key in _SCORES]
-        for section in ("runtime", "not_shipped")
-        for name, found in (accuracy.get(section) or {}).items()
-        for how, score in found.get("overhead", {"scores": {}})["scores"].items()
+        [name, _OVERHEADS[how], str(found["rows"]), *_card_cells(score)]
+        for name, found in _parts(accuracy, "overhead")
+        for how, score in found["scores"].items()
     ]
     headers = ["family", "judged", "rows", *_SCORES.values()]
     return _table(rows, headers, style) if rows else ""
@@ -351,10 +340,6 @@ def _table(rows: Sequence[Sequence[str]], headers: Sequence[str], style: str) ->
     return tabulate(rows, headers, tablefmt=style, disable_numparse=True)
 
 
-# -- The table of platforms and one platform in full, as text; pure functions on summaries.
-
-_PLATFORMS_WIDTH: Final = 100
-
 #: What is known of errors by quantity: the key of a summary with its families' errors.
 _HELD_OUT_KEYS: Final = {
     "runtime": "held_out",
@@ -382,19 +367,15 @@ def platforms_text(summaries: Sequence[Mapping[str, Any]]) -> str:
     header, *lines = tabulate(heads, headers, tablefmt="plain", disable_numparse=True).splitlines()
     text = [header]
     for summary, line in zip(summaries, lines, strict=True):
-        text.append(
-            line if len(line) <= _PLATFORMS_WIDTH else f"{line[: _PLATFORMS_WIDTH - 3].rstrip()}..."
-        )
+        text.append(line if len(line) <= _WIDTH else f"{line[: _WIDTH - 3].rstrip()}...")
         for errors in _errors(summary):
-            text += textwrap.wrap(
-                errors, _PLATFORMS_WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 6
-            )
+            text += textwrap.wrap(errors, _WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 6)
     legend = (
         "Figures are held-out errors in %: of kinds of layers MAPE, of whole networks RMSPE. Power "
-        "that is transferred was judged on another board's networks; what it errs by here nobody "
-        "knows."
+        "that is transferred was judged on another board's networks; its error on this device is "
+        "not known."
     )
-    shown = "\n".join([*text, "", *textwrap.wrap(legend, _PLATFORMS_WIDTH), _MORE])
+    shown = "\n".join([*text, "", *textwrap.wrap(legend, _WIDTH), _MORE])
     return shown.replace("\N{NO-BREAK SPACE}", " ")
 
 
@@ -433,9 +414,6 @@ def _networks(summary: Mapping[str, Any], quantity: str) -> list[str]:
         return []
     score = (summary.get("networks") or {}).get(quantity)
     return [_figure("networks", score["rmspe"])] if score else []
-
-
-# -- What a platform is and where its numbers come from, in words.
 
 
 def platform_facts(platform: Platform) -> dict[str, str]:
