@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,13 @@ from pytest_neuralpower import load_platform
 from pytest_neuralpower.calibrate.fit.rows import conv_layer, linear_layer
 from pytest_neuralpower.errors import PlatformError, TraceError
 from pytest_neuralpower.layers import Layer, TensorSpec, Trace
-from pytest_neuralpower.platform.prediction import EXTRAPOLATED, FALLBACK, UNCOVERED
+from pytest_neuralpower.platform.prediction import (
+    EXTRAPOLATED,
+    FALLBACK,
+    UNCOVERED,
+    LayerPrediction,
+    Prediction,
+)
 from pytest_neuralpower.platform.price import FamilyModel, FittedPlatform
 
 
@@ -121,6 +128,12 @@ class TestFlags:
             "flagged extrapolated",
         )
 
+    def test_a_kind_without_an_estimator_in_another_dtype_is_both(
+        self, platform: FittedPlatform
+    ) -> None:
+        (found,) = platform.predict([streaming("norm", (64, 64), "float16")]).layers
+        assert set(found.flags) == {FALLBACK, EXTRAPOLATED}
+
     def test_integers_are_no_foreign_dtype(self, platform: FittedPlatform) -> None:
         found = platform.predict([streaming("activation", (64, 64), "int64")])
         assert (found.notes, found.layers[0].flags) == ((), ())
@@ -143,6 +156,37 @@ class TestPower:
         found = replace(platform, power=None).predict([conv()])
         assert (found.power_w, found.energy_mj, found.layers[0].energy_mj) == (None, None, None)
 
+    def test_grows_with_the_traffic_that_the_mode_adds(self, platform: FittedPlatform) -> None:
+        # A layout pass reads and writes input, weight and output once more: thrice the traffic.
+        model = replace(platform.families["conv"], surcharges={"layout_pass": 0.5})
+        layer = conv()
+        found = replace(platform, families={"conv": model}).predict([layer]).layers[0]
+        bandwidth = 3 * layer.cost.bytes_moved / 1e6 / (100 * found.runtime_ms)
+        compute = layer.cost.flops / 1e6 / (1000 * found.runtime_ms)
+        assert found.power_w == pytest.approx(50 + 60 * bandwidth + 100 * compute)
+
+    @pytest.mark.parametrize(
+        ("limit_w", "high"), [(1000.0, 50 * math.exp(0.3)), (60.0, 60.0), (40.0, 50.0)]
+    )
+    def test_may_be_no_more_than_the_board_s_limit_unless_it_is_predicted_to(
+        self, platform: FittedPlatform, limit_w: float, high: float
+    ) -> None:
+        watts = {"base_w": 50.0, "compute_w": 0.0, "bandwidth_w": 0.0}
+        platform.power.watts_ = watts
+        board = replace(platform, hardware={**platform.hardware, "limit_w": limit_w})
+        layers = [streaming("norm", (9, 9))]
+        found = board.predict(layers)
+        assert found.power_interval_w[:2] == pytest.approx((50 * math.exp(-0.3), high))
+        assert found.runtime_interval_ms == platform.predict(layers).runtime_interval_ms
+
+    def test_that_is_not_predicted_has_no_note_of_where_it_comes_from(
+        self, platform: FittedPlatform
+    ) -> None:
+        guessed = replace(platform, tiers={"runtime": "measured", "power": "datasheet"})
+        (note,) = guessed.predict([conv()]).notes
+        assert note == "power and energy: from the datasheet, not measured on this device"
+        assert replace(guessed, power=None).predict([conv()]).notes == ()
+
     def test_of_a_family_comes_first(self, platform: FittedPlatform) -> None:
         model = platform.families["conv"]
         assert platform.power is not None
@@ -153,6 +197,33 @@ class TestPower:
         found = replace(platform, families=families).predict([conv(), streaming("norm", (9, 9))])
         assert found.layers[0].power_w == 7.0
         assert (found.layers[1].power_w or 0) > 50.0
+
+
+class TestCost:
+    """What layers are ranked and weighted by: energy, or runtime where energy is not known."""
+
+    LONG = LayerPrediction(conv(), 8.0, 1.25, 10.0, "by hand", (EXTRAPOLATED,))
+    HOT = LayerPrediction(conv(), 1.0, 40.0, 40.0, "by hand", (FALLBACK, EXTRAPOLATED))
+    PLAIN = LayerPrediction(conv(), 1.0, 30.0, 30.0, "by hand")
+
+    def test_is_energy(self) -> None:
+        found = Prediction((self.LONG, self.HOT, self.PLAIN), "toy", "0" * 64)
+        assert found.dearest(2) == (self.HOT, self.PLAIN)
+        assert [found.share(each) for each in (EXTRAPOLATED, FALLBACK, UNCOVERED)] == [
+            5 / 8,
+            0.5,
+            0,
+        ]
+        assert found.share(UNCOVERED, FALLBACK, EXTRAPOLATED) == 5 / 8
+
+    def test_is_runtime_where_energy_is_not_known(self) -> None:
+        layers = tuple(
+            each._replace(power_w=None, energy_mj=None)
+            for each in (self.HOT, self.LONG, self.PLAIN)
+        )
+        found = Prediction(layers, "toy", "0" * 64)
+        assert found.dearest(1) == (layers[1],)
+        assert [found.share(each) for each in (EXTRAPOLATED, FALLBACK)] == [0.9, 0.1]
 
 
 class TestImpossibleValues:
