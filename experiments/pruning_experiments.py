@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,9 +24,9 @@ from torch import nn
 
 from pytest_neuralpower import load_platform, trace
 from pytest_neuralpower.compress.channel_pruner import ChannelPruner
-from pytest_neuralpower.compress.inputs import as_call, calibration_calls
-from pytest_neuralpower.compress.prune import prune_to_budget
-from pytest_neuralpower.compress.weights import WeightPruner
+from pytest_neuralpower.compress.prune import calibration_calls, prune_to_budget
+from pytest_neuralpower.compress.weight_pruner import GRID, WeightPruner, points
+from pytest_neuralpower.model_source import as_call
 
 if TYPE_CHECKING:
     from pytest_neuralpower.compress.prune import Pruned
@@ -72,12 +72,20 @@ def _inputs(batch: int) -> torch.Tensor:
     return calibration()[:batch]
 
 
+def _pruner(
+    model: nn.Module, reference: nn.Module, images: torch.Tensor, batch: int = BATCH, **options: Any
+) -> WeightPruner:
+    """Of the weights of one model, for a call of the first images."""
+    call = as_call(images[:batch])
+    return WeightPruner(
+        model=model, reference=reference, trace=trace(model, *call.args), platform=ARRAY,
+        calls=calibration_calls(images, call), **options,
+    )  # fmt: skip
+
+
 def _energy(model: nn.Module, batch: int = BATCH) -> float:
     """Energy (mJ) of one call with the zeros that the model and its maps have."""
-    call = as_call(_inputs(batch))
-    calls = calibration_calls(calibration(), call)
-    pruner = WeightPruner(model, model, trace(model, *call.args), ARRAY, calls)
-    return pruner.cost()
+    return _pruner(model, model, calibration(), batch).cost()
 
 
 def _lines(result: Pruned, model: nn.Module) -> Found:
@@ -123,8 +131,6 @@ def finetuned(model: nn.Module, seed: int, *, ratio: float) -> Found:
 
 def one_density(model: nn.Module, seed: int) -> Found:
     """Every layer at density 0.3, untrained: by magnitude as it is, and by least squares."""
-    call = as_call(_inputs(BATCH))
-    calls = calibration_calls(calibration(), call)
     found: Found = {"dense %": accuracy(model)}
     for name, criterion, refit in (
         ("magnitude %", "magnitude", False),
@@ -132,14 +138,20 @@ def one_density(model: nn.Module, seed: int) -> Found:
         ("least squares %", "output_error", True),
     ):
         pruned = copy.deepcopy(model)
-        layers = trace(pruned, *call.args)
-        pruner = WeightPruner(
-            pruned, model, layers, ARRAY, calls, criterion=criterion, refit=refit, seed=seed
-        )
-        pruner.reduce_each_to(0.3)
+        pruner = _pruner(pruned, model, calibration(), criterion=criterion, refit=refit, seed=seed)
+        _reduce_each_to(pruner, 0.3)
         found[name] = accuracy(pruned)
     found["points gained"] = found["least squares %"] - found["magnitude %"]
     return found
+
+
+def _reduce_each_to(pruner: WeightPruner, density: float) -> None:
+    """Remove weights until every layer has one density, whatever the call then costs."""
+    steps = [*(step for step in GRID if step > density), density]
+    for path, gram in pruner.grams(list(pruner.kept)).items():
+        weights = pruner.weights(path, gram)
+        *_, last = points(weights, pruner.kept[path], steps, pruner.criterion)
+        pruner.apply(path, last.kept)
 
 
 def parameters_of(layers: Iterable[Layer]) -> float:
@@ -162,8 +174,8 @@ def channels(model: nn.Module, seed: int) -> Found:
     ):
         pruned = copy.deepcopy(model)
         pruner = ChannelPruner(
-            pruned, model, call, sizes_of, calls, criterion=criterion, order="greedy",
-            refit=refit, seed=seed,
+            model=pruned, reference=model, call=call, layers_cost=sizes_of, calls=calls,
+            criterion=criterion, order="greedy", refit=refit, seed=seed,
         )  # fmt: skip
         full = pruner.cost()
         pruner.reduce_to(0.12 * full)
@@ -171,7 +183,10 @@ def channels(model: nn.Module, seed: int) -> Found:
         if refit:
             found["parameters left %"] = 100 * pruner.cost() / full
             bare = copy.deepcopy(model)
-            same = ChannelPruner(bare, model, call, sizes_of, calls, refit=False)
+            same = ChannelPruner(
+                model=bare, reference=model, call=call, layers_cost=sizes_of, calls=calls,
+                refit=False,
+            )  # fmt: skip
             same.keep(pruner.kept)
             found["same channels, as they are %"] = accuracy(bare)
     return found
@@ -189,12 +204,8 @@ def few_classes(model: nn.Module, seed: int) -> Found:
         images = calibration(data)
         start = copy.deepcopy(model)
         _cut_outputs(start[-1], len(classes))
-        call = as_call(images[:BATCH])
-        calls = calibration_calls(images, call)
         pruned = copy.deepcopy(start)
-        pruner = WeightPruner(
-            pruned, start, trace(pruned, *call.args), ARRAY, calls, order="greedy", seed=seed
-        )
+        pruner = _pruner(pruned, start, images, order="greedy", seed=seed)
         dense, full = accuracy(start, data), pruner.cost()
         found[f"{name} classes: dense %"] = dense
         for ratio in _RATIOS:
@@ -216,7 +227,7 @@ def _cut_outputs(last: nn.Linear, classes: int) -> None:
 
 EXPERIMENTS: dict[str, tuple[str, Callable[[nn.Module, int], Found]]] = {
     "weights, no training, 3.0x": ("alexnet-like", lambda m, s: untrained(m, s, ratio=3.05)),
-    "weights, no training, 3.0x, dearest first": (
+    "weights, no training, 3.0x, most expensive first": (
         "alexnet-like", lambda m, s: untrained(m, s, ratio=3.05, order="energy"),
     ),
     "weights, 8 epochs, 3.7x": ("alexnet-like", lambda m, s: finetuned(m, s, ratio=3.75)),

@@ -5,7 +5,7 @@
 
 The first prunes and trains, which may take an hour on a busy machine; the second measures, for a
 few minutes in which nothing else may run. For batches of 1 and 8: time-steered channel pruning, and
-beside it networks that are steered by size, one of as many parameters, and the smallest that is as
+networks that are steered by size, one of as many parameters, and the smallest that is as
 accurate. Predicted and measured thread time of each.
 """
 
@@ -28,8 +28,8 @@ from torch import nn
 
 from pytest_neuralpower import load_platform, predict, prune_to_budget, trace
 from pytest_neuralpower.compress.channel_pruner import ChannelPruner
-from pytest_neuralpower.compress.inputs import as_call, calibration_calls
-from pytest_neuralpower.compress.prune import Guard, run_rounds
+from pytest_neuralpower.compress.prune import Guard, calibration_calls, run_rounds
+from pytest_neuralpower.model_source import as_call
 
 if TYPE_CHECKING:
     from pytest_neuralpower.platform.protocol import Platform
@@ -96,8 +96,9 @@ class Bench:
         call = as_call(calibration()[:1])
         calls = calibration_calls(calibration(), call)
         pruner = ChannelPruner(
-            copy.deepcopy(self.dense), self.dense, call, sizes_of, calls, order="greedy"
-        )
+            model=copy.deepcopy(self.dense), reference=self.dense, call=call, layers_cost=sizes_of,
+            calls=calls, order="greedy",
+        )  # fmt: skip
         run_rounds(pruner, parameters, rounds=1, guard=Guard(), finetune=self._finetune)
         return pruner.model
 
@@ -143,7 +144,7 @@ def measured(bench: Bench, batch: int) -> list[Row]:
 
 
 def report(rows: Sequence[Row]) -> str:
-    """Every network, then the figures beside their reach: mean over seeds, and the worst."""
+    """Every network, then the figures with their reach: mean over seeds, and the worst."""
     lines = [tabulate(rows, [*Row._fields], floatfmt=".3f")]
     dense = {(row.seed, row.batch): row for row in rows if row.network == "dense"}
     summary = []

@@ -125,8 +125,8 @@ def train(
 
 
 def alexnet_like(classes: int = 10, wide: int = 1) -> nn.Module:
-    """AlexNet's plan at 28 x 28: five convolutions, of which the second is the dearest, three
-    fully connected layers, overlapping pooling."""
+    """AlexNet's plan at 28 x 28: five convolutions, of which the second is the most expensive,
+    three fully connected layers, overlapping pooling."""
     return nn.Sequential(
         nn.Conv2d(1, 32 * wide, 5, stride=2, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1),
         nn.Conv2d(32 * wide, 64 * wide, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1),

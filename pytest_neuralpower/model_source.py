@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
-from pytest_neuralpower.errors import ImportPathError
+from pytest_neuralpower.errors import CompressError, ImportPathError
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +48,51 @@ def origin_of(model: Any) -> Origin | None:
         return _ORIGINS.get(model)
     except TypeError:
         return None
+
+
+# -- The inputs of one call.
+
+
+class Call(NamedTuple):
+    """Arguments of one forward call."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def named(self) -> list[tuple[str, Any]]:
+        """Every argument with its keyword, which is empty for a positional one."""
+        return [*(("", value) for value in self.args), *self.kwargs.items()]
+
+
+def as_call(inputs: Any) -> Call:
+    """One call from a tensor, a sequence of positional or a mapping of named arguments.
+
+    Raises
+    ------
+    CompressError
+        It is nothing of these.
+    """
+    import torch  # noqa: PLC0415 - slow
+
+    if isinstance(inputs, Call):
+        return inputs
+    if isinstance(inputs, torch.Tensor):
+        return Call((inputs,), {})
+    if isinstance(inputs, Mapping):
+        return Call((), dict(inputs))
+    if isinstance(inputs, Sequence) and not isinstance(inputs, str):
+        return Call(tuple(inputs), {})
+    raise CompressError(
+        f"inputs is a {type(inputs).__name__}: give a tensor, a tuple of positional arguments or "
+        "a dict of named ones"
+    )
+
+
+def input_text(tensor: torch.Tensor) -> str:
+    """``1,3,224,224[:dtype]``: the shape of an input as :func:`parse_inputs` takes it."""
+    sizes, dtype = ",".join(map(str, tensor.shape)), str(tensor.dtype).removeprefix("torch.")
+    return sizes if dtype == "float32" else f"{sizes}:{dtype}"
 
 
 # -- Where a model and its inputs come from: ``package.module:factory`` and ``1,3,224,224``.

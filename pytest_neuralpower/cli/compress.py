@@ -19,7 +19,7 @@ from pytest_neuralpower.cli.options import (
     print_json,
 )
 from pytest_neuralpower.errors import CompressError, OptionError
-from pytest_neuralpower.model_source import import_object, load_model
+from pytest_neuralpower.model_source import Call, import_object, load_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,9 +49,7 @@ def advise_command(
     as_json: Json = False,
 ) -> None:
     """Say which widths of MODEL to move to a plateau edge of a platform. It changes nothing."""
-    from pytest_neuralpower.compress import rendering
     from pytest_neuralpower.compress.advice import DEFAULT_EFFORT, advise
-    from pytest_neuralpower.compress.inputs import Call
     from pytest_neuralpower.model_source import (
         load_model,
         parse_inputs,
@@ -71,9 +69,9 @@ def advise_command(
         effort=effort or DEFAULT_EFFORT,
     )
     if as_json:
-        print_json(rendering.advice_record(advised))
+        print_json(advised.to_json())
     else:
-        typer.echo(rendering.advice_text(advised))
+        typer.echo(advised.text())
 
 
 def check_outputs(files: Mapping[str, Path | None]) -> None:
@@ -172,9 +170,7 @@ def prune_command(
     Exits with 0 if the budget is met, 1 if it cannot be met (the best plan is written), 2 if the
     command was misused, and 3 if the channels of MODEL cannot be told apart.
     """
-    from pytest_neuralpower.compress.inputs import Call
     from pytest_neuralpower.compress.prune import prune_to_budget
-    from pytest_neuralpower.compress.rendering import pruned_record, pruned_text
     from pytest_neuralpower.errors import UnsupportedGraphError
     from pytest_neuralpower.model_source import (
         import_object,
@@ -207,9 +203,9 @@ def prune_command(
         raise typer.Exit(3) from None
     result.save(plan, weights)
     if as_json:
-        print_json(pruned_record(result))
+        print_json(result.to_json())
     else:
-        typer.echo(pruned_text(result))
+        typer.echo(result.text())
     written = f"wrote {plan}" + (f" and {weights}" if weights else "")
     typer.echo(written, err=True)
     if result.met:

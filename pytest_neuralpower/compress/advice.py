@@ -8,21 +8,23 @@ changed.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pytest_neuralpower.compress.find_groups import NOT_CHECKED, find_channel_groups
-from pytest_neuralpower.compress.inputs import as_call
 from pytest_neuralpower.compress.width_prices import Effort, WidthPrices, expansion, shrinkage
 from pytest_neuralpower.guard.budget import Budget, as_budget, check
+from pytest_neuralpower.model_source import as_call
 from pytest_neuralpower.platform.catalog import load_platform
 from pytest_neuralpower.platform.ranges import PROVENANCE_KEY, were_measured
+from pytest_neuralpower.report.terminal import call_text, totals_text
+from pytest_neuralpower.units import show_in, show_percent
 
 if TYPE_CHECKING:
     from pytest_neuralpower.compress.channels import ChannelGroup, ChannelGroups
-    from pytest_neuralpower.estimators.features import FloatArray
     from pytest_neuralpower.platform.prediction import Prediction
     from pytest_neuralpower.platform.protocol import Platform
 
@@ -38,7 +40,7 @@ _BEYOND: Final = 4
 #: Layers that are traced and priced at most, unless more are asked for: some seconds.
 DEFAULT_EFFORT: Final = 100_000
 
-
+Action = Literal["shrink", "expand"]
 Known = Literal["measured", "interpolated", "extrapolated", "computed"]
 
 
@@ -67,7 +69,7 @@ class Advice:
         Whether this change alone meets the budget; None without a budget.
     """
 
-    action: Literal["shrink", "expand"]
+    action: Action
     group: str
     coupled: tuple[str, ...]
     width: int
@@ -78,10 +80,22 @@ class Advice:
     known: Known
     meets: bool | None = None
 
-    def change(self, quantity: Literal["energy", "runtime"]) -> float:
-        """Predicted change of one quantity (mJ or ms)."""
-        found = self.energy_change_mj if quantity == "energy" else self.runtime_change_ms
-        return found or 0.0
+    def text(self, before: Prediction) -> str:
+        """``shrink features.3 65 -> 64 (+2 coupled): energy -3.2%, runtime -4.1%, ...``."""
+        coupled = f" (+{len(self.coupled)} coupled)" if self.coupled else ""
+        changes = [
+            f"{quantity} {'+' if change > 0 else '-'}{show_percent(abs(change) / total)}"
+            for quantity, change, total in (
+                ("energy", self.energy_change_mj, before.energy_mj),
+                ("runtime", self.runtime_change_ms, before.runtime_ms),
+            )
+            if change is not None and total
+        ]
+        return (
+            f"{self.action} {self.group} {self.width} -> {self.to_width}{coupled}: "
+            f"{', '.join([*changes, f'parameters {self.parameters_change:+,d}'])}; {self.known}"
+            + ("; alone meets the budget" if self.meets else "")
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +135,69 @@ class Advised:
     frozen: Mapping[str, str] = field(default_factory=dict)
     examined: int = 0
     left: tuple[str, ...] = ()
+
+    def lines(self, most: int | None = None) -> list[str]:
+        """``most`` lines of advice (by default all), and one on what all shrinking comes to."""
+        return [*(each.text(self.before) for each in self.advice[:most]), self._together()]
+
+    def _together(self) -> str:
+        """What all shrinking that pays comes to, and whether that meets the budget."""
+        if not self.widths:
+            text = "no width near a plateau edge saves"
+            return f"{text}: the budget needs more than advice" if self.budget else text
+        count = len(self.widths)
+        text = (
+            f"{'then' if count == 1 else f'all {count} shrunk together'}: "
+            f"{totals_text(self.after)}, parameters {self.parameters_after - self.parameters:+,d}"
+        )
+        if self.budget is None:
+            return text
+        limit = show_in(self.budget.quantity, self.budget.limit, self.budget.unit)
+        return f"{text}; {'meets' if self.meets else 'does not meet'} {limit}"
+
+    def text(self) -> str:
+        """Everything for people."""
+        before = self.before
+        left = f", {len(self.left)} not as far as they may move (--effort)" if self.left else ""
+        reasons = Counter(self.frozen.values())
+        return "\n".join(
+            [
+                f"{before.model} on {before.platform}: {totals_text(before)}",
+                f"predicted for {call_text(before)}, not measured; accuracy of a changed model is "
+                "unknown",
+                f"{self.examined} widths examined, {len(self.frozen)} may not change{left}",
+                "",
+                *self.lines(),
+                *(f"note: {count} left as they are: {why}" for why, count in reasons.items()),
+            ]
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything in JSON types."""
+        before, budget = self.before, self.budget
+        return {
+            "model": before.model,
+            "platform": before.platform,
+            "platform_sha256": before.platform_sha256,
+            "batch": before.batch,
+            "before": _totals(before, self.parameters),
+            "after": _totals(self.after, self.parameters_after),
+            "budget": None
+            if budget is None
+            else {"quantity": budget.quantity, "limit": budget.limit, "meets": self.meets},
+            "advice": [{**asdict(each), "coupled": list(each.coupled)} for each in self.advice],
+            "widths": dict(self.widths),
+            "frozen": dict(self.frozen),
+            "left": list(self.left),
+        }
+
+
+def _totals(prediction: Prediction, parameters: int) -> dict[str, float | int | None]:
+    return {
+        "energy_mj": prediction.energy_mj,
+        "runtime_ms": prediction.runtime_ms,
+        "parameters": parameters,
+    }
 
 
 def advise(
@@ -167,12 +244,12 @@ def advise(
     TraceError
         The model cannot be traced with these inputs.
     """
-    allowed = Effort(effort)
+    left = Effort(effort)
     loaded = load_platform(platform) if isinstance(platform, str | Path) else platform
     call = as_call(inputs)
     limit = None if budget is None else as_budget(budget)
-    groups = find_channel_groups(model, call.args, call.kwargs, effort=allowed)
-    return advise_groups(groups, loaded, limit, channels=channels, effort=allowed)
+    groups = find_channel_groups(model, call.args, call.kwargs, effort=left)
+    return advise_groups(groups, loaded, limit, channels=channels, effort=left)
 
 
 def advise_groups(
@@ -187,55 +264,51 @@ def advise_groups(
     before = platform.predict(groups.trace)
     if budget is not None:
         check(budget, before)  # refuses a budget on what the platform does not know
-    effort = effort or Effort(math.inf)
-    prices = WidthPrices(groups, platform, _quantity(before, budget))
+    by_runtime = before.energy_mj is None or (budget and budget.quantity == "runtime")
+    prices = WidthPrices(groups, platform, "runtime" if by_runtime else "energy")
     most = {group.name: _most_units(group, channels) for group in groups.changeable}
-    examined = prices.examine({name: units + _BEYOND for name, units in most.items()}, effort)
+    reach = {name: units + _BEYOND for name, units in most.items()}
+    examined = prices.examine(reach, effort or Effort(math.inf))
     found = [
-        each
+        advice
         for group in groups.changeable
-        for each in _advice_on(group, prices, most[group.name], examined[group.name])
+        for advice in _advice_on(group, prices, most[group.name], examined[group.name])
     ]
-    left = [name for name, reason in groups.frozen.items() if reason == NOT_CHECKED]
-    left += [name for name, units in most.items() if examined[name] < units]
     shrinking = sorted(
-        (each for each in found if each.action == "shrink"),
-        key=lambda each: each.change(prices.quantity),
+        (advice for advice in found if advice.action == "shrink"),
+        key=lambda advice: (
+            (advice.runtime_change_ms if by_runtime else advice.energy_change_mj) or 0.0
+        ),
     )
     expanding = sorted(
-        (each for each in found if each.action == "expand"),
-        key=lambda each: each.width - each.to_width,
+        (advice for advice in found if advice.action == "expand"),
+        key=lambda advice: advice.width - advice.to_width,
     )
-    widths = _together(shrinking, prices)
-    after = platform.predict(prices.trace_at(widths)) if widths else before
+    widths = _paying(shrinking, prices)
+    after = platform.predict(groups.trace_at(widths)) if widths else before
+
+    def judged(advice: Advice) -> Advice:
+        if budget is None:
+            return advice
+        moved = platform.predict(groups.trace_at({advice.group: advice.to_width}))
+        return replace(advice, meets=check(budget, moved).passed)
+
     return Advised(
         before=before,
-        advice=tuple(_judged(each, prices, budget) for each in (*shrinking, *expanding)),
+        advice=tuple(map(judged, (*shrinking, *expanding))),
         widths=widths,
         after=after,
         parameters=groups.parameters(),
         parameters_after=groups.parameters(widths),
         budget=budget,
         meets=None if budget is None else check(budget, after).passed,
-        frozen={name: each for name, each in groups.frozen.items() if each != NOT_CHECKED},
+        frozen={name: why for name, why in groups.frozen.items() if why != NOT_CHECKED},
         examined=sum(units > 0 for units in examined.values()),
-        left=tuple(left),
+        left=(
+            *(name for name, why in groups.frozen.items() if why == NOT_CHECKED),
+            *(name for name, units in most.items() if examined[name] < units),
+        ),
     )
-
-
-def _judged(advice: Advice, prices: WidthPrices, budget: Budget | None) -> Advice:
-    """The advice with whether it alone meets the budget."""
-    if budget is None:
-        return advice
-    moved = prices.platform.predict(prices.trace_at({advice.group: advice.to_width}))
-    return replace(advice, meets=check(budget, moved).passed)
-
-
-def _quantity(before: Prediction, budget: Budget | None) -> Literal["energy", "runtime"]:
-    """What widths are chosen by: what the budget limits, else energy where it is known."""
-    if budget is not None and budget.quantity == "runtime":
-        return "runtime"
-    return "runtime" if before.energy_mj is None else "energy"
 
 
 def _most_units(group: ChannelGroup, channels: int | None) -> int:
@@ -250,7 +323,7 @@ def _advice_on(
     """The edges near one width, one below and one above, where there are any."""
     curve, priced = prices.curve(group, examined)
     parameters = prices.groups.parameters
-    places: tuple[tuple[Literal["shrink", "expand"], int | None], ...] = (
+    places: tuple[tuple[Action, int | None], ...] = (
         ("shrink", shrinkage(curve, most * group.step)),
         ("expand", expansion(curve, most * group.step)),
     )
@@ -259,14 +332,18 @@ def _advice_on(
             continue
         to_width = int(curve.widths[place])
         trusted = bool(priced.trusted[place] and priced.trusted[curve.now])
+        energy, runtime = (
+            None if math.isnan(values[place]) else float(values[place] - values[curve.now])
+            for values in (priced.energy_mj, priced.runtime_ms)
+        )
         yield Advice(
             action=action,
             group=group.name,
             coupled=tuple(dict.fromkeys(slot.path for slot in group.slots[1:])),
             width=group.width,
             to_width=to_width,
-            energy_change_mj=_change(priced.energy_mj, place, curve.now),
-            runtime_change_ms=_change(priced.runtime_ms, place, curve.now),
+            energy_change_mj=energy,
+            runtime_change_ms=runtime,
             parameters_change=parameters({group.name: to_width}) - parameters(),
             known=_known(prices, group, to_width, trusted=trusted),
         )
@@ -278,20 +355,15 @@ def _known(prices: WidthPrices, group: ChannelGroup, to_width: int, *, trusted: 
         return "computed"
     if not trusted:
         return "extrapolated"
-    places = prices.groups.reached(group.name)
-    present = prices.groups.layers_at(places, {})
-    moved = prices.groups.layers_at(places, {group.name: to_width})
+    present = prices.groups.layers_at({}, group.gains)
+    moved = prices.groups.layers_at({group.name: to_width}, group.gains)
     known = platform.provenance.get(PROVENANCE_KEY, {})
     pairs = list(zip(present, moved, strict=True))
     return "measured" if were_measured(known, pairs) else "interpolated"
 
 
-def _change(values: FloatArray | None, place: int, now: int) -> float | None:
-    return None if values is None else float(values[place] - values[now])
-
-
-def _together(shrinking: Sequence[Advice], prices: WidthPrices) -> dict[str, int]:
-    """The widths of all advice that still saves beside the advice before it."""
+def _paying(shrinking: Sequence[Advice], prices: WidthPrices) -> dict[str, int]:
+    """The widths of all advice that still saves after the advice before it."""
     widths: dict[str, int] = {}
     for advice in shrinking:
         found = prices.at(advice.group, (advice.width, advice.to_width), widths)

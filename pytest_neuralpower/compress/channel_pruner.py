@@ -1,16 +1,14 @@
-"""Which channels of a group to remove first: by the error of what reads them, or by magnitude."""
+"""Channel granularity: channels are removed for real, so that any platform is cheaper."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import torch
-from torch import nn
 
 from pytest_neuralpower.compress.find_groups import OUTPUT, find_channel_groups, remove_units
 from pytest_neuralpower.compress.least_squares import (
@@ -21,19 +19,19 @@ from pytest_neuralpower.compress.least_squares import (
     groups_of,
     matrix_of,
     relative_error,
-    sampled_grams,
     solve_kept,
     unknowns_of,
+    weighted_module,
     write_matrix,
 )
-from pytest_neuralpower.compress.weights import RIDGE, Choice, Criterion, Order, choosers
+from pytest_neuralpower.compress.pruner import CHOOSERS, RIDGE, Choice, Pruner
 from pytest_neuralpower.compress.width_prices import Curve, descent, widest_as_cheap
 
 if TYPE_CHECKING:
     from pytest_neuralpower.compress.channels import ChannelGroup, ChannelGroups, Slot
-    from pytest_neuralpower.compress.inputs import Call
     from pytest_neuralpower.estimators.features import FloatArray
     from pytest_neuralpower.layers import Layer
+    from pytest_neuralpower.model_source import Call
 
 __all__ = [
     "ChannelPruner",
@@ -43,6 +41,8 @@ __all__ = [
     "rank_by_magnitude",
     "rank_by_output_error",
 ]
+
+# -- Which channels of a group to remove first: by the error of what reads them, or by magnitude.
 
 
 @dataclass(frozen=True)
@@ -182,70 +182,60 @@ def rank_by_magnitude(
     return Ranked(tuple(order), errors)
 
 
-# -- Channel granularity: channels are removed for real, so that any platform is cheaper.
+# -- Remove channels of one model.
 
 #: Cost (mJ, ms, or anything that falls with widths and is a sum over layers) of each of several
 #: sets of layers.
 LayersCost: TypeAlias = "Callable[[Sequence[Sequence[Layer]]], FloatArray]"
 
 
-@dataclass
-class ChannelPruner:
+@dataclass(kw_only=True)
+class ChannelPruner(Pruner):
     """Removes channels of one model, in place.
 
     Attributes
     ----------
-    model, reference
-        What is pruned, and the model whose feature maps it is to keep.
     call
         The call that is priced by ``layers_cost``.
-    refit
-        Whether weights that stay are solved for by least squares.
+    widths
+        ``plateau`` steps between the edges of plateaus; a number steps between its multiples.
     kept
         Units of each group that are left, as the model had them at first.
     outputs
         Channels of the reference's layers that the model's layers still write, by path.
     """
 
-    model: nn.Module
-    reference: nn.Module
     call: Call
     layers_cost: LayersCost
-    calls: Sequence[Call]
-    criterion: Criterion = "output_error"
-    order: Order = "energy"
     widths: Literal["plateau"] | int = "plateau"
-    refit: bool = True
-    seed: int = 0
     kept: dict[str, tuple[int, ...]] = field(default_factory=dict)
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
-    rows_per_unknown: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.groups = self._find()
         self.first = {group.name: group for group in self.groups.groups}
-        if not self.kept:
-            self.kept = {group.name: tuple(range(group.units)) for group in self.groups.groups}
+        self.kept = {name: tuple(range(group.units)) for name, group in self.first.items()}
 
     def _find(self) -> ChannelGroups:
         return find_channel_groups(self.model, self.call.args, self.call.kwargs)
 
-    def _layer(self, path: str) -> Reconstructed:
-        return cast("Reconstructed", self.model.get_submodule(path))
-
     @property
     def left_out(self) -> dict[str, str]:
         """Groups whose channels stay though they are not the model's output, with the reason."""
-        sampled = set(self._paths())
+        solved = set(self._paths())
         unsolved = "no layer that reads it can be solved for"
         return {
             name: group.frozen or unsolved
             for name, group in self.first.items()
-            if group.frozen != OUTPUT and (group.frozen or not sampled & set(group.consumers))
+            if group.frozen != OUTPUT and (group.frozen or not solved & set(group.consumers))
         }
 
     def cost(self) -> float:
-        return float(self.layers_cost([self.groups.trace.layers])[0])
+        """Of the call at its widths now."""
+        return self._cost_at({})
+
+    def _cost_at(self, widths: Mapping[str, int]) -> float:
+        return float(self.layers_cost([self.groups.layers_at(widths)])[0])
 
     def masks(self) -> dict[str, torch.Tensor]:
         """Nothing is masked: removed channels are gone."""
@@ -253,36 +243,36 @@ class ChannelPruner:
 
     def reduce_to(self, limit: float) -> Mapping[str, float]:
         """Remove channels until one call costs at most ``limit``; share of channels by group."""
-        grams = self._grams(self._paths())
-        priced = _Priced(self.groups, self.layers_cost)
+        grams = self.grams(self._paths(), self.outputs)
         ranked = {
             group.name: ranking
             for group in self.groups.changeable
-            if (ranking := self._rank(group, grams, priced)) is not None
+            if (ranking := self._rank(group, grams)) is not None
         }
-        points = {
-            name: sorted(each.errors, reverse=True) for name, each in ranked.items()
-        }  # units, falling
-        errors = {name: [each.errors[at] for at in points[name]] for name, each in ranked.items()}
+        units = {name: sorted(each.errors, reverse=True) for name, each in ranked.items()}
+        errors = {name: [each.errors[at] for at in units[name]] for name, each in ranked.items()}
+        steps = {name: self.groups[name].step for name in ranked}
 
         def widths(choice: Choice) -> dict[str, int]:
-            return {name: points[name][at] * self._step(name) for name, at in choice.items()}
+            return {name: units[name][at] * steps[name] for name, at in choice.items()}
 
-        chosen = choosers[self.order](
-            errors, lambda choice: priced.at(widths(choice)), limit, priced.dearest(ranked)
+        # By what the call would save without all but one unit of each.
+        most_expensive_first = sorted(ranked, key=lambda name: self._cost_at({name: steps[name]}))
+        chosen = CHOOSERS[self.order](
+            errors, lambda choice: self._cost_at(widths(choice)), limit, most_expensive_first
         )
         final = widths(chosen)
         if self.widths == "plateau":
             for name in final:  # free capacity: FastDeepIoT's expansion to the local minimum
-                curve = priced.curve(name, final)
+                curve = self._curve(name, final)
                 final[name] = int(curve.widths[widest_as_cheap(curve)])
-        self.keep({name: ranked[name].kept(final[name] // self._step(name)) for name in final})
-        return {name: len(units) / self.first[name].units for name, units in self.kept.items()}
+        self.keep({name: ranked[name].kept(final[name] // steps[name]) for name in final})
+        return {name: len(left) / self.first[name].units for name, left in self.kept.items()}
 
     def least(self) -> float:
         """Cost of the call with one unit left of every group that can be pruned."""
         left_out = self.left_out
-        return _Priced(self.groups, self.layers_cost).at(
+        return self._cost_at(
             {g.name: g.step for g in self.groups.changeable if g.name not in left_out}
         )
 
@@ -290,30 +280,16 @@ class ChannelPruner:
         """After the user has trained the model: what it gives now is what it is to keep giving."""
         self.reference, self.outputs = copy.deepcopy(self.model), {}
 
-    def _step(self, name: str) -> int:
-        return self.groups[name].step
-
     def _paths(self) -> list[str]:
         """Layers that least squares can solve, in running order."""
         found: dict[str, None] = {}
-        for layer in self.groups.trace.layers:
-            module = self.model.get_submodule(layer.path)
-            if (
-                layer.kind in ("conv", "linear")
-                and isinstance(module, RECONSTRUCTED)
-                and unknowns_of(module) <= MOST_UNKNOWNS
-            ):
+        for layer in self.groups.trace:
+            module = weighted_module(self.model, layer)
+            if isinstance(module, RECONSTRUCTED) and unknowns_of(module) <= MOST_UNKNOWNS:
                 found[layer.path] = None
         return list(found)
 
-    def _grams(self, paths: Sequence[str]) -> Mapping[str, Gram]:
-        return sampled_grams(
-            self.model, self.reference, paths, self.calls, outputs=self.outputs, seed=self.seed
-        )
-
-    def _rank(
-        self, group: ChannelGroup, grams: Mapping[str, Gram], priced: _Priced
-    ) -> Ranked | None:
+    def _rank(self, group: ChannelGroup, grams: Mapping[str, Gram]) -> Ranked | None:
         """None where no layer that reads the group can be sampled."""
         readers = [
             Reader.of(self._layer(slot.path), slot, grams[slot.path], ridge=RIDGE)
@@ -322,18 +298,31 @@ class ChannelPruner:
         ]
         if not readers:
             return None
-        counts = [width // group.step for width in self._candidates(group, priced)]
+        counts = [width // group.step for width in self._candidates(group)]
         if self.criterion == "output_error":
             return rank_by_output_error(readers, group.units, counts, refit=self.refit)
         return rank_by_magnitude(readers, self._sizes(group), counts, refit=self.refit)
 
-    def _candidates(self, group: ChannelGroup, priced: _Priced) -> list[int]:
+    def _candidates(self, group: ChannelGroup) -> list[int]:
         """Widths to step to, falling."""
         if self.widths == "plateau":
-            curve = priced.curve(group.name)
+            curve = self._curve(group.name, {})
             return [int(curve.widths[place]) for place in descent(curve)]
         every = range(group.step, group.width, group.step)
         return [width for width in every if width % self.widths == 0][::-1]
+
+    def _curve(self, name: str, others: Mapping[str, int]) -> Curve:
+        """What the layers that one group reaches cost at every width it can have, with others.
+
+        The present width is that in ``others``, or what the group has now.
+        """
+        group = self.groups[name]
+        widths = np.arange(group.step, group.width + 1, group.step)
+        sets = [
+            self.groups.layers_at({**others, name: width}, group.gains) for width in widths.tolist()
+        ]
+        now = others.get(name, group.width) // group.step - 1
+        return Curve(widths, self.layers_cost(sets), now)
 
     def _sizes(self, group: ChannelGroup) -> torch.Tensor:
         """Squared weights that write each unit."""
@@ -375,7 +364,7 @@ class ChannelPruner:
     def _refit(self) -> None:
         rows = {}
         for path in self._paths():
-            gram = self._grams([path]).get(path)
+            gram = self.grams([path], self.outputs).get(path)
             if gram is None:
                 continue
             layer = self._layer(path)
@@ -384,43 +373,3 @@ class ChannelPruner:
             write_matrix(layer, solve_kept(gram, prior, everything, ridge=RIDGE)[0])
             rows[path] = gram.rows / gram.inputs.shape[-1]
         self.rows_per_unknown = rows
-
-
-class _Priced:
-    """Cost of the call at other widths; each set of widths is priced once."""
-
-    def __init__(self, groups: ChannelGroups, layers_cost: LayersCost) -> None:
-        self._groups = groups
-        self._layers_cost = layers_cost
-
-        @cache
-        def price(widths: tuple[tuple[str, int], ...]) -> float:
-            layers = groups.with_widths(groups.trace.layers, dict(widths))
-            return float(layers_cost([layers])[0])
-
-        self._price = price
-
-    def at(self, widths: Mapping[str, int]) -> float:
-        return self._price(tuple(sorted(widths.items())))
-
-    def curve(self, name: str, others: Mapping[str, int] | None = None) -> Curve:
-        """What the layers that one group reaches cost at every width it can have, beside others.
-
-        The present width is that in ``others``, or what the group has now.
-        """
-        group, others = self._groups[name], others or {}
-        places = self._groups.reached(name)
-        widths = np.arange(group.step, group.width + 1, group.step)
-        sets = [
-            self._groups.layers_at(places, {**others, name: width}) for width in widths.tolist()
-        ]
-        now = others.get(name, group.width) // group.step - 1
-        return Curve(widths, self._layers_cost(sets), now)
-
-    def dearest(self, names: Mapping[str, object]) -> list[str]:
-        """Names of groups by what the call would save without all but one unit of each."""
-
-        def narrowest(name: str) -> float:
-            return self.at({name: self._groups[name].step})
-
-        return sorted(names, key=narrowest)

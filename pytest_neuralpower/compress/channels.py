@@ -1,15 +1,22 @@
-"""The whole numbers of a layer as one tuple, and a layer with other numbers."""
+"""Channel groups: which widths of a model must change together, and its layers at other widths.
+
+A *unit* is the smallest set of channels that can be removed: one channel of a plain convolution,
+the same position of each group of a grouped one. A *group* holds all units that run through the
+same axes of the same modules; its width counts the channels of its first axis. Every size of a
+traced layer is an affine function of the groups' widths, so that layers at other widths follow
+from the traced ones by addition, without building a model.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
 from pytest_neuralpower.errors import CompressError
-from pytest_neuralpower.layers import Layer, Params, ParamValue, TensorSpec
+from pytest_neuralpower.layers import Layer, ParamValue, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,93 +27,60 @@ if TYPE_CHECKING:
 __all__ = [
     "ChannelGroup",
     "ChannelGroups",
-    "Gains",
+    "Sizes",
     "Slot",
     "form",
     "read_sizes",
     "write_sizes",
 ]
 
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int  # a bool is no size
+Sizes: TypeAlias = tuple[int, ...]
 
 
 def _is_sizes(value: Any) -> bool:
     return type(value) is tuple and all(type(each) is int for each in value)
 
 
-def read_sizes(layer: Layer) -> tuple[int, ...]:
+def read_sizes(layer: Layer) -> Sizes:
     """Every dimension of every tensor and every whole number among the hyper-parameters."""
     sizes: list[int] = []
-    for tensors in (layer.inputs, layer.weights, layer.outputs):
-        for tensor in tensors:
-            sizes += tensor.shape
+    for tensor in (*layer.inputs, *layer.weights, *layer.outputs):
+        sizes += tensor.shape
     for _, value in layer.params:
-        if _is_size(value):
-            sizes.append(value)  # type: ignore[arg-type]
+        if type(value) is int:  # a bool is no size
+            sizes.append(value)
         elif _is_sizes(value):
             sizes += value  # type: ignore[arg-type]
     return tuple(sizes)
 
 
-def write_sizes(layer: Layer, sizes: tuple[int, ...]) -> Layer:
+def write_sizes(layer: Layer, sizes: Sizes) -> Layer:
     """``layer`` with other numbers, in the order of :func:`read_sizes`."""
-    inputs, done = _tensors(layer.inputs, sizes, 0)
-    weights, done = _tensors(layer.weights, sizes, done)
-    outputs, done = _tensors(layer.outputs, sizes, done)
+    done = 0
+
+    def take(count: int) -> Sizes:
+        nonlocal done
+        done += count
+        return sizes[done - count : done]
+
+    def tensors(old: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple([TensorSpec(take(len(shape)), dtype) for shape, dtype in old])
+
+    def param(value: ParamValue) -> ParamValue:
+        if type(value) is int:
+            return take(1)[0]
+        return take(len(value)) if _is_sizes(value) else value  # type: ignore[arg-type]
+
+    inputs, weights, outputs = tensors(layer.inputs), tensors(layer.weights), tensors(layer.outputs)
     params = layer.params
     if done < len(sizes):
-        params = _params(params, sizes, done)
+        params = tuple([(name, param(value)) for name, value in params])
     return Layer(layer.kind, layer.op, layer.path, inputs, weights, outputs, layer.dtype, params)
-
-
-def _tensors(
-    tensors: tuple[TensorSpec, ...], sizes: tuple[int, ...], done: int
-) -> tuple[tuple[TensorSpec, ...], int]:
-    """The tensors with the sizes from place ``done`` on, and the place after them."""
-    found = []
-    for shape, dtype in tensors:
-        end = done + len(shape)
-        found.append(TensorSpec(sizes[done:end], dtype))
-        done = end
-    return tuple(found), done
-
-
-def _params(params: Params, sizes: tuple[int, ...], done: int) -> Params:
-    found: list[tuple[str, ParamValue]] = []
-    for name, value in params:
-        if _is_size(value):
-            found.append((name, sizes[done]))
-            done += 1
-        elif _is_sizes(value):
-            end = done + len(value)  # type: ignore[arg-type]
-            found.append((name, sizes[done:end]))
-            done = end
-        else:
-            found.append((name, value))
-    return tuple(found)
 
 
 def form(layer: Layer) -> Layer:
     """What layers that differ in sizes alone have in common: the layer with every size 0."""
     return write_sizes(layer, (0,) * len(read_sizes(layer)))
-
-
-# -- Channel groups: which widths of a model must change together, and its layers at other widths.
-#
-# A *unit* is the smallest set of channels that can be removed: one channel of a plain convolution,
-# the same position of each group of a grouped one. A *group* holds all units that run through the
-# same axes of the same modules; its width counts the channels of its first axis. Every size of a
-# traced layer is an affine function of the groups' widths, so that layers at other widths follow
-# from the traced ones by addition, without building a model.
-
-#: Modules whose weights turn one width into another; the others only carry a width along.
-_MIXERS: Final = ("conv", "linear", "embedding")
-
-#: What each size of a layer (by place in the trace) or dimension of a parameter (by name) gains
-#: with one more unit; those that gain nothing are left out.
-Gains: TypeAlias = Mapping[int | str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,6 +109,10 @@ class Slot:
     dim: int = 0
 
 
+#: Modules whose weights turn one width into another; the others only carry a width along.
+_MIXERS: Final = ("conv", "linear", "embedding")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ChannelGroup:
     """Channels that are kept or removed together, unit by unit.
@@ -152,6 +130,10 @@ class ChannelGroup:
         Channels of the first axis in one unit: widths are multiples of it.
     frozen
         Why its width may not change, in words; empty where it may.
+    gains
+        What one more unit adds to the sizes of the layers that it reaches, by place in the trace.
+    shape_gains
+        What one more unit adds to the shapes of parameters, by name.
     """
 
     name: str
@@ -159,16 +141,13 @@ class ChannelGroup:
     units: int
     step: int = 1
     frozen: str = ""
+    gains: Mapping[int, Sizes] = field(default_factory=dict, repr=False)
+    shape_gains: Mapping[str, Sizes] = field(default_factory=dict, repr=False)
 
     @property
     def width(self) -> int:
         """Channels of the first axis."""
         return self.units * self.step
-
-    @property
-    def producers(self) -> tuple[str, ...]:
-        """Paths of the modules whose weights write these channels."""
-        return tuple(s.path for s in self.slots if s.axis == "out" and s.kind in _MIXERS)
 
     @property
     def consumers(self) -> tuple[str, ...]:
@@ -203,19 +182,13 @@ class ChannelGroups:
         The layers at the present widths.
     groups
         Those that may change and those that may not, in order of execution.
-    gains
-        Of each group that may change, by name: what one more unit adds to its layers' sizes.
     shapes
         Shape of every parameter of the model, by name.
-    shape_gains
-        Of each group that may change, by name: what one more unit adds to those shapes.
     """
 
     trace: Trace
     groups: tuple[ChannelGroup, ...]
-    gains: Mapping[str, Gains] = field(repr=False)
-    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
-    shape_gains: Mapping[str, Gains] = field(repr=False)
+    shapes: Mapping[str, Sizes] = field(repr=False)
 
     @property
     def changeable(self) -> tuple[ChannelGroup, ...]:
@@ -244,71 +217,60 @@ class ChannelGroups:
     def _by_name(self) -> dict[str, ChannelGroup]:
         return {group.name: group for group in self.groups}
 
-    def reached(self, name: str) -> tuple[int, ...]:
-        """Places in the trace of the layers whose sizes depend on one group's width."""
-        return tuple(int(place) for place in self.gains.get(name, ()))
-
-    def with_widths(self, layers: Sequence[Layer], widths: Mapping[str, int]) -> tuple[Layer, ...]:
+    def layers_at(
+        self, widths: Mapping[str, int], places: Iterable[int] | None = None
+    ) -> tuple[Layer, ...]:
         """The layers with some groups at other widths; widths above the present ones too.
 
         Parameters
         ----------
-        layers
-            Those of ``trace``, in its order.
         widths
             Channels by group's name; groups left out stay as they are.
+        places
+            Of these layers of the trace alone; by default of all.
 
         Raises
         ------
         CompressError
             For an unknown or frozen group, or a width that it cannot have.
         """
-        changed = list(layers)
-        for place, added in self._added(self.gains, widths).items():
-            sizes = read_sizes(layers[place])  # type: ignore[index]
-            changed[place] = write_sizes(  # type: ignore[index]
-                layers[place],  # type: ignore[index]
-                tuple([size + more for size, more in zip(sizes, added, strict=True)]),
-            )
-        return tuple(changed)
-
-    def layers_at(self, places: Sequence[int], widths: Mapping[str, int]) -> list[Layer]:
-        """Only the layers at ``places`` of the trace, at the given widths."""
-        added = self._added(self.gains, widths)
-        found = []
-        for place in places:
+        added = _added((group.gains, more) for group, more in self._changes(widths))
+        layers = []
+        for place in range(len(self.trace)) if places is None else places:
             layer = self.trace.layers[place]
             if place in added:
                 sizes = zip(read_sizes(layer), added[place], strict=True)
                 layer = write_sizes(layer, tuple([size + more for size, more in sizes]))
-            found.append(layer)
-        return found
+            layers.append(layer)
+        return tuple(layers)
+
+    def trace_at(self, widths: Mapping[str, int]) -> Trace:
+        """The whole call with some groups at other widths."""
+        return replace(self.trace, layers=self.layers_at(widths))
 
     def parameters(self, widths: Mapping[str, int] | None = None) -> int:
         """Number of values in the model's parameters at the given widths."""
-        added = self._added(self.shape_gains, widths or {})
+        added = _added((group.shape_gains, more) for group, more in self._changes(widths or {}))
         return sum(
-            math.prod(map(sum, zip(shape, added[name], strict=True)))
-            if name in added
-            else math.prod(shape)
+            math.prod(map(sum, zip(shape, added.get(name, (0,) * len(shape)), strict=True)))
             for name, shape in self.shapes.items()
         )
 
-    def _added(
-        self, gains: Mapping[str, Gains], widths: Mapping[str, int]
-    ) -> dict[int | str, tuple[int, ...]]:
-        """What the widths add to sizes, all groups together."""
-        added: dict[int | str, tuple[int, ...]] = {}
-        for name, width in widths.items():
-            group = self[name]
-            more = group.units_at(width) - group.units
-            if not more:
-                continue
-            for place, gain in gains[name].items():
-                before = added.get(place)
-                added[place] = (
-                    tuple([more * each for each in gain])
-                    if before is None
-                    else tuple([old + more * each for old, each in zip(before, gain, strict=True)])
-                )
-        return added
+    def _changes(self, widths: Mapping[str, int]) -> list[tuple[ChannelGroup, int]]:
+        """The groups that change, each with the units it gets."""
+        groups = [(self[name], width) for name, width in widths.items()]
+        changes = [(group, group.units_at(width) - group.units) for group, width in groups]
+        return [(group, more) for group, more in changes if more]
+
+
+_Key = TypeVar("_Key", int, str)
+
+
+def _added(changes: Iterable[tuple[Mapping[_Key, Sizes], int]]) -> dict[_Key, Sizes]:
+    """What changes add to sizes, all together: each the gains of one unit and the units more."""
+    added: dict[_Key, Sizes] = {}
+    for gains, more in changes:
+        for key, gain in gains.items():
+            before = added.get(key, (0,) * len(gain))
+            added[key] = tuple([old + more * each for old, each in zip(before, gain, strict=True)])
+    return added

@@ -1,4 +1,4 @@
-"""Copies of a model to narrow: without values where that will do, and back as they were."""
+"""Find a model's channel groups: narrow a copy by one unit of each and trace it again."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from torch import nn
 from pytest_neuralpower.compress.channels import (
     ChannelGroup,
     ChannelGroups,
-    Gains,
+    Sizes,
     Slot,
     form,
     read_sizes,
 )
 from pytest_neuralpower.compress.torch_pruning import (
     WithoutKernels,
+    first_line,
     follow,
     module_pruner,
+    output_tensors,
     unknown_modules,
 )
 from pytest_neuralpower.compress.width_prices import Effort
 from pytest_neuralpower.errors import TraceError, UnsupportedGraphError
 from pytest_neuralpower.tracing import trace
-from pytest_neuralpower.tracing.inputs import input_tensors, map_inputs, without_data
+from pytest_neuralpower.tracing.inputs import map_inputs, without_data
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,14 +43,8 @@ if TYPE_CHECKING:
 __all__ = [
     "NOT_CHECKED",
     "OUTPUT",
-    "NarrowedCopy",
-    "Seen",
-    "copy_without_values",
     "find_channel_groups",
-    "groups_of",
-    "kept_as_they_are",
     "remove_units",
-    "touched_modules",
 ]
 
 
@@ -64,11 +60,7 @@ def copy_without_values(model: nn.Module) -> nn.Module:
         empty = torch.empty_strided(
             tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
         )  # empty_like is a hundred times slower there
-        if isinstance(tensor, nn.Parameter):
-            # torch-pruning follows gradients, also of weights that the user has frozen.
-            memo[id(tensor)] = nn.Parameter(empty, requires_grad=True)
-        else:
-            memo[id(tensor)] = empty
+        memo[id(tensor)] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
     return copy.deepcopy(model, memo)
 
 
@@ -105,69 +97,45 @@ def remove_units(model: nn.Module, removed: Iterable[tuple[ChannelGroup, Sequenc
     channels: dict[tuple[str, str, str, int], set[int]] = {}
     for group, units in removed:
         for slot in group.slots:
-            key = (slot.path, slot.axis, slot.kind, slot.dim)
-            gone = slot.indices[list(units)].ravel().tolist()
-            channels.setdefault(key, set()).update(gone)
-    for (path, axis, kind, dim), found in channels.items():
-        if not found:
+            gone = channels.setdefault((slot.path, slot.axis, slot.kind, slot.dim), set())
+            gone.update(slot.indices[list(units)].ravel().tolist())
+    for (path, axis, kind, dim), gone in channels.items():
+        if not gone:
             continue
         if kind == "parameter":
-            _narrow_parameter(model, path, dim, found)
+            module, name = _owner(model, path)
+            old = getattr(module, name)
+            values = _without(old.detach(), dim, gone)
+            setattr(module, name, nn.Parameter(values, requires_grad=old.requires_grad))
         else:
-            _narrow_module(model.get_submodule(path), axis, sorted(found))
+            _narrow(model.get_submodule(path), axis, gone)
 
 
-def touched_modules(model: nn.Module, slots: Iterable[Slot]) -> list[nn.Module]:
-    """The modules whose weights removing these slots' channels changes, once each."""
-    paths = (s.path.rpartition(".")[0] if s.kind == "parameter" else s.path for s in slots)
-    return list(dict.fromkeys(model.get_submodule(path) for path in paths))
+def _owner(model: nn.Module, parameter: str) -> tuple[nn.Module, str]:
+    path, _, name = parameter.rpartition(".")
+    return model.get_submodule(path), name
 
 
-def _narrow_parameter(model: nn.Module, path: str, dim: int, gone: set[int]) -> None:
-    owner, _, name = path.rpartition(".")
-    module = model.get_submodule(owner)
-    old = getattr(module, name)
-    kept = [index for index in range(old.shape[dim]) if index not in gone]
-    values = torch.index_select(old.detach(), dim, torch.tensor(kept, device=old.device))
-    setattr(module, name, nn.Parameter(values, requires_grad=old.requires_grad))
+def _without(values: torch.Tensor, dim: int, gone: set[int]) -> torch.Tensor:
+    kept = [index for index in range(values.shape[dim]) if index not in gone]
+    return torch.index_select(values, dim, torch.tensor(kept, device=values.device))
 
 
-def _narrow_module(module: nn.Module, axis: str, gone: list[int]) -> None:
-    trained: Mapping[str, bool] = {
-        name: parameter.requires_grad for name, parameter in module.named_parameters()
-    }
-    statistics = _without_statistics(module)
-    pruner: Any = module_pruner(module)
-    if axis == "out":
-        pruner.prune_out_channels(module, gone)
-    else:
-        pruner.prune_in_channels(module, gone)
-    _put_back(module, statistics, gone)
+def _narrow(module: nn.Module, axis: str, gone: set[int]) -> None:
+    trained = {name: each.requires_grad for name, each in module.named_parameters()}
+    statistics = {}
+    if getattr(module, "track_running_stats", False):
+        # Running statistics are taken off meanwhile: torch-pruning would index them, which on
+        # tensors without data imports sympy: two seconds.
+        statistics = {name: getattr(module, name) for name in ("running_mean", "running_var")}
+        setattr(module, "track_running_stats", False)  # noqa: B010 - of norms alone
+    getattr(module_pruner(module), f"prune_{axis}_channels")(module, sorted(gone))
+    if statistics:
+        setattr(module, "track_running_stats", True)  # noqa: B010 - of norms alone
+    for name, values in statistics.items():
+        setattr(module, name, _without(values, 0, gone))
     for name, parameter in module.named_parameters():  # torch-pruning makes all of them trainable
         parameter.requires_grad_(trained.get(name, True))
-
-
-def _without_statistics(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Take a batch norm's running statistics off it.
-
-    torch-pruning would index them, which on tensors without data imports sympy: two seconds.
-    """
-    if not getattr(module, "track_running_stats", False):
-        return {}
-    setattr(module, "track_running_stats", False)  # noqa: B010 - of norms alone
-    return {name: getattr(module, name) for name in ("running_mean", "running_var")}
-
-
-def _put_back(module: nn.Module, statistics: Mapping[str, torch.Tensor], gone: list[int]) -> None:
-    if not statistics:
-        return
-    setattr(module, "track_running_stats", True)  # noqa: B010 - of norms alone
-    dropped = set(gone)
-    for name, values in statistics.items():
-        kept = [index for index in range(len(values)) if index not in dropped]
-        setattr(
-            module, name, torch.index_select(values, 0, torch.tensor(kept, device=values.device))
-        )
 
 
 # -- A copy of a model that can be looked at with channels removed, and is whole again afterwards.
@@ -178,8 +146,8 @@ class Seen:
     """One trace, and the shapes of the parameters and of the outputs."""
 
     trace: Trace
-    shapes: Mapping[str, tuple[int, ...]]
-    outputs: list[tuple[int, ...]]
+    shapes: Mapping[str, Sizes]
+    outputs: list[Sizes]
 
 
 class NarrowedCopy:
@@ -196,29 +164,32 @@ class NarrowedCopy:
         try:
             self.model = copy.deepcopy(model) if with_values else copy_without_values(model)
         except Exception as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UnsupportedGraphError(
-                f"cannot copy {type(model).__name__} to look at it with other widths: {reason}; "
+                f"cannot copy {type(model).__name__} to look at it with other widths: "
+                f"{first_line(error)}; "
                 "remove hooks, computed weights (weight_norm) and open files from the model"
             ) from error
         for parameter in self.model.parameters():
             if parameter.is_floating_point():
-                parameter.requires_grad_(True)  # torch-pruning follows gradients
-        self._args, self._kwargs = args, kwargs
+                # torch-pruning follows gradients, also of weights that the user has frozen.
+                parameter.requires_grad_(True)
+        self._args, self._kwargs = tuple(args), dict(kwargs)
         self._with_values = with_values
 
-    def follow(self) -> list[Coupling]:
-        """Which channels belong together."""
+    def follow(self) -> tuple[list[Coupling], list[Sizes]]:
+        """Which channels belong together, and the shapes of the outputs in evaluation mode."""
         modes = {module: module.training for module in self.model.modules()}
-        args, kwargs = map_inputs((tuple(self._args), dict(self._kwargs)), self._input)
-        mode = nullcontext() if self._with_values else WithoutKernels()
+        args, kwargs = map_inputs((self._args, self._kwargs), self._input)
+        shapes: list[Sizes] = []
 
         def run(model: nn.Module) -> Any:
-            with mode:
-                return model(*args, **kwargs)
+            with nullcontext() if self._with_values else WithoutKernels():
+                outputs = model(*args, **kwargs)
+            shapes[:] = _shapes(outputs)
+            return outputs
 
         try:
-            return follow(self.model, run)
+            return follow(self.model, run), shapes
         finally:
             for module, training in modes.items():
                 module.training = training
@@ -230,34 +201,38 @@ class NarrowedCopy:
 
     def look(self) -> Seen:
         """Trace the copy as it is."""
-        outputs: list[tuple[int, ...]] = []
+        outputs: list[Sizes] = []
 
         def record(_module: nn.Module, _inputs: Any, found: Any) -> None:
-            values = (
-                getattr(found, "__dict__", found)
-                if not isinstance(found, torch.Tensor | dict | list | tuple)
-                else found
-            )
-            outputs[:] = [tuple(tensor.shape) for tensor in input_tensors(values)]
+            outputs[:] = _shapes(found)
 
         handle = self.model.register_forward_hook(record)
         try:
             traced = trace(self.model, *self._args, **self._kwargs)
         finally:
             handle.remove()
-        return Seen(
-            traced,
-            {name: tuple(each.shape) for name, each in self.model.named_parameters()},
-            outputs,
-        )
+        return Seen(traced, self.shapes(), outputs)
 
-    def without(self, removed: Mapping[str, Sequence[int]], groups: Iterable[ChannelGroup]) -> Seen:
+    def shapes(self) -> dict[str, Sizes]:
+        """Shape of every parameter, by name."""
+        return {name: tuple(each.shape) for name, each in self.model.named_parameters()}
+
+    def without(self, removed: Sequence[tuple[ChannelGroup, Sequence[int]]]) -> Seen:
         """Trace the copy with some units of some groups removed; it is whole again afterwards."""
-        chosen = [group for group in groups if group.name in removed]
-        slots = [slot for group in chosen for slot in group.slots]
-        with kept_as_they_are(touched_modules(self.model, slots)), torch.no_grad():
-            remove_units(self.model, [(group, removed[group.name]) for group in chosen])
+        touched = {
+            _owner(self.model, slot.path)[0]
+            if slot.kind == "parameter"
+            else self.model.get_submodule(slot.path): None
+            for group, _ in removed
+            for slot in group.slots
+        }
+        with kept_as_they_are(touched), torch.no_grad():
+            remove_units(self.model, removed)
             return self.look()
+
+
+def _shapes(outputs: Any) -> list[Sizes]:
+    return [tuple(tensor.shape) for tensor in output_tensors(outputs)]
 
 
 # -- Pairs of channels that belong together, to channel groups: a union-find over single channels.
@@ -411,13 +386,15 @@ def _group(
     return ChannelGroup(name, tuple(slots), len(units), counted.shape[1], frozen)
 
 
-# -- Find a model's channel groups, and check each: narrow a copy by one unit and trace it again.
+# -- Find the channel groups, and check each.
 
 #: Why a group is frozen that no effort was left for.
-NOT_CHECKED = "it was not checked"
+NOT_CHECKED: Final = "it was not checked"
 
 #: Why a group is frozen that nobody would narrow.
-OUTPUT = "it is the model's output"
+OUTPUT: Final = "it is the model's output"
+
+_OTHER_OPERATIONS: Final = "narrower, the model runs other operations"
 
 
 def find_channel_groups(
@@ -426,6 +403,7 @@ def find_channel_groups(
     kwargs: Mapping[str, Any] | None = None,
     *,
     effort: Effort | None = None,
+    traced: Trace | None = None,
 ) -> ChannelGroups:
     """The channel groups of ``model(*args, **kwargs)``.
 
@@ -439,6 +417,9 @@ def find_channel_groups(
         Inputs of one call, as :func:`~pytest_neuralpower.tracing.tracer.trace` takes them.
     effort
         What may be spent, without limit if None: groups that are not checked then are frozen.
+    traced
+        The call's layers where they are known; it is traced again if the model is in training mode
+        or they are no longer its own.
 
     Raises
     ------
@@ -451,76 +432,82 @@ def find_channel_groups(
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
     effort = effort or Effort(math.inf)
+    if traced is not None and not _is_of(traced, model):
+        traced = None
     try:
-        groups = _find(NarrowedCopy(model, args, kwargs or {}), effort)
+        groups = _find(NarrowedCopy(model, args, kwargs or {}), effort, traced)
     except (TraceError, UnsupportedGraphError):
         if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
             raise
-        groups = _find(NarrowedCopy(model, args, kwargs or {}, with_values=True), effort)
+        groups = _find(NarrowedCopy(model, args, kwargs or {}, with_values=True), effort, traced)
     if not groups.changeable:
-        _refuse_unknown(model)
+        for path, kind in unknown_modules(model).items():
+            raise UnsupportedGraphError(
+                f"no width of {type(model).__name__} can change: torch-pruning does not know {kind}"
+                f" ({path}); use torch.nn's own layers in its place, or change widths by hand"
+            )
     return groups
 
 
-def _find(copy: NarrowedCopy, effort: Effort) -> ChannelGroups:
-    present = copy.look()
+def _is_of(traced: Trace, model: nn.Module) -> bool:
+    """Whether the layers' weights are the model's parameters as they are now, in evaluation mode:
+    couplings are followed, and the outputs seen, in that mode alone."""
+    shapes = {tuple(each.shape) for each in model.parameters()}
+    return not any(module.training for module in model.modules()) and all(
+        weight.shape in shapes for layer in traced for weight in layer.weights
+    )
+
+
+def _find(copy: NarrowedCopy, effort: Effort, traced: Trace | None) -> ChannelGroups:
+    if traced is None:
+        present = copy.look()
+        couplings, _ = copy.follow()
+    else:
+        couplings, outputs = copy.follow()
+        present = Seen(traced, copy.shapes(), outputs)
     order: dict[str, int] = {}
     for layer in present.trace:
         order.setdefault(layer.path, len(order))
-    checked, gains, shape_gains = [], {}, {}
-    for group in groups_of(copy.follow(), order):
-        reason, found = group.frozen, None
-        if not reason and not effort.is_left:
-            reason = NOT_CHECKED
-        elif not reason:
+    checked = []
+    for group in groups_of(couplings, order):
+        if group.frozen:
+            checked.append(group)
+        elif not effort.is_left:
+            checked.append(replace(group, frozen=NOT_CHECKED))
+        else:
             effort.spend(len(present.trace))
-            reason, found = _check(copy, present, group)
-        checked.append(replace(group, frozen=reason))
-        if found is not None:
-            gains[group.name], shape_gains[group.name] = found
-    groups = ChannelGroups(present.trace, tuple(checked), gains, present.shapes, shape_gains)
-    return _without_products(copy, groups)
+            checked.append(_checked(copy, present, group))
+            if checked[-1].frozen == _OTHER_OPERATIONS and traced is not None:
+                return _find(copy, effort, None)  # it was traced in another mode, or under autocast
+    return _without_products(copy, ChannelGroups(present.trace, tuple(checked), present.shapes))
 
 
-def _refuse_unknown(model: nn.Module) -> None:
-    """Raise UnsupportedGraphError where modules that torch-pruning does not know are why no width
-    may change."""
-    for path, kind in unknown_modules(model).items():
-        raise UnsupportedGraphError(
-            f"no width of {type(model).__name__} can change: torch-pruning does not know {kind} "
-            f"({path}); use torch.nn's own layers in its place, or change widths by hand"
-        )
-
-
-def _check(
-    copy: NarrowedCopy, present: Seen, group: ChannelGroup
-) -> tuple[str, tuple[Gains, Gains] | None]:
-    """Why the width may not change, or what one more unit adds to layers and parameters."""
+def _checked(copy: NarrowedCopy, present: Seen, group: ChannelGroup) -> ChannelGroup:
+    """The group with what one more unit adds to layers and parameters, or why it is frozen."""
     if group.units < 2:
-        return f"its {group.width} channels cannot be split", None
+        return replace(group, frozen=f"its {group.width} channels cannot be split")
     try:
-        seen = copy.without({group.name: [group.units - 1]}, [group])
+        seen = copy.without([(group, [group.units - 1])])
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return f"narrower, the model does not run: {lines[0]}", None
+        return replace(group, frozen=f"narrower, the model does not run: {first_line(error)}")
     if seen.outputs != present.outputs:
-        return OUTPUT, None
-    gains: Gains | None = _layer_gains(present.trace.layers, seen.trace.layers)
+        return replace(group, frozen=OUTPUT)
+    gains = _gains(present.trace.layers, seen.trace.layers)
     if gains is None:
-        return "narrower, the model runs other operations", None
-    changed: Gains = {
+        return replace(group, frozen=_OTHER_OPERATIONS)
+    shape_gains = {
         name: _minus(shape, seen.shapes[name])
         for name, shape in present.shapes.items()
         if shape != seen.shapes[name]
     }
-    return "", (gains, changed)
+    return replace(group, gains=gains, shape_gains=shape_gains)
 
 
-def _layer_gains(before: Sequence[Layer], after: Sequence[Layer]) -> Gains | None:
+def _gains(before: Sequence[Layer], after: Sequence[Layer]) -> dict[int, Sizes] | None:
     """What the wider layers' sizes have more; None where the layers are not the same ones."""
     if len(before) != len(after):
         return None
-    gains: dict[int | str, tuple[int, ...]] = {}
+    gains = {}
     for place, (wide, narrow) in enumerate(zip(before, after, strict=True)):
         if wide != narrow:
             if form(wide) != form(narrow):
@@ -529,48 +516,43 @@ def _layer_gains(before: Sequence[Layer], after: Sequence[Layer]) -> Gains | Non
     return gains
 
 
-def _minus(before: Sequence[int], after: Sequence[int]) -> tuple[int, ...]:
+def _minus(before: Sizes, after: Sizes) -> Sizes:
     return tuple(old - new for old, new in zip(before, after, strict=True))
 
 
 def _without_products(copy: NarrowedCopy, groups: ChannelGroups) -> ChannelGroups:
-    """Freeze groups whose widths do not simply add up: narrow all by half and compare."""
+    """Freeze groups whose widths do not simply add up: narrow all by half and compare.
+
+    Raises
+    ------
+    UnsupportedGraphError
+        Narrowed together, the model runs otherwise than its widths say.
+    """
+    cannot = f"cannot change the widths of {groups.trace.model} together: "
     while groups.changeable:
         half = {group.name: max(group.units // 2, 1) for group in groups.changeable}
-        removed = {g.name: list(range(half[g.name], g.units)) for g in groups.changeable}
-        widths = {g.name: half[g.name] * g.step for g in groups.changeable}
         try:
-            seen = copy.without(removed, groups.changeable)
+            seen = copy.without([(g, range(half[g.name], g.units)) for g in groups.changeable])
         except Exception as error:
-            raise UnsupportedGraphError(
-                f"cannot change the widths of {groups.trace.model} together: {error}"
-            ) from error
-        expected = groups.with_widths(groups.trace.layers, widths)
+            raise UnsupportedGraphError(f"{cannot}{error}") from error
+        expected = groups.layers_at({g.name: half[g.name] * g.step for g in groups.changeable})
         found = seen.trace.layers
         if len(found) != len(expected):
             raise UnsupportedGraphError(
-                f"cannot change the widths of {groups.trace.model} together: narrower, it runs "
-                f"{len(found)} operations instead of {len(expected)}"
+                f"{cannot}narrower, it runs {len(found)} operations instead of {len(expected)}"
             )
-        wrong = {
-            i for i, pair in enumerate(zip(expected, found, strict=True)) if pair[0] != pair[1]
-        }
+        pairs = enumerate(zip(expected, found, strict=True))
+        wrong = {place for place, (one, other) in pairs if one != other}
         if not wrong:
             return groups
-        at_fault = {g.name for g in groups.changeable if wrong & set(groups.reached(g.name))}
+        at_fault = {group.name for group in groups.changeable if wrong & group.gains.keys()}
         if not at_fault:
             layer = groups.trace.layers[min(wrong)]
             raise UnsupportedGraphError(
-                f"cannot change the widths of {groups.trace.model} together: the sizes of "
-                f"{layer.op} {layer.path or '(root)'} do not follow from its widths"
+                f"{cannot}the sizes of {layer.op} {layer.path or '(root)'} do not follow from its "
+                "widths"
             )
-        groups = replace(
-            groups,
-            groups=tuple(
-                replace(g, frozen="its sizes do not grow evenly with its width")
-                if g.name in at_fault
-                else g
-                for g in groups.groups
-            ),
-        )
+        why = "its sizes do not grow evenly with its width"
+        checked = (replace(g, frozen=why) if g.name in at_fault else g for g in groups.groups)
+        groups = replace(groups, groups=tuple(checked))
     return groups

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -12,7 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.compress.inputs import Call
+    from pytest_neuralpower.layers import Layer
+    from pytest_neuralpower.model_source import Call
 
 __all__ = [
     "MOST_UNKNOWNS",
@@ -31,6 +31,7 @@ __all__ = [
     "unfolded_input",
     "unfolded_output",
     "unknowns_of",
+    "weighted_module",
     "write_matrix",
 ]
 
@@ -43,23 +44,12 @@ Reconstructed: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Linear
 Maps = Callable[[str, torch.Tensor, torch.Tensor], None]
 
 
-@contextmanager
-def _inference(model: nn.Module) -> Iterator[None]:
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, was in training.items():
-            module.training = was
-
-
 def each_map(model: nn.Module, paths: Iterable[str], calls: Iterable[Call], visit: Maps) -> None:
     """Run the calls; hand each named module's input and output to ``visit``, in running order.
 
     The model runs in inference mode and comes back as it was.
     """
+    training = {module: module.training for module in model.modules()}
     hooks = []
     for path in paths:
 
@@ -68,12 +58,25 @@ def each_map(model: nn.Module, paths: Iterable[str], calls: Iterable[Call], visi
 
         hooks.append(model.get_submodule(path).register_forward_hook(hook))
     try:
-        with _inference(model):
+        model.eval()
+        with torch.no_grad():
             for call in calls:
                 model(*call.args, **call.kwargs)
     finally:
         for handle in hooks:
             handle.remove()
+        for module, was in training.items():
+            module.training = was
+
+
+def weighted_module(model: nn.Module, layer: Layer) -> nn.Module | None:
+    """The module whose own weight a convolution or linear layer multiplies by; None for others."""
+    if layer.kind not in ("conv", "linear") or not layer.weights:
+        return None
+    module = model.get_submodule(layer.path)
+    weight = getattr(module, "weight", None)
+    own = isinstance(weight, torch.Tensor) and weight.shape == layer.weights[0].shape
+    return module if own else None
 
 
 def unfolded_input(module: nn.Module, given: torch.Tensor) -> torch.Tensor:
@@ -304,54 +307,41 @@ def sampled_grams(
     outputs
         Channels of the reference's outputs that the model's layer still has, by path.
     """
-    paths = [path for path in paths if unknowns_of(_layer(model, path)) <= MOST_UNKNOWNS]
-    sampler = _Sampler(model, len(calls), outputs or {}, seed)
-    for call in calls:
-        sampler.wanted.clear()
-        each_map(reference, paths, (call,), sampler.keep)
-        each_map(model, paths, (call,), sampler.add)
-    return sampler.grams
+    layers = {path: cast("Reconstructed", model.get_submodule(path)) for path in paths}
+    layers = {path: each for path, each in layers.items() if unknowns_of(each) <= MOST_UNKNOWNS}
+    still_there = outputs or {}
+    generator = torch.Generator().manual_seed(seed)
+    grams: dict[str, Gram] = {}
+    wanted: dict[str, list[tuple[torch.Tensor | None, torch.Tensor]]] = {}
 
-
-class _Sampler:
-    """Takes the same rows of two models' feature maps: wanted outputs first, then inputs."""
-
-    def __init__(
-        self, model: nn.Module, calls: int, outputs: Mapping[str, torch.Tensor], seed: int
-    ) -> None:
-        self.grams: dict[str, Gram] = {}
-        self.wanted: dict[str, list[tuple[torch.Tensor | None, torch.Tensor]]] = {}
-        self._model, self._calls, self._outputs = model, calls, outputs
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def keep(self, path: str, _given: torch.Tensor, made: torch.Tensor) -> None:
+    def choose_rows(path: str, _given: torch.Tensor, made: torch.Tensor) -> None:
         """Choose rows of what the reference's layer gives."""
-        layer = _layer(self._model, path)
-        if path in self._outputs:
+        layer = layers[path]
+        if path in still_there:
             axis = -1 if isinstance(layer, nn.Linear) else 1
-            made = made.index_select(axis, self._outputs[path].to(made.device))
-        rows = unfolded_output(layer, made)
-        most = -(-ROWS_PER_UNKNOWN * unknowns_of(layer) // self._calls)
-        picked = None
+            made = made.index_select(axis, still_there[path].to(made.device))
+        rows, picked = unfolded_output(layer, made), None
+        most = -(-ROWS_PER_UNKNOWN * unknowns_of(layer) // len(calls))
         if rows.shape[1] > most:
-            order = torch.randperm(rows.shape[1], generator=self._generator)
-            picked = order[:most].to(rows.device)
+            picked = torch.randperm(rows.shape[1], generator=generator)[:most].to(rows.device)
             rows = rows[:, picked]
-        self.wanted.setdefault(path, []).append((picked, rows))
+        wanted.setdefault(path, []).append((picked, rows))
 
-    def add(self, path: str, given: torch.Tensor, _made: torch.Tensor) -> None:
-        """Add what the model's layer reads in the same rows, beside what is wanted of it."""
-        layer = _layer(self._model, path)
-        picked, made = self.wanted[path].pop(0)
+    def add(path: str, given: torch.Tensor, _made: torch.Tensor) -> None:
+        """Add what the model's layer reads in the same rows, with what is wanted of it."""
+        layer = layers[path]
+        picked, made = wanted[path].pop(0)
         rows = unfolded_input(layer, given)
         if picked is not None:
             rows = rows[:, picked]
         if layer.bias is not None:
             rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], 2)
-        if path not in self.grams:
-            self.grams[path] = Gram.empty(groups_of(layer), rows.shape[2], made.shape[2])
-        self.grams[path].add(rows, made)
+        if path not in grams:
+            grams[path] = Gram.empty(groups_of(layer), rows.shape[2], made.shape[2])
+        grams[path].add(rows, made)
 
-
-def _layer(model: nn.Module, path: str) -> Reconstructed:
-    return cast("Reconstructed", model.get_submodule(path))
+    for call in calls:
+        wanted.clear()
+        each_map(reference, layers, (call,), choose_rows)
+        each_map(model, layers, (call,), add)
+    return grams

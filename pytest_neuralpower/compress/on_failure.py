@@ -1,4 +1,7 @@
-"""The command line that does in a shell what a test did: its model, its inputs, its budget."""
+"""What a failing budget test says next: a few lines of advice, and the commands to type.
+
+Whatever goes wrong here is one line: it must never hide the failure it belongs to.
+"""
 
 from __future__ import annotations
 
@@ -6,69 +9,159 @@ import inspect
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import yaml
 
+from pytest_neuralpower.compress.advice import advise_groups
+from pytest_neuralpower.compress.find_groups import find_channel_groups
+from pytest_neuralpower.compress.width_prices import Effort
 from pytest_neuralpower.errors import NeuralPowerError
-from pytest_neuralpower.model_source import Origin, origin_of
+from pytest_neuralpower.model_source import Origin, input_text, origin_of
+from pytest_neuralpower.tracing.inputs import batch_size, input_tensors
 from pytest_neuralpower.units import SYMBOLS, UNITS
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.compress.inputs import Call
     from pytest_neuralpower.guard.budget import Budget
+    from pytest_neuralpower.layers import Trace
+    from pytest_neuralpower.model_source import Call
     from pytest_neuralpower.platform.protocol import Platform
 
-__all__ = [
-    "MOST_LINES",
-    "failure_advice",
-    "model_words",
-]
+__all__ = ["failure_advice"]
 
+_MOST_LINES: Final = 5
+
+#: Layers to trace and price for one test at most, and for all guarded tests of a session: each has
+#: its share whatever the others do, so that a report does not depend on their order.
+_TEST_EFFORT: Final = 50_000
+_SESSION_EFFORT: Final = 500_000
+#: With less the search would not get beyond its start.
+_LEAST_EFFORT: Final = 5_000
+
+
+def failure_advice(
+    model: Any,
+    call: Call,
+    platform: Platform,
+    budget: Budget,
+    *,
+    platform_name: str,
+    root: Path,
+    tests: int,
+    traced: Trace | None = None,
+) -> list[str]:
+    """Lines that follow the text of a broken budget.
+
+    Parameters
+    ----------
+    budget
+        The limit that is broken; for one on power it is said that widths do not help.
+    platform_name
+        As the session was asked for it.
+    root
+        Where paths in commands start.
+    tests
+        How many tests of the session are guarded.
+    traced
+        The layers that the broken prediction was made of; traced again if left out.
+    """
+    if budget.quantity == "power":
+        return [
+            "advice: none for power: smaller models take less energy and less time alike, so that "
+            "power hardly changes; cap the device's power, or set an energy budget"
+        ]
+    effort = min(_TEST_EFFORT, _SESSION_EFFORT // tests)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a user's warnings were shown when the test ran
+        if effort < _LEAST_EFFORT:
+            lines = [f"advice: none beside {tests - 1} other guarded tests: run this one alone"]
+        else:
+            lines = _advice(model, call, platform, budget, Effort(effort), traced=traced)
+        try:
+            words = _words(model, call, root)
+        except Exception:
+            words = [_UNKNOWN_MODEL, "--input", "SHAPE"]
+        return [*lines, *_commands(words, call, budget, platform_name)]
+
+
+def _advice(
+    model: Any,
+    call: Call,
+    platform: Platform,
+    budget: Budget,
+    effort: Effort,
+    *,
+    traced: Trace | None,
+) -> list[str]:
+    try:
+        groups = find_channel_groups(model, call.args, call.kwargs, effort=effort, traced=traced)
+        advised = advise_groups(groups, platform, budget, effort=effort)
+        lines = advised.lines(_MOST_LINES)
+    except Exception as error:
+        kind = "" if isinstance(error, NeuralPowerError) else f"{type(error).__name__}: "
+        reason = next(iter(str(error).splitlines()), "")
+        return [f"advice: none, {kind}{reason}"]
+    return ["advice, predicted and not measured:", *(f"  {line}" for line in lines)]
+
+
+def _commands(words: list[str], call: Call, budget: Budget, platform_name: str) -> list[str]:
+    common = " ".join([*words, "--platform", shlex.quote(platform_name)])
+    limit = budget.limit
+    if budget.per == "sample":
+        limit *= budget.samples or batch_size(input_tensors((call.args, dict(call.kwargs))))
+    symbol = SYMBOLS[budget.unit].replace("µ", "u")
+    shown = f"{limit / UNITS[budget.quantity][budget.unit]:.6g}"
+    own = "mj" if budget.quantity == "energy" else "ms"
+    model = "MODEL is file.py:function that builds it, " if words[0] == _UNKNOWN_MODEL else ""
+    return [
+        f"all advice: neuralpower advise {common} --{own} {limit:.6g}",
+        f"prune to it: neuralpower prune {common} --budget {shown}{symbol} "
+        "--calibration inputs.pt --plan plan.json --weights pruned.pt",
+        f'where {model}inputs.pt is real inputs in one batch: torch.save(inputs, "inputs.pt")',
+    ]
+
+
+# -- The command line that does in a shell what a test did: its model, its inputs.
 
 #: What stands where the command cannot be told.
-_UNKNOWN_MODEL = "MODEL"
+_UNKNOWN_MODEL: Final = "MODEL"
 
 
-def model_words(model: torch.nn.Module, call: Call, root: Path) -> list[str]:
+def _words(model: torch.nn.Module, call: Call, root: Path) -> list[str]:
     """``MODEL --arg name=value --input 1,3,224,224``, each word quoted for a shell.
 
     ``MODEL`` stays a placeholder for a model that was not built by ``neuralpower.build``, a budget
     file, or its class without arguments.
     """
     origin = origin_of(model) or _of_its_class(model)
-    found = [_UNKNOWN_MODEL]
+    words = [_UNKNOWN_MODEL]
     if origin is not None:
         place, arguments = _place(origin.factory, root), _named(origin)
         if place is not None and arguments is not None:
-            found = [place, *arguments]
-    inputs = [_input_text(name, value) for name, value in _inputs(call)]
-    return [shlex.quote(word) for word in (*found, *inputs_words(inputs))]
-
-
-def inputs_words(inputs: list[str]) -> Iterator[str]:
-    """``--input TEXT`` for each."""
-    for text in inputs:
-        yield from ("--input", text)
+            words = [place, *arguments]
+    for name, value in call.named:
+        shape = input_text(value) if isinstance(value, torch.Tensor) and value.dim() else "SHAPE"
+        words += ["--input", f"{name}={shape}" if name else shape]
+    return [shlex.quote(word) for word in words]
 
 
 def _of_its_class(model: torch.nn.Module) -> Origin | None:
     """The model's class, where building it without arguments gives the same shapes."""
+
+    def shapes(model: torch.nn.Module) -> dict[str, torch.Size]:
+        return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
     kind = type(model)
     try:
         with torch.device("meta"):
             again = kind()
     except Exception:  # it needs arguments, or values: somebody else knows how it is built
         return None
-    same = _shapes(again) == _shapes(model)
-    return Origin(kind, (), {}) if same and _shapes(model) else None
-
-
-def _shapes(model: torch.nn.Module) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+    same = shapes(again) == shapes(model) != {}
+    return Origin(kind, (), {}) if same else None
 
 
 def _place(factory: Callable[..., Any], root: Path) -> str | None:
@@ -114,122 +207,3 @@ def _yaml(value: Any) -> str | None:
         return None
     text = text.removesuffix("...\n").strip()
     return text if "\n" not in text and yaml.safe_load(text) == value else None
-
-
-def _inputs(call: Call) -> Iterator[tuple[str, Any]]:
-    yield from (("", value) for value in call.args)
-    yield from call.kwargs.items()
-
-
-def _input_text(name: str, value: Any) -> str:
-    prefix = f"{name}=" if name else ""
-    if not isinstance(value, torch.Tensor) or not value.dim():
-        return f"{prefix}SHAPE"
-    dtype = str(value.dtype).removeprefix("torch.")
-    sizes = ",".join(map(str, value.shape))
-    return f"{prefix}{sizes}" + ("" if dtype == "float32" else f":{dtype}")
-
-
-# -- What a failing budget test says next: a few lines of advice and the commands to type.
-#
-# Whatever goes wrong here is one line: it must never hide the failure it belongs to.
-
-MOST_LINES: Final = 5
-
-#: Layers to trace and price for one test at most, and for all guarded tests of a session: each has
-#: its share whatever the others do, so that a report does not depend on their order.
-_TEST_EFFORT: Final = 50_000
-_SESSION_EFFORT: Final = 500_000
-#: With less the search would not get beyond its start.
-_LEAST_EFFORT: Final = 5_000
-
-
-#: What is said of a power budget.
-_POWER: Final = (
-    "advice: none for power: smaller models take less energy and less time alike, so that power "
-    "hardly changes; cap the device's power, or set an energy budget"
-)
-
-
-def failure_advice(
-    model: Any,
-    call: Call,
-    platform: Platform,
-    budget: Budget,
-    *,
-    platform_name: str,
-    root: Path,
-    tests: int,
-) -> list[str]:
-    """Lines that follow the text of a broken budget.
-
-    Parameters
-    ----------
-    budget
-        The limit that is broken; for one on power it is said that widths do not help.
-    platform_name
-        As the session was asked for it.
-    root
-        Where paths in commands start.
-    tests
-        How many tests of the session are guarded.
-    """
-    if budget.quantity == "power":
-        return [_POWER]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a user's warnings were shown when the test ran
-        lines = _advice(model, call, platform, budget, tests)
-        return [*lines, *_commands(model, call, budget, platform_name, root)]
-
-
-def _advice(model: Any, call: Call, platform: Platform, budget: Budget, tests: int) -> list[str]:
-    effort = min(_TEST_EFFORT, _SESSION_EFFORT // tests)
-    if effort < _LEAST_EFFORT:
-        return [f"advice: none beside {tests - 1} other guarded tests: run this one alone"]
-    try:
-        from pytest_neuralpower.compress.advice import advise  # noqa: PLC0415 - imports torch
-        from pytest_neuralpower.compress.rendering import advice_lines  # noqa: PLC0415
-
-        advised = advise(model, call, platform, budget, effort=effort)
-        return [
-            "advice, predicted and not measured:",
-            *(f"  {line}" for line in advice_lines(advised, MOST_LINES)),
-        ]
-    except Exception as error:
-        kind = "" if isinstance(error, NeuralPowerError) else f"{type(error).__name__}: "
-        reason = next(iter(str(error).splitlines()), "")
-        return [f"advice: none, {kind}{reason}"]
-
-
-def _commands(model: Any, call: Call, budget: Budget, platform_name: str, root: Path) -> list[str]:
-
-    try:
-        words = model_words(model, call, root)
-    except Exception:
-        words = ["MODEL", "--input", "SHAPE"]
-    common = " ".join([*words, "--platform", shlex.quote(platform_name)])
-    limit = budget.limit
-    if budget.per == "sample":
-        limit *= budget.samples or _samples(call)
-    unit = budget.unit
-    symbol = SYMBOLS[unit].replace("µ", "u")
-    shown = f"{limit / UNITS[budget.quantity][unit]:.6g}"
-    own = "mj" if budget.quantity == "energy" else "ms"
-    return [
-        f"all advice: neuralpower advise {common} --{own} {limit:.6g}",
-        f"prune to it: neuralpower prune {common} --budget {shown}{symbol} "
-        "--calibration inputs.pt --plan plan.json --weights pruned.pt",
-        f"where {_placeholders(words[0])}",
-    ]
-
-
-def _placeholders(model: str) -> str:
-    """What the user has to supply for the commands."""
-    inputs = 'inputs.pt is real inputs in one batch: torch.save(inputs, "inputs.pt")'
-    return f"MODEL is file.py:function that builds it, {inputs}" if model == "MODEL" else inputs
-
-
-def _samples(call: Call) -> int:
-    from pytest_neuralpower.tracing.inputs import batch_size, input_tensors  # noqa: PLC0415
-
-    return batch_size(input_tensors((call.args, dict(call.kwargs))))

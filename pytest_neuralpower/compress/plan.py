@@ -1,4 +1,4 @@
-"""Fingerprints of a model: of its structure, and of its weights' values."""
+"""Plan: what was removed from a model, as a JSON file that removes the same from a fresh one."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ import pickle
 import tempfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import msgspec
 import numpy as np
 import torch
+from msgspec import Struct
 from torch import nn
 
-from pytest_neuralpower.compress.inputs import as_call
+from pytest_neuralpower.compress.find_groups import find_channel_groups, remove_units
 from pytest_neuralpower.errors import CompressError
-from pytest_neuralpower.files import write_atomically
+from pytest_neuralpower.files import decode, read_text, write_atomically
+from pytest_neuralpower.model_source import Call, as_call, parse_inputs
 
 __all__ = [
     "Granularity",
+    "Mask",
     "Plan",
     "apply_plan",
     "load_state",
@@ -35,6 +38,180 @@ __all__ = [
     "weights_hash",
     "write_plan",
 ]
+
+Granularity = Literal["channel", "weight"]
+
+FORMAT: Final = "pytest-neuralpower plan"
+VERSION: Final = 1
+
+
+class Mask(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which values of a parameter stay: zlib-packed bits in base64, of which ``kept`` are set."""
+
+    shape: tuple[int, ...]
+    kept: int
+    bits: str
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for bits that are damaged."""
+        try:
+            count = int(self.tensor().sum())
+        except (zlib.error, RuntimeError) as error:
+            raise ValueError(f"its bits are damaged ({error})") from None
+        if count != self.kept:
+            raise ValueError(f"a mask has {count} bits set, not {self.kept}")
+
+    @classmethod
+    def of(cls, mask: torch.Tensor) -> Mask:
+        bits = np.packbits(mask.cpu().numpy().ravel())
+        text = base64.b64encode(zlib.compress(bits.tobytes(), 9)).decode()
+        return cls(tuple(mask.shape), int(mask.sum()), text)
+
+    def tensor(self) -> torch.Tensor:
+        """Of booleans, in the parameter's shape; True stays."""
+        raw = np.frombuffer(zlib.decompress(base64.b64decode(self.bits)), dtype=np.uint8)
+        count = int(np.prod(self.shape))
+        return torch.from_numpy(np.unpackbits(raw, count=count).astype(bool)).view(self.shape)
+
+
+class Plan(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="format", tag=FORMAT
+):
+    """What was removed, from which model, for which platform and budget.
+
+    Attributes
+    ----------
+    structure, weights
+        Fingerprints of the model that it was made for.
+    pruned_weights
+        Fingerprint of the weights that came out.
+    masks
+        By parameter name, which weights stay (weight granularity).
+    channels
+        By channel group, the units that stay (channel granularity).
+    layers
+        Share of each layer's weights, or of each group's channels, that stays.
+    """
+
+    version: Literal[1] = VERSION
+    model: str
+    structure: str
+    weights: str
+    pruned_weights: str
+    platform: str
+    platform_sha256: str
+    granularity: Granularity
+    quantity: Literal["energy", "runtime"]
+    limit: float
+    batch: int
+    inputs: tuple[str, ...]
+    before: float
+    after: float
+    met: bool
+    layers: dict[str, float]
+    channels: dict[str, tuple[int, ...]]
+    masks: dict[str, Mask]
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan in JSON types."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+
+def write_plan(plan: Plan, path: Path | str) -> None:
+    """Write the plan's file, all of it or nothing."""
+    write_atomically(Path(path), json.dumps(plan.to_json(), indent=1) + "\n")
+
+
+def read_plan(path: Path | str) -> Plan:
+    """Read what :func:`write_plan` wrote.
+
+    Raises
+    ------
+    CompressError
+        The file cannot be read, or is not a plan of this version; one line names the field.
+    """
+    file = f"plan {path}"
+    return decode(
+        Plan,
+        read_text(Path(path), file=file, error=CompressError),
+        file=file,
+        error=CompressError,
+        renew="make the plan again with `neuralpower prune`, or update pytest-neuralpower",
+    )
+
+
+def apply_plan(
+    model: nn.Module,
+    plan: Plan | str | Path,
+    *,
+    inputs: Any = None,
+    weights: Mapping[str, torch.Tensor] | str | Path | None = None,
+    inplace: bool = False,
+) -> nn.Module:
+    """Remove from ``model`` what the plan removed.
+
+    Parameters
+    ----------
+    model
+        Of the structure that the plan was made for.
+    inputs
+        The call; needed where channels are removed, and taken as zeros of the plan's shapes where
+        it is left out.
+    weights
+        The pruned weights (a state dict or its file): with them the model gives the same bits as
+        the one that was pruned. Without them the model keeps its own, as far as they are left.
+    inplace
+        Change ``model`` itself, not a copy.
+
+    Raises
+    ------
+    CompressError
+        The plan is of another model, or the weights are not those that came out of it.
+    """
+    found = plan if isinstance(plan, Plan) else read_plan(plan)
+    if structure_hash(model) != found.structure:
+        raise CompressError(
+            f"the plan was made for another {found.model}: modules or shapes of this "
+            f"{type(model).__name__} differ; build the model as it was, or prune again"
+        )
+    work = model if inplace else copy.deepcopy(model)
+    if found.granularity == "channel":
+        _remove_channels(work, found, inputs)
+    with torch.no_grad():
+        for name, mask in found.masks.items():
+            values = work.get_parameter(name)
+            values.copy_(torch.where(mask.tensor().to(values.device), values, 0.0))
+    if weights is not None:
+        state = weights if isinstance(weights, Mapping) else load_state(weights)
+        if weights_hash(state) != found.pruned_weights:
+            raise CompressError(
+                "the weights are not those that this plan came with; give the file that "
+                "`neuralpower prune` wrote with it"
+            )
+        # A model on the meta device, as `neuralpower.build` makes it, has no values to copy into.
+        work.load_state_dict(state, assign=any(each.is_meta for each in work.parameters()))
+    return work
+
+
+def _remove_channels(model: nn.Module, plan: Plan, inputs: Any) -> None:
+    if inputs is None:
+        args, kwargs = parse_inputs(plan.inputs)
+        call = Call(tuple(args), kwargs)
+    else:
+        call = as_call(inputs)
+    was = {module: module.training for module in model.modules()}
+    groups = find_channel_groups(model.eval(), call.args, call.kwargs)
+    for module, training in was.items():
+        module.training = training
+    removed = []
+    for name, units in plan.channels.items():
+        group = groups[name]
+        removed.append((group, sorted(set(range(group.units)) - set(units))))
+    remove_units(model, removed)
+
+
+# -- Fingerprints of a model: of its structure, and of its weights' values.
 
 
 def structure_hash(model: nn.Module) -> str:
@@ -103,205 +280,3 @@ def save_state(model: nn.Module, path: Path | str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-# -- Plan: what was removed from a model, as a JSON file that removes the same from a fresh one.
-
-Granularity = Literal["channel", "weight"]
-
-FORMAT: Final = "pytest-neuralpower plan"
-VERSION: Final = 1
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What was removed, from which model, for which platform and budget.
-
-    Attributes
-    ----------
-    structure, weights
-        Fingerprints of the model that it was made for.
-    pruned_weights
-        Fingerprint of the weights that came out.
-    masks
-        By parameter name, which weights stay (weight granularity).
-    channels
-        By channel group, the units that stay (channel granularity).
-    layers
-        Share of each layer's weights, or of each group's channels, that stays.
-    """
-
-    model: str
-    structure: str
-    weights: str
-    pruned_weights: str
-    platform: str
-    platform_sha256: str
-    granularity: Granularity
-    quantity: str
-    limit: float
-    batch: int
-    inputs: tuple[str, ...]
-    before: float
-    after: float
-    met: bool
-    layers: Mapping[str, float] = field(default_factory=dict)
-    masks: Mapping[str, torch.Tensor] = field(default_factory=dict, compare=False)
-    channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan in JSON types; masks as zlib-packed bits in base64."""
-        plain = {name: value for name, value in vars(self).items() if name != "masks"}
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            **plain,
-            "inputs": list(self.inputs),
-            "layers": dict(self.layers),
-            "channels": {name: list(units) for name, units in self.channels.items()},
-            "masks": {name: asdict(_Packed.of(mask)) for name, mask in self.masks.items()},
-        }
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """A mask as text."""
-
-    shape: tuple[int, ...]
-    kept: int
-    bits: str
-
-    @classmethod
-    def of(cls, mask: torch.Tensor) -> _Packed:
-        bits = np.packbits(mask.cpu().numpy().ravel())
-        text = base64.b64encode(zlib.compress(bits.tobytes(), 9)).decode()
-        return cls(tuple(mask.shape), int(mask.sum()), text)
-
-    def mask(self) -> torch.Tensor:
-        raw = np.frombuffer(zlib.decompress(base64.b64decode(self.bits)), dtype=np.uint8)
-        size = int(np.prod(self.shape))
-        mask = torch.from_numpy(np.unpackbits(raw, count=size).astype(bool)).view(self.shape)
-        if int(mask.sum()) != self.kept:
-            raise ValueError(f"a mask has {int(mask.sum())} bits set, not {self.kept}")
-        return mask
-
-
-def write_plan(plan: Plan, path: Path | str) -> None:
-    """Write the plan's file, all of it or nothing."""
-    write_atomically(Path(path), json.dumps(plan.to_json(), indent=1) + "\n")
-
-
-def read_plan(path: Path | str) -> Plan:
-    """Read what :func:`write_plan` wrote.
-
-    Raises
-    ------
-    CompressError
-        The file cannot be read, is no plan, or is a plan of a later version.
-    """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CompressError(f"{path}: {error.strerror}; `neuralpower prune` writes plans") from None
-    except ValueError as error:
-        raise CompressError(
-            f"{path} is no JSON: {error}; `neuralpower prune` writes plans"
-        ) from None
-    if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
-        raise CompressError(f"{path} is no plan; `neuralpower prune` writes plans")
-    version = data.pop("version", None)
-    if version != VERSION:
-        raise CompressError(
-            f"{path} is a plan of version {version!r}, this release reads {VERSION}; "
-            "update pytest-neuralpower or make the plan again"
-        )
-    try:
-        masks = {name: _Packed(**each).mask() for name, each in data.pop("masks").items()}
-        channels = {name: tuple(units) for name, units in data.pop("channels").items()}
-        inputs = tuple(data.pop("inputs"))
-        return Plan(**data, inputs=inputs, masks=masks, channels=channels)
-    except (AttributeError, KeyError, TypeError, ValueError, zlib.error) as error:
-        raise CompressError(f"{path} is a damaged plan ({error}); make it again") from None
-
-
-# -- ``apply_plan``: remove from a fresh model what a plan removed.
-
-
-def apply_plan(
-    model: nn.Module,
-    plan: Plan | str | Path,
-    *,
-    inputs: Any = None,
-    weights: Mapping[str, torch.Tensor] | str | Path | None = None,
-    inplace: bool = False,
-) -> nn.Module:
-    """Remove from ``model`` what the plan removed.
-
-    Parameters
-    ----------
-    model
-        Of the structure that the plan was made for.
-    inputs
-        The call; needed where channels are removed, and taken as zeros of the plan's shapes where
-        it is left out.
-    weights
-        The pruned weights (a state dict or its file): with them the model gives the same bits as
-        the one that was pruned. Without them the model keeps its own, as far as they are left.
-    inplace
-        Change ``model`` itself, not a copy.
-
-    Raises
-    ------
-    CompressError
-        The plan is of another model, or the weights are not those that came out of it.
-    """
-    found = plan if isinstance(plan, Plan) else read_plan(plan)
-    if structure_hash(model) != found.structure:
-        raise CompressError(
-            f"the plan was made for another {found.model}: modules or shapes of this "
-            f"{type(model).__name__} differ; build the model as it was, or prune again"
-        )
-    work = model if inplace else copy.deepcopy(model)
-    if found.granularity == "channel":
-        _remove_channels(work, found, inputs)
-    else:
-        parameters = dict(work.named_parameters())
-        with torch.no_grad():
-            for name, mask in found.masks.items():
-                values = parameters[name]
-                values.copy_(torch.where(mask.to(values.device), values, 0.0))
-    if weights is not None:
-        state = weights if isinstance(weights, Mapping) else load_state(weights)
-        if weights_hash(state) != found.pruned_weights:
-            raise CompressError(
-                "the weights are not those that this plan came with; give the file that "
-                "`neuralpower prune` wrote beside it"
-            )
-        # A model on the meta device, as `neuralpower.build` makes it, has no values to copy into.
-        work.load_state_dict(state, assign=any(each.is_meta for each in work.parameters()))
-    return work
-
-
-def _remove_channels(model: nn.Module, plan: Plan, inputs: Any) -> None:
-    from pytest_neuralpower.compress.find_groups import (  # noqa: PLC0415
-        find_channel_groups,
-        remove_units,
-    )
-    from pytest_neuralpower.model_source import parse_inputs  # noqa: PLC0415
-
-    if inputs is None:
-        args, kwargs = parse_inputs(plan.inputs)
-        call = as_call(args)._replace(kwargs=kwargs)
-    else:
-        call = as_call(inputs)
-    was = {module: module.training for module in model.modules()}
-    groups = find_channel_groups(model.eval(), call.args, call.kwargs)
-    for module, training in was.items():
-        module.training = training
-    removed = []
-    for name, units in plan.channels.items():
-        group = groups[name]
-        gone = sorted(set(range(group.units)) - set(units))
-        if gone:
-            removed.append((group, gone))
-    remove_units(model, removed)

@@ -1,58 +1,54 @@
-"""The rounds of pruning: reduce, let the user train, look at the score, go on or step back."""
+"""``prune_to_budget``: remove what a call can do without, until it keeps its budget."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import torch
+from tabulate import tabulate
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from pytest_neuralpower.compress.channel_pruner import ChannelPruner, LayersCost
-from pytest_neuralpower.compress.inputs import Call, as_call, calibration_calls
+from pytest_neuralpower.compress.channel_pruner import ChannelPruner
 from pytest_neuralpower.compress.plan import (
     Granularity,
+    Mask,
     Plan,
     save_state,
     structure_hash,
     weights_hash,
     write_plan,
 )
-from pytest_neuralpower.compress.weights import Criterion, WeightPruner
+from pytest_neuralpower.compress.pruner import Criterion, Order, Pruner
+from pytest_neuralpower.compress.weight_pruner import WeightPruner
 from pytest_neuralpower.compress.width_prices import LayerPrices
 from pytest_neuralpower.errors import BudgetError, CompressError, UnsupportedGraphError
 from pytest_neuralpower.guard.budget import as_budget
+from pytest_neuralpower.model_source import Call, as_call, input_text
 from pytest_neuralpower.platform.catalog import load_platform
 from pytest_neuralpower.platform.prediction import EXTRAPOLATED
 from pytest_neuralpower.tracing import trace
 from pytest_neuralpower.tracing.inputs import batch_size, input_tensors
-from pytest_neuralpower.units import show, show_percent
+from pytest_neuralpower.units import show, show_in, show_percent
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.compress.weights import Order
-    from pytest_neuralpower.estimators.features import FloatArray
     from pytest_neuralpower.guard.budget import Budget
-    from pytest_neuralpower.layers import Layer
     from pytest_neuralpower.platform.prediction import Prediction
     from pytest_neuralpower.platform.protocol import Platform
     from pytest_neuralpower.units import Quantity
 
 __all__ = [
-    "PROGRESS",
-    "ROWS_WANTED",
     "Finetune",
     "Guard",
     "Pruned",
-    "Pruner",
     "Round",
+    "calibration_calls",
     "prune_to_budget",
     "run_rounds",
-    "statements",
-    "warnings_of",
 ]
 
 
@@ -63,22 +59,7 @@ Finetune = Callable[["nn.Module", Mapping[str, "torch.Tensor"], int], Any]
 #: Smaller steps that are tried after a round has lost too much.
 _RETRIES: Final = 3
 #: Less than this share of the cost saved in a round is none.
-PROGRESS: Final = 1e-3
-
-
-class Pruner(Protocol):
-    """One granularity: prunes ``model`` in place; costs are of one call, in mJ or ms."""
-
-    model: nn.Module
-    rows_per_unknown: dict[str, float]
-
-    def cost(self) -> float: ...
-    def least(self) -> float: ...
-    def masks(self) -> dict[str, torch.Tensor]: ...
-    def reduce_to(self, limit: float) -> Mapping[str, float]: ...
-    def trained(self) -> None: ...
-    @property
-    def left_out(self) -> dict[str, str]: ...
+_PROGRESS: Final = 1e-3
 
 
 @dataclass(frozen=True)
@@ -145,7 +126,7 @@ def run_rounds(
         stays = guard.allows(first, score)
         history.append(Round(len(history), target, reached, score, stays, layers))
         if stays:
-            left = reached < now * (1 - PROGRESS)
+            left = reached < now * (1 - _PROGRESS)
             now = reached
             if not left:  # nothing more to remove
                 break
@@ -207,11 +188,82 @@ class Pruned:
         if weights is not None:
             save_state(self.model, weights)
 
+    def text(self) -> str:
+        """What came out, round by round and layer by layer, and what to know about it."""
+        plan, quantity = self.plan, self.budget.quantity
+        limit = show_in(quantity, self.budget.limit, self.budget.unit)
+        lines = [
+            f"{plan.model} on {plan.platform}: {show(quantity, plan.before)} -> "
+            f"{show(quantity, plan.after)} ({plan.before / plan.after:.2f} times less), budget "
+            f"{limit}: {'met' if self.met else 'NOT met'}"
+        ]
+        if not self.met and self.floor is not None:
+            lines.append(self._why_not(self.floor))
+        if self.first_score is not None and self.last_score is not None:
+            lines.append(f"score {self.first_score:.4g} -> {self.last_score:.4g}")
+        lines += ["", self._history_table(), ""]
+        rows = [(path, show_percent(share)) for path, share in plan.layers.items()]
+        if rows:
+            lines += [tabulate(rows, ("", f"{plan.granularity}s left"), tablefmt="plain"), ""]
+        lines += [f"- {sentence}" for sentence in self.statements]
+        return "\n".join([*lines, *(f"! {sentence}" for sentence in self.warnings)])
+
+    def _why_not(self, floor: float) -> str:
+        """What stopped it short of the budget."""
+        shown = show(self.budget.quantity, floor)
+        if floor > self.budget.limit:
+            return (
+                f"unreachable: the floor is {shown}, whatever {self.plan.granularity}s are removed "
+                "(those that cost nothing stay); raise the budget or change the network"
+            )
+        return (
+            f"stopped by max_drop at {show(self.budget.quantity, self.plan.after)} (the floor "
+            f"without it is {shown}): fine-tune, take more rounds, or raise the budget"
+        )
+
+    def _history_table(self) -> str:
+        rows, now = [], self.plan.before
+        for done in self.history:
+            saves = done.reached < now * (1 - _PROGRESS)
+            rows.append(
+                (
+                    done.number,
+                    show(self.budget.quantity, done.target),
+                    show(self.budget.quantity, done.reached),
+                    "" if done.score is None else f"{done.score:.4g}",
+                    "undone" if not done.kept else "kept" if saves else "saves nothing more",
+                )
+            )
+            now = done.reached if done.kept else now
+        return tabulate(rows, ("round", "target", "reached", "score", ""), tablefmt="plain")
+
+    def to_json(self) -> dict[str, Any]:
+        """The result in JSON types, without masks and weights."""
+        plan = self.plan
+        return {
+            "met": self.met,
+            "quantity": plan.quantity,
+            "limit": plan.limit,
+            "before": plan.before,
+            "after": plan.after,
+            "floor": self.floor,
+            "first_score": self.first_score,
+            "last_score": self.last_score,
+            "platform": plan.platform,
+            "platform_sha256": plan.platform_sha256,
+            "granularity": plan.granularity,
+            "batch": plan.batch,
+            "layers": dict(plan.layers),
+            "history": [asdict(done) for done in self.history],
+            "statements": list(self.statements),
+            "warnings": list(self.warnings),
+        }
+
 
 # -- What is said with every result of pruning: how far its figures can be trusted.
 
 #: Rows of sampled feature maps per weight of an output, below which least squares may overfit.
-ROWS_WANTED = 5
+_ROWS_WANTED: Final = 5
 
 
 def statements(after: Prediction, platform: Platform, quantity: Quantity) -> tuple[str, ...]:
@@ -228,49 +280,26 @@ def statements(after: Prediction, platform: Platform, quantity: Quantity) -> tup
     return (
         *said,
         f"It holds for a batch of {after.batch} and the inputs' shapes and layout given.",
-        _energy_of(platform, after),
+        f"Energy is of an {platform.device} ({after.energy_basis}); zeros of maps are counted on "
+        "the calibration data, before and after."
+        if platform.exploits_zeros
+        else f"Energy is {after.energy_basis}, on platform {platform.name}.",
     )
 
 
-def _energy_of(platform: Platform, after: Prediction) -> str:
-    if platform.exploits_zeros:
-        return (
-            f"Energy is of an {platform.device} ({after.energy_basis}); zeros of maps are counted "
-            "on the calibration data, before and after."
-        )
-    return f"Energy is {after.energy_basis}, on platform {platform.name}."
-
-
-def warnings_of(
-    after: Prediction,
-    *,
-    rows_per_unknown: Mapping[str, float],
-    left_out: Mapping[str, str],
-    scored: bool,
-    guarded: bool,
-) -> tuple[str, ...]:
-    """Sentences about what may be wrong.
-
-    Parameters
-    ----------
-    rows_per_unknown
-        Of the layers solved by least squares.
-    left_out
-        Layers or channel groups that are not pruned as asked, with the reason.
-    scored, guarded
-        Whether there is a ``score_fn``, and a ``max_drop``.
-    """
+def warnings_of(after: Prediction, pruner: Pruner, guard: Guard) -> tuple[str, ...]:
+    """Sentences about what may be wrong."""
     found = []
-    if not scored:
+    if guard.score_fn is None:
         found.append("Accuracy is unchecked: give score_fn, and max_drop to guard it.")
-    elif not guarded:
+    elif guard.max_drop is None:
         found.append("Accuracy is not guarded: give max_drop.")
-    few = {path: rows for path, rows in rows_per_unknown.items() if rows < ROWS_WANTED}
+    few = {path: rows for path, rows in pruner.rows_per_unknown.items() if rows < _ROWS_WANTED}
     if few:
         path = min(few, key=few.__getitem__)
         layers = "1 layer has" if len(few) == 1 else f"{len(few)} layers have"
         found.append(
-            f"{layers} fewer than {ROWS_WANTED} sampled rows per unknown "
+            f"{layers} fewer than {_ROWS_WANTED} sampled rows per unknown "
             f"({path}: {few[path]:.1f}): give more calibration data."
         )
     share = after.share(EXTRAPOLATED)
@@ -279,36 +308,13 @@ def warnings_of(
             f"{show_percent(share)} of the call after pruning is extrapolated: widths or sizes "
             "that the platform was not calibrated on."
         )
-    if left_out:
-        named = "; ".join(f"{path} ({why})" for path, why in left_out.items())
+    if pruner.left_out:
+        named = "; ".join(f"{path} ({why})" for path, why in pruner.left_out.items())
         found.append(f"Not pruned as asked: {named}.")
     return tuple(found)
 
 
-def input_texts(call: Call) -> tuple[str, ...]:
-    """Shapes of the call's tensors as ``--input`` takes them."""
-    named = [*((None, value) for value in call.args), *call.kwargs.items()]
-    return tuple(
-        f"{name}={_shape(value)}" if name else _shape(value)
-        for name, value in named
-        if isinstance(value, torch.Tensor)
-    )
-
-
-def _shape(tensor: torch.Tensor) -> str:
-    text = ",".join(map(str, tensor.shape))
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return text if dtype == "float32" else f"{text}:{dtype}"
-
-
 # -- ``prune_to_budget``: remove what a call can do without, until it keeps its budget.
-
-_CHOICES = {
-    "granularity": ("channel", "weight"),
-    "criterion": ("output_error", "magnitude"),
-    "order": ("energy", "greedy"),
-    "reconstruct": ("least_squares", None),
-}
 
 
 def prune_to_budget(
@@ -332,9 +338,9 @@ def prune_to_budget(
 ) -> Pruned:
     """Prune a model until one call keeps its budget on a platform (Yang, Chen, Sze, CVPR 2017).
 
-    In each round layers are pruned from the dearest on, those that stay are solved for by least
-    squares so that each layer gives what it gave (no label is needed), ``finetune`` trains the
-    whole if it is given, and the round is undone if ``score_fn`` fell too far.
+    In each round layers are pruned from the most expensive on, the weights that stay are solved for
+    by least squares so that each layer's output stays as it was (no label is needed), ``finetune``
+    trains the model if it is given, and the round is undone if ``score_fn`` fell too far.
 
     Parameters
     ----------
@@ -357,8 +363,8 @@ def prune_to_budget(
     criterion
         What stays: what the layer's output misses most, or what is largest.
     order
-        ``energy``: layers from the dearest on, each as far as one common error of their outputs
-        allows. ``greedy``: always the step that harms least for what it saves.
+        ``energy``: layers from the most expensive on, each as far as one common error of their
+        outputs allows. ``greedy``: always the step that harms least for what it saves.
     widths
         With channels: ``plateau`` steps between the edges of the platform's plateaus; a number
         steps between its multiples.
@@ -381,49 +387,84 @@ def prune_to_budget(
     UnsupportedGraphError
         The channels of this model cannot be told apart; the message names the operation.
     """
-    options = {
-        "granularity": granularity, "criterion": criterion, "order": order,
-        "reconstruct": reconstruct,
-    }  # fmt: skip
-    _check(options, widths, rounds, max_drop, score_fn)
+    for name, value, allowed in (
+        ("granularity", granularity, get_args(Granularity)),
+        ("criterion", criterion, get_args(Criterion)),
+        ("order", order, get_args(Order)),
+        ("reconstruct", reconstruct, ("least_squares", None)),
+    ):
+        if value not in allowed:
+            raise CompressError(f"{name}={value!r}: give {' or '.join(map(repr, allowed))}")
+    if widths != "plateau" and (type(widths) is not int or widths < 1):
+        raise CompressError(f"widths={widths!r}: give 'plateau' or a whole number from 1")
+    if type(rounds) is not int or rounds < 1:
+        raise CompressError(f"rounds={rounds!r}: give a whole number from 1")
+    if max_drop is not None and score_fn is None:
+        raise CompressError(f"max_drop={max_drop!r} needs a score_fn to measure it with")
+    if max_drop is not None and not max_drop >= 0:
+        raise CompressError(f"max_drop={max_drop!r}: give a number from 0, in units of score_fn")
     loaded = load_platform(platform) if isinstance(platform, str | Path) else platform
     _check_values(model)
     call = as_call(inputs)
     limit = _of_the_call(as_budget(budget), call)
-    subject: dict[str, Any] = {
-        "model": type(model).__name__,
-        "structure": structure_hash(model),
-        "weights": weights_hash(model.state_dict()),
-        "inputs": input_texts(call),
-    }
-    pruner = _pruner(
-        model if inplace else copy.deepcopy(model), call, calibration_calls(calibration, call),
-        loaded, limit, granularity=granularity, widths=widths,
-        criterion=criterion, order=order, refit=reconstruct is not None, seed=seed,
-    )  # fmt: skip
-    before = _predicted(pruner, loaded)
+    if granularity == "weight" and not loaded.exploits_zeros:
+        raise CompressError(
+            f"granularity='weight' saves nothing on {loaded.name}: its dense kernels compute zeros "
+            "too, only an Eyeriss-like array skips them; use granularity='channel'"
+        )
+    structure, weights = structure_hash(model), weights_hash(model.state_dict())
+    work = (model if inplace else copy.deepcopy(model)).eval()
+    traced = trace(work, *call.args, **call.kwargs)
+    _limited(loaded.predict(traced), limit)
+    reference, calls = copy.deepcopy(work), calibration_calls(calibration, call)
+    refit = reconstruct is not None
+    pruner: WeightPruner | ChannelPruner
+    if granularity == "weight":
+        pruner = WeightPruner(
+            model=work, reference=reference, calls=calls, criterion=criterion, order=order,
+            refit=refit, seed=seed, trace=traced, platform=loaded,
+        )  # fmt: skip
+    else:
+        prices = LayerPrices(loaded)
+        pruner = ChannelPruner(
+            model=work, reference=reference, calls=calls, criterion=criterion, order=order,
+            refit=refit, seed=seed, call=call, widths=widths,
+            layers_cost=lambda sets: prices.of(sets).of(limit.quantity),
+        )  # fmt: skip
+
+    def predicted() -> Prediction:
+        """The call as the model is now."""
+        if isinstance(pruner, WeightPruner):
+            return pruner.prediction()
+        return loaded.predict(pruner.groups.trace)
+
+    before = predicted()
     guard = Guard(score_fn, max_drop)
     history, first = run_rounds(pruner, limit.limit, rounds=rounds, guard=guard, finetune=finetune)
-    after = _predicted(pruner, loaded)
-    met = _priced(after, limit) <= limit.limit * (1 + 1e-9)
+    after = predicted()
+    reached = _limited(after, limit)
+    met = reached <= limit.limit * (1 + 1e-9)
     if inplace and pruner.model is not model:  # a round was undone
         model.__dict__.update(pruner.model.__dict__)
-    kept = [each for each in history if each.kept]
+    kept = [done for done in history if done.kept]
     plan = Plan(
-        **subject,
+        model=type(model).__name__,
+        structure=structure,
+        weights=weights,
         pruned_weights=weights_hash(pruner.model.state_dict()),
         platform=loaded.name,
         platform_sha256=loaded.sha256,
         granularity=granularity,
-        quantity=limit.quantity,
+        quantity="runtime" if limit.quantity == "runtime" else "energy",
         limit=limit.limit,
         batch=before.batch,
-        before=_priced(before, limit),
-        after=_priced(after, limit),
+        inputs=_input_texts(call),
+        before=_limited(before, limit),
+        after=reached,
         met=met,
-        layers=kept[-1].layers if kept else {},
-        masks=pruner.masks(),
+        layers=dict(kept[-1].layers) if kept else {},
         channels=pruner.kept if isinstance(pruner, ChannelPruner) else {},
+        masks={name: Mask.of(mask) for name, mask in pruner.masks().items()},
     )
     return Pruned(
         model=model if inplace else pruner.model,
@@ -432,18 +473,57 @@ def prune_to_budget(
         before=before,
         after=after,
         met=met,
-        floor=None if met else min(pruner.least(), _priced(after, limit)),
+        floor=None if met else min(pruner.least(), reached),
         history=history,
         first_score=first,
         last_score=kept[-1].score if kept else first,
         statements=statements(after, loaded, limit.quantity),
-        warnings=warnings_of(
-            after,
-            rows_per_unknown=pruner.rows_per_unknown,
-            left_out=pruner.left_out,
-            scored=score_fn is not None,
-            guarded=max_drop is not None,
-        ),
+        warnings=warnings_of(after, pruner, guard),
+    )
+
+
+def calibration_calls(calibration: Any, example: Call) -> tuple[Call, ...]:
+    """The calls whose feature maps are sampled; labels are dropped.
+
+    Parameters
+    ----------
+    calibration
+        One tensor, or an iterable of batches: tensors, tuples of which the first as many as
+        ``example`` has positional arguments are used (a ``DataLoader``'s labels come after them),
+        or mappings.
+
+    Raises
+    ------
+    CompressError
+        There is no batch, or a batch is no call.
+    """
+    if isinstance(calibration, torch.Tensor):
+        return (Call((calibration,), {}),)
+    if not isinstance(calibration, Iterable) or isinstance(calibration, str | Mapping):
+        raise CompressError(
+            f"calibration is a {type(calibration).__name__}: give a tensor or an iterable of "
+            "batches, such as a DataLoader; labels are not needed"
+        )
+    calls = []
+    for batch in calibration:
+        call = as_call(batch)
+        if call.args and len(call.args) < len(example.args):
+            raise CompressError(
+                f"calibration: a batch has {len(call.args)} values, the model's call has "
+                f"{len(example.args)}; give every input of the model"
+            )
+        calls.append(Call(call.args[: len(example.args)], call.kwargs))
+    if not calls:
+        raise CompressError("calibration has no batch: give some inputs; labels are not needed")
+    return tuple(calls)
+
+
+def _input_texts(call: Call) -> tuple[str, ...]:
+    """Shapes of the call's tensors as ``--input`` takes them."""
+    return tuple(
+        f"{name}={input_text(value)}" if name else input_text(value)
+        for name, value in call.named
+        if isinstance(value, torch.Tensor)
     )
 
 
@@ -453,58 +533,6 @@ def _of_the_call(limit: Budget, call: Call) -> Budget:
         return limit
     samples = limit.samples or batch_size(input_tensors((call.args, dict(call.kwargs))))
     return limit._replace(limit=limit.limit * samples, per="call", samples=None)
-
-
-def _pruner(
-    work: nn.Module,
-    call: Call,
-    calls: Sequence[Call],
-    platform: Platform,
-    limit: Budget,
-    *,
-    granularity: Granularity,
-    widths: Literal["plateau"] | int,
-    **options: Any,
-) -> WeightPruner | ChannelPruner:
-    """What prunes ``work`` in place; refuses a limit on what the platform does not know."""
-    work.eval()
-    reference = copy.deepcopy(work)
-    if granularity == "weight":
-        _check_exploits_zeros(platform)
-        traced = trace(work, *call.args, **call.kwargs)
-        _priced(platform.predict(traced), limit)
-        return WeightPruner(work, reference, traced, platform, calls, **options)
-    _priced(platform.predict(trace(work, *call.args, **call.kwargs)), limit)
-    cost = _layers_cost(platform, limit)
-    return ChannelPruner(work, reference, call, cost, calls, widths=widths, **options)
-
-
-def _predicted(pruner: WeightPruner | ChannelPruner, platform: Platform) -> Prediction:
-    """The call as the model is now."""
-    if isinstance(pruner, WeightPruner):
-        return pruner.prediction()
-    return platform.predict(pruner.groups.trace)
-
-
-def _check(
-    options: dict[str, Any],
-    widths: Any,
-    rounds: int,
-    max_drop: float | None,
-    score_fn: Any,
-) -> None:
-    """Refuse what cannot be, before anything is computed."""
-    for name, value in options.items():
-        if value not in _CHOICES[name]:
-            raise CompressError(f"{name}={value!r}: give {' or '.join(map(repr, _CHOICES[name]))}")
-    if widths != "plateau" and (type(widths) is not int or widths < 1):
-        raise CompressError(f"widths={widths!r}: give 'plateau' or a whole number from 1")
-    if type(rounds) is not int or rounds < 1:
-        raise CompressError(f"rounds={rounds!r}: give a whole number from 1")
-    if max_drop is not None and score_fn is None:
-        raise CompressError(f"max_drop={max_drop!r} needs a score_fn to measure it with")
-    if max_drop is not None and not max_drop >= 0:
-        raise CompressError(f"max_drop={max_drop!r}: give a number from 0, in units of score_fn")
 
 
 def _check_values(model: Any) -> None:
@@ -525,15 +553,7 @@ def _check_values(model: Any) -> None:
             )
 
 
-def _check_exploits_zeros(platform: Platform) -> None:
-    if not platform.exploits_zeros:
-        raise CompressError(
-            f"granularity='weight' saves nothing on {platform.name}: its dense kernels compute "
-            "zeros too, only an Eyeriss-like array skips them; use granularity='channel'"
-        )
-
-
-def _priced(prediction: Prediction, limit: Budget) -> float:
+def _limited(prediction: Prediction, limit: Budget) -> float:
     """The limited quantity of the call (mJ or ms)."""
     runtime = limit.quantity == "runtime"
     value = prediction.runtime_ms if runtime else prediction.energy_mj
@@ -544,12 +564,3 @@ def _priced(prediction: Prediction, limit: Budget) -> float:
             f"--budget {example} (in Python {example!r}) or a platform with {limit.quantity}"
         )
     return value
-
-
-def _layers_cost(platform: Platform, limit: Budget) -> LayersCost:
-    prices = LayerPrices(platform)
-
-    def cost(sets: Sequence[Sequence[Layer]]) -> FloatArray:
-        return cast("FloatArray", prices.of(sets).of(limit.quantity))
-
-    return cost

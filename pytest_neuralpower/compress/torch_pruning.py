@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pytest_neuralpower.errors import MissingExtraError, UnsupportedGraphError
+from pytest_neuralpower.layers import KINDS
 from pytest_neuralpower.tracing.inputs import input_tensors
 from pytest_neuralpower.tracing.recorder import Recorder
 from pytest_neuralpower.tracing.rules import TABLE
@@ -30,8 +31,10 @@ __all__ = [
     "Axis",
     "Coupling",
     "WithoutKernels",
+    "first_line",
     "follow",
     "module_pruner",
+    "output_tensors",
     "unknown_modules",
 ]
 
@@ -144,12 +147,12 @@ def follow(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[Coupling]:
             raise UnsupportedGraphError(
                 f"cannot tell which widths of {type(model).__name__} belong together: "
                 f"torch-pruning stops at {_operation(error)} ({type(error).__name__}: "
-                f"{_first_line(error)}); wrap or replace that operation, or change widths by hand"
+                f"{first_line(error)}); wrap or replace that operation, or change widths by hand"
             ) from error
 
 
-def _differentiable(outputs: Any) -> list[torch.Tensor]:
-    found = [tensor for tensor in input_tensors(_plain(outputs)) if tensor.grad_fn is not None]
+def _differentiable(outputs: Any) -> list[Tensor]:
+    found = [tensor for tensor in output_tensors(outputs) if tensor.grad_fn is not None]
     if not found:
         raise UnsupportedGraphError(
             "cannot tell which widths belong together: no output of the model depends on its "
@@ -158,10 +161,10 @@ def _differentiable(outputs: Any) -> list[torch.Tensor]:
     return found
 
 
-def _plain(outputs: Any) -> Any:
-    """What an output object (Hugging Face's, a dataclass) holds."""
-    plain = isinstance(outputs, torch.Tensor | dict | list | tuple)
-    return outputs if plain else getattr(outputs, "__dict__", outputs)
+def output_tensors(outputs: Any) -> list[Tensor]:
+    """Tensors among a model's outputs, in containers and in objects (Hugging Face's)."""
+    plain = isinstance(outputs, Tensor | dict | list | tuple)
+    return input_tensors(outputs if plain else getattr(outputs, "__dict__", outputs))
 
 
 def _couplings(graph: Any, library: Any) -> Iterator[Coupling]:
@@ -181,21 +184,16 @@ def _couplings(graph: Any, library: Any) -> Iterator[Coupling]:
         group = graph.get_pruning_group(module, pruner.prune_out_channels, list(range(size)))
         through = "a channel shuffle" if any(d.target in shuffles for d, _ in group.items) else ""
         for item in group.items:
-            node = item.dep.target
+            node, handler = item.dep.target, item.dep.handler
             if types.module2type(node.module).name not in _KINDS or node.module not in names:
                 continue
-            reads = item.dep.handler == graph.get_pruner_of_module(node.module).prune_in_channels
-            writes = item.dep.handler == graph.get_pruner_of_module(node.module).prune_out_channels
-            axis = _axis(graph, types, names, node, "in" if reads and not writes else "out")
+            other = graph.get_pruner_of_module(node.module)
+            only_reads = other.prune_in_channels == handler != other.prune_out_channels
+            axis = _axis(graph, types, names, node, "in" if only_reads else "out")
             roots = [-1 if index is None else index for index in item.root_idxs]
             covered.setdefault(axis, set()).update(item.idxs)
-            yield Coupling(
-                root,
-                np.array(roots, dtype=np.intp),
-                axis,
-                np.array(item.idxs, dtype=np.intp),
-                through,
-            )
+            roots_array, channels = (np.array(each, dtype=np.intp) for each in (roots, item.idxs))
+            yield Coupling(root, roots_array, axis, channels, through)
 
 
 def _axis(
@@ -250,7 +248,8 @@ def _operation(error: BaseException) -> str:
     return f"{place.name} ({place.line})" if place.line else place.name
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of other code says in its first line; its class where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -260,18 +259,7 @@ def _first_line(error: BaseException) -> str:
 # seconds.
 
 #: Operations of these kinds keep, mix or reduce channels, none moves them.
-_SHAPE_RULE_KINDS: Final = (
-    "conv",
-    "linear",
-    "matmul",
-    "pool",
-    "norm",
-    "activation",
-    "softmax",
-    "elementwise",
-    "reduction",
-    "attention",
-)
+_SHAPE_RULE_KINDS: Final = frozenset(KINDS) - {"rnn", "embedding", "memory", "uncovered"}
 
 #: So do these that only copy.
 _COPIES: Final = ("clone", "contiguous", "to", "pad", "interpolate")
@@ -307,39 +295,32 @@ class WithoutKernels(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         entry = TABLE.get(func)
-        if entry is not None and entry.treatment == "rule" and entry.rule is not None:
-            operands = list(_tensors((*args, *kwargs.values())))
-            if any(tensor.is_meta for tensor in operands):
-                planned = self._plan(entry.op, entry.rule, args, kwargs)
-                if type(planned) is Tensor and not any(planned is each for each in operands):
-                    if entry.op == "cat":
-                        dim = _cat_dim(*args, **kwargs) % planned.dim()
-                        return _Cat.apply(planned, dim, *operands)  # type: ignore[no-untyped-call]
-                    return _Opaque.apply(planned, *operands)  # type: ignore[no-untyped-call]
-        return func(*args, **kwargs)
+        if entry is None or entry.treatment != "rule" or entry.rule is None:
+            return func(*args, **kwargs)
+        operands = input_tensors((args, kwargs))
+        if not any(tensor.is_meta for tensor in operands):
+            return func(*args, **kwargs)
+        planned = _plan(entry.op, entry.rule, args, kwargs)
+        if type(planned) is not Tensor or any(planned is each for each in operands):
+            return func(*args, **kwargs)
+        if entry.op == "cat":
+            dim = _cat_dim(*args, **kwargs) % planned.dim()
+            return _Cat.apply(planned, dim, *operands)  # type: ignore[no-untyped-call]
+        return _Opaque.apply(planned, *operands)  # type: ignore[no-untyped-call]
 
-    @staticmethod
-    def _plan(op: str, rule: Any, args: Any, kwargs: Any) -> Tensor | None:
-        """What the operation returns, by its shape rule; None where torch must say."""
-        recorder = Recorder("cpu")
-        try:
-            with torch.no_grad():
-                planned = rule(recorder, *args, **kwargs)
-        except Exception:  # the rule does not know: torch does, or says what is wrong
-            return None
-        kind = recorder.layers[-1].kind if recorder.layers else ""
-        known = kind in _SHAPE_RULE_KINDS or (kind == "memory" and op in (*_COPIES, "cat"))
-        found: Tensor | None = planned if known and isinstance(planned, Tensor) else None
-        return found
+
+def _plan(op: str, rule: Any, args: Any, kwargs: Any) -> Any:
+    """What the operation returns, by its shape rule; None where torch must say."""
+    recorder = Recorder("cpu")
+    try:
+        with torch.no_grad():
+            planned = rule(recorder, *args, **kwargs)
+    except Exception:  # the rule does not know: torch does, or says what is wrong
+        return None
+    kind = recorder.layers[-1].kind if recorder.layers else ""
+    known = kind in _SHAPE_RULE_KINDS or (kind == "memory" and op in (*_COPIES, "cat"))
+    return planned if known else None
 
 
 def _cat_dim(_tensors: Any = (), dim: int = 0, axis: int | None = None, **_: Any) -> int:
     return dim if axis is None else axis
-
-
-def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)

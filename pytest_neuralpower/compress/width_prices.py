@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from pytest_neuralpower.compress.channels import ChannelGroup, ChannelGroups
     from pytest_neuralpower.estimators.features import FloatArray
-    from pytest_neuralpower.layers import Layer, Trace
+    from pytest_neuralpower.layers import Layer
     from pytest_neuralpower.platform.protocol import Platform
 
 __all__ = [
@@ -158,36 +158,16 @@ def widest_as_cheap(curve: Curve) -> int:
 
 
 class Prices(NamedTuple):
-    """Of several sets of layers, each set's energy (mJ) and runtime (ms), and whether the
-    platform's measurements vouch for all its layers. None is what the platform does not know."""
+    """Of several sets of layers, each set's energy (mJ) and runtime (ms), NaN where the platform
+    does not know it, and whether the platform's measurements cover all its layers."""
 
-    energy_mj: FloatArray | None
-    runtime_ms: FloatArray | None
+    energy_mj: FloatArray
+    runtime_ms: FloatArray
     trusted: NDArray[np.bool_]
 
-    def of(self, quantity: str) -> FloatArray | None:
-        """``energy`` or ``runtime``; None where the platform lacks it."""
+    def of(self, quantity: str) -> FloatArray:
+        """``energy`` or ``runtime``."""
         return self.energy_mj if quantity == "energy" else self.runtime_ms
-
-    def only(self, place: int) -> Prices:
-        """The price of one of the sets."""
-        one = slice(place, place + 1)
-        return Prices(
-            None if self.energy_mj is None else self.energy_mj[one],
-            None if self.runtime_ms is None else self.runtime_ms[one],
-            self.trusted[one],
-        )
-
-    @classmethod
-    def joined(cls, prices: Sequence[Prices]) -> Prices:
-        """The sets of several prices of one platform."""
-        energy = [each.energy_mj for each in prices if each.energy_mj is not None]
-        runtime = [each.runtime_ms for each in prices if each.runtime_ms is not None]
-        return cls(
-            np.concatenate(energy) if energy else None,
-            np.concatenate(runtime) if runtime else None,
-            np.concatenate([each.trusted for each in prices]),
-        )
 
 
 class LayerPrices:
@@ -196,57 +176,30 @@ class LayerPrices:
     def __init__(self, platform: Platform) -> None:
         self.platform = platform
         self._places: dict[tuple[Any, ...], int] = {}
-        self._energy: list[float] = []
-        self._runtime: list[float] = []
-        self._trusted: list[bool] = []
-        self._knows = {"energy": True, "runtime": True}
+        #: Energy, runtime, and 1 where it is not trusted, of each configuration.
+        self._rows: list[tuple[float, float, float]] = []
 
     def of(self, sets: Sequence[Sequence[Layer]]) -> Prices:
         """The sum over each set of layers; a set without layers costs nothing."""
-        new: dict[tuple[Any, ...], Layer] = {}
-        for layers in sets:
-            for layer in layers:
-                key = layer.configuration
-                if key not in self._places:
-                    new.setdefault(key, layer)
+        layers = [(layer.configuration, layer) for each in sets for layer in each]
+        new = {key: layer for key, layer in layers if key not in self._places}
         if new:
             self._price(new)
-        places = np.array(
-            [self._places[layer.configuration] for layers in sets for layer in layers],
-            dtype=np.intp,
+        places = [self._places[key] for key, _ in layers]
+        columns = np.array(self._rows, dtype=float).reshape(-1, 3)[places].T
+        owners = np.repeat(np.arange(len(sets)), [len(each) for each in sets])
+        energy, runtime, distrusted = (
+            np.bincount(owners, column, minlength=len(sets)).astype(float) for column in columns
         )
-        owners = np.repeat(np.arange(len(sets)), [len(layers) for layers in sets])
-        distrusted = np.bincount(
-            owners, ~np.array(self._trusted, dtype=bool)[places], minlength=len(sets)
-        )
-        return Prices(
-            self._sum("energy", self._energy, places, owners, len(sets)),
-            self._sum("runtime", self._runtime, places, owners, len(sets)),
-            distrusted == 0,
-        )
+        return Prices(energy, runtime, distrusted == 0)
 
-    def _sum(
-        self,
-        quantity: str,
-        values: list[float],
-        places: NDArray[np.intp],
-        owners: NDArray[np.intp],
-        count: int,
-    ) -> FloatArray | None:
-        if not self._knows[quantity]:
-            return None
-        summed = np.bincount(owners, np.array(values, dtype=float)[places], minlength=count)
-        return summed.astype(float)
-
-    def _price(self, new: dict[tuple[Any, ...], Layer]) -> None:
-        predicted = self.platform.predict(tuple(new.values()))
-        for key, each in zip(new, predicted.layers, strict=True):
-            self._places[key] = len(self._places)
-            self._energy.append(each.energy_mj or 0.0)
-            self._runtime.append(each.runtime_ms or 0.0)
-            self._trusted.append(not any(flag in each.flags for flag in UNTRUSTED))
-        self._knows["energy"] &= predicted.layers[0].energy_mj is not None
-        self._knows["runtime"] &= predicted.layers[0].runtime_ms is not None
+    def _price(self, new: Mapping[tuple[Any, ...], Layer]) -> None:
+        for key, each in zip(new, self.platform.predict(tuple(new.values())).layers, strict=True):
+            self._places[key] = len(self._rows)
+            energy = math.nan if each.energy_mj is None else each.energy_mj
+            runtime = math.nan if each.runtime_ms is None else each.runtime_ms
+            distrusted = any(flag in each.flags for flag in UNTRUSTED)
+            self._rows.append((energy, runtime, distrusted))
 
 
 # -- A model's layers at other widths of its channel groups, priced on a platform.
@@ -274,42 +227,41 @@ class WidthPrices:
         self.quantity: Literal["energy", "runtime"] = quantity
         self._prices = LayerPrices(platform)
         self._effort_a_layer = _MAPPING if platform.analytic else 1
-        self._known: dict[str, dict[int, Prices]] = {}
+        #: Energy, runtime and trust by group and width.
+        self._known: dict[tuple[str, int], tuple[float, float, bool]] = {}
 
-    def dearest_first(self) -> list[ChannelGroup]:
+    def most_expensive_first(self) -> list[ChannelGroup]:
         """The groups that may change, by what the layers that they reach cost now."""
         found = self.groups.changeable
-        sets = [self.groups.layers_at(self.groups.reached(group.name), {}) for group in found]
+        sets = [self.groups.layers_at({}, group.gains) for group in found]
         order = np.argsort(-self.amounts(self._prices.of(sets)), kind="stable")
         return [found[place] for place in order.tolist()]
 
     def at(
         self, name: str, widths: Sequence[int], others: Mapping[str, int] | None = None
     ) -> Prices:
-        """Price of the layers that one group reaches, at each of ``widths``, beside ``others``."""
+        """Price of the layers that one group reaches, at each of ``widths``, with ``others``."""
         if others:
             return self._price(name, widths, others)
-        known = self._known.setdefault(name, {})
-        new = [width for width in widths if width not in known]
+        new = [width for width in widths if (name, width) not in self._known]
         if new:
-            found = self._price(name, new, {})
-            known.update({width: found.only(place) for place, width in enumerate(new)})
-        return Prices.joined([known[width] for width in widths])
+            for width, *row in zip(new, *self._price(name, new, {}), strict=True):
+                self._known[name, width] = tuple(row)
+        columns = zip(*(self._known[name, width] for width in widths), strict=True)
+        return Prices(*map(np.array, columns))
 
     def _price(self, name: str, widths: Sequence[int], others: Mapping[str, int]) -> Prices:
-        places = self.groups.reached(name)
+        places = self.groups[name].gains
         return self._prices.of(
-            [self.groups.layers_at(places, {**others, name: width}) for width in widths]
+            [self.groups.layers_at({**others, name: width}, places) for width in widths]
         )
 
     def amounts(self, prices: Prices) -> FloatArray:
         """The quantity that widths are chosen by."""
-        found = prices.of(self.quantity)
-        assert found is not None  # it was chosen as one that the platform knows
-        return found
+        return prices.of(self.quantity)
 
     def examine(self, reach: Mapping[str, int], effort: Effort) -> dict[str, int]:
-        """Price the widths around every present one, the dearest group first.
+        """Price the widths around every present one, the most expensive group first.
 
         Parameters
         ----------
@@ -325,9 +277,9 @@ class WidthPrices:
         """
         done = dict.fromkeys(reach, 0)
         for radius in _ROUNDS:
-            for group in self.dearest_first():
+            for group in self.most_expensive_first():
                 goal = min(radius, reach[group.name])
-                a_unit = 2 * len(self.groups.reached(group.name)) * self._effort_a_layer
+                a_unit = 2 * len(group.gains) * self._effort_a_layer
                 size = max(_SLICE // max(a_unit, 1), 1)
                 while done[group.name] < goal:
                     if not effort.is_left:
@@ -343,11 +295,6 @@ class WidthPrices:
         widths = _widths(group, radius)
         prices = self.at(group.name, widths)
         return Curve(np.array(widths), self.amounts(prices), widths.index(group.width)), prices
-
-    def trace_at(self, widths: Mapping[str, int]) -> Trace:
-        """The whole call at other widths."""
-        trace = self.groups.trace
-        return replace(trace, layers=self.groups.with_widths(trace.layers, widths))
 
 
 def _widths(group: ChannelGroup, radius: int, beyond: int = -1) -> list[int]:

@@ -367,8 +367,8 @@ class GuardSession:
         if place not in guard.over or not broken:
             return []
         budget = min(broken, key=lambda each: each.quantity == "power")
-        from pytest_neuralpower.compress.inputs import Call  # noqa: PLC0415 - imports torch
         from pytest_neuralpower.compress.on_failure import failure_advice  # noqa: PLC0415
+        from pytest_neuralpower.model_source import Call  # noqa: PLC0415
 
         model, args, kwargs = guard.over[place]
         lines = failure_advice(

@@ -96,7 +96,7 @@ class TestARealModel:
             narrowed = copy.deepcopy(model)
             remove_units(narrowed, removed)
             expected = trace(narrowed, inputs).layers
-            assert groups.with_widths(groups.trace.layers, widths_after(removed)) == expected
+            assert groups.layers_at(widths_after(removed)) == expected
             assert expected != groups.trace.layers
 
     def test_parameters_at_other_widths_are_those_of_the_narrowed_model(self, found):
@@ -153,7 +153,6 @@ class TestTheGroups:
         assert (left.width, left.step, left.frozen) == (8, 1, "")
         assert {slot.path for slot in left.slots} == {"left", "right", "whole", "grouped"}
         assert left.consumers == ("grouped",)
-        assert left.producers == ("left", "right", "whole")
         assert groups["grouped"].step == 4
 
     def test_may_grow_too(self):
@@ -161,7 +160,7 @@ class TestTheGroups:
         wider = nn.Sequential(nn.Conv2d(3, 13, 1), nn.BatchNorm2d(13), nn.Conv2d(13, 4, 1)).eval()
         inputs = torch.empty(1, 3, 8, 8)
         groups = find_channel_groups(model, (inputs,))
-        assert groups.with_widths(groups.trace.layers, {"0": 13}) == trace(wider, inputs).layers
+        assert groups.layers_at({"0": 13}) == trace(wider, inputs).layers
 
     def test_of_a_model_without_weights_are_the_same(self):
         inputs = torch.empty(1, 3, 8, 8)
@@ -176,18 +175,63 @@ class TestTheGroups:
     def test_refuse_a_width_that_cannot_be(self, width):
         groups = find_channel_groups(Block().eval(), (torch.empty(1, 3, 8, 8),))
         with pytest.raises(CompressError, match=r"grouped: it cannot have .* give a multiple of 4"):
-            groups.with_widths(groups.trace.layers, {"grouped": width})
+            groups.layers_at({"grouped": width})
 
     def test_refuse_the_outputs_width(self):
         groups = find_channel_groups(Block().eval(), (torch.empty(1, 3, 8, 8),))
         with pytest.raises(
             CompressError, match=r"last: its width may not change: it is the model's"
         ):
-            groups.with_widths(groups.trace.layers, {"last": 4})
+            groups.layers_at({"last": 4})
 
     def test_not_checked_are_frozen(self):
         groups = find_channel_groups(Block().eval(), (torch.empty(1, 3, 8, 8),), effort=Effort(0))
         assert set(groups.frozen.values()) == {NOT_CHECKED}
+
+
+class Wide(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 1)
+        self.norm = nn.BatchNorm2d(width)
+        self.last = nn.Conv2d(width, 4, 1)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x)))
+
+
+class TestOfACallThatIsTraced:
+    """Its layers are believed while they are the model's own; it is traced again otherwise."""
+
+    inputs = torch.empty(1, 3, 8, 8)
+
+    def found(self, model, traced=None):
+        groups = find_channel_groups(model, (self.inputs,), traced=traced)
+        sizes = [(group.name, group.frozen, group.gains) for group in groups.groups]
+        return groups.trace.layers, sizes
+
+    def test_are_those_of_the_trace(self):
+        model = Block().eval()
+        traced = trace(model, self.inputs)
+        groups = find_channel_groups(model, (self.inputs,), traced=traced)
+        assert groups.trace is traced
+        assert self.found(model, traced) == self.found(model)
+
+    @pytest.mark.parametrize("change", ["widened", "trained", "autocast"])
+    def test_are_not_of_a_trace_that_is_no_longer_true(self, change):
+        model = Wide().eval()
+        if change == "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                traced = trace(model, self.inputs)
+        else:
+            traced = trace(model, self.inputs)
+        if change == "widened":
+            model.first, model.norm, model.last = Wide(9).eval().children()
+        if change == "trained":
+            model.train()
+        layers, sizes = self.found(model, traced)
+        assert layers == trace(model, self.inputs).layers != traced.layers
+        assert (layers, sizes) == self.found(model)
 
 
 class Shuffled(nn.Module):

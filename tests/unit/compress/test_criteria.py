@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from pytest_neuralpower.compress.least_squares import Gram, relative_error
-from pytest_neuralpower.compress.weights import (
-    Fixed,
-    Refitted,
-    by_magnitude,
-    by_output_error,
-    exchanged,
-)
+from pytest_neuralpower.compress.weight_pruner import LayerWeights, exchanged, points
 
 UNKNOWNS, OUTPUTS = 40, 6
 
 
-@pytest.fixture(params=["refitted", "fixed"])
+@pytest.fixture(params=[1e-6, None], ids=["refitted", "fixed"])
 def source(request):
     """Inputs that are much alike, so that weights can stand in for each other."""
     generator = torch.Generator().manual_seed(5)
@@ -30,37 +26,37 @@ def source(request):
     prior = normal(1, OUTPUTS, UNKNOWNS)
     gram = Gram.empty(1, UNKNOWNS, OUTPUTS)
     gram.add(x, x @ prior.mT)
-    return Refitted(gram, prior, ridge=1e-6) if request.param == "refitted" else Fixed(gram, prior)
+    return LayerWeights(gram, prior, UNKNOWNS, ridge=request.param)
 
 
 def everything():
     return torch.ones(1, OUTPUTS, UNKNOWNS, dtype=torch.bool)
 
 
-@pytest.mark.parametrize("path", [by_magnitude, by_output_error])
-def test_points_have_the_densities_asked_for_and_their_true_error(source, path):
-    points = list(path(source, everything(), [0.6, 0.3, 0.1], weights=UNKNOWNS))
-    for point, density in zip(points, [0.6, 0.3, 0.1], strict=True):
+@pytest.mark.parametrize("criterion", ["magnitude", "output_error"])
+def test_points_have_the_densities_asked_for_and_their_true_error(source, criterion):
+    found = list(points(source, everything(), [0.6, 0.3, 0.1], criterion))
+    for point, density in zip(found, [0.6, 0.3, 0.1], strict=True):
         assert point.density == pytest.approx(density, abs=1 / everything().numel())
         assert int(point.kept.sum()) == round(density * everything().numel())
         weights = source.under(point.kept).weights
         assert not weights[~point.kept].any()
         assert point.error == pytest.approx(relative_error(source.gram, weights))
-    assert not (points[1].kept & ~points[0].kept).any()
+    assert not (found[1].kept & ~found[0].kept).any()
 
 
 def test_output_error_keeps_the_output_better_than_magnitude(source):
     """Where inputs are alike, size says little of what the output misses."""
     chosen, largest = (
-        list(path(source, everything(), [0.7, 0.5, 0.3], weights=UNKNOWNS))[-1]
-        for path in (by_output_error, by_magnitude)
+        list(points(source, everything(), [0.7, 0.5, 0.3], criterion))[-1]
+        for criterion in ("output_error", "magnitude")
     )
-    assert exchanged(source, chosen.kept, weights=UNKNOWNS).error < 0.9 * largest.error
+    assert exchanged(source, chosen.kept).error < 0.9 * largest.error
 
 
 def test_restoring_a_few_at_a_time_helps_where_all_at_once_hurts(source):
-    *_, start = by_magnitude(source, everything(), [0.3], weights=UNKNOWNS)
-    better = exchanged(source, start.kept, weights=UNKNOWNS)
+    *_, start = points(source, everything(), [0.3], "magnitude")
+    better = exchanged(source, start.kept)
     assert int(better.kept.sum()) == int(start.kept.sum())
     assert better.error < start.error
     # all at once: of kept and removed weights together, those with the largest worth stay
@@ -84,15 +80,17 @@ def test_weights_are_restored_only_while_the_error_falls():
     output = torch.tensor([1.0, *apart], dtype=torch.float64).view(1, 41, 1)
     gram = Gram.empty(1, 42, 1)
     gram.add(inputs, output)
-    source = Fixed(gram, torch.tensor([1.0, 1.0, *apart], dtype=torch.float64).view(1, 1, 42))
+    prior = torch.tensor([1.0, 1.0, *apart], dtype=torch.float64).view(1, 1, 42)
+    source = LayerWeights(gram, prior, 42, ridge=None)
     kept = torch.tensor([False, False] + [True] * 40).view(1, 1, 42)
-    better = exchanged(source, kept, weights=42)
+    better = exchanged(source, kept)
     assert better.error == pytest.approx(0.01 / 10.55)
     assert int(better.kept[0, 0, :2].sum()) == 1
     assert better.kept[0, 0, 2:].tolist() == [False, *[True] * 39]
 
 
 def test_a_bias_always_stays(source):
-    *_, last = by_output_error(source, everything(), [0.1], weights=UNKNOWNS - 1)
+    source = replace(source, count=UNKNOWNS - 1)
+    *_, last = points(source, everything(), [0.1], "output_error")
     assert last.kept[..., -1].all()
-    assert exchanged(source, last.kept, weights=UNKNOWNS - 1).kept[..., -1].all()
+    assert exchanged(source, last.kept).kept[..., -1].all()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pytest_neuralpower.compress.plan import (
+    Mask,
     Plan,
     apply_plan,
     read_plan,
@@ -28,7 +29,7 @@ def plan():
         weights=weights_hash(model.state_dict()), pruned_weights="0" * 64,
         platform="eyeriss", platform_sha256="1" * 64, granularity="weight", quantity="energy",
         limit=1.0, batch=2, inputs=("2,5",), before=2.0, after=0.9, met=True,
-        layers={"": 0.5}, masks={"weight": mask},
+        layers={"": 0.5}, channels={}, masks={"weight": Mask.of(mask)},
     )  # fmt: skip
 
 
@@ -36,14 +37,14 @@ def test_comes_back_from_its_file_as_it_was(plan, tmp_path):
     write_plan(plan, tmp_path / "plan.json")
     again = read_plan(tmp_path / "plan.json")
     assert again == plan
-    assert torch.equal(again.masks["weight"], plan.masks["weight"])
+    assert torch.equal(again.masks["weight"].tensor(), plan.masks["weight"].tensor())
     assert again.to_json() == plan.to_json()
 
 
 def test_zeros_just_the_masked_weights_of_a_fresh_model(plan):
     fresh = nn.Linear(5, 3)
     pruned = apply_plan(fresh, plan)
-    mask = plan.masks["weight"]
+    mask = plan.masks["weight"].tensor()
     assert torch.equal(pruned.weight[mask], fresh.weight[mask])
     assert not pruned.weight[~mask].any()
     assert fresh.weight.all()
@@ -71,11 +72,20 @@ def broken(plan, tmp_path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data.update(format="report"), "is no plan"),
-        (lambda data: data.update(version=9), "of version 9, this release reads 1"),
-        (lambda data: data.pop("masks"), "damaged plan"),
-        (lambda data: data["masks"]["weight"].update(kept=1), "damaged plan"),
-        (lambda data: data["masks"]["weight"].update(bits="AAAA"), "damaged plan"),
+        (
+            lambda data: data.update(format="report"),
+            "format is 'report'; there are pytest-neuralpower plan;",
+        ),
+        (lambda data: data.update(version=9), "version is 9; there are 1; make the plan again"),
+        (lambda data: data.pop("masks"), "field 'masks' is missing"),
+        (
+            lambda data: data["masks"]["weight"].update(kept=1),
+            r"masks\.weight: a mask has 11 bits set, not 1;",
+        ),
+        (
+            lambda data: data["masks"]["weight"].update(bits="AAAA"),
+            r"masks\.weight: its bits are damaged",
+        ),
     ],
     ids=["format", "version", "missing", "count", "bits"],
 )
@@ -86,10 +96,10 @@ def test_one_line_says_what_is_wrong_with_a_file(plan, tmp_path, change, message
 
 
 def test_a_file_that_is_not_there_or_no_json(tmp_path):
-    with pytest.raises(CompressError, match="No such file"):
+    with pytest.raises(CompressError, match="there is no such file"):
         read_plan(tmp_path / "none.json")
     (tmp_path / "text.json").write_text("{")
-    with pytest.raises(CompressError, match="is no JSON"):
+    with pytest.raises(CompressError, match=r"text\.json: not JSON"):
         read_plan(tmp_path / "text.json")
 
 

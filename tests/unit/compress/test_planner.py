@@ -6,7 +6,11 @@ import itertools
 
 import pytest
 
-from pytest_neuralpower.compress.weights import choose_dearest_first, choose_greedy, choosers
+from pytest_neuralpower.compress.pruner import (
+    CHOOSERS,
+    choose_greedy,
+    choose_most_expensive_first,
+)
 
 ERRORS = {"a": [0.0, 0.1, 0.3, 0.9], "b": [0.0, 0.01, 0.2], "c": [0.0, 0.5]}
 COSTS = {"a": [10.0, 7.0, 4.0, 1.0], "b": [5.0, 4.5, 2.0], "c": [2.0, 1.0]}
@@ -16,10 +20,10 @@ def cost(choice):
     return sum(COSTS[name][at] for name, at in choice.items())
 
 
-@pytest.mark.parametrize("order", list(choosers))
+@pytest.mark.parametrize("order", list(CHOOSERS))
 @pytest.mark.parametrize("limit", [16.9, 15.0, 12.0, 9.0, 6.0, 4.0])
 def test_meets_every_limit_that_can_be_met(order, limit):
-    choice = choosers[order](ERRORS, cost, limit, ["a", "b", "c"])
+    choice = CHOOSERS[order](ERRORS, cost, limit, ["a", "b", "c"])
     assert cost(choice) <= limit
     undone = [
         {**choice, name: at - 1} for name, at in choice.items() if at
@@ -27,13 +31,13 @@ def test_meets_every_limit_that_can_be_met(order, limit):
     assert any(cost(each) > limit for each in undone)
 
 
-@pytest.mark.parametrize("order", list(choosers))
+@pytest.mark.parametrize("order", list(CHOOSERS))
 def test_takes_all_it_can_where_the_limit_cannot_be_met(order):
-    assert choosers[order](ERRORS, cost, 3.9, ["a", "b", "c"]) == {"a": 3, "b": 2, "c": 1}
+    assert CHOOSERS[order](ERRORS, cost, 3.9, ["a", "b", "c"]) == {"a": 3, "b": 2, "c": 1}
 
 
-def test_dearest_first_leaves_later_parts_once_the_limit_is_met():
-    choice = choose_dearest_first(ERRORS, cost, 13.6, ["a", "b", "c"])
+def test_most_expensive_first_leaves_later_parts_once_the_limit_is_met():
+    choice = choose_most_expensive_first(ERRORS, cost, 13.6, ["a", "b", "c"])
     assert choice == {"a": 1, "b": 1, "c": 0}
     tolerances = [ERRORS[name][at] for name, at in choice.items()]
     cheaper = [

@@ -67,7 +67,7 @@ def test_the_energy_is_what_the_array_says_of_the_weights_that_are_left(halved, 
 
 def test_the_masks_of_the_plan_are_the_zeros_of_the_model(halved):
     for name, mask in halved.plan.masks.items():
-        assert torch.equal(dict(halved.model.named_parameters())[name] != 0, mask)
+        assert torch.equal(dict(halved.model.named_parameters())[name] != 0, mask.tensor())
 
 
 def test_the_given_model_is_left_as_it_was_unless_asked(array, dense):
@@ -135,7 +135,7 @@ def test_the_users_training_gets_the_masks_and_removed_weights_stay_zero(array, 
     assert all(not any(gap.values()) for _, gap in seen)
     assert result.met
     for name, mask in result.plan.masks.items():
-        assert not dict(result.model.named_parameters())[name][~mask].any()
+        assert not dict(result.model.named_parameters())[name][~mask.tensor()].any()
 
 
 def test_it_says_how_far_its_figures_can_be_trusted(halved, array, dense):
