@@ -14,7 +14,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["decode", "read_text", "write_atomically"]
+__all__ = ["decode", "mistake", "read_text", "write_atomically"]
 
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ def decode(type_: type[T], data: Any, *, file: str, error: type[Exception], rene
             data = _json(data.encode() if isinstance(data, str) else data)
         return msgspec.convert(data, type_)
     except msgspec.ValidationError as problem:
-        reason = _reason(type_, data, str(problem))
+        reason = mistake(type_, data, problem)[1]
     except RecursionError:
         reason = "it is nested too deeply"
     except ValueError as problem:
@@ -129,15 +129,24 @@ _WORDS: Final = {
 }
 
 
-def _reason(type_: Any, data: Any, said: str) -> str:
+def mistake(
+    type_: Any, data: Any, problem: msgspec.ValidationError
+) -> tuple[Sequence[str | int], str]:
+    """Keys and indices that lead to a wrong value in parsed data, and what is wrong with it."""
+    said = str(problem)
     says, _, path = said.partition(" - at `$")
     keys, value = _followed(type_, data, path, said)
+    return keys, _reason(type_, says, keys, value)
+
+
+def _reason(type_: Any, says: str, keys: Sequence[str | int], value: Any) -> str:
     name = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
     inside = f"{name}." if name else ""
     if field := re.fullmatch(r"Object missing required field `(.*)`", says):
         return f"field {inside + field[1]!r} is missing"
     if field := re.fullmatch(r"Object contains unknown field `(.*)`", says):
-        return f"unknown field {inside + field[1]!r}"
+        fields = ", ".join(map(str, _choices(type_, keys)))
+        return f"unknown field {inside + field[1]!r}; there are {fields}"
     if re.match("Invalid (enum )?value", says):
         choices = ", ".join(map(str, _choices(type_, keys)))
         return f"{name} is {_shown(value)}; there are {choices}"
@@ -194,7 +203,7 @@ def _same_error(type_: Any, data: Any, keys: Sequence[str | int], said: str) -> 
 
 
 def _choices(type_: Any, keys: Sequence[str | int]) -> list[Any]:
-    """What a field of few possible values may be."""
+    """What a field of few possible values may be, or the fields of an object."""
     from msgspec import inspect  # noqa: PLC0415 - needed for a message alone
 
     kinds = [inspect.type_info(type_)]
@@ -213,6 +222,9 @@ def _choices(type_: Any, keys: Sequence[str | int]) -> list[Any]:
             elif isinstance(kind, inspect.ListType | inspect.VarTupleType):
                 inner.append(kind.item_type)
         kinds = inner
+    structs = [kind for kind in _alternatives(kinds) if isinstance(kind, inspect.StructType)]
+    if structs:
+        return [field.encode_name for kind in structs for field in kind.fields]
     literals = [kind for kind in _alternatives(kinds) if isinstance(kind, inspect.LiteralType)]
     return sorted({*tags, *(value for kind in literals for value in kind.values)})
 

@@ -1,29 +1,45 @@
-"""One layer as plain data: what a line of a baseline and a layer of a JSON report hold.
+"""A layer as text: a line of a baseline, a layer of a JSON report, the cells of a profile.
 
     {"path": "layer1.0.conv1", "op": "conv2d", "kind": "conv", "dtype": "float32",
      "in": ["1x64x56x56"], "weights": ["64x64x1x1"], "out": ["1x64x56x56"],
      "params": {"stride": [1, 1]}, "runtime_ms": 0.0421, "power_w": 198.2, "energy_mj": 8.35}
 
 A tensor is its sizes, and its dtype where that is not the layer's: ``8x128:int64``; one without
-axes is ``scalar``.
+axes is ``scalar``. A cell of a profile has several of them, ``8x64x56x56;8:int64``.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, Protocol, TypeVar
 
-from pytest_neuralpower.layers import ITEMSIZE, KINDS, Layer, Params, TensorSpec
-from pytest_neuralpower.platform.prediction import LayerPrediction
+import msgspec
 
-__all__ = ["PricedLayer", "flow", "layer_texts", "priced_layer", "rounded"]
+from pytest_neuralpower.files import mistake
+from pytest_neuralpower.layers import ITEMSIZE, KINDS, Layer, Params, ParamValue, TensorSpec
+
+__all__ = [
+    "LayerError",
+    "LayerLine",
+    "Priced",
+    "PricedLayer",
+    "flow",
+    "layer_texts",
+    "layers_json",
+    "params_text",
+    "priced_layers",
+    "read_dtype",
+    "read_params",
+    "read_tensors",
+    "rounded",
+    "tensors_text",
+]
 
 _SCALAR: Final = "scalar"
-_TEXTS: Final = ("path", "op", "kind", "dtype")
-_TENSORS: Final = ("in", "weights", "out")
 
 #: A path that is written in quotes as it is.
 _PLAIN: Final = re.compile(r"[\w.]*", re.ASCII)
@@ -41,11 +57,116 @@ class PricedLayer(NamedTuple):
     energy_mj: float | None
 
 
-#: A layer with its costs, and perhaps more.
-Priced = TypeVar("Priced", PricedLayer, LayerPrediction)
+class Priced(Protocol):
+    """A layer with its costs, and perhaps more."""
+
+    @property
+    def layer(self) -> Layer: ...
+    @property
+    def runtime_ms(self) -> float | None: ...
+    @property
+    def power_w(self) -> float | None: ...
+    @property
+    def energy_mj(self) -> float | None: ...
 
 
-def layer_texts(items: Iterable[Priced], more: Callable[[Priced], str] | None = None) -> list[str]:
+class Explained(Priced, Protocol):
+    """A priced layer that says how: flags, estimator, and ``(low, high, coverage)`` or None."""
+
+    @property
+    def flags(self) -> tuple[str, ...]: ...
+    @property
+    def estimator(self) -> str: ...
+    @property
+    def runtime_interval_ms(self) -> Sequence[float] | None: ...
+    @property
+    def energy_interval_mj(self) -> Sequence[float] | None: ...
+
+
+Item = TypeVar("Item", bound=Priced)
+
+
+# -- Tensors and hyper-parameters, shared by all formats.
+
+
+@lru_cache(maxsize=4096)  # a model has few different shapes
+def _tensor_text(tensor: TensorSpec, dtype: str) -> str:
+    sizes = "x".join(map(str, tensor.shape)) or _SCALAR
+    return sizes if tensor.dtype == dtype else f"{sizes}:{tensor.dtype}"
+
+
+@lru_cache(maxsize=4096)
+def _tensor(text: str, dtype: str) -> TensorSpec:
+    """What :func:`_tensor_text` wrote; raises ValueError naming what is wrong."""
+    sizes, _, own = text.partition(":")
+    try:
+        shape = () if sizes == _SCALAR else tuple(map(int, sizes.split("x")))
+    except ValueError:
+        raise ValueError(f"{sizes!r} is not a shape such as 8x64x56x56") from None
+    return TensorSpec(shape, read_dtype(own or dtype))
+
+
+def read_dtype(name: str) -> str:
+    """``name``, if tensors can have it; raises ValueError naming those that they can have."""
+    if name not in ITEMSIZE:
+        raise ValueError(f"dtype {name!r} is not one of {', '.join(ITEMSIZE)}")
+    return name
+
+
+# -- Cells of a profile.
+
+
+def tensors_text(tensors: Iterable[TensorSpec], dtype: str) -> str:
+    """``8x64x56x56;8:int64``: shapes, each with its dtype where it is not ``dtype``."""
+    return ";".join([_tensor_text(tensor, dtype) for tensor in tensors])
+
+
+def read_tensors(text: str, dtype: str) -> tuple[TensorSpec, ...]:
+    """What :func:`tensors_text` wrote; raises ValueError naming a text that is no shape."""
+    return tuple([_tensor(part, dtype) for part in filter(None, text.split(";"))])
+
+
+def params_text(params: Params) -> str:
+    """``groups=1;padding=1x1``: a tuple of one ends in ``x``, so that it stays a tuple."""
+    return ";".join(f"{name}={_value_text(value)}" for name, value in params)
+
+
+def read_params(text: str) -> Params:
+    """What :func:`params_text` wrote, sorted by name; raises ValueError naming what is wrong."""
+    found: dict[str, ParamValue] = {}
+    for part in filter(None, text.split(";")):
+        name, separator, value = part.partition("=")
+        if not separator:
+            raise ValueError(f"parameter {part!r} is not name=value")
+        found[name] = _value(value)
+    return tuple(sorted(found.items()))
+
+
+def _value_text(value: ParamValue) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "x".join(map(str, value)) + ("x" if len(value) < 2 else "")
+    return str(value)
+
+
+def _value(text: str) -> ParamValue:
+    if text in ("true", "false"):
+        return text == "true"
+    parts = text.removesuffix("x").split("x") if text != "x" else []
+    if all(part.lstrip("-").isdigit() for part in parts):
+        sizes = tuple(int(part) for part in parts)
+        return sizes[0] if len(sizes) == 1 and not text.endswith("x") else sizes
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+# -- Lines of JSON: baselines and reports.
+
+
+def layer_texts(items: Iterable[Item], more: Callable[[Item], str] | None = None) -> list[str]:
     """Each layer as JSON that is YAML 1.1 too, values to six significant digits.
 
     Parameters
@@ -59,48 +180,84 @@ def layer_texts(items: Iterable[Priced], more: Callable[[Priced], str] | None = 
     known: dict[object, str] = {}
     texts = []
     for item in items:
-        key = item.layer.configuration, item.runtime_ms, item.power_w, item.energy_mj
+        layer = item.layer
+        key = layer.configuration, item.runtime_ms, item.power_w, item.energy_mj
         fields = known.get(key)
         if fields is None:
             fields = known[key] = _fields_text(item) + (more(item) if more else "")
-        path = item.layer.path
+        path = layer.path
         shown = f'"{path}"' if _PLAIN.fullmatch(path) else flow(path)
         texts.append(f'{{"path": {shown}, {fields}}}')
     return texts
 
 
+def layers_json(items: Iterable[Explained]) -> bytes:
+    """The layers of a JSON report: an array, one layer a line."""
+    return "[{}]".format(",\n".join(layer_texts(items, _more_text))).encode()
+
+
+def _more_text(item: Explained) -> str:
+    cost = item.layer.cost
+    return (
+        f', "flops": {cost.flops}, "bytes": {cost.bytes_moved}, "flags": {flow(list(item.flags))}, '
+        f'"estimator": {flow(item.estimator)}, '
+        f'"runtime_interval_ms": {_interval_text(item.runtime_interval_ms)}, '
+        f'"energy_interval_mj": {_interval_text(item.energy_interval_mj)}'
+    )
+
+
+def _interval_text(interval: Sequence[float] | None) -> str:
+    return "null" if interval is None else f"[{', '.join([f'{each:.6g}' for each in interval])}]"
+
+
 def _fields_text(item: Priced) -> str:
     """All of a layer but its path, without braces."""
     layer = item.layer
-    configuration = {
-        "op": layer.op,
-        "kind": layer.kind,
-        "dtype": layer.dtype,
-        "in": [_tensor_text(each, layer.dtype) for each in layer.inputs],
-        "weights": [_tensor_text(each, layer.dtype) for each in layer.weights],
-        "out": [_tensor_text(each, layer.dtype) for each in layer.outputs],
-        "params": {name: _plain(value) for name, value in layer.params},
-    }
+    dtype, params = layer.dtype, layer.params
     # What YAML reads otherwise is in few parameters: the rest is written at once.
-    simple = all(type(value) in (int, bool, tuple) for _, value in layer.params)
-    written = json.dumps(configuration) if simple else flow(configuration)
-    costs = [
-        "null" if value is None else flow(rounded(value))
-        for value in (item.runtime_ms, item.power_w, item.energy_mj)
-    ]
+    simple = all(type(value) in (int, bool, tuple) for _, value in params)
+    write: Callable[[Any], str] = json.dumps if simple else flow
     return (
-        f'{written[1:-1]}, "runtime_ms": {costs[0]}, "power_w": {costs[1]}, "energy_mj": {costs[2]}'
+        f"{_names_text(layer.op, layer.kind, dtype, write)}, "
+        f'"in": {_tensors_json(layer.inputs, dtype)}, '
+        f'"weights": {_tensors_json(layer.weights, dtype)}, '
+        f'"out": {_tensors_json(layer.outputs, dtype)}, '
+        f'"params": {write(dict(params)) if params else "{}"}, '
+        f'"runtime_ms": {_cost_text(item.runtime_ms)}, "power_w": {_cost_text(item.power_w)}, '
+        f'"energy_mj": {_cost_text(item.energy_mj)}'
     )
+
+
+@lru_cache(maxsize=1024)
+def _names_text(op: str, kind: str, dtype: str, write: Callable[[Any], str]) -> str:
+    return f'"op": {write(op)}, "kind": {write(kind)}, "dtype": {write(dtype)}'
+
+
+def _tensors_json(tensors: Sequence[TensorSpec], dtype: str) -> str:
+    if not tensors:
+        return "[]"
+    return '["' + '", "'.join([_tensor_text(each, dtype) for each in tensors]) + '"]'
+
+
+def _cost_text(value: float | None) -> str:
+    if value is None:
+        return "null"
+    text = repr(float(f"{value:.{_DIGITS}g}"))
+    return text if "e" not in text else _with_point(text)
+
+
+def _with_point(text: str) -> str:
+    """A float as YAML 1.1 reads it: one with an exponent needs a point."""
+    return text.replace("e", ".0e") if "e" in text and "." not in text else text
 
 
 def flow(value: Any) -> str:
     """JSON that is YAML 1.1 too: its floats need a point."""
     if isinstance(value, float):
-        text = repr(value)
-        return text.replace("e", ".0e") if "e" in text and "." not in text else text
+        return _with_point(repr(value))
     if isinstance(value, dict):
         return "{" + ", ".join(f"{flow(key)}: {flow(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return "[" + ", ".join(map(flow, value)) + "]"
     if value is None:
         return "null"
@@ -113,77 +270,80 @@ def rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.{_DIGITS}g}")
 
 
-def _tensor_text(tensor: TensorSpec, dtype: str) -> str:
-    sizes = "x".join(map(str, tensor.shape)) or _SCALAR
-    return sizes if tensor.dtype == dtype else f"{sizes}:{tensor.dtype}"
+_Cost = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)] | None
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+class LayerLine(msgspec.Struct):
+    """What a line holds; a report's further fields are passed over."""
+
+    path: str
+    op: str
+    kind: str
+    dtype: str
+    inputs: tuple[str, ...] = msgspec.field(name="in")
+    weights: tuple[str, ...]
+    outputs: tuple[str, ...] = msgspec.field(name="out")
+    params: dict[str, int | float | bool | str | tuple[int, ...]]
+    runtime_ms: _Cost
+    power_w: _Cost
+    energy_mj: _Cost
 
 
-def priced_layer(data: Mapping[str, Any]) -> PricedLayer:
-    """The layer that :func:`record` described; fields that it does not know are passed over.
+class LayerError(ValueError):
+    """What is wrong with the layer at ``index``."""
+
+    def __init__(self, index: int, what: str) -> None:
+        super().__init__(what)
+        self.index = index
+
+
+def priced_layers(content: bytes | str | Any) -> tuple[PricedLayer, ...]:
+    """The layers that :func:`layer_texts` described; fields that it does not know are passed over.
+
+    Parameters
+    ----------
+    content
+        A JSON array as text or bytes, or a list of mappings.
 
     Raises
     ------
-    ValueError
+    LayerError
         A field is missing or is none of a layer's; the message names it.
+    msgspec.DecodeError
+        The text is not JSON.
     """
     try:
-        path, op, kind, dtype = (data[name] for name in _TEXTS)
-        given, weights, made = (data[name] for name in _TENSORS)
-        params = data["params"]
-        runtime_ms, power_w, energy_mj = data["runtime_ms"], data["power_w"], data["energy_mj"]
-    except KeyError as error:
-        raise ValueError(f"a layer needs the field {error.args[0]!r}") from None
-    except TypeError:
-        raise ValueError(f"a layer must be a mapping, not {data!r}") from None
-    for name, value in zip(_TEXTS, (path, op, kind, dtype), strict=True):
-        if type(value) is not str:
-            raise ValueError(f"{name} must be a string, not {value!r}")
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind of layer {kind!r}; allowed: {', '.join(KINDS)}")
-    for name, number in (
-        ("runtime_ms", runtime_ms),
-        ("power_w", power_w),
-        ("energy_mj", energy_mj),
-    ):
-        if number is not None and not _is_cost(number):
-            raise ValueError(f"{name} must be a number from 0, not {number!r}")
-    if runtime_ms is None and energy_mj is None:
+        if isinstance(content, bytes | str):
+            lines = msgspec.json.decode(content, type=list[LayerLine])
+        else:
+            lines = msgspec.convert(content, list[LayerLine])
+    except msgspec.ValidationError as error:
+        parsed = msgspec.json.decode(content) if isinstance(content, bytes | str) else content
+        keys, what = mistake(list[LayerLine], parsed, error)
+        index = int(next(iter(keys), 0))
+        raise LayerError(index, what.replace(f"[{index}].", "", 1)) from None
+    found = []
+    for index, line in enumerate(lines):
+        try:
+            found.append(_priced(line))
+        except ValueError as error:
+            raise LayerError(index, str(error)) from None
+    return tuple(found)
+
+
+def _priced(line: LayerLine) -> PricedLayer:
+    if line.kind not in KINDS:
+        raise ValueError(f"unknown kind of layer {line.kind!r}; allowed: {', '.join(KINDS)}")
+    if line.runtime_ms is None and line.energy_mj is None:
         raise ValueError("a layer needs a runtime_ms or an energy_mj")
-    layer = Layer(
-        kind, op, path, _tensors("in", given, dtype), _tensors("weights", weights, dtype),
-        _tensors("out", made, dtype), dtype, _params(params),
-    )  # fmt: skip
-    return PricedLayer(layer, runtime_ms, power_w, energy_mj)
-
-
-def _is_cost(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < float("inf")
-
-
-def _tensors(name: str, texts: Sequence[str], dtype: str) -> tuple[TensorSpec, ...]:
-    if type(texts) is not list:
-        raise ValueError(f"{name} must be a list of shapes, not {texts!r}")
-    return tuple([_tensor(text, dtype) for text in texts])
-
-
-@lru_cache(maxsize=4096)  # a model has few different shapes
-def _tensor(text: str, dtype: str) -> TensorSpec:
-    try:
-        sizes, _, own = text.partition(":")
-        shape = () if sizes == _SCALAR else tuple(map(int, sizes.split("x")))
-        if min(shape, default=0) < 0 or (own or dtype) not in ITEMSIZE:
-            raise ValueError(text)
-    except (ValueError, AttributeError):
-        raise ValueError(f"{text!r} is no tensor: write 1x64x56x56 or 8x128:int64") from None
-    return TensorSpec(shape, own or dtype)
-
-
-def _params(data: Mapping[str, Any]) -> Params:
-    try:
-        return tuple(sorted((name, tuple(v) if type(v) is list else v) for name, v in data.items()))
-    except (AttributeError, TypeError):
-        raise ValueError(f"params must be names with values, not {data!r}") from None
+    dtype = line.dtype
+    for text in (*line.inputs, *line.weights, *line.outputs):
+        if "-" in text:
+            raise ValueError(f"{text!r} is not a shape such as 8x64x56x56")
+    inputs, weights, outputs = (
+        tuple([_tensor(text, dtype) for text in texts])
+        for texts in (line.inputs, line.weights, line.outputs)
+    )
+    params = tuple(sorted(line.params.items()))
+    layer = Layer(line.kind, line.op, line.path, inputs, weights, outputs, dtype, params)
+    return PricedLayer(layer, line.runtime_ms, line.power_w, line.energy_mj)

@@ -7,18 +7,31 @@ recalibrated platform never shows as a change of the model.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from pytest_neuralpower.errors import BaselineError
-from pytest_neuralpower.files import write_atomically
-from pytest_neuralpower.layer_codec import PricedLayer, flow, layer_texts, priced_layer, rounded
+from pytest_neuralpower.files import mistake, write_atomically
+from pytest_neuralpower.layer_codec import (
+    LayerError,
+    LayerLine,
+    Priced,
+    PricedLayer,
+    flow,
+    layer_texts,
+    priced_layers,
+    rounded,
+)
 from pytest_neuralpower.layers import Trace
 from pytest_neuralpower.platform.prediction import add_known, mean_power
 
@@ -39,7 +52,7 @@ __all__ = [
 ]
 
 
-class Totals(NamedTuple):
+class Totals(Struct, frozen=True, forbid_unknown_fields=True):
     """Energy (mJ), runtime (ms) and mean power (W) of one call."""
 
     energy_mj: float | None
@@ -47,8 +60,16 @@ class Totals(NamedTuple):
     power_w: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Baseline:
+class _Facts(Struct, frozen=True):
+    test: str
+    model: str
+    batch: int
+    platform: str
+    platform_sha256: str
+    torch: str
+
+
+class Baseline(_Facts, frozen=True):
     """What one call of one model was predicted to cost when that was accepted.
 
     Attributes
@@ -67,12 +88,6 @@ class Baseline:
         In order of execution.
     """
 
-    test: str
-    model: str
-    batch: int
-    platform: str
-    platform_sha256: str
-    torch: str
     layers: tuple[PricedLayer, ...]
 
     @property
@@ -126,34 +141,33 @@ def baseline_of(prediction: Prediction, *, test: str, torch: str) -> Baseline:
 FORMAT: Final = "pytest-neuralpower baseline"
 VERSION: Final = 1
 
-_FIELDS: Final[Mapping[str, type]] = {
-    "test": str,
-    "model": str,
-    "batch": int,
-    "platform": str,
-    "platform_sha256": str,
-    "torch": str,
-}
-_ALLOWED: Final = ("format", "version", *_FIELDS, "totals", "layers")
-_TOTALS: Final = ("energy_mj", "runtime_ms", "power_w")
 _START: Final = "\nlayers:\n"
+
+
+class BaselineFile(_Facts, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a file holds; ``totals`` are the sums over its layers."""
+
+    format: str
+    version: Annotated[int, msgspec.Meta(ge=1)]
+    totals: Totals
+    layers: tuple[LayerLine, ...] = ()
 
 
 def baseline_text(baseline: Baseline) -> str:
     """The file's content."""
-    totals = {name: rounded(value) for name, value in baseline.totals._asdict().items()}
+    totals = {name: rounded(value) for name, value in asdict(baseline.totals).items()}
     lines = [
         "# Written by pytest --np-update-baseline; review changes, do not edit.",
         f"format: {FORMAT}",
         f"version: {VERSION}",
-        *(f"{name}: {flow(getattr(baseline, name))}" for name in _FIELDS),
+        *(f"{name}: {flow(getattr(baseline, name))}" for name in _Facts.__struct_fields__),
         f"totals: {flow(totals)}",
     ]
-    return "\n".join(lines) + _START + _body(baseline)
+    return "\n".join(lines) + _START + _body(baseline.layers)
 
 
-def _body(baseline: Baseline) -> str:
-    return "".join([f"- {each}\n" for each in layer_texts(baseline.layers)])
+def _body(layers: Iterable[Priced]) -> str:
+    return "".join([f"- {each}\n" for each in layer_texts(layers)])
 
 
 def write_baseline(path: Path, text: str) -> bool:
@@ -212,41 +226,26 @@ def parse_baseline(text: str, name: str, expected: Baseline | None = None) -> Ba
         wrong; the line where that is known.
     """
     head, found, body = text.partition(_START)
-    data, first = (_header(head + "\n", name), head.count("\n") + 3) if found else ({}, 0)
-    layers = expected.layers if expected and body == _body(expected) else None
-    if layers is None:
-        records = _json_lines(body) if found else None
-        if records is None:
-            data, first = _header(text, name), 0
-            records = data.get("layers")
-        _check(data, name)
-        layers = tuple(_layers(records, name, first))
-    else:
-        _check(data, name)
-    baseline = Baseline(**{key: data[key] for key in _FIELDS}, layers=layers)
-    _check_totals(data["totals"], baseline, name)
-    return baseline
-
-
-def _json_lines(body: str) -> list[Any] | None:
-    """The layers, where each is one line of JSON; None where they are written otherwise."""
     lines = body.removesuffix("\n").split("\n")
-    if not all(line.startswith("- {") for line in lines):
-        return None
-    try:
-        found: list[Any] = json.loads("[" + ",".join([line[2:] for line in lines]) + "]")
-    except json.JSONDecodeError:
-        return None
-    return found if len(found) == len(lines) else None
-
-
-def _header(text: str, name: str) -> dict[str, Any]:
-    data = _plain_header(text)
-    if data is None:
-        data = _yaml(text, name)
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise _error(name, f"not a baseline (its format is not {FORMAT!r})")
-    return data
+    plain = found and all(line.startswith("- {") for line in lines)
+    header = _plain_header(head) if plain else None
+    layers = None
+    if header is not None:
+        file = _checked(header, name)
+        alike = expected is not None and body == _body(expected.layers)
+        layers = expected.layers if alike and expected else None
+        with suppress(msgspec.DecodeError):  # it is not JSON, but may be YAML
+            text = ",".join([line[2:] for line in lines])
+            layers = layers or _layers(f"[{text}]", name, head.count("\n") + 3)
+    if layers is None:
+        content = _yaml(text, name)
+        records = content.pop("layers", None) if isinstance(content, dict) else None
+        file = _checked(content, name)
+        layers = _layers(records, name)
+    facts = {each: getattr(file, each) for each in _Facts.__struct_fields__}
+    baseline = Baseline(**facts, layers=layers)
+    _check_totals(file.totals, baseline.totals, name)
+    return baseline
 
 
 def _plain_header(text: str) -> dict[str, Any] | None:
@@ -259,8 +258,8 @@ def _plain_header(text: str) -> dict[str, Any] | None:
         if not separator or not key.isidentifier() or key in data:
             return None
         try:
-            data[key] = value if key == "format" else json.loads(value)
-        except json.JSONDecodeError:
+            data[key] = value if key == "format" else msgspec.json.decode(value)
+        except msgspec.DecodeError:
             return None
     return data
 
@@ -277,50 +276,40 @@ def _yaml(text: str, name: str) -> Any:
         raise _error(f"{name}{where}", f"not YAML ({problem})") from None
 
 
-def _check(data: Mapping[str, Any], name: str) -> None:
+def _checked(data: Any, name: str) -> BaselineFile:
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise _error(name, f"not a baseline (its format is not {FORMAT!r})")
     version = data.get("version")
-    if type(version) is not int or version < 1:
-        raise _error(name, f"version {version!r} is not a positive whole number")
-    if version > VERSION:
+    if type(version) is int and version > VERSION:
         raise BaselineError(
             f"baseline {name}: version {version}, this release reads up to {VERSION}: upgrade "
             "pytest-neuralpower"
         )
-    for key in data:
-        if key not in _ALLOWED:
-            raise _error(name, f"unknown key {key!r}; allowed: {', '.join(_ALLOWED)}")
-    for key, kind in _FIELDS.items():
-        if type(data.get(key)) is not kind:
-            raise _error(name, f"{key} must be a {_KIND_NAMES[kind]}, not {data.get(key)!r}")
-    totals = data.get("totals")
-    if not isinstance(totals, dict) or sorted(totals) != sorted(_TOTALS):
-        raise _error(name, f"totals must have {', '.join(_TOTALS)}, not {totals!r}")
+    try:
+        return msgspec.convert(data, BaselineFile)
+    except msgspec.ValidationError as error:
+        raise _error(name, mistake(BaselineFile, data, error)[1]) from None
 
 
-_KIND_NAMES: Final = {str: "string", int: "whole number"}
-
-
-def _layers(data: Any, name: str, first: int) -> list[PricedLayer]:
-    if not isinstance(data, list) or not data:
+def _layers(lines: Any, name: str, first: int = 0) -> tuple[PricedLayer, ...]:
+    """The layers of JSON text or parsed data; ``first`` is the first one's line, 0 if not known."""
+    if not lines:
         raise _error(name, "it has no layers")
-    found = []
-    for index, each in enumerate(data):
-        try:
-            found.append(priced_layer(each))
-        except ValueError as error:
-            where = f"{name}:{first + index}" if first else f"{name}, layer {index + 1}"
-            raise _error(where, str(error)) from None
-    return found
+    try:
+        return priced_layers(lines)
+    except LayerError as error:
+        where = f"{name}:{first + error.index}" if first else f"{name}, layer {error.index + 1}"
+        raise _error(where, str(error)) from None
 
 
-def _check_totals(totals: Mapping[str, Any], baseline: Baseline, name: str) -> None:
+def _check_totals(stored: Totals, summed: Totals, name: str) -> None:
     """A merge that takes layers of one version and totals of another is no baseline of either."""
-    for key, value in baseline.totals._asdict().items():
-        stored = totals[key]
-        if (stored is None) != (value is None) or (
-            value is not None and not abs(stored - value) <= 1e-4 * abs(value)
+    for key, value in asdict(summed).items():
+        given = getattr(stored, key)
+        if (given is None) != (value is None) or (
+            value is not None and not abs(given - value) <= 1e-4 * abs(value)
         ):
-            raise _error(name, f"{key} of its totals ({stored!r}) is not that of its layers")
+            raise _error(name, f"{key} of its totals ({given!r}) is not that of its layers")
 
 
 def _error(where: str, what: str) -> BaselineError:

@@ -16,7 +16,7 @@ from pytest_neuralpower.errors import BaselineError, CompareError, NeuralPowerEr
 from pytest_neuralpower.guard.baseline import Baseline, parse_baseline, read_baseline
 from pytest_neuralpower.guard.compare import compare_predictions, judge
 from pytest_neuralpower.guard.finding import Finding, read_report
-from pytest_neuralpower.layer_codec import priced_layer
+from pytest_neuralpower.layer_codec import priced_layers
 from pytest_neuralpower.platform.catalog import load_platform
 from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
 
@@ -114,7 +114,8 @@ def _report(path: Path) -> Source:
 
 
 def _prediction(finding: Finding, torch: str) -> Baseline:
-    layers = () if finding.layers is UNSET else msgspec.json.decode(finding.layers)
+    if finding.layers is UNSET:
+        raise ValueError("it has no layers")
     return Baseline(
         test=finding.test,
         model=finding.model,
@@ -122,7 +123,7 @@ def _prediction(finding: Finding, torch: str) -> Baseline:
         platform=finding.platform,
         platform_sha256=finding.platform_sha256,
         torch=torch,
-        layers=tuple(map(priced_layer, layers)),
+        layers=priced_layers(finding.layers),
     )
 
 

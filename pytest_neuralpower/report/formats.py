@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from pytest_neuralpower import __version__
 from pytest_neuralpower.errors import ReportError
-from pytest_neuralpower.layer_codec import flow, layer_texts, rounded
+from pytest_neuralpower.layer_codec import layers_json, rounded
 
 if TYPE_CHECKING:
     import pytest
 
     from pytest_neuralpower.platform.intervals import Interval
-    from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
+    from pytest_neuralpower.platform.prediction import Prediction
 
 __all__ = [
     "FORMAT",
@@ -104,7 +104,7 @@ def details(prediction: Prediction) -> dict[str, Any]:
 def layers_text(prediction: Prediction) -> str:
     """Every layer as JSON, one a line: lists of thousands of objects would be slow to send from
     an xdist worker, and to keep."""
-    return ",\n".join(layer_texts(prediction.layers, _more_text))
+    return layers_json(prediction.layers)[1:-1].decode()
 
 
 def with_layers(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,20 +114,6 @@ def with_layers(report: Mapping[str, Any]) -> dict[str, Any]:
         for each in report["predictions"]
     ]
     return {**report, "predictions": predictions}
-
-
-def _more_text(item: LayerPrediction) -> str:
-    cost = item.layer.cost
-    return (
-        f', "flops": {cost.flops}, "bytes": {cost.bytes_moved}, "flags": {flow(list(item.flags))}, '
-        f'"estimator": {flow(item.estimator)}, '
-        f'"runtime_interval_ms": {_interval_text(item.runtime_interval_ms)}, '
-        f'"energy_interval_mj": {_interval_text(item.energy_interval_mj)}'
-    )
-
-
-def _interval_text(interval: Interval | None) -> str:
-    return "null" if interval is None else f"[{', '.join([f'{each:.6g}' for each in interval])}]"
 
 
 def _interval(interval: Interval | None) -> list[float | None] | None:

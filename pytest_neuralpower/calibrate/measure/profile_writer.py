@@ -19,10 +19,9 @@ from pytest_neuralpower.calibrate.fit.profile import (
     NETWORK,
     OPTIONAL,
     REQUIRED,
-    params_text,
-    tensors_text,
 )
 from pytest_neuralpower.errors import ProfileError
+from pytest_neuralpower.layer_codec import params_text, tensors_text
 
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.trial import MeasuredRow, Trial

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from msgspec import structs
 
 from pytest_neuralpower import load_platform
 from pytest_neuralpower.calibrate.fit.rows import streaming_layer
@@ -22,7 +23,7 @@ def against(predicted):
 
     def run(base, head, **changed):
         stored = baseline_of(predicted(*base[0], **base[1]), test="test_a", torch="2")
-        return compare(replace(stored, **changed), predicted(*head[0], **head[1]),
+        return compare(structs.replace(stored, **changed), predicted(*head[0], **head[1]),
                        load_platform("titanx"))  # fmt: skip
 
     return run

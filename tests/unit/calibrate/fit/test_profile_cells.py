@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_neuralpower.calibrate.fit.profile import (
+from pytest_neuralpower.layer_codec import (
     params_text,
     read_params,
     read_tensors,
