@@ -145,8 +145,7 @@ def _reason(type_: Any, says: str, keys: Sequence[str | int], value: Any) -> str
     if field := re.fullmatch(r"Object missing required field `(.*)`", says):
         return f"field {inside + field[1]!r} is missing"
     if field := re.fullmatch(r"Object contains unknown field `(.*)`", says):
-        fields = ", ".join(map(str, _choices(type_, keys)))
-        return f"unknown field {inside + field[1]!r}; there are {fields}"
+        return f"unknown field {inside + field[1]!r}"
     if re.match("Invalid (enum )?value", says):
         choices = ", ".join(map(str, _choices(type_, keys)))
         return f"{name} is {_shown(value)}; there are {choices}"
@@ -203,7 +202,7 @@ def _same_error(type_: Any, data: Any, keys: Sequence[str | int], said: str) -> 
 
 
 def _choices(type_: Any, keys: Sequence[str | int]) -> list[Any]:
-    """What a field of few possible values may be, or the fields of an object."""
+    """What a field of few possible values may be."""
     from msgspec import inspect  # noqa: PLC0415 - needed for a message alone
 
     kinds = [inspect.type_info(type_)]
@@ -222,9 +221,6 @@ def _choices(type_: Any, keys: Sequence[str | int]) -> list[Any]:
             elif isinstance(kind, inspect.ListType | inspect.VarTupleType):
                 inner.append(kind.item_type)
         kinds = inner
-    structs = [kind for kind in _alternatives(kinds) if isinstance(kind, inspect.StructType)]
-    if structs:
-        return [field.encode_name for kind in structs for field in kind.fields]
     literals = [kind for kind in _alternatives(kinds) if isinstance(kind, inspect.LiteralType)]
     return sorted({*tags, *(value for kind in literals for value in kind.values)})
 

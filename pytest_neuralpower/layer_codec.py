@@ -321,7 +321,9 @@ def priced_layers(content: bytes | str | Any) -> tuple[PricedLayer, ...]:
         parsed = msgspec.json.decode(content) if isinstance(content, bytes | str) else content
         keys, what = mistake(list[LayerLine], parsed, error)
         index = int(next(iter(keys), 0))
-        raise LayerError(index, what.replace(f"[{index}].", "", 1)) from None
+        what = what.replace(f"[{index}].", "", 1)
+        what = re.sub("^(field '.*') is missing$", r"a layer needs the \1", what)
+        raise LayerError(index, what) from None
     found = []
     for index, line in enumerate(lines):
         try:

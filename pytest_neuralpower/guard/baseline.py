@@ -285,6 +285,10 @@ def _checked(data: Any, name: str) -> BaselineFile:
             f"baseline {name}: version {version}, this release reads up to {VERSION}: upgrade "
             "pytest-neuralpower"
         )
+    allowed = "format", "version", *_Facts.__struct_fields__, "totals", "layers"
+    for key in data:
+        if key not in allowed:
+            raise _error(name, f"unknown key {key!r}; allowed: {', '.join(allowed)}")
     try:
         return msgspec.convert(data, BaselineFile)
     except msgspec.ValidationError as error:

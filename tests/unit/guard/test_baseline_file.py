@@ -91,9 +91,9 @@ def test_any_layer_survives(found):
         ("batch: 4\n", "", r"a.yaml: field 'batch' is missing"),
         ("version: 1", "version: 9", r"version 9, this release reads up to 1: upgrade"),
         ("format: pytest", "format: a pytest", r"a.yaml: not a baseline"),
-        ("batch: 4", "batch: 4\nnotes: x", r"unknown field 'notes'; there are test, model, batch"),
+        ("batch: 4", "batch: 4\nnotes: x", r"unknown key 'notes'; allowed: format, version"),
         ('totals: {"energy_mj": ', 'totals: {"energy_mj": 1', r"energy_mj of its totals"),
-        ("totals:", "total:", r"unknown field 'total'"),
+        ("totals:", "total:", r"unknown key 'total'"),
     ],
 )  # fmt: skip
 def test_a_broken_file_is_refused_with_its_place(baseline, before, after, message):
