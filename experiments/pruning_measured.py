@@ -28,7 +28,7 @@ from torch import nn
 
 from pytest_neuralpower import load_platform, predict, prune_to_budget, trace
 from pytest_neuralpower.compress.channel_pruner import ChannelPruner
-from pytest_neuralpower.compress.prune import Guard, calibration_calls, run_rounds
+from pytest_neuralpower.compress.prune import calibration_calls, run_rounds
 from pytest_neuralpower.model_source import as_call
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Bench:
             model=copy.deepcopy(self.dense), reference=self.dense, call=call, layers_cost=sizes_of,
             calls=calls, order="greedy",
         )  # fmt: skip
-        run_rounds(pruner, parameters, rounds=1, guard=Guard(), finetune=self._finetune)
+        run_rounds(pruner, parameters, finetune=self._finetune)
         return pruner.model
 
     def _finetune(self, model: nn.Module, masks: Mapping[str, torch.Tensor], number: int) -> None:

@@ -19,10 +19,11 @@ __all__ = ["decode", "mistake", "read_text", "write_atomically"]
 T = TypeVar("T")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file through a temporary one beside it, so that no reader sees half of it.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file through a temporary one beside it, so that no reader sees half of it.
 
-    Of two processes that write one file at once the later wins, with all of its text.
+    Text is written in UTF-8. Of two processes that write one file at once the later wins, with all
+    of its content.
 
     Raises
     ------
@@ -32,8 +33,8 @@ def write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         Path(name).chmod(0o644)  # mkstemp's file is private
         Path(name).replace(path)
     except BaseException:

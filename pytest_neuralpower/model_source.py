@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -59,11 +59,6 @@ class Call(NamedTuple):
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
-    @property
-    def named(self) -> list[tuple[str, Any]]:
-        """Every argument with its keyword, which is empty for a positional one."""
-        return [*(("", value) for value in self.args), *self.kwargs.items()]
-
 
 def as_call(inputs: Any) -> Call:
     """One call from a tensor, a sequence of positional or a mapping of named arguments.
@@ -89,10 +84,21 @@ def as_call(inputs: Any) -> Call:
     )
 
 
-def input_text(tensor: torch.Tensor) -> str:
-    """``1,3,224,224[:dtype]``: the shape of an input as :func:`parse_inputs` takes it."""
-    sizes, dtype = ",".join(map(str, tensor.shape)), str(tensor.dtype).removeprefix("torch.")
-    return sizes if dtype == "float32" else f"{sizes}:{dtype}"
+def input_texts(call: Call, unknown: str = "") -> Iterator[str]:
+    """``[keyword=]1,3,224,224[:dtype]`` for each input, as :func:`parse_inputs` takes it.
+
+    ``unknown`` stands for the shape of an input without one; without it only tensors are told.
+    """
+    import torch  # noqa: PLC0415 - slow
+
+    for name, value in (*(("", value) for value in call.args), *call.kwargs.items()):
+        keyword = f"{name}=" if name else ""
+        if isinstance(value, torch.Tensor) and (value.dim() or not unknown):
+            dtype = str(value.dtype).removeprefix("torch.")
+            sizes = ",".join(map(str, value.shape))
+            yield f"{keyword}{sizes}" + ("" if dtype == "float32" else f":{dtype}")
+        elif unknown:
+            yield f"{keyword}{unknown}"
 
 
 # -- Where a model and its inputs come from: ``package.module:factory`` and ``1,3,224,224``.

@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
 
 from pytest_neuralpower.compress.find_groups import NOT_CHECKED, find_channel_groups
 from pytest_neuralpower.compress.width_prices import Effort, WidthPrices, expansion, shrinkage
@@ -175,29 +177,25 @@ class Advised:
     def to_json(self) -> dict[str, Any]:
         """Everything in JSON types."""
         before, budget = self.before, self.budget
+
+        def totals(call: Prediction, parameters: int) -> dict[str, float | int | None]:
+            values = {"energy_mj": call.energy_mj, "runtime_ms": call.runtime_ms}
+            return {**values, "parameters": parameters}
+
         return {
             "model": before.model,
             "platform": before.platform,
             "platform_sha256": before.platform_sha256,
             "batch": before.batch,
-            "before": _totals(before, self.parameters),
-            "after": _totals(self.after, self.parameters_after),
+            "before": totals(before, self.parameters),
+            "after": totals(self.after, self.parameters_after),
             "budget": None
             if budget is None
             else {"quantity": budget.quantity, "limit": budget.limit, "meets": self.meets},
-            "advice": [{**asdict(each), "coupled": list(each.coupled)} for each in self.advice],
-            "widths": dict(self.widths),
-            "frozen": dict(self.frozen),
-            "left": list(self.left),
+            **msgspec.to_builtins(
+                {name: getattr(self, name) for name in ("advice", "widths", "frozen", "left")}
+            ),
         }
-
-
-def _totals(prediction: Prediction, parameters: int) -> dict[str, float | int | None]:
-    return {
-        "energy_mj": prediction.energy_mj,
-        "runtime_ms": prediction.runtime_ms,
-        "parameters": parameters,
-    }
 
 
 def advise(
@@ -366,8 +364,8 @@ def _paying(shrinking: Sequence[Advice], prices: WidthPrices) -> dict[str, int]:
     """The widths of all advice that still saves after the advice before it."""
     widths: dict[str, int] = {}
     for advice in shrinking:
-        found = prices.at(advice.group, (advice.width, advice.to_width), widths)
-        stay, move = prices.amounts(found).tolist()
+        priced = prices.at(advice.group, (advice.width, advice.to_width), widths)
+        stay, move = priced.of(prices.quantity).tolist()
         if move < stay:
             widths[advice.group] = advice.to_width
     return widths

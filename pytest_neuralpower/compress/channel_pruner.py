@@ -33,14 +33,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer
     from pytest_neuralpower.model_source import Call
 
-__all__ = [
-    "ChannelPruner",
-    "LayersCost",
-    "Ranked",
-    "Reader",
-    "rank_by_magnitude",
-    "rank_by_output_error",
-]
+__all__ = ["ChannelPruner", "Reader", "rank"]
 
 # -- Which channels of a group to remove first: by the error of what reads them, or by magnitude.
 
@@ -138,8 +131,13 @@ class Ranked:
         return tuple(sorted(self.order[len(self.order) - units :]))
 
 
-def rank_by_output_error(
-    readers: Sequence[Reader], units: int, counts: Sequence[int], *, refit: bool
+def rank(
+    readers: Sequence[Reader],
+    units: int,
+    counts: Sequence[int],
+    *,
+    refit: bool,
+    sizes: torch.Tensor | None = None,
 ) -> Ranked:
     """Remove the units that the readers' outputs miss least, and look again at each count.
 
@@ -147,39 +145,24 @@ def rank_by_output_error(
     ----------
     counts
         How many units to leave, falling.
+    refit
+        Whether the weights that stay are solved for.
+    sizes
+        Of the weights that write each unit, shape (units,): the smallest are removed instead.
     """
     kept = torch.ones(units, dtype=torch.bool)
+    cost = torch.zeros(units, dtype=torch.float64) if sizes is None else sizes
     order: list[int] = []
     errors: dict[int, float] = {}
-    cost = torch.zeros(units, dtype=torch.float64)
     for count in (units, *counts):
-        excess = int(kept.sum()) - count
-        if excess:
-            gone = torch.where(kept, cost, torch.inf).argsort(stable=True)[:excess]
-            order += gone.tolist()
-            kept[gone] = False
+        gone = torch.where(kept, cost, torch.inf).argsort(stable=True)[: int(kept.sum()) - count]
+        order += gone.tolist()
+        kept[gone] = False
         states = [reader.state(kept, refit=refit) for reader in readers]
         errors[count] = sum(error for _, error in states)
-        cost = torch.stack([each for each, _ in states]).sum(0)
+        if sizes is None:
+            cost = torch.stack([removal for removal, _ in states]).sum(0)
     return Ranked((*order, *kept.nonzero()[:, 0].tolist()), errors)
-
-
-def rank_by_magnitude(
-    readers: Sequence[Reader],
-    sizes: torch.Tensor,
-    counts: Sequence[int],
-    *,
-    refit: bool,
-) -> Ranked:
-    """Remove the units whose writing weights have the smallest ``sizes``, shape (units,)."""
-    units = len(sizes)
-    order = sizes.argsort(stable=True).tolist()
-    errors = {}
-    for count in (units, *counts):
-        kept = torch.ones(units, dtype=torch.bool)
-        kept[order[: units - count]] = False
-        errors[count] = sum(reader.state(kept, refit=refit)[1] for reader in readers)
-    return Ranked(tuple(order), errors)
 
 
 # -- Remove channels of one model.
@@ -299,9 +282,8 @@ class ChannelPruner(Pruner):
         if not readers:
             return None
         counts = [width // group.step for width in self._candidates(group)]
-        if self.criterion == "output_error":
-            return rank_by_output_error(readers, group.units, counts, refit=self.refit)
-        return rank_by_magnitude(readers, self._sizes(group), counts, refit=self.refit)
+        sizes = self._sizes(group) if self.criterion == "magnitude" else None
+        return rank(readers, group.units, counts, refit=self.refit, sizes=sizes)
 
     def _candidates(self, group: ChannelGroup) -> list[int]:
         """Widths to step to, falling."""

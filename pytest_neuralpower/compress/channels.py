@@ -200,11 +200,6 @@ class ChannelGroups:
         """Why each of the other groups may not change, by name."""
         return {group.name: group.frozen for group in self.groups if group.frozen}
 
-    @property
-    def widths(self) -> dict[str, int]:
-        """Present width of every group that may change."""
-        return {group.name: group.width for group in self.changeable}
-
     def __getitem__(self, name: str) -> ChannelGroup:
         """The group of that name; raises CompressError where there is none."""
         if name not in self._by_name:

@@ -235,7 +235,7 @@ def _shapes(outputs: Any) -> list[Sizes]:
     return [tuple(tensor.shape) for tensor in output_tensors(outputs)]
 
 
-# -- Pairs of channels that belong together, to channel groups: a union-find over single channels.
+# -- Pairs of channels that belong together, to channel groups.
 
 #: Modules whose channels a group's width counts.
 _WRITERS: Final = ("conv", "linear")
@@ -247,7 +247,7 @@ _LEFT_ALONE: Final = {
 }
 
 
-def groups_of(couplings: Sequence[Coupling], order: Mapping[str, int]) -> list[ChannelGroup]:
+def group_channels(couplings: Sequence[Coupling], order: Mapping[str, int]) -> list[ChannelGroup]:
     """Channel groups in order of execution.
 
     Parameters
@@ -288,41 +288,33 @@ def _components(
     couplings: Sequence[Coupling], axes: Sequence[Axis], starts: Mapping[Axis, int]
 ) -> NDArray[np.intp]:
     """Label of every channel of every axis; equal labels belong together."""
-    parents = np.arange(sum(axis.size for axis in axes))
+    edges = []
     for pair in couplings:
         known = pair.root_channels >= 0
-        _join(
-            parents,
-            starts[pair.root] + pair.root_channels[known],
-            starts[pair.axis] + pair.channels[known],
+        edges.append(
+            (
+                starts[pair.root] + pair.root_channels[known],
+                starts[pair.axis] + pair.channels[known],
+            )
         )
     for axis in axes:
         if axis.groups > 1 and axis.size % axis.groups == 0:
             # Each group of a grouped convolution must keep equally many: the same positions.
             places = starts[axis] + np.arange(axis.size).reshape(axis.groups, -1)
-            for later in places[1:]:
-                _join(parents, places[0], later)
-    return _roots(parents, np.arange(len(parents)))
-
-
-def _join(parents: NDArray[np.intp], first: NDArray[np.intp], second: NDArray[np.intp]) -> None:
-    """Unite pairs, all at once, until every pair has one root."""
-    while True:
-        left, right = _roots(parents, first), _roots(parents, second)
-        apart = left != right
-        if not apart.any():
-            return
-        # Of several that would get one root's place, one wins; the next round joins the others.
-        parents[np.maximum(left, right)[apart]] = np.minimum(left, right)[apart]
-
-
-def _roots(parents: NDArray[np.intp], where: NDArray[np.intp]) -> NDArray[np.intp]:
-    found = parents[where]
-    while True:
-        above = parents[found]
-        if (above == found).all():
-            return found
-        found = above
+            edges.append((places[:-1].ravel(), places[1:].ravel()))
+    labels = np.arange(sum(axis.size for axis in axes))
+    if not edges:
+        return labels
+    first, second = (np.concatenate(ends) for ends in zip(*edges, strict=True))
+    while True:  # each channel takes the least label of its neighbours, until nothing changes
+        lower = labels.copy()
+        least = np.minimum(labels[first], labels[second])
+        np.minimum.at(lower, first, least)
+        np.minimum.at(lower, second, least)
+        lower = lower[lower]
+        if (lower == labels).all():
+            return labels
+        labels = lower
 
 
 def _reasons(
@@ -469,7 +461,7 @@ def _find(copy: NarrowedCopy, effort: Effort, traced: Trace | None) -> ChannelGr
     for layer in present.trace:
         order.setdefault(layer.path, len(order))
     checked = []
-    for group in groups_of(couplings, order):
+    for group in group_channels(couplings, order):
         if group.frozen:
             checked.append(group)
         elif not effort.is_left:

@@ -20,7 +20,7 @@ from pytest_neuralpower.compress.advice import advise_groups
 from pytest_neuralpower.compress.find_groups import find_channel_groups
 from pytest_neuralpower.compress.width_prices import Effort
 from pytest_neuralpower.errors import NeuralPowerError
-from pytest_neuralpower.model_source import Origin, input_text, origin_of
+from pytest_neuralpower.model_source import Origin, input_texts, origin_of
 from pytest_neuralpower.tracing.inputs import batch_size, input_tensors
 from pytest_neuralpower.units import SYMBOLS, UNITS
 
@@ -142,9 +142,8 @@ def _words(model: torch.nn.Module, call: Call, root: Path) -> list[str]:
         place, arguments = _place(origin.factory, root), _named(origin)
         if place is not None and arguments is not None:
             words = [place, *arguments]
-    for name, value in call.named:
-        shape = input_text(value) if isinstance(value, torch.Tensor) and value.dim() else "SHAPE"
-        words += ["--input", f"{name}={shape}" if name else shape]
+    for text in input_texts(call, unknown="SHAPE"):
+        words += ["--input", text]
     return [shlex.quote(word) for word in words]
 
 

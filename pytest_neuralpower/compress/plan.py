@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import copy
 import hashlib
+import io
 import json
-import os
 import pickle
-import tempfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -269,14 +268,6 @@ def load_state(path: Path | str) -> Mapping[str, torch.Tensor]:
 
 def save_state(model: nn.Module, path: Path | str) -> None:
     """Write the model's state dict, all of it or nothing."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    try:
-        torch.save(model.state_dict(), name)
-        Path(name).chmod(0o644)  # mkstemp's file is private
-        Path(name).replace(target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    write_atomically(Path(path), buffer.getvalue())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
+import msgspec
 import torch
 from tabulate import tabulate
 from torch import nn
@@ -28,7 +29,7 @@ from pytest_neuralpower.compress.weight_pruner import WeightPruner
 from pytest_neuralpower.compress.width_prices import LayerPrices
 from pytest_neuralpower.errors import BudgetError, CompressError, UnsupportedGraphError
 from pytest_neuralpower.guard.budget import as_budget
-from pytest_neuralpower.model_source import Call, as_call, input_text
+from pytest_neuralpower.model_source import Call, as_call, input_texts
 from pytest_neuralpower.platform.catalog import load_platform
 from pytest_neuralpower.platform.prediction import EXTRAPOLATED
 from pytest_neuralpower.tracing import trace
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Finetune",
-    "Guard",
     "Pruned",
     "Round",
     "calibration_calls",
@@ -60,20 +60,6 @@ Finetune = Callable[["nn.Module", Mapping[str, "torch.Tensor"], int], Any]
 _RETRIES: Final = 3
 #: Less than this share of the cost saved in a round is none.
 _PROGRESS: Final = 1e-3
-
-
-@dataclass(frozen=True)
-class Guard:
-    """``score_fn`` of a model, higher is better, may fall by ``max_drop`` from what it is first."""
-
-    score_fn: Callable[[Any], float] | None = None
-    max_drop: float | None = None
-
-    def score(self, model: nn.Module) -> float | None:
-        return None if self.score_fn is None else float(self.score_fn(model))
-
-    def allows(self, first: float | None, now: float | None) -> bool:
-        return first is None or now is None or self.max_drop is None or first - now <= self.max_drop
 
 
 @dataclass(frozen=True)
@@ -95,20 +81,25 @@ def run_rounds(
     pruner: Pruner,
     limit: float,
     *,
-    rounds: int,
-    guard: Guard,
-    finetune: Finetune | None,
+    rounds: int = 1,
+    score_fn: Callable[[nn.Module], float] | None = None,
+    max_drop: float | None = None,
+    finetune: Finetune | None = None,
 ) -> tuple[tuple[Round, ...], float | None]:
     """Prune until one call costs at most ``limit``; the targets fall by one factor a round.
 
-    A round that loses more score than the guard allows is undone, and half of its step (as a
-    factor) is tried instead.
+    A round after which the score has fallen by more than ``max_drop`` from what it was first is
+    undone, and half of its step (as a factor) is tried instead.
 
     Returns
     -------
     rounds, first score
     """
-    first = guard.score(pruner.model)
+
+    def scored() -> float | None:
+        return None if score_fn is None else float(score_fn(pruner.model))
+
+    first = scored()
     now = pruner.cost()
     ratio = (limit / now) ** (1 / rounds)
     history: list[Round] = []
@@ -122,8 +113,8 @@ def run_rounds(
             pruner.model.eval()
             pruner.trained()
         reached = pruner.cost()
-        score = guard.score(pruner.model)
-        stays = guard.allows(first, score)
+        score = scored()
+        stays = first is None or score is None or max_drop is None or first - score <= max_drop
         history.append(Round(len(history), target, reached, score, stays, layers))
         if stays:
             left = reached < now * (1 - _PROGRESS)
@@ -239,25 +230,15 @@ class Pruned:
 
     def to_json(self) -> dict[str, Any]:
         """The result in JSON types, without masks and weights."""
+        names = (
+            "met", "quantity", "limit", "before", "after", "floor", "first_score", "last_score",
+            "platform", "platform_sha256", "granularity", "batch", "layers", "history",
+            "statements", "warnings",
+        )  # fmt: skip
         plan = self.plan
-        return {
-            "met": self.met,
-            "quantity": plan.quantity,
-            "limit": plan.limit,
-            "before": plan.before,
-            "after": plan.after,
-            "floor": self.floor,
-            "first_score": self.first_score,
-            "last_score": self.last_score,
-            "platform": plan.platform,
-            "platform_sha256": plan.platform_sha256,
-            "granularity": plan.granularity,
-            "batch": plan.batch,
-            "layers": dict(plan.layers),
-            "history": [asdict(done) for done in self.history],
-            "statements": list(self.statements),
-            "warnings": list(self.warnings),
-        }
+        values = {name: getattr(plan if hasattr(plan, name) else self, name) for name in names}
+        plain: dict[str, Any] = msgspec.to_builtins(values)
+        return plain
 
 
 # -- What is said with every result of pruning: how far its figures can be trusted.
@@ -266,52 +247,49 @@ class Pruned:
 _ROWS_WANTED: Final = 5
 
 
-def statements(after: Prediction, platform: Platform, quantity: Quantity) -> tuple[str, ...]:
+def _statements(after: Prediction, platform: Platform, quantity: Quantity) -> Iterator[str]:
     """Sentences that hold for the figures of ``after``."""
-    said = ["Energy and runtime are predicted, not measured."]
+    yield "Energy and runtime are predicted, not measured."
     interval = after.energy_interval_mj if quantity == "energy" else after.runtime_interval_ms
     if interval is None:
-        said.append(f"Platform {platform.name} has no interval to say how sure it is.")
+        yield f"Platform {platform.name} has no interval to say how sure it is."
     else:
-        said.append(
-            f"{interval.coverage:.0%} interval after pruning: {show(quantity, interval.low)} to "
-            f"{show(quantity, interval.high)}."
+        low, high = show(quantity, interval.low), show(quantity, interval.high)
+        yield f"{interval.coverage:.0%} interval after pruning: {low} to {high}."
+    yield f"It holds for a batch of {after.batch} and the inputs' shapes and layout given."
+    if platform.exploits_zeros:
+        yield (
+            f"Energy is of an {platform.device} ({after.energy_basis}); zeros of maps are counted "
+            "on the calibration data, before and after."
         )
-    return (
-        *said,
-        f"It holds for a batch of {after.batch} and the inputs' shapes and layout given.",
-        f"Energy is of an {platform.device} ({after.energy_basis}); zeros of maps are counted on "
-        "the calibration data, before and after."
-        if platform.exploits_zeros
-        else f"Energy is {after.energy_basis}, on platform {platform.name}.",
-    )
+    else:
+        yield f"Energy is {after.energy_basis}, on platform {platform.name}."
 
 
-def warnings_of(after: Prediction, pruner: Pruner, guard: Guard) -> tuple[str, ...]:
+def _warnings(
+    after: Prediction, pruner: Pruner, *, scored: bool, max_drop: float | None
+) -> Iterator[str]:
     """Sentences about what may be wrong."""
-    found = []
-    if guard.score_fn is None:
-        found.append("Accuracy is unchecked: give score_fn, and max_drop to guard it.")
-    elif guard.max_drop is None:
-        found.append("Accuracy is not guarded: give max_drop.")
+    if not scored:
+        yield "Accuracy is unchecked: give score_fn, and max_drop to guard it."
+    elif max_drop is None:
+        yield "Accuracy is not guarded: give max_drop."
     few = {path: rows for path, rows in pruner.rows_per_unknown.items() if rows < _ROWS_WANTED}
     if few:
         path = min(few, key=few.__getitem__)
         layers = "1 layer has" if len(few) == 1 else f"{len(few)} layers have"
-        found.append(
+        yield (
             f"{layers} fewer than {_ROWS_WANTED} sampled rows per unknown "
             f"({path}: {few[path]:.1f}): give more calibration data."
         )
-    share = after.share(EXTRAPOLATED)
-    if share:
-        found.append(
+    if share := after.share(EXTRAPOLATED):
+        yield (
             f"{show_percent(share)} of the call after pruning is extrapolated: widths or sizes "
             "that the platform was not calibrated on."
         )
     if pruner.left_out:
         named = "; ".join(f"{path} ({why})" for path, why in pruner.left_out.items())
-        found.append(f"Not pruned as asked: {named}.")
-    return tuple(found)
+        yield f"Not pruned as asked: {named}."
 
 
 # -- ``prune_to_budget``: remove what a call can do without, until it keeps its budget.
@@ -439,8 +417,9 @@ def prune_to_budget(
         return loaded.predict(pruner.groups.trace)
 
     before = predicted()
-    guard = Guard(score_fn, max_drop)
-    history, first = run_rounds(pruner, limit.limit, rounds=rounds, guard=guard, finetune=finetune)
+    history, first = run_rounds(
+        pruner, limit.limit, rounds=rounds, score_fn=score_fn, max_drop=max_drop, finetune=finetune
+    )
     after = predicted()
     reached = _limited(after, limit)
     met = reached <= limit.limit * (1 + 1e-9)
@@ -458,7 +437,7 @@ def prune_to_budget(
         quantity="runtime" if limit.quantity == "runtime" else "energy",
         limit=limit.limit,
         batch=before.batch,
-        inputs=_input_texts(call),
+        inputs=tuple(input_texts(call)),
         before=_limited(before, limit),
         after=reached,
         met=met,
@@ -477,8 +456,8 @@ def prune_to_budget(
         history=history,
         first_score=first,
         last_score=kept[-1].score if kept else first,
-        statements=statements(after, loaded, limit.quantity),
-        warnings=warnings_of(after, pruner, guard),
+        statements=tuple(_statements(after, loaded, limit.quantity)),
+        warnings=tuple(_warnings(after, pruner, scored=first is not None, max_drop=max_drop)),
     )
 
 
@@ -516,15 +495,6 @@ def calibration_calls(calibration: Any, example: Call) -> tuple[Call, ...]:
     if not calls:
         raise CompressError("calibration has no batch: give some inputs; labels are not needed")
     return tuple(calls)
-
-
-def _input_texts(call: Call) -> tuple[str, ...]:
-    """Shapes of the call's tensors as ``--input`` takes them."""
-    return tuple(
-        f"{name}={input_text(value)}" if name else input_text(value)
-        for name, value in call.named
-        if isinstance(value, torch.Tensor)
-    )
 
 
 def _of_the_call(limit: Budget, call: Call) -> Budget:

@@ -234,7 +234,7 @@ class WidthPrices:
         """The groups that may change, by what the layers that they reach cost now."""
         found = self.groups.changeable
         sets = [self.groups.layers_at({}, group.gains) for group in found]
-        order = np.argsort(-self.amounts(self._prices.of(sets)), kind="stable")
+        order = np.argsort(-self._prices.of(sets).of(self.quantity), kind="stable")
         return [found[place] for place in order.tolist()]
 
     def at(
@@ -255,10 +255,6 @@ class WidthPrices:
         return self._prices.of(
             [self.groups.layers_at({**others, name: width}, places) for width in widths]
         )
-
-    def amounts(self, prices: Prices) -> FloatArray:
-        """The quantity that widths are chosen by."""
-        return prices.of(self.quantity)
 
     def examine(self, reach: Mapping[str, int], effort: Effort) -> dict[str, int]:
         """Price the widths around every present one, the most expensive group first.
@@ -294,7 +290,7 @@ class WidthPrices:
         """The price at every width up to ``radius`` units around the present one."""
         widths = _widths(group, radius)
         prices = self.at(group.name, widths)
-        return Curve(np.array(widths), self.amounts(prices), widths.index(group.width)), prices
+        return Curve(np.array(widths), prices.of(self.quantity), widths.index(group.width)), prices
 
 
 def _widths(group: ChannelGroup, radius: int, beyond: int = -1) -> list[int]:

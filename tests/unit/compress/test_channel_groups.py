@@ -64,6 +64,10 @@ def random_removals(groups, seed):
     ]
 
 
+def widths_of(groups):
+    return {group.name: group.width for group in groups.changeable}
+
+
 def widths_after(removed):
     return {group.name: group.width - len(units) * group.step for group, units in removed}
 
@@ -168,7 +172,7 @@ class TestTheGroups:
             without = Block().eval()
         here = find_channel_groups(Block().eval(), (inputs,))
         there = find_channel_groups(without, (inputs.to("meta"),))
-        assert here.widths == there.widths
+        assert widths_of(here) == widths_of(there)
         assert here.trace.layers == there.trace.layers
 
     @pytest.mark.parametrize("width", [0, 6, -4])
@@ -261,7 +265,7 @@ class TestWhatCannotBeFollowed:
     def test_a_channel_shuffle_freezes_only_what_runs_through_it(self):
         groups = find_channel_groups(Shuffled().eval(), (torch.empty(1, 3, 8, 8),))
         assert groups.frozen["first"] == "a channel shuffle moves its channels"
-        assert list(groups.widths) == ["middle"]
+        assert list(widths_of(groups)) == ["middle"]
 
     def test_a_width_written_into_the_code_is_frozen(self):
         groups = find_channel_groups(Halves().eval(), (torch.empty(1, 3, 8, 8),))
@@ -270,7 +274,7 @@ class TestWhatCannotBeFollowed:
     def test_an_attention_keeps_its_heads(self):
         layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
         groups = find_channel_groups(layer, (torch.empty(2, 5, 16),))
-        assert groups.widths == {"linear1": 32}
+        assert widths_of(groups) == {"linear1": 32}
 
     def test_torch_prunings_failure_is_one_line_that_names_the_operation(self):
         from pytorchcv.model_provider import get_model

@@ -6,11 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_neuralpower.compress.channel_pruner import (
-    Reader,
-    rank_by_magnitude,
-    rank_by_output_error,
-)
+from pytest_neuralpower.compress.channel_pruner import Reader, rank
 from pytest_neuralpower.compress.channels import Slot
 from pytest_neuralpower.compress.least_squares import (
     Gram,
@@ -70,7 +66,7 @@ def test_the_cost_of_each_unit_is_what_the_error_rises_by(reader, refit):
 
 def test_removes_the_cheapest_of_all_units_first(reader):
     units = len(reader.columns)
-    ranked = rank_by_output_error([reader], units, range(units - 1, 0, -1), refit=True)
+    ranked = rank([reader], units, range(units - 1, 0, -1), refit=True)
     alone = [error_without(reader, [unit], refit=True) for unit in range(units)]
     assert ranked.order[0] == min(range(units), key=alone.__getitem__)
     assert ranked.errors[units - 1] == pytest.approx(min(alone), rel=1e-6)
@@ -80,15 +76,15 @@ def test_removes_the_cheapest_of_all_units_first(reader):
 
 def test_several_readers_are_heard_together(reader):
     units = len(reader.columns)
-    once = rank_by_output_error([reader], units, [1], refit=True)
-    twice = rank_by_output_error([reader, reader], units, [1], refit=True)
+    once = rank([reader], units, [1], refit=True)
+    twice = rank([reader, reader], units, [1], refit=True)
     assert twice.errors[1] == pytest.approx(2 * once.errors[1])
 
 
 def test_by_magnitude_the_smallest_go_first(reader):
     units = len(reader.columns)
     sizes = torch.arange(units, 0, -1)
-    ranked = rank_by_magnitude([reader], sizes, [1], refit=False)
+    ranked = rank([reader], units, [1], refit=False, sizes=sizes)
     assert ranked.order == tuple(range(units - 1, -1, -1))
     assert ranked.kept(1) == (0,)
     assert ranked.errors[1] == pytest.approx(error_without(reader, [*range(1, units)], refit=False))
