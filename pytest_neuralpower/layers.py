@@ -201,7 +201,8 @@ def multiply_accumulates(layer: Layer) -> int:
     return 0
 
 
-_GATES: Final = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+#: Gates of each mode of ``rnn``: matrices of every layer and direction.
+GATES: Final = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 
 
 def _rnn_macs(layer: Layer) -> int:
@@ -213,7 +214,7 @@ def _rnn_macs(layer: Layer) -> int:
     width = layer.inputs[0].shape[-1]
     total = 0
     for _ in range(int(layer.param("num_layers", 1))):
-        total += _GATES[str(layer.param("mode"))] * hidden * (width + recurrent)
+        total += GATES[str(layer.param("mode"))] * hidden * (width + recurrent)
         if recurrent != hidden:
             total += hidden * recurrent
         width = recurrent * directions

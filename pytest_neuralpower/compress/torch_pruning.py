@@ -22,7 +22,7 @@ from pytest_neuralpower.errors import MissingExtraError, UnsupportedGraphError
 from pytest_neuralpower.layers import KINDS
 from pytest_neuralpower.tracing.inputs import input_tensors
 from pytest_neuralpower.tracing.recorder import Recorder
-from pytest_neuralpower.tracing.rules import TABLE
+from pytest_neuralpower.tracing.rules import entry_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -294,8 +294,8 @@ class WithoutKernels(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        entry = TABLE.get(func)
-        if entry is None or entry.treatment != "rule" or entry.rule is None:
+        entry = entry_of(func)
+        if entry.rule is None:
             return func(*args, **kwargs)
         operands = input_tensors((args, kwargs))
         if not any(tensor.is_meta for tensor in operands):
@@ -314,7 +314,7 @@ def _plan(op: str, rule: Any, args: Any, kwargs: Any) -> Any:
     recorder = Recorder("cpu")
     try:
         with torch.no_grad():
-            planned = rule(recorder, *args, **kwargs)
+            planned = rule(recorder, op, *args, **kwargs)
     except Exception:  # the rule does not know: torch does, or says what is wrong
         return None
     kind = recorder.layers[-1].kind if recorder.layers else ""

@@ -1,4 +1,4 @@
-"""Layers of the ATen operations whose configuration matters: products, convolutions, pooling."""
+"""The dispatcher's view: ATen operations listed as they pass."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from torch import Tensor
 from pytest_neuralpower.layers import TensorSpec
 from pytest_neuralpower.tracing.fallbacks import tensors_in
 from pytest_neuralpower.tracing.rules.conv import full
-from pytest_neuralpower.tracing.torch_private import FakeTensor, TorchDispatchMode
+from pytest_neuralpower.tracing.torch_private import FakeTensor, TorchDispatchMode, qualified_name
 
 if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
 
-__all__ = ["LISTERS", "AtenCall", "AtenRecorder"]
+__all__ = ["AtenRecorder"]
 
 
-class AtenCall(NamedTuple):
+# -- Operations whose configuration matters: products, convolutions, pooling.
+
+
+class _Call(NamedTuple):
     """One ATen operation that has run: its name, what went in and what came out."""
 
     name: str
@@ -29,7 +32,7 @@ class AtenCall(NamedTuple):
     is_weight: Callable[[Any], bool]
 
 
-def _convolution(recorder: Recorder, call: AtenCall) -> None:
+def _convolution(recorder: Recorder, call: _Call) -> None:
     data, weight, bias, stride, padding, dilation, transposed, extra, groups = call.args[:9]
     dims = weight.ndim - 2
     params: list[tuple[str, Any]] = [
@@ -47,7 +50,7 @@ def _convolution(recorder: Recorder, call: AtenCall) -> None:
     recorder.add("conv", op, [spec(data)], weights, [spec(call.result)], tuple(params))
 
 
-def _product(recorder: Recorder, call: AtenCall) -> None:
+def _product(recorder: Recorder, call: _Call) -> None:
     """``mm``, ``addmm``, ``bmm``, ``baddbmm``; by a weight's transpose, a linear layer."""
     added = call.name in ("addmm", "baddbmm")
     left, right = call.args[1:3] if added else call.args[:2]
@@ -64,7 +67,7 @@ def _product(recorder: Recorder, call: AtenCall) -> None:
     recorder.add("matmul", call.name, inputs, (), outputs)
 
 
-def _attention(recorder: Recorder, call: AtenCall) -> None:
+def _attention(recorder: Recorder, call: _Call) -> None:
     result = call.result
     output = result[0] if isinstance(result, (tuple, list)) else result
     inputs = [recorder.spec(tensor) for tensor in call.args[:3]]
@@ -72,7 +75,7 @@ def _attention(recorder: Recorder, call: AtenCall) -> None:
     recorder.add("attention", op, inputs, (), [recorder.spec(output)])
 
 
-def _pooling(recorder: Recorder, call: AtenCall) -> None:
+def _pooling(recorder: Recorder, call: _Call) -> None:
     op = call.name.removesuffix("_with_indices").lstrip("_")
     args = call.args
     dims = int(op[-2])
@@ -86,13 +89,13 @@ def _pooling(recorder: Recorder, call: AtenCall) -> None:
     recorder.add("pool", op, [recorder.spec(args[0])], (), outputs, params)
 
 
-def _embedding(recorder: Recorder, call: AtenCall) -> None:
+def _embedding(recorder: Recorder, call: _Call) -> None:
     weight, indices = call.args[:2]
     spec = recorder.spec
     recorder.add("embedding", "embedding", [spec(indices)], [spec(weight)], [spec(call.result)])
 
 
-def _recurrent(recorder: Recorder, call: AtenCall) -> None:
+def _recurrent(recorder: Recorder, call: _Call) -> None:
     """oneDNN's fused LSTM: its layers and directions come one at a time."""
     data, weight = call.args[:2]
     spec = recorder.spec
@@ -112,7 +115,7 @@ def _recurrent(recorder: Recorder, call: AtenCall) -> None:
     )
 
 
-LISTERS: Final[dict[str, Callable[[Recorder, AtenCall], None]]] = {
+_LISTERS: Final[dict[str, Callable[[Recorder, _Call], None]]] = {
     "convolution": _convolution,
     "_convolution": _convolution,
     "convolution_overrideable": _convolution,
@@ -135,7 +138,7 @@ LISTERS: Final[dict[str, Callable[[Recorder, AtenCall], None]]] = {
 }  # fmt: skip
 
 
-# -- The dispatcher's view: ATen operations listed as they pass.
+# -- The other operations, by the kind that their name tells.
 
 #: Operations that neither compute nor move anything.
 _FREE: Final = frozenset(
@@ -174,7 +177,6 @@ _KINDS: Final = {
          "slice_scatter", "select_scatter", "_unsafe_index", "pixel_shuffle", "pixel_unshuffle"),
         "memory",
     ),
-    **dict.fromkeys(("embedding",), "embedding"),
 }  # fmt: skip
 
 #: ATen's names that differ from torch's.
@@ -201,16 +203,16 @@ class AtenRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        name = str(getattr(func, "_opname", "") or func.overloadpacket.__name__)
+        name = qualified_name(func).rpartition("::")[2]
         bare = name[:-1] if name.endswith("_") and not name.endswith("__") else name
         if func.is_view or bare in _FREE or name in _FREE:
             if func.is_view and args and isinstance(args[0], Tensor) and self.is_weight(args[0]):
                 for tensor in tensors_in(result):
                     self._weights[id(tensor)] = tensor
             return result
-        lister = LISTERS.get(bare)
+        lister = _LISTERS.get(bare)
         if lister is not None:
-            lister(self.recorder, AtenCall(bare, args, result, self.is_weight))
+            lister(self.recorder, _Call(bare, args, result, self.is_weight))
         else:
             self._list(func, bare, args, kwargs, result)
         return result

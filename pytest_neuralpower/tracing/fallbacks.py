@@ -1,4 +1,4 @@
-"""What stops the function route; internal, never shown to a user."""
+"""Where no rule answers: torch's meta kernel does, the real kernel on zeros, or another route."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_neuralpower.layers import TensorSpec
+from pytest_neuralpower.tracing.torch_private import TorchDispatchMode, base_of, qualified_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,10 +25,13 @@ __all__ = [
     "answer",
     "describe",
     "is_plain",
-    "list_quantized",
     "list_uncovered",
+    "map_tensors",
+    "meta_like",
+    "mismatch",
     "name_of",
     "named_errors",
+    "tensors_in",
 ]
 
 
@@ -62,42 +65,6 @@ class ShapeMismatch(RuntimeError):  # noqa: N818 - likewise
     """
 
 
-# -- Quantised operations: torch packs their weights, so they are listed from what went in and out.
-
-
-def list_quantized(recorder: Recorder, func: Any, args: Any, result: Any) -> bool:
-    """List a quantised linear layer or convolution; ``False`` if it is neither."""
-    name = str(getattr(func, "_qualified_op_name", ""))
-    if not name.startswith("quantized::") or not isinstance(result, Tensor):
-        return False
-    op = name.removeprefix("quantized::")
-    spec = recorder.spec
-    if op.startswith("linear") and isinstance(args[0], Tensor):
-        weight = TensorSpec((result.shape[-1], args[0].shape[-1]), "qint8")
-        recorder.add("linear", op, (spec(args[0]),), (weight,), (spec(result),))
-        return True
-    if op.startswith("conv") and isinstance(args[0], Tensor) and hasattr(args[1], "unpack"):
-        packed = args[1]
-        # The packed form has its own layout; only unpacking tells the kernel's shape.
-        weight_shape = tuple(packed.unpack()[0].shape)
-        recorder.add(
-            "conv",
-            op,
-            (spec(args[0]),),
-            (TensorSpec(weight_shape, "qint8"),),
-            (spec(result),),
-            (
-                ("dilation", tuple(packed.dilation())),
-                ("groups", packed.groups()),
-                ("padding", tuple(packed.padding())),
-                ("stride", tuple(packed.stride())),
-                ("transposed", bool(packed.transpose())),
-            ),
-        )
-        return True
-    return False
-
-
 # -- Operations without a rule: torch's meta kernel answers, or the real kernel on zeros.
 
 #: Zeros are not made beyond this many elements: torch's error then comes from its meta kernel.
@@ -110,11 +77,8 @@ _REMEMBERED = 4096
 
 def name_of(func: Any) -> str:
     """``torch.Tensor.relu_`` is ``relu``, ``torch.ops.ns.op.default`` is ``op``."""
-    overload = getattr(func, "_schema", None)
-    name = overload.name if overload is not None else getattr(func, "__name__", None)
-    if name is None:
-        name = str(func)
-    return str(name).rpartition("::")[2].rpartition(".")[2].strip("_") or "operation"
+    name = str(qualified_name(func) or getattr(func, "__name__", None) or func)
+    return name.rpartition("::")[2].rpartition(".")[2].strip("_") or "operation"
 
 
 def is_plain(func: Any) -> bool:
@@ -122,31 +86,32 @@ def is_plain(func: Any) -> bool:
     return getattr(func, "__name__", "") in ("__get__", "__set__", "__delete__")
 
 
-def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
-    """Apply to every tensor in nested containers; named tuples keep their type."""
-    if isinstance(value, Tensor):
+def map_tensors(change: Callable[[Any], Any], value: Any, kind: type = Tensor) -> Any:
+    """Apply to every tensor (or instance of ``kind``) in nested containers.
+
+    Named tuples and torch's own result types keep their type.
+    """
+    if isinstance(value, kind):
         return change(value)
-    kind = type(value)
-    if kind in (tuple, list):
-        return kind([map_tensors(change, item) for item in value])
-    if kind is dict:
-        return {key: map_tensors(change, item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        items = [map_tensors(change, item) for item in value]
-        return kind(*items) if hasattr(kind, "_fields") else kind(items)
+    if isinstance(value, (tuple, list)):
+        own = type(value)
+        items = [map_tensors(change, item, kind) for item in value]
+        return own(*items) if hasattr(own, "_fields") else own(items)
+    if type(value) is dict:
+        return {key: map_tensors(change, item, kind) for key, item in value.items()}
     return value
 
 
 def tensors_in(value: Any) -> list[Tensor]:
     """Every tensor in nested containers."""
     found: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(keep, value)
+    map_tensors(found.append, value)
     return found
+
+
+def meta_like(tensor: Tensor) -> Tensor:
+    """A tensor without data of the same shape, strides and dtype."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 def describe(args: Any, kwargs: Any) -> str:
@@ -181,9 +146,40 @@ def list_uncovered(
 ) -> None:
     """List an operation without a formula with its real tensors."""
     outputs = tensors_in(result)
-    if not outputs or list_quantized(recorder, func, args, result):
+    if not outputs or _list_quantized(recorder, func, args, result):
         return
     recorder.record("uncovered", op, tensors_in((args, kwargs)), outputs)
+
+
+def _list_quantized(recorder: Recorder, func: Any, args: Any, result: Any) -> bool:
+    """List a quantised linear layer or convolution; ``False`` if it is neither.
+
+    Torch packs their weights, so they are listed from what went in and out.
+    """
+    namespace, _, op = qualified_name(func).partition("::")
+    if namespace != "quantized" or not (isinstance(result, Tensor) and isinstance(args[0], Tensor)):
+        return False
+    params: tuple[tuple[str, Any], ...] = ()
+    if op.startswith("linear"):
+        kind, weight = "linear", (result.shape[-1], args[0].shape[-1])
+    elif op.startswith("conv") and hasattr(args[1], "unpack"):
+        packed = args[1]
+        # The packed form has its own layout; only unpacking tells the kernel's shape.
+        kind, weight = "conv", tuple(packed.unpack()[0].shape)
+        params = (
+            ("dilation", tuple(packed.dilation())),
+            ("groups", packed.groups()),
+            ("padding", tuple(packed.padding())),
+            ("stride", tuple(packed.stride())),
+            ("transposed", bool(packed.transpose())),
+        )
+    else:
+        return False
+    spec = recorder.spec
+    recorder.add(
+        kind, op, (spec(args[0]),), (TensorSpec(weight, "qint8"),), (spec(result),), params
+    )
+    return True
 
 
 def answer(recorder: Recorder, func: Any, op: str, args: Any, kwargs: Any) -> Any:
@@ -207,7 +203,7 @@ def answer(recorder: Recorder, func: Any, op: str, args: Any, kwargs: Any) -> An
                 _memo.clear()
             _memo[key] = remembered
     how, outline, is_view = remembered
-    result = _rebuild(outline, args)
+    result = map_tensors(lambda one: one.fill(args), outline, _Outline)
     if not is_view:
         recorder.fallbacks[f"{op}: {how}"] = None
         list_uncovered(recorder, func, op, args=args, kwargs=kwargs, result=result)
@@ -215,37 +211,18 @@ def answer(recorder: Recorder, func: Any, op: str, args: Any, kwargs: Any) -> An
 
 
 class _Outline:
-    """Shape, strides and dtype of one result."""
+    """One result: its shape, strides and dtype, or which argument it is (an operation in place)."""
 
-    __slots__ = ("dtype", "shape", "strides")
+    __slots__ = ("dtype", "position", "shape", "strides")
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.shape, self.dtype = tuple(tensor.shape), tensor.dtype
-        self.strides = tensor.stride()
-
-
-class _Argument:
-    """The result is one of the arguments: an operation in place."""
-
-    __slots__ = ("position",)
-
-    def __init__(self, position: int) -> None:
+    def __init__(self, tensor: Tensor, position: int | None) -> None:
+        self.shape, self.strides, self.dtype = tuple(tensor.shape), tensor.stride(), tensor.dtype
         self.position = position
 
-
-def _rebuild(outline: Any, args: Any) -> Any:
-    if isinstance(outline, _Outline):
-        return torch.empty_strided(
-            outline.shape, outline.strides, dtype=outline.dtype, device="meta"
-        )
-    if isinstance(outline, _Argument):
-        return args[outline.position]
-    if isinstance(outline, (tuple, list)):
-        items = [_rebuild(item, args) for item in outline]
-        if type(outline) in (tuple, list):
-            return type(outline)(items)
-        return type(outline)(items)
-    return outline
+    def fill(self, args: Any) -> Tensor:
+        if self.position is not None:
+            return args[self.position]  # type: ignore[no-any-return]
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device="meta")
 
 
 def _key(func: Any, args: Any, kwargs: Any) -> Any:
@@ -290,27 +267,15 @@ def _ask(func: Any, op: str, args: Any, kwargs: Any) -> tuple[str, Any, bool]:
     views = []
 
     def outline(tensor: Tensor) -> Any:
-        if id(tensor) in positions:
-            return _Argument(positions[id(tensor)])
-        if tensor.is_quantized:
-            raise NeedsForward(f"{op} makes a quantised tensor")
-        views.append(tensor._base is not None)
-        return _Outline(tensor)
+        position = positions.get(id(tensor))
+        if position is None:
+            if tensor.is_quantized:
+                raise NeedsForward(f"{op} makes a quantised tensor")
+            views.append(base_of(tensor) is not None)
+        return _Outline(tensor, position)
 
-    outlined = map_outline(outline, result)
+    outlined = map_tensors(outline, result)
     return how, outlined, bool(views) and all(views)
-
-
-def map_outline(change: Callable[[Tensor], Any], value: Any) -> Any:
-    """As :func:`map_tensors`, for the results of torch's functions (structseqs included)."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, list):
-        return [map_outline(change, item) for item in value]
-    if isinstance(value, tuple):
-        items = [map_outline(change, item) for item in value]
-        return tuple(items) if type(value) is tuple else type(value)(items)
-    return value
 
 
 def _on_zeros(func: Any, op: str, args: Any, kwargs: Any, meta_error: Exception) -> tuple[Any, Any]:
@@ -346,7 +311,7 @@ def _empty_meta(tensor: Tensor) -> Tensor:
     # An index or a length of a few numbers keeps its values: meta kernels read them.
     if not tensor.is_meta and not tensor.dtype.is_floating_point and tensor.ndim == 0:
         return tensor
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return meta_like(tensor)
 
 
 def _zeros(tensor: Tensor) -> Tensor:

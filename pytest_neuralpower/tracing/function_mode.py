@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -11,17 +12,17 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_neuralpower.tracing import fallbacks
 from pytest_neuralpower.tracing.fallbacks import NeedsAten, NeedsForward
-from pytest_neuralpower.tracing.rules import TABLE
+from pytest_neuralpower.tracing.rules import entry_of
+from pytest_neuralpower.tracing.rules.memory import cast
 from pytest_neuralpower.tracing.rules.table import (
     FREE,
     REAL_ELEMENTS,
     REAL_FLOATS,
     WRAPPERS,
-    Entry,
     is_large,
 )
 from pytest_neuralpower.tracing.state import written_by
-from pytest_neuralpower.tracing.torch_private import functorch_level
+from pytest_neuralpower.tracing.torch_private import base_of, functorch_level
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,8 +37,6 @@ _OF_VALUES = ("device", "pin_memory", "generator")
 
 #: Torch takes numpy's spelling of some arguments.
 _NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "x1": "input", "x2": "other"}
-
-_UNKNOWN = Entry("unknown", "")
 
 
 def _too_many(tensor: Tensor) -> bool:
@@ -95,7 +94,7 @@ class FunctionTracer(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        treatment, op, rule = TABLE.get(func, _UNKNOWN)
+        treatment, op, rule = entry_of(func)
         if kwargs is None:
             kwargs = {}
         if treatment == "plain":
@@ -104,7 +103,7 @@ class FunctionTracer(TorchFunctionMode):
             return self._rule(func, op, rule, args, kwargs)
         if treatment == "view":
             return self._view(func, op, args, kwargs)
-        return getattr(self, f"_{treatment}")(func, op, args, kwargs)
+        return _TREATMENTS[treatment](self, func, op, args, kwargs)
 
     def _rule(self, func: Any, op: str, rule: Any, args: Any, kwargs: Any) -> Any:
         if self.compute or not (self.is_abstract(args) or self.is_abstract(kwargs.values())):
@@ -119,7 +118,7 @@ class FunctionTracer(TorchFunctionMode):
         layers = self.recorder.layers
         before = len(layers)
         try:
-            result = rule(self.recorder, *args, **kwargs)
+            result = rule(self.recorder, op, *args, **kwargs)
         except Exception:
             del layers[before:]
             return self._fall_back(func, op, args, kwargs)
@@ -151,8 +150,9 @@ class FunctionTracer(TorchFunctionMode):
 
     def _stands_for_unknown(self, tensor: Tensor) -> bool:
         """A real tensor whose values are not worth having, or not right any more."""
-        if type(tensor._base) is Parameter:  # a view of a weight is a weight
-            self.recorder.seen.add(id(tensor._base))
+        base = base_of(tensor)
+        if type(base) is Parameter:  # a view of a weight is a weight
+            self.recorder.seen.add(id(base))
             return True
         stale = self.journal.stale
         return _too_many(tensor) or (bool(stale) and self.journal.is_stale(tensor))
@@ -167,7 +167,7 @@ class FunctionTracer(TorchFunctionMode):
         # The rule comes first: an operation in place would change what it describes.
         if rule is not None:
             try:
-                planned = rule(recorder, *args, **kwargs)
+                planned = rule(recorder, op, *args, **kwargs)
                 covered = True
             except Exception:
                 del recorder.layers[before:]
@@ -244,7 +244,7 @@ class FunctionTracer(TorchFunctionMode):
         source = args[-1] if args else None
         if isinstance(source, Tensor) and source.is_meta:
             dtype = kwargs.get("dtype") or source.dtype
-            return TABLE[Tensor.to].rule(self.recorder, source, dtype)  # type: ignore[misc]
+            return cast(self.recorder, source, dtype)
         if op == "new_tensor" and args[0].is_meta:
             return torch.tensor(args[1], dtype=kwargs.get("dtype") or args[0].dtype)
         return func(*args, **kwargs)
@@ -290,3 +290,15 @@ class FunctionTracer(TorchFunctionMode):
                 self.recorder.seen.add(id(value))
             elif isinstance(value, (list, tuple)):
                 self._mark_seen(value)
+
+
+#: What is done with a function, by its entry's treatment; ``plain`` and ``rule`` come first.
+_TREATMENTS: Final[dict[str, Callable[..., Any]]] = {
+    "view": FunctionTracer._view,
+    "assign": FunctionTracer._assign,
+    "read": FunctionTracer._read,
+    "factory": FunctionTracer._factory,
+    "device": FunctionTracer._device,
+    "autograd": FunctionTracer._autograd,
+    "unknown": FunctionTracer._unknown,
+}

@@ -9,20 +9,19 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pytest_neuralpower.tracing.fallbacks import meta_like
 from pytest_neuralpower.tracing.rules.table import REAL_ELEMENTS
 
 __all__ = ["abstract_inputs", "batch_size", "input_tensors", "map_inputs", "not_a_tensor"]
 
 
 def without_data(tensor: Tensor) -> Tensor:
-    """The same shape, strides and dtype on the meta device; small integers stay as they are."""
-    if tensor.is_meta:
-        # A fresh one, so that writing in place does not reach the caller's.
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    floating = tensor.dtype.is_floating_point or tensor.dtype.is_complex
-    if not floating and tensor.numel() <= REAL_ELEMENTS:
-        return tensor
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    """Without data, a fresh one if it had none, so that writing in place does not reach the
+    caller's; small integers stay as they are."""
+    dtype = tensor.dtype
+    floating = dtype.is_floating_point or dtype.is_complex
+    real = not (tensor.is_meta or floating) and tensor.numel() <= REAL_ELEMENTS
+    return tensor if real else meta_like(tensor)
 
 
 def abstract_inputs(value: Any) -> Any:
@@ -67,21 +66,13 @@ class _DeepCopy(TorchFunctionMode):
 
 
 def input_tensors(value: Any) -> list[Tensor]:
-    """Tensors among arguments, in order, in containers and objects."""
-    found: list[Tensor] = []
-
-    def visit(item: Any, depth: int) -> None:
-        if isinstance(item, Tensor):
-            found.append(item)
-        elif isinstance(item, dict):
-            for inner in item.values():
-                visit(inner, depth + 1)
-        elif isinstance(item, (list, tuple)):
-            for inner in item:
-                visit(inner, depth + 1)
-
-    visit(value, 0)
-    return found
+    """Tensors among arguments, in order, in nested containers."""
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, (dict, list, tuple)):
+        return []
+    return [tensor for item in items for tensor in input_tensors(item)]
 
 
 def not_a_tensor(args: Any, kwargs: Any) -> str | None:
@@ -99,6 +90,4 @@ def not_a_tensor(args: Any, kwargs: Any) -> str | None:
 
 def batch_size(tensors: list[Tensor]) -> int:
     """First dimension of the first tensor; 1 without one."""
-    for tensor in tensors:
-        return int(tensor.shape[0]) if tensor.ndim else 1
-    return 1
+    return int(tensors[0].shape[0]) if tensors and tensors[0].ndim else 1

@@ -1,53 +1,56 @@
-"""Which module runs: paths as in ``named_modules``, kept while ``Module.__call__`` is watched."""
+"""What happens when a module is called while tracing: its path, and which way it is answered."""
+
+# ruff: noqa: A002, ARG001
+# A leaf takes what its module is called with, by the name that torch gives it.
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Module
 
-from pytest_neuralpower.tracing.fallbacks import (
-    NeedsForward,
-    NoRule,
-    describe,
-    map_outline,
-    map_tensors,
+from pytest_neuralpower.tracing.fallbacks import NeedsForward, NoRule, describe, map_tensors
+from pytest_neuralpower.tracing.rules import (
+    conv,
+    elementwise,
+    matmul,
+    memory,
+    norm,
+    pooling,
+    reduction,
 )
-from pytest_neuralpower.tracing.rules import conv, elementwise, memory, norm, pooling, reduction
-from pytest_neuralpower.tracing.rules import matmul as embedding
-from pytest_neuralpower.tracing.rules import matmul as linear
 from pytest_neuralpower.tracing.torch_private import (
+    CALL,
+    ORIGINAL,
+    POST_HOOKS,
+    PRE_HOOKS,
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensorMode,
     any_global_hook,
+    buffers_of,
+    children_of,
+    parameters_of,
     without_torch_function,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.state import WriteJournal
 
-__all__ = [
-    "LEAVES",
-    "ModuleCalls",
-    "ModulePaths",
-    "call_script_module",
-    "watched_calls",
-    "watched_script_functions",
-]
-
+__all__ = ["ModuleCalls", "ModulePaths", "watched_calls", "watched_script_functions"]
 
 #: More names than this of one module are not followed: a structure that shares at every level
 #: has exponentially many.
-_MOST_NAMES = 1024
+_MOST_NAMES: Final = 1024
 
 _lock = threading.RLock()
 
@@ -73,7 +76,7 @@ class ModulePaths:
         if not self._name(module, name):
             return
         key = id(module)
-        children = module._modules
+        children = children_of(module)
         if not children or key in above:  # a module may hold itself
             return
         above = (*above, key)
@@ -83,8 +86,8 @@ class ModulePaths:
             if child is None:
                 continue
             # A compiled module wraps the original, whose name is the one users know.
-            path = name if child_name == "_orig_mod" else prefix + child_name
-            if id(child) not in names and not child._modules:
+            path = name if child_name == ORIGINAL else prefix + child_name
+            if id(child) not in names and not children_of(child):
                 names[id(child)] = path  # most modules are leaves, met once
                 modules.append(child)
             else:
@@ -129,7 +132,7 @@ class ModulePaths:
 
     @staticmethod
     def _made_inside(module: Module, caller: str) -> str:
-        """A module that is not part of the model: made or held elsewhere."""
+        """Of a module that is not part of the model: made or held elsewhere."""
         name = type(module).__name__
         return f"{caller}.{name}" if caller else name
 
@@ -138,19 +141,14 @@ class ModulePaths:
 def watched_calls(
     replacement: Callable[[Callable[..., Any]], Callable[..., Any]],
 ) -> Iterator[None]:
-    """Let ``replacement(original)`` answer module calls, of one trace at a time.
-
-    ``Module.__call__`` is one class attribute for all; patching the method it calls instead of
-    itself spares the interpreter the update of every subclass's slots (0.1 ms for 500 classes).
-    """
-    name = "_call_impl" if hasattr(Module, "_call_impl") else "__call__"
+    """Let ``replacement(original)`` answer module calls, of one trace at a time."""
     with _lock:
-        original = getattr(Module, name)
-        setattr(Module, name, replacement(original))
+        original = getattr(Module, CALL)
+        setattr(Module, CALL, replacement(original))
         try:
             yield
         finally:
-            setattr(Module, name, original)
+            setattr(Module, CALL, original)
 
 
 # -- Plain leaf modules of torch: what their forward would call, called directly.
@@ -158,195 +156,156 @@ def watched_calls(
 # Only for modules of exactly these types, without hooks and with their own forward: a subclass or
 # a hook may do anything.
 
-# ruff: noqa: A002, ARG001
-# A leaf takes what its module is called with, by the name that torch gives it.
+
+#: Answers a call of one module: the recorder, the operation's name, the module, its input.
+Leaf = Callable[["Recorder", str, Any, Tensor], Any]
 
 
-def _convolution(op: str) -> Callable[[Recorder, Any, Tensor], Any]:
-    def leaf(recorder: Recorder, module: Any, input: Tensor) -> Tensor:
-        if module.padding_mode != "zeros":
-            raise NoRule
-        own = module._parameters
-        return conv.conv(
-            recorder, op, input, own["weight"], own["bias"],
-            module.stride, module.padding, module.dilation, module.groups,
-        )  # fmt: skip
-
-    return leaf
+def _convolution(recorder: Recorder, op: str, module: Any, input: Tensor) -> Tensor:
+    if module.padding_mode != "zeros":
+        raise NoRule
+    own = parameters_of(module)
+    return conv.conv(
+        recorder, op, input, own["weight"], own["bias"],
+        module.stride, module.padding, module.dilation, module.groups,
+    )  # fmt: skip
 
 
-def _transposed(op: str) -> Callable[[Recorder, Any, Tensor], Any]:
-    def leaf(recorder: Recorder, module: Any, input: Tensor) -> Tensor:
-        own = module._parameters
-        return conv.conv_transpose(
-            recorder, op, input, own["weight"], own["bias"], module.stride, module.padding,
-            module.output_padding, module.groups, module.dilation,
-        )  # fmt: skip
-
-    return leaf
+def _transposed(recorder: Recorder, op: str, module: Any, input: Tensor) -> Tensor:
+    own = parameters_of(module)
+    return conv.conv_transpose(
+        recorder, op, input, own["weight"], own["bias"], module.stride, module.padding,
+        module.output_padding, module.groups, module.dilation,
+    )  # fmt: skip
 
 
-def _linear(recorder: Recorder, module: Any, input: Tensor) -> Any:
-    own = module._parameters
-    return linear.linear(recorder, input, own["weight"], own["bias"])
+def _linear(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
+    own = parameters_of(module)
+    return matmul.linear(recorder, op, input, own["weight"], own["bias"])
 
 
-def _batch_norm(dims: tuple[int, ...]) -> Callable[[Recorder, Any, Tensor], Any]:
-    def leaf(recorder: Recorder, module: Any, input: Tensor) -> Any:
-        if input.ndim not in dims:
-            raise NoRule
-        own, buffers = module._parameters, module._buffers
-        mean, variance = buffers.get("running_mean"), buffers.get("running_var")
-        training = module.training or mean is None
-        return norm.batch_norm(
-            recorder, input, mean, variance, own["weight"], own["bias"], training
-        )
-
-    return leaf
+_DIMS: Final = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
 
 
-def _layer_norm(recorder: Recorder, module: Any, input: Tensor) -> Any:
-    own = module._parameters
-    return norm.layer_norm(recorder, input, module.normalized_shape, own["weight"], own["bias"])
+def _batch_norm(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
+    if input.ndim not in _DIMS[type(module)]:
+        raise NoRule
+    own, buffers = parameters_of(module), buffers_of(module)
+    mean, variance = buffers.get("running_mean"), buffers.get("running_var")
+    training = module.training or mean is None
+    return norm.batch_norm(
+        recorder, op, input, mean, variance, own["weight"], own["bias"], training
+    )
 
 
-def _group_norm(recorder: Recorder, module: Any, input: Tensor) -> Any:
-    own = module._parameters
-    return norm.group_norm(recorder, input, module.num_groups, own["weight"], own["bias"])
+def _layer_norm(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
+    own = parameters_of(module)
+    return norm.layer_norm(recorder, op, input, module.normalized_shape, own["weight"], own["bias"])
 
 
-def _embedding(recorder: Recorder, module: Any, input: Tensor) -> Any:
+def _group_norm(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
+    own = parameters_of(module)
+    return norm.group_norm(recorder, op, input, module.num_groups, own["weight"], own["bias"])
+
+
+def _embedding(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
     if module.max_norm is not None:
         raise NoRule
-    return embedding.embedding(recorder, input, module._parameters["weight"])
+    return matmul.embedding(recorder, op, input, parameters_of(module)["weight"])
 
 
-def _max_pool(dims: int) -> Callable[[Recorder, Any, Tensor], Any]:
-    op = f"max_pool{dims}d"
-
-    def leaf(recorder: Recorder, module: Any, input: Tensor) -> Any:
-        return pooling.pool(
-            recorder, op, dims, input, module.kernel_size, module.stride, module.padding,
-            module.dilation, module.ceil_mode, module.return_indices,
-        )  # fmt: skip
-
-    return leaf
+def _max_pool(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
+    return pooling.max_pool(
+        recorder, op, input, module.kernel_size, module.stride, module.padding,
+        module.dilation, module.ceil_mode, module.return_indices,
+    )  # fmt: skip
 
 
-def _avg_pool(dims: int) -> Callable[[Recorder, Any, Tensor], Any]:
-    op = f"avg_pool{dims}d"
-
-    def leaf(recorder: Recorder, module: Any, input: Tensor) -> Any:
-        return pooling.pool(
-            recorder, op, dims, input, module.kernel_size, module.stride, module.padding, 1,
-            module.ceil_mode,
-        )  # fmt: skip
-
-    return leaf
+def _avg_pool(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
+    return pooling.avg_pool(
+        recorder, op, input, module.kernel_size, module.stride, module.padding, module.ceil_mode
+    )
 
 
-def _adaptive_avg_pool(dims: int) -> Callable[[Recorder, Any, Tensor], Any]:
-    op = f"adaptive_avg_pool{dims}d"
-
-    def leaf(recorder: Recorder, module: Any, input: Tensor) -> Any:
-        return pooling.adaptive_pool(recorder, op, dims, input, module.output_size)
-
-    return leaf
+def _adaptive_avg_pool(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
+    return pooling.adaptive_pool(recorder, op, input, module.output_size)
 
 
-def _activation(op: str) -> Callable[[Recorder, Any, Tensor], Any]:
-    def leaf(recorder: Recorder, module: Any, input: Tensor) -> Any:
-        return elementwise.activation(recorder, op, input, module.__dict__.get("inplace", False))
+def _activation(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
+    return elementwise.activation(
+        recorder, op, input, inplace=module.__dict__.get("inplace", False)
+    )
 
-    return leaf
 
-
-def _softmax(recorder: Recorder, module: Any, input: Tensor) -> Any:
+def _softmax(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
     if module.dim is None:
         raise NoRule  # torch picks a dimension and warns
-    return reduction.softmax(recorder, "softmax", input, module.dim)
+    return reduction.softmax(recorder, op, input, module.dim)
 
 
-def _dropout(recorder: Recorder, module: Any, input: Tensor) -> Any:
+def _dropout(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
     if module.training:
         raise NoRule
     return input
 
 
-def _identity(recorder: Recorder, module: Any, input: Tensor) -> Any:
+def _identity(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
     return input
 
 
-def _flatten(recorder: Recorder, module: Any, input: Tensor) -> Any:
-    return memory.flatten(recorder, input, module.start_dim, module.end_dim)
+def _flatten(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
+    return memory.flatten(recorder, op, input, module.start_dim, module.end_dim)
 
 
-LEAVES: Final[dict[type, Callable[[Recorder, Any, Tensor], Any]]] = {
-    nn.Conv1d: _convolution("conv1d"),
-    nn.Conv2d: _convolution("conv2d"),
-    nn.Conv3d: _convolution("conv3d"),
-    nn.ConvTranspose1d: _transposed("conv_transpose1d"),
-    nn.ConvTranspose2d: _transposed("conv_transpose2d"),
-    nn.ConvTranspose3d: _transposed("conv_transpose3d"),
-    nn.Linear: _linear,
-    nn.BatchNorm1d: _batch_norm((2, 3)),
-    nn.BatchNorm2d: _batch_norm((4,)),
-    nn.BatchNorm3d: _batch_norm((5,)),
-    nn.LayerNorm: _layer_norm,
-    nn.GroupNorm: _group_norm,
-    nn.Embedding: _embedding,
-    nn.MaxPool1d: _max_pool(1),
-    nn.MaxPool2d: _max_pool(2),
-    nn.MaxPool3d: _max_pool(3),
-    nn.AvgPool1d: _avg_pool(1),
-    nn.AvgPool2d: _avg_pool(2),
-    nn.AvgPool3d: _avg_pool(3),
-    nn.AdaptiveAvgPool1d: _adaptive_avg_pool(1),
-    nn.AdaptiveAvgPool2d: _adaptive_avg_pool(2),
-    nn.AdaptiveAvgPool3d: _adaptive_avg_pool(3),
-    nn.ReLU: _activation("relu"),
-    nn.ReLU6: _activation("relu6"),
-    nn.LeakyReLU: _activation("leaky_relu"),
-    nn.ELU: _activation("elu"),
-    nn.SELU: _activation("selu"),
-    nn.GELU: _activation("gelu"),
-    nn.SiLU: _activation("silu"),
-    nn.Mish: _activation("mish"),
-    nn.Hardswish: _activation("hardswish"),
-    nn.Hardsigmoid: _activation("hardsigmoid"),
-    nn.Hardtanh: _activation("hardtanh"),
-    nn.Sigmoid: _activation("sigmoid"),
-    nn.Tanh: _activation("tanh"),
-    nn.Softplus: _activation("softplus"),
-    nn.Softmax: _softmax,
-    nn.Dropout: _dropout,
-    nn.Dropout1d: _dropout,
-    nn.Dropout2d: _dropout,
-    nn.Dropout3d: _dropout,
-    nn.AlphaDropout: _dropout,
-    nn.Identity: _identity,
-    nn.Flatten: _flatten,
+LEAVES: Final[dict[type, tuple[str, Leaf]]] = {
+    nn.Conv1d: ("conv1d", _convolution),
+    nn.Conv2d: ("conv2d", _convolution),
+    nn.Conv3d: ("conv3d", _convolution),
+    nn.ConvTranspose1d: ("conv_transpose1d", _transposed),
+    nn.ConvTranspose2d: ("conv_transpose2d", _transposed),
+    nn.ConvTranspose3d: ("conv_transpose3d", _transposed),
+    nn.Linear: ("linear", _linear),
+    nn.BatchNorm1d: ("batch_norm", _batch_norm),
+    nn.BatchNorm2d: ("batch_norm", _batch_norm),
+    nn.BatchNorm3d: ("batch_norm", _batch_norm),
+    nn.LayerNorm: ("layer_norm", _layer_norm),
+    nn.GroupNorm: ("group_norm", _group_norm),
+    nn.Embedding: ("embedding", _embedding),
+    nn.MaxPool1d: ("max_pool1d", _max_pool),
+    nn.MaxPool2d: ("max_pool2d", _max_pool),
+    nn.MaxPool3d: ("max_pool3d", _max_pool),
+    nn.AvgPool1d: ("avg_pool1d", _avg_pool),
+    nn.AvgPool2d: ("avg_pool2d", _avg_pool),
+    nn.AvgPool3d: ("avg_pool3d", _avg_pool),
+    nn.AdaptiveAvgPool1d: ("adaptive_avg_pool1d", _adaptive_avg_pool),
+    nn.AdaptiveAvgPool2d: ("adaptive_avg_pool2d", _adaptive_avg_pool),
+    nn.AdaptiveAvgPool3d: ("adaptive_avg_pool3d", _adaptive_avg_pool),
+    nn.ReLU: ("relu", _activation),
+    nn.ReLU6: ("relu6", _activation),
+    nn.LeakyReLU: ("leaky_relu", _activation),
+    nn.ELU: ("elu", _activation),
+    nn.SELU: ("selu", _activation),
+    nn.GELU: ("gelu", _activation),
+    nn.SiLU: ("silu", _activation),
+    nn.Mish: ("mish", _activation),
+    nn.Hardswish: ("hardswish", _activation),
+    nn.Hardsigmoid: ("hardsigmoid", _activation),
+    nn.Hardtanh: ("hardtanh", _activation),
+    nn.Sigmoid: ("sigmoid", _activation),
+    nn.Tanh: ("tanh", _activation),
+    nn.Softplus: ("softplus", _activation),
+    nn.Softmax: ("softmax", _softmax),
+    nn.Dropout: ("dropout", _dropout),
+    nn.Dropout1d: ("dropout", _dropout),
+    nn.Dropout2d: ("dropout", _dropout),
+    nn.Dropout3d: ("dropout", _dropout),
+    nn.AlphaDropout: ("dropout", _dropout),
+    nn.Identity: ("identity", _identity),
+    nn.Flatten: ("flatten", _flatten),
 }
 
 
 # -- TorchScript: its code runs outside Python, so each call is listed at ATen level.
-
-
-def call_script_module(
-    recorder: Recorder,
-    journal: WriteJournal,
-    module: torch.nn.Module,
-    call: Callable[..., Any],
-    *,
-    args: Any,
-    kwargs: Any,
-) -> Any:
-    """Call a scripted or traced module; its buffers are written by compiled code."""
-    with without_torch_function():
-        for buffer in module.buffers():
-            journal.keep(buffer)
-    recorder.seen.update(id(parameter) for parameter in module.parameters())
-    return _call_script(recorder, call, args, kwargs)
 
 
 def _call_script(recorder: Recorder, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -374,7 +333,7 @@ def _call_script(recorder: Recorder, call: Callable[..., Any], args: Any, kwargs
                 result = call(*given, **named)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise NeedsForward(f"a TorchScript call depends on values ({error})") from error
-        return map_outline(from_fake, result)
+        return map_tensors(from_fake, result)
 
 
 @contextmanager
@@ -387,9 +346,7 @@ def watched_script_functions(recorder: Recorder) -> Iterator[None]:
     def call(function: Any, *args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() != owner:
             return original(function, *args, **kwargs)
-        return _call_script(
-            recorder, lambda *given, **named: original(function, *given, **named), args, kwargs
-        )
+        return _call_script(recorder, partial(original, function), args, kwargs)
 
     function_type.__call__ = call
     try:
@@ -398,10 +355,7 @@ def watched_script_functions(recorder: Recorder) -> Iterator[None]:
         function_type.__call__ = original
 
 
-# -- What happens when a module is called while tracing: its path, and which way it is answered.
-
-#: The leaf whose input is an integer tensor with its values.
-_TAKES_REAL = nn.Embedding
+# -- Every call of a module.
 
 
 class ModuleCalls:
@@ -440,6 +394,7 @@ class ModuleCalls:
         Local variables and one flat function, as this runs once for every module.
         """
         recorder, names, path_of = self.recorder, self.paths.names, self.paths.of
+        pre_hooks, post_hooks = PRE_HOOKS, POST_HOOKS
         bypass = not self._compute and not any_global_hook()
         leaves = LEAVES if bypass else {}
         ordinary = self._ordinary
@@ -457,12 +412,14 @@ class ModuleCalls:
                 leaf = leaves.get(kind)
                 if leaf is not None and len(args) == 1 and not kwargs:
                     own = module.__dict__
-                    if not (own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own):
+                    if not (own[post_hooks] or own[pre_hooks] or "forward" in own):
                         try:
                             with without_torch_function():
                                 given = args[0]
-                                if given.is_meta or kind is _TAKES_REAL:
-                                    return leaf(recorder, module, given)
+                                # An embedding's input is real: integers keep their values.
+                                if given.is_meta or kind is nn.Embedding:
+                                    op, answer = leaf
+                                    return answer(recorder, op, module, given)
                         except Exception:
                             pass  # its own forward answers, or says what is wrong
                 return ordinary(original, module, path, args, kwargs)
@@ -485,7 +442,7 @@ class ModuleCalls:
             special = self._special[kind]
         except KeyError:
             special = self._special[kind] = self._treatment(module)
-        if module._parameters:
+        if parameters_of(module):
             self.entered[id(module)] = (module, path)
         try:
             if special is not None:
@@ -500,7 +457,7 @@ class ModuleCalls:
         """Another way to call modules of this type, or ``None``."""
         if isinstance(module, torch.jit.ScriptModule):
             return None if self._compute else self._call_script
-        if hasattr(module, "_orig_mod") and "_orig_mod" in module._modules:
+        if ORIGINAL in children_of(module):
             return _call_original
         if type(module) in (nn.DataParallel, nn.parallel.DistributedDataParallel):
             return _call_wrapped  # one device's share is the model itself
@@ -509,18 +466,16 @@ class ModuleCalls:
     def _call_script(
         self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any
     ) -> Any:
-        return call_script_module(
-            self.recorder,
-            self.journal,
-            module,
-            lambda *given, **named: original(module, *given, **named),
-            args=args,
-            kwargs=kwargs,
-        )
+        """A scripted or traced module; its buffers are written by compiled code."""
+        with without_torch_function():
+            for buffer in module.buffers():
+                self.journal.keep(buffer)
+        self.recorder.seen.update(id(parameter) for parameter in module.parameters())
+        return _call_script(self.recorder, partial(original, module), args, kwargs)
 
 
 def _call_original(_original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-    return module._orig_mod(*args, **kwargs)  # type: ignore[operator]
+    return getattr(module, ORIGINAL)(*args, **kwargs)
 
 
 def _call_wrapped(_original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:

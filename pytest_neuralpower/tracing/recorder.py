@@ -11,13 +11,19 @@ from torch.nn import Parameter
 
 from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.layers import ITEMSIZE, Layer, Params, ParamValue, TensorSpec
-from pytest_neuralpower.tracing.strides import contiguous_strides, dense_like
+from pytest_neuralpower.tracing.strides import (
+    Ints,
+    channels_last_strides,
+    contiguous_strides,
+    dense_like,
+    is_channels_last,
+)
 from pytest_neuralpower.tracing.torch_private import any_autocast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["META", "REMEMBERED", "Plan", "Recorder", "dtype_name", "spec_of"]
+__all__ = ["META", "REMEMBERED", "Plan", "Recorder", "dtype_name", "planned", "spec_of"]
 
 META = torch.device("meta")
 
@@ -58,6 +64,30 @@ class Plan(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     result: torch.dtype
+
+
+def planned(
+    kind: str,
+    op: str,
+    inputs: tuple[TensorSpec, ...],
+    shape: Ints,
+    result: torch.dtype,
+    *,
+    weights: tuple[TensorSpec, ...] = (),
+    params: Params = (),
+    strides: Ints | None = None,
+    outputs: tuple[TensorSpec, ...] = (),
+) -> Plan:
+    """A plan that returns a tensor of this shape and dtype.
+
+    Its strides default to contiguous ones, the layer's outputs to the tensor itself.
+    """
+    outputs = outputs or (spec_of(shape, result),)
+    if strides is None:
+        strides = contiguous_strides(shape)
+    return Plan(
+        kind, op, inputs, weights, outputs, outputs[0].dtype, params, shape, strides, result
+    )
 
 
 #: Plans remembered per rule: more than the distinct layers of any one model.
@@ -118,10 +148,13 @@ class Recorder:
             Layer(kind, op, self.path, inputs, tuple(weights), outputs, dtype, params)
         )
 
-    def follow(self, plan: Plan) -> Tensor:
-        """List the planned layer and return its result, a tensor without data."""
+    def follow(self, plan: Plan, written: Tensor | None = None) -> Tensor:
+        """List the planned layer and return its result: a tensor without data, or the operand
+        that it has written over."""
         kind, op, inputs, weights, outputs, dtype, params, shape, strides, result = plan
         self.layers.append(Layer(kind, op, self.path, inputs, weights, outputs, dtype, params))
+        if written is not None:
+            return written
         return _new(shape, strides, dtype=result, device=META)
 
     def record(
@@ -188,6 +221,11 @@ class Recorder:
         return _new(
             shape, dense_like(shape, tensor.stride()), dtype=dtype or tensor.dtype, device=META
         )
+
+    def formatted(self, like: Tensor, shape: Ints, dtype: torch.dtype) -> Tensor:
+        """A tensor that is channels_last where another of its rank is, contiguous elsewhere."""
+        last = len(shape) == like.ndim and is_channels_last(like.shape, like.stride())
+        return self.new(shape, dtype, channels_last_strides(shape) if last else None)
 
     def autocast(self, dtype: torch.dtype) -> torch.dtype:
         """Dtype of an operation on autocast's low-precision list."""

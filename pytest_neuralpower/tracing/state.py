@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from pytest_neuralpower.tracing.fallbacks import tensors_in
+from pytest_neuralpower.tracing.fallbacks import meta_like, tensors_in
+from pytest_neuralpower.tracing.torch_private import (
+    BUFFERS,
+    CHILDREN,
+    HOOKS,
+    PARAMETERS,
+    POST_HOOKS,
+    PRE_HOOKS,
+    base_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -44,7 +53,7 @@ class WriteJournal:
 
     def keep(self, tensor: Tensor) -> None:
         """Remember the values of a tensor (of the whole that it is a view of)."""
-        whole = tensor if tensor._base is None else tensor._base
+        whole = _whole(tensor)
         if not whole.is_meta and id(whole) not in self._before:
             self._before[id(whole)] = (whole, whole.detach().clone())
 
@@ -66,14 +75,12 @@ class WriteJournal:
 
     def mark_stale(self, tensor: Any) -> None:
         if isinstance(tensor, Tensor):
-            for one in (tensor, tensor._base):
-                if one is not None and id(one) not in self.stale:
-                    self.stale[id(one)] = (one, _without_data(one))
+            for one in (tensor, _whole(tensor)):
+                if id(one) not in self.stale:
+                    self.stale[id(one)] = (one, meta_like(one))
 
     def is_stale(self, tensor: Tensor) -> bool:
-        return id(tensor) in self.stale or (
-            tensor._base is not None and id(tensor._base) in self.stale
-        )
+        return id(tensor) in self.stale or id(_whole(tensor)) in self.stale
 
     def touches(self, values: Iterable[Any]) -> bool:
         """Whether a stale tensor is among (nested) values."""
@@ -92,7 +99,7 @@ class WriteJournal:
                 return value
             if id(value) in self.stale:
                 return self.stale[id(value)][1]
-            return _without_data(value) if self.is_stale(value) else value
+            return meta_like(value) if self.is_stale(value) else value
         if type(value) in (tuple, list):
             return type(value)([self.current(item) for item in value])
         if type(value) is dict:
@@ -118,8 +125,10 @@ _INPLACE_OPERATORS: Final = frozenset(
 )  # fmt: skip
 
 
-def _without_data(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+def _whole(tensor: Tensor) -> Tensor:
+    """What a tensor is a view of, or itself."""
+    base = base_of(tensor)
+    return tensor if base is None else base
 
 
 @contextmanager
@@ -155,10 +164,8 @@ _ATOMS: Final = frozenset(
 _CONTAINERS: Final = frozenset((list, dict, set, deque, OrderedDict, defaultdict))
 
 #: Attributes that every module has; their contents are kept separately, where they matter.
-_STANDARD: Final = frozenset(Module().__dict__)
-_HOOKS: Final = tuple(
-    name for name, value in Module().__dict__.items() if "hook" in name and isinstance(value, dict)
-)
+_STANDARD: Final = frozenset(vars(Module()))
+_CONTENTS: Final = (PARAMETERS, BUFFERS, CHILDREN)
 
 #: How deep to follow containers and objects that a module holds.
 _DEPTH: Final = 4
@@ -183,14 +190,10 @@ class _ModuleState:
             if treatment == "compiled":
                 continue
             own = module.__dict__
-            contents = [
-                (inner, inner.copy())
-                for inner in (own["_parameters"], own["_buffers"], own["_modules"])
-                if inner
-            ]
+            contents = [(own[name], own[name].copy()) for name in _CONTENTS if own[name]]
             self._modules.append((own, own.copy(), contents))
-            if own["_forward_hooks"] or own["_forward_pre_hooks"]:
-                self._hooked += [(own[name], own[name].copy()) for name in _HOOKS]
+            if own[POST_HOOKS] or own[PRE_HOOKS]:
+                self._hooked += [(own[name], own[name].copy()) for name in HOOKS]
             if treatment == "custom":
                 # A module sets its standard attributes first, all at once.
                 first = len(_STANDARD) if next(iter(own)) in _STANDARD else 0
@@ -233,10 +236,9 @@ class _ModuleState:
             for now, items in contents:
                 if len(now) != len(items) or not all(map(is_, now.values(), items.values())):
                     _put_back(now, items)
-            filled = bool(own["_parameters"]) + bool(own["_buffers"]) + bool(own["_modules"])
-            if filled != len(contents):
+            if sum([bool(own[name]) for name in _CONTENTS]) != len(contents):
                 _empty_again(own, contents)
-            if own["_forward_hooks"] or own["_forward_pre_hooks"]:
+            if own[POST_HOOKS] or own[PRE_HOOKS]:
                 self._drop_new_hooks(own)
         for now, attributes in self._objects:
             if len(now) != len(attributes) or not all(map(is_, now.values(), attributes.values())):
@@ -248,7 +250,7 @@ class _ModuleState:
 
     def _drop_new_hooks(self, own: dict[str, Any]) -> None:
         known = {id(hooks) for hooks, _ in self._hooked}
-        for name in _HOOKS:
+        for name in HOOKS:
             if id(own[name]) not in known:
                 own[name].clear()
 
@@ -264,7 +266,7 @@ def _treatment(kind: type) -> str:
 def _empty_again(own: dict[str, Any], contents: list[Any]) -> None:
     """Parameters, buffers or children of a module that had none."""
     kept = [id(now) for now, _ in contents]
-    for name in ("_parameters", "_buffers", "_modules"):
+    for name in _CONTENTS:
         if id(own[name]) not in kept:
             own[name].clear()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 __all__ = [
+    "Ints",
     "broadcast_shapes",
     "channels_last_strides",
     "contiguous_strides",

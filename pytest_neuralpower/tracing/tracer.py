@@ -1,4 +1,4 @@
-"""Lazy modules: they make their parameters on the first call, so a copy must make that call."""
+"""The layers of one model call, by the cheapest route that can tell."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from torch.nn.parameter import is_lazy
 
 from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.layers import Trace
-from pytest_neuralpower.tracing.aten import AtenRecorder
 from pytest_neuralpower.tracing.fallbacks import NeedsAten, NeedsForward, ShapeMismatch
 from pytest_neuralpower.tracing.function_mode import FunctionTracer
 from pytest_neuralpower.tracing.inputs import (
@@ -34,52 +33,25 @@ from pytest_neuralpower.tracing.modules import (
 from pytest_neuralpower.tracing.recorder import Recorder
 from pytest_neuralpower.tracing.state import WriteJournal, global_state, module_state
 from pytest_neuralpower.tracing.torch_private import (
+    COMPILER,
+    ORIGINAL,
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensorMode,
+    parameters_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
-__all__ = [
-    "eager_only",
-    "has_lazy_modules",
-    "home_device",
-    "initialised_later",
-    "lacks_values",
-    "trace",
-    "trace_dispatcher",
-    "trace_forward",
-    "trace_functions",
-]
-
-
-def has_lazy_modules(modules: Sequence[nn.Module]) -> bool:
-    """Whether a module still has to learn its parameters' shapes."""
-    if not any(issubclass(kind, LazyModuleMixin) for kind in set(map(type, modules))):
-        return False
-    return any(
-        isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
-        for module in modules
-    )
-
-
-def initialised_later(model: nn.Module) -> nn.Module:
-    """A copy that shares every parameter which has values already."""
-    memo: dict[int, Any] = {
-        id(tensor): tensor
-        for tensor in (*model.parameters(), *model.buffers())
-        if not is_lazy(tensor)
-    }
-    return copy.deepcopy(model, memo)
+__all__ = ["home_device", "trace"]
 
 
 # -- The function route: the model's Python runs on tensors without data.
 
 
-def trace_functions(model: nn.Module, args: Any, kwargs: Any, paths: ModulePaths) -> Recorder:
+def _trace_functions(model: nn.Module, args: Any, kwargs: Any, paths: ModulePaths) -> Recorder:
     """Layers by shape rules.
 
     Raises
@@ -91,7 +63,7 @@ def trace_functions(model: nn.Module, args: Any, kwargs: Any, paths: ModulePaths
     recorder = Recorder(device.type)
     journal = WriteJournal()
     calls = ModuleCalls(recorder, paths, journal, compute=False)
-    with global_state(), module_state(paths.modules), torch.no_grad(), eager_only():
+    with global_state(), module_state(paths.modules), torch.no_grad(), _eager_only():
         given, named = abstract_inputs(args), abstract_inputs(kwargs)
         try:
             with (
@@ -117,17 +89,12 @@ def home_device(model: nn.Module, args: Any, kwargs: Any) -> torch.device:
     return torch.device("cpu")
 
 
-def eager_only() -> AbstractContextManager[Any]:
+def _eager_only() -> AbstractContextManager[Any]:
     """Run functions that ``torch.compile`` made as they were written."""
-    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing it costs seconds
+    if COMPILER not in sys.modules:  # nothing was compiled, and importing it costs seconds
         return nullcontext()
-    return _forced_eager()
-
-
-@contextmanager
-def _forced_eager() -> Iterator[None]:
-    with torch.compiler.set_stance("force_eager"):
-        yield
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _note_unseen(recorder: Recorder, calls: ModuleCalls) -> None:
@@ -137,11 +104,11 @@ def _note_unseen(recorder: Recorder, calls: ModuleCalls) -> None:
     forward, or the module must have listed nothing at all.
     """
     for module, path in calls.entered.values():
-        names = [name for name, one in module._parameters.items() if one is not None]
-        if any(id(module._parameters[name]) in recorder.seen for name in names) or not names:
+        own = {name: one for name, one in parameters_of(module).items() if one is not None}
+        if not own or any(id(parameter) in recorder.seen for parameter in own.values()):
             continue
         code = getattr(type(module).forward, "__code__", None)
-        named = code is not None and any(name in code.co_names for name in names)
+        named = code is not None and any(name in code.co_names for name in own)
         below = f"{path}." if path else ""
         if named or not any(
             layer.path == path or layer.path.startswith(below) for layer in recorder.layers
@@ -156,7 +123,7 @@ def _note_unseen(recorder: Recorder, calls: ModuleCalls) -> None:
 # -- The forward route: one real forward, every operation listed as it runs.
 
 
-def lacks_values(model: nn.Module, args: Any, kwargs: Any) -> str | None:
+def _lacks_values(model: nn.Module, args: Any, kwargs: Any) -> str | None:
     """What stands in the way of a real forward: the first tensor without data."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
@@ -166,14 +133,14 @@ def lacks_values(model: nn.Module, args: Any, kwargs: Any) -> str | None:
     return None
 
 
-def trace_forward(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
+def _trace_forward(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
     """Layers of a real forward, where the model and its inputs are."""
     device = home_device(model, args, kwargs)
     recorder = Recorder(device.type)
     journal = WriteJournal()
     paths = ModulePaths(model)
     calls = ModuleCalls(recorder, paths, journal, compute=True)
-    with global_state(), module_state(paths.modules), _gradients(model), eager_only():
+    with global_state(), module_state(paths.modules), _gradients(model), _eager_only():
         # Copies: a cache is extended, an input may be written to.
         given, named = map_inputs(args, _copy), map_inputs(kwargs, _copy)
         for buffer in model.buffers():
@@ -210,10 +177,30 @@ def _gradients(model: nn.Module) -> Iterator[None]:
                 gradient.detach().copy_(values)
 
 
+def _has_lazy_modules(modules: Sequence[nn.Module]) -> bool:
+    """Whether a module still has to learn its parameters' shapes."""
+    if not any(issubclass(kind, LazyModuleMixin) for kind in set(map(type, modules))):
+        return False
+    return any(
+        isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
+        for module in modules
+    )
+
+
+def _initialised_later(model: nn.Module) -> nn.Module:
+    """A copy that shares every parameter which has values already."""
+    memo: dict[int, Any] = {
+        id(tensor): tensor
+        for tensor in (*model.parameters(), *model.buffers())
+        if not is_lazy(tensor)
+    }
+    return copy.deepcopy(model, memo)
+
+
 # -- The ATen route: the whole model on fake tensors, where it differentiates or batches inside.
 
 
-def trace_dispatcher(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
+def _trace_aten(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
     """Layers as the dispatcher sees them, backward operations included.
 
     Raises
@@ -221,6 +208,8 @@ def trace_dispatcher(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
     NeedsForward
         The model's next step depends on values.
     """
+    from pytest_neuralpower.tracing.aten import AtenRecorder  # noqa: PLC0415 - few need it
+
     recorder = Recorder()
     journal = WriteJournal()
     paths = ModulePaths(model)
@@ -241,7 +230,7 @@ def trace_dispatcher(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
         name: to_fake(tensor)
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
-    with global_state(), module_state(paths.modules), eager_only():
+    with global_state(), module_state(paths.modules), _eager_only():
         given, named = map_inputs(args, to_fake), map_inputs(kwargs, to_fake)
         try:
             with watched_calls(calls.replacement), fake_mode, AtenRecorder(recorder):
@@ -286,32 +275,29 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:
             f"trace() needs a torch.nn.Module as its first argument, got {_describe(model)}: "
             "wrap a function in a module, or pass the model that it belongs to"
         )
-    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
-    tensors = input_tensors((args, kwargs))
+    model = getattr(model, ORIGINAL, model)  # torch.compile's wrapper
     route, recorder = _first_route(model, args, kwargs)
     return Trace(
         layers=tuple(recorder.layers),
         route=route,
         fallbacks=tuple(recorder.fallbacks),
         notes=tuple(recorder.notes),
-        batch=batch_size(tensors),
+        batch=batch_size(input_tensors((args, kwargs))),
         model=type(model).__name__,
     )
 
 
 def _first_route(model: nn.Module, args: Any, kwargs: Any) -> tuple[str, Recorder]:
     paths = ModulePaths(model)
-    if has_lazy_modules(paths.modules):
+    if _has_lazy_modules(paths.modules):
         reason = NeedsForward("it has lazy modules, which were initialised in a copy")
-        return "forward", _forward(initialised_later(model), args, kwargs, reason)
+        return "forward", _forward(_initialised_later(model), args, kwargs, reason)
     cause: BaseException
     try:
-        return "function", trace_functions(model, args, kwargs, paths)
+        return "function", _trace_functions(model, args, kwargs, paths)
     except NeedsAten as detour:
-        # The other routes load when a model needs them: few do.
-
         try:
-            recorder = trace_dispatcher(model, args, kwargs)
+            recorder = _trace_aten(model, args, kwargs)
         except (NeedsForward, Exception) as error:
             cause = error
         else:
@@ -330,27 +316,24 @@ def _first_route(model: nn.Module, args: Any, kwargs: Any) -> tuple[str, Recorde
 
 def _forward(model: nn.Module, args: Any, kwargs: Any, cause: BaseException) -> Recorder:
     """The forward route, where the model has values to compute with."""
-
     reason = cause.reason if isinstance(cause, NeedsForward) else None
-    lacking = lacks_values(model, args, kwargs)
+    place = getattr(cause, "where", "")
+    where = f" in {place}" if place else ""
+    lacking = _lacks_values(model, args, kwargs)
     if lacking is not None:
         if reason is None:
             _refuse(model, args, kwargs, cause)
-        where = getattr(cause, "where", "")
         raise TraceError(
-            f"cannot trace {type(model).__name__} without values: {reason}"
-            f"{f' in {where}' if where else ''}, but {lacking} on the meta device; build the "
-            "model and its inputs on the CPU, so that one real forward can be run"
+            f"cannot trace {type(model).__name__} without values: {reason}{where}, but {lacking} "
+            "on the meta device; build the model and its inputs on the CPU, so that one real "
+            "forward can be run"
         ) from None
     try:
-        recorder = trace_forward(model, args, kwargs)
+        recorder = _trace_forward(model, args, kwargs)
     except Exception as error:
         _refuse(model, args, kwargs, error)
-    where = getattr(cause, "where", "")
     because = reason or f"its code failed on tensors without data ({_first_line(cause)})"
-    recorder.notes[
-        f"Traced by one real forward because {because}{f' in {where}' if where else ''}."
-    ] = None
+    recorder.notes[f"Traced by one real forward because {because}{where}."] = None
     return recorder
 
 

@@ -23,9 +23,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pytest_neuralpower.calibrate.measure.trial import TrialSkipped
 from pytest_neuralpower.tracing import trace
+from pytest_neuralpower.tracing.fallbacks import is_plain
 from pytest_neuralpower.tracing.function_mode import FunctionTracer
 from pytest_neuralpower.tracing.recorder import Recorder
-from pytest_neuralpower.tracing.rules import TABLE
+from pytest_neuralpower.tracing.rules import entry_of
 from pytest_neuralpower.tracing.state import WriteJournal
 from pytest_neuralpower.tracing.tracer import home_device
 
@@ -173,10 +174,8 @@ class _TimingMode(TorchFunctionMode):
 
 
 def _lists_nothing(func: Any) -> bool:
-    entry = TABLE.get(func)
-    if entry is None:
-        return getattr(func, "__name__", "") in ("__get__", "__set__", "__delete__")
-    return entry.treatment in _FREE
+    treatment = entry_of(func).treatment
+    return treatment in _FREE or (treatment == "unknown" and is_plain(func))
 
 
 def list_calls(model: nn.Module, inputs: Sequence[Any]) -> tuple[Trace, Calls, Any]:

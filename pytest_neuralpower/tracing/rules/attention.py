@@ -6,23 +6,21 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_neuralpower.layers import TensorSpec
 from pytest_neuralpower.tracing.fallbacks import NoRule
-from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, dtype_name, spec_of
-from pytest_neuralpower.tracing.rules.table import rule
-from pytest_neuralpower.tracing.strides import broadcast_shapes, contiguous_strides
+from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, planned, spec_of
+from pytest_neuralpower.tracing.strides import Ints, broadcast_shapes
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from pytest_neuralpower.tracing.recorder import Recorder
+    from pytest_neuralpower.tracing.rules.table import Rule
 
-__all__ = ["multi_head_attention", "scaled_dot_product_attention"]
-
-Ints = tuple[int, ...]
+__all__ = ["RULES"]
 
 
 def _four(shape: Any) -> Ints:
@@ -35,9 +33,9 @@ def _four(shape: Any) -> Ints:
     return (1,) * (2 - len(lead)) + lead + rest
 
 
-@rule("scaled_dot_product_attention")
-def scaled_dot_product_attention(
+def _scaled_dot_product_attention(
     recorder: Recorder,
+    op: str,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -53,16 +51,11 @@ def scaled_dot_product_attention(
     recorder.note_seen(query, key, value)
     return recorder.follow(
         _plan(
-            query.shape,
-            key.shape,
-            value.shape,
-            recorder.autocast(dtype),
-            None if attn_mask is None else recorder.spec(attn_mask),
-            bool(is_causal),
-            float(dropout_p),
-            enable_gqa,
+            query.shape, key.shape, value.shape, recorder.autocast(dtype),
+            None if attn_mask is None else recorder.spec(attn_mask), bool(is_causal),
+            float(dropout_p), enable_gqa,
         )
-    )
+    )  # fmt: skip
 
 
 @lru_cache(REMEMBERED)
@@ -91,32 +84,18 @@ def _plan(
     inputs = [spec_of(_four(shape), dtype) for shape in ((*batch, *query[-2:]), key, value)]
     if mask is not None:
         inputs.append(mask)
-    return Plan(
-        "attention",
-        "scaled_dot_product_attention",
-        tuple(inputs),
-        (),
-        (spec_of(_four(out), dtype),),
-        dtype_name(dtype),
-        (("causal", causal), ("dropout", dropout), ("masked", mask is not None)),
-        out,
-        # The fused kernels answer (B, L, H, E) in memory, the plain one (B, H, L, E); torch's
-        # meta kernel of the composite answers the plain one, and so do we.
-        contiguous_strides(out),
-        dtype,
-    )
+    # The fused kernels answer (B, L, H, E) in memory, the plain one (B, H, L, E); torch's meta
+    # kernel of the composite answers the plain one, and so do we.
+    return planned(
+        "attention", "scaled_dot_product_attention", tuple(inputs), out, dtype,
+        outputs=(spec_of(_four(out), dtype),),
+        params=(("causal", causal), ("dropout", dropout), ("masked", mask is not None)),
+    )  # fmt: skip
 
 
-class _Projection(NamedTuple):
-    """One linear layer of a multi-head attention."""
-
-    input: Tensor
-    weight: TensorSpec
-
-
-@rule("multi_head_attention_forward")
-def multi_head_attention(
+def _multi_head_attention(
     recorder: Recorder,
+    op: str,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -164,23 +143,17 @@ def multi_head_attention(
     apart = (q_proj_weight, k_proj_weight, v_proj_weight) if use_separate_proj_weight else None
     projections = _projections(recorder, (query, key, value), in_proj_weight, apart)
     recorder.weight_specs(in_proj_bias, bias_k, bias_v)
-    for projection in projections:
-        _list_projection(recorder, *projection, in_proj_bias is not None, dtype)
+    for given, weight in projections:
+        _list_projection(recorder, given, weight, in_proj_bias is not None, dtype)
     # A learned key and an all-zero one lengthen the source.
     source = key.shape[0] + (bias_k is not None) + bool(add_zero_attn)
     head = width // num_heads
     keys = (batch, num_heads, source, head)
     mask = attn_mask if attn_mask is not None else key_padding_mask
     attention = _plan(
-        (batch, num_heads, length, head),
-        keys,
-        keys,
-        dtype,
-        None,
-        is_causal and mask is None,
-        float(dropout_p) if training else 0.0,
-        False,
-    )
+        (batch, num_heads, length, head), keys, keys, dtype, None, is_causal and mask is None,
+        float(dropout_p) if training else 0.0, False,
+    )  # fmt: skip
     if mask is not None:
         # Listed as it was given: torch widens a padding mask to every head and query.
         masked = (*attention.params[:2], ("masked", True))
@@ -204,9 +177,10 @@ def _projections(
     inputs: tuple[Tensor, Tensor, Tensor],
     packed: Tensor | None,
     apart: tuple[Tensor | None, ...] | None,
-) -> list[_Projection]:
-    """One product of the whole for self-attention, query alone and key with value together where
-    those two are the same tensor, three otherwise: as torch's ``_in_projection_packed``."""
+) -> list[tuple[Tensor, TensorSpec]]:
+    """Input and weight of each: one product of the whole for self-attention, query alone and key
+    with value together where those two are the same tensor, three otherwise: as torch's
+    ``_in_projection_packed``."""
     query, key, value = inputs
     if apart is not None:
         if any(
@@ -214,7 +188,7 @@ def _projections(
             for weight, given in zip(apart, inputs, strict=True)
         ):
             raise NoRule
-        return list(map(_Projection, inputs, recorder.weight_specs(*apart)))
+        return list(zip(inputs, recorder.weight_specs(*apart), strict=True))
     width = query.shape[-1]
     if packed is None or packed.shape != (3 * width, width):
         raise NoRule
@@ -225,22 +199,23 @@ def _projections(
     else:
         parts = [(given, 1) for given in inputs]
     (spec,) = recorder.weight_specs(packed)
-    return [
-        _Projection(given, TensorSpec((times * width, width), spec.dtype)) for given, times in parts
-    ]
+    return [(given, TensorSpec((times * width, width), spec.dtype)) for given, times in parts]
 
 
 def _list_projection(
     recorder: Recorder, given: Tensor, weight: TensorSpec, biased: bool, dtype: torch.dtype
 ) -> None:
     rows = weight.shape[0]
-    name = dtype_name(dtype)
     recorder.add(
         "linear",
         "linear",
         (recorder.spec(given),),
         (weight, TensorSpec((rows,), weight.dtype)) if biased else (weight,),
-        (TensorSpec((*given.shape[:-1], rows), name),),
-        (),
-        name,
+        (spec_of((*given.shape[:-1], rows), dtype),),
     )
+
+
+RULES: Final[dict[Any, Rule]] = {
+    "scaled_dot_product_attention": _scaled_dot_product_attention,
+    "multi_head_attention_forward": _multi_head_attention,
+}

@@ -5,21 +5,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
 
 from pytest_neuralpower.tracing.fallbacks import NeedsForward, NoRule
-from pytest_neuralpower.tracing.rules.table import Entry, enter, method, rule
-from pytest_neuralpower.tracing.strides import broadcast_shapes
+from pytest_neuralpower.tracing.strides import Ints, broadcast_shapes
 
 if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
+    from pytest_neuralpower.tracing.rules.table import Rule
 
-__all__ = ["getitem", "setitem"]
-
-Ints = tuple[int, ...]
+__all__ = ["RULES", "scatter"]
 
 
 def _is_advanced(item: Any) -> bool:
@@ -84,7 +82,7 @@ def _index_shape(input: Tensor, index: Any) -> tuple[Ints, list[Tensor]] | None:
     return (*rest[:start], *picked, *rest[start:]), tensors
 
 
-def getitem(recorder: Recorder, input: Tensor, index: Any) -> Tensor:
+def _getitem(recorder: Recorder, op: str, input: Tensor, index: Any) -> Tensor:
     """A view for numbers and slices; a gather for tensors and lists."""
     found = _index_shape(input, index)
     if found is None:
@@ -92,11 +90,11 @@ def getitem(recorder: Recorder, input: Tensor, index: Any) -> Tensor:
     shape, tensors = found
     # Torch may keep a permuted source's order of dimensions; a contiguous result is assumed.
     output = recorder.new(shape, input.dtype)
-    recorder.record("memory", "getitem", (input, *tensors), (output,))
+    recorder.record("memory", op, (input, *tensors), (output,))
     return output
 
 
-def setitem(recorder: Recorder, input: Tensor, index: Any, value: Any) -> None:
+def _setitem(recorder: Recorder, op: str, input: Tensor, index: Any, value: Any) -> None:
     """Writes the value into the part that the index names, and nothing else."""
     found = _index_shape(input, index)
     shape, tensors = (tuple(input[index].shape), []) if found is None else found
@@ -107,11 +105,7 @@ def setitem(recorder: Recorder, input: Tensor, index: Any, value: Any) -> None:
         if broadcast_shapes(own, shape) != shape:
             raise NoRule
     written = recorder.new(shape, input.dtype)
-    recorder.record("memory", "setitem", (value, *tensors), (written,))
-
-
-method("__getitem__", Entry("rule", "getitem", getitem))
-method("__setitem__", Entry("rule", "setitem", setitem))
+    recorder.record("memory", op, (value, *tensors), (written,))
 
 
 def _pick(recorder: Recorder, op: str, input: Tensor, index: Tensor, shape: Ints) -> Tensor:
@@ -120,27 +114,30 @@ def _pick(recorder: Recorder, op: str, input: Tensor, index: Tensor, shape: Ints
     return output
 
 
-@rule("index_select")
-def index_select(recorder: Recorder, input: Tensor, dim: int, index: Tensor) -> Tensor:
+def _index_select(recorder: Recorder, op: str, input: Tensor, dim: int, index: Tensor) -> Tensor:
     shape = list(input.shape)
     if index.ndim > 1 or not -len(shape) <= dim < len(shape):
         raise NoRule
     shape[dim] = index.numel()
-    return _pick(recorder, "index_select", input, index, tuple(shape))
+    return _pick(recorder, op, input, index, tuple(shape))
 
 
-@rule("gather")
-def gather(
-    recorder: Recorder, input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False
+def _gather(
+    recorder: Recorder,
+    op: str,
+    input: Tensor,
+    dim: int,
+    index: Tensor,
+    *,
+    sparse_grad: bool = False,
 ) -> Tensor:
     if input.ndim != index.ndim:
         raise NoRule
-    return _pick(recorder, "gather", input, index, tuple(index.shape))
+    return _pick(recorder, op, input, index, tuple(index.shape))
 
 
-@rule("take_along_dim")
-def take_along_dim(
-    recorder: Recorder, input: Tensor, indices: Tensor, dim: int | None = None
+def _take_along_dim(
+    recorder: Recorder, op: str, input: Tensor, indices: Tensor, dim: int | None = None
 ) -> Tensor:
     if dim is None or input.ndim != indices.ndim:
         raise NoRule
@@ -149,38 +146,23 @@ def take_along_dim(
         indices.shape[axis] if axis == dim else max(size, indices.shape[axis])
         for axis, size in enumerate(input.shape)
     ]
-    return _pick(recorder, "take_along_dim", input, indices, tuple(shape))
+    return _pick(recorder, op, input, indices, tuple(shape))
 
 
-def _register_scatter(name: str) -> None:
+def scatter(
+    recorder: Recorder, op: str, input: Tensor, *args: Any, inplace: bool = False, **named: Any
+) -> Tensor:
     """Copies the target, then writes the source over it; in place, only writes."""
-
-    def written(
-        recorder: Recorder, op: str, input: Tensor, args: Any, kwargs: Any, inplace: bool
-    ) -> Tensor:
-        given = [*args, *kwargs.values()]
-        tensors = [item for item in given if isinstance(item, Tensor)]
-        if not tensors or not isinstance(given[0], int) or input.ndim == 0:
-            raise NoRule
-        if inplace:
-            recorder.record("memory", op, tensors, (tensors[-1],))
-            return input
-        output = recorder.like(input)
-        recorder.record("memory", op, (input, *tensors), (output,))
-        return output
-
-    def forward(recorder: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return written(recorder, name, input, args, kwargs, False)
-
-    def changed(recorder: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return written(recorder, name, input, args, kwargs, True)
-
-    enter(Entry("rule", name, forward), name)
-    enter(Entry("rule", name, changed), f"{name}_")
-
-
-for _name in ("scatter", "scatter_add", "index_add", "index_copy", "index_fill"):
-    _register_scatter(_name)
+    given = [*args, *named.values()]
+    tensors = [item for item in given if isinstance(item, Tensor)]
+    if not tensors or not isinstance(given[0], int) or input.ndim == 0:
+        raise NoRule
+    if inplace:
+        recorder.record("memory", op, tensors, (tensors[-1],))
+        return input
+    output = recorder.like(input)
+    recorder.record("memory", op, (input, *tensors), (output,))
+    return output
 
 
 def _ranked(recorder: Recorder, op: str, input: Tensor, dim: int, size: int | None) -> Any:
@@ -202,38 +184,51 @@ def _ranked(recorder: Recorder, op: str, input: Tensor, dim: int, size: int | No
     return values, indices
 
 
-@rule("topk")
-def topk(
+def _topk(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     k: int,
     dim: int = -1,
     largest: bool = True,
     sorted: bool = True,
 ) -> Any:
-    return torch.return_types.topk(_ranked(recorder, "topk", input, dim, int(k)))
+    return torch.return_types.topk(_ranked(recorder, op, input, dim, int(k)))
 
 
-@rule("sort")
-def sort(
+def _sort(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     dim: int = -1,
     descending: bool = False,
     *,
     stable: bool | None = None,
 ) -> Any:
-    return torch.return_types.sort(_ranked(recorder, "sort", input, dim, None))
+    return torch.return_types.sort(_ranked(recorder, op, input, dim, None))
 
 
-@rule("argsort")
-def argsort(
+def _argsort(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     dim: int = -1,
     descending: bool = False,
     *,
     stable: bool | None = None,
 ) -> Tensor:
-    output: Tensor = _ranked(recorder, "argsort", input, dim, None)[1]
+    output: Tensor = _ranked(recorder, op, input, dim, None)[1]
     return output
+
+
+RULES: Final[dict[Any, Rule]] = {
+    "__getitem__": _getitem,
+    "__setitem__": _setitem,
+    "index_select": _index_select,
+    "gather": _gather,
+    "take_along_dim": _take_along_dim,
+    **dict.fromkeys(("scatter", "scatter_add", "index_add", "index_copy", "index_fill"), scatter),
+    "topk": _topk,
+    "sort": _sort,
+    "argsort": _argsort,
+}

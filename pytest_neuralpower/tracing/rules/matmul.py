@@ -1,38 +1,32 @@
-"""Products of two activations: matmul, bmm, einsum and their kin."""
+"""Products: of two activations (matmul, einsum and their kin), linear layers, and look-ups."""
+
+# ruff: noqa: A002, ARG001, PLR0917
+# A rule has the signature of its torch function, names, order and unused arguments included.
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from pytest_neuralpower.layers import TensorSpec
 from pytest_neuralpower.tracing.fallbacks import NoRule
-from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, dtype_name, spec_of
-from pytest_neuralpower.tracing.rules.table import rule
-from pytest_neuralpower.tracing.strides import broadcast_shapes, contiguous_strides
+from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, planned, spec_of
+from pytest_neuralpower.tracing.strides import Ints, broadcast_shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pytest_neuralpower.layers import TensorSpec
     from pytest_neuralpower.tracing.recorder import Recorder
+    from pytest_neuralpower.tracing.rules.table import Rule
 
-__all__ = [
-    "embedding",
-    "linear",
-    "list_matmul",
-    "matmul",
-]
+__all__ = ["RULES", "embedding", "linear"]
 
 
-# ruff: noqa: A002, ARG001, PLR0917
-# A rule has the signature of its torch function, names, order and unused arguments included.
-
-
-def list_matmul(
-    recorder: Recorder, op: str, left: Tensor, right: Tensor, out: Any, reduced: int, *more: Tensor
+def _list_matmul(
+    recorder: Recorder, op: str, left: Tensor, right: Tensor, out: Ints, reduced: int, *more: Tensor
 ) -> Tensor:
     """List one product; ``more`` are addends, such as ``baddbmm``'s."""
     if not recorder.same_dtype(left.dtype, right.dtype):
@@ -45,26 +39,14 @@ def list_matmul(
 
 @lru_cache(REMEMBERED)
 def _plan(
-    op: str, inputs: tuple[TensorSpec, ...], out: tuple[int, ...], reduced: int, dtype: torch.dtype
+    op: str, inputs: tuple[TensorSpec, ...], out: Ints, reduced: int, dtype: torch.dtype
 ) -> Plan:
     left = inputs[0].shape
-    output = spec_of(out, dtype)
-    return Plan(
-        "matmul",
-        op,
-        inputs,
-        (),
-        (output,),
-        output.dtype,
-        () if left and reduced == left[-1] else (("reduced", reduced),),
-        out,
-        contiguous_strides(out),
-        dtype,
-    )
+    params = () if left and reduced == left[-1] else (("reduced", reduced),)
+    return planned("matmul", op, inputs, out, dtype, params=params)
 
 
-@rule("matmul", "__matmul__")
-def matmul(recorder: Recorder, input: Tensor, other: Tensor) -> Tensor:
+def _matmul(recorder: Recorder, op: str, input: Tensor, other: Tensor) -> Tensor:
     left, right = input.shape, other.shape
     if not left or not right:
         raise NoRule
@@ -73,77 +55,37 @@ def matmul(recorder: Recorder, input: Tensor, other: Tensor) -> Tensor:
     batch = broadcast_shapes(left[:-2], right[:-2]) if len(left) > 2 or len(right) > 2 else ()
     rows = left[-2:-1] if len(left) > 1 else ()
     columns = right[-1:] if len(right) > 1 else ()
-    return list_matmul(recorder, "matmul", input, other, (*batch, *rows, *columns), left[-1])
+    return _list_matmul(recorder, "matmul", input, other, (*batch, *rows, *columns), left[-1])
 
 
-@rule("__rmatmul__")
-def rmatmul(recorder: Recorder, input: Tensor, other: Tensor) -> Tensor:
-    return matmul(recorder, other, input)  # type: ignore[no-any-return]
+def _rmatmul(recorder: Recorder, op: str, input: Tensor, other: Tensor) -> Tensor:
+    return _matmul(recorder, op, other, input)
 
 
-@rule("bmm")
-def bmm(recorder: Recorder, input: Tensor, mat2: Tensor) -> Tensor:
-    left, right = input.shape, mat2.shape
-    if len(left) != 3 or len(right) != 3 or left[0] != right[0] or left[2] != right[1]:
-        raise NoRule
-    return list_matmul(recorder, "bmm", input, mat2, (*left[:2], right[2]), left[2])
+def _mm(recorder: Recorder, op: str, input: Tensor, mat2: Tensor) -> Tensor:
+    return _product(recorder, op, input, mat2)
 
 
-@rule("mm")
-def mm(recorder: Recorder, input: Tensor, mat2: Tensor) -> Tensor:
-    left, right = input.shape, mat2.shape
-    if len(left) != 2 or len(right) != 2 or left[1] != right[0]:
-        raise NoRule
-    return list_matmul(recorder, "mm", input, mat2, (left[0], right[1]), left[1])
+def _mv(recorder: Recorder, op: str, input: Tensor, vec: Tensor) -> Tensor:
+    return _product(recorder, op, input, vec)
 
 
-@rule("mv")
-def mv(recorder: Recorder, input: Tensor, vec: Tensor) -> Tensor:
-    left, right = input.shape, vec.shape
-    if len(left) != 2 or len(right) != 1 or left[1] != right[0]:
-        raise NoRule
-    return list_matmul(recorder, "mv", input, vec, left[:1], left[1])
-
-
-@rule("dot", "inner", "vdot")
-def dot(recorder: Recorder, input: Tensor, tensor: Tensor) -> Tensor:
-    if input.ndim != 1 or input.shape != tensor.shape:
-        raise NoRule
-    return list_matmul(recorder, "dot", input, tensor, (), input.shape[0])
-
-
-@rule("outer", "ger")
-def outer(recorder: Recorder, input: Tensor, vec2: Tensor) -> Tensor:
-    if input.ndim != 1 or vec2.ndim != 1:
-        raise NoRule
-    return _outer(recorder, "outer", input, vec2, (input.shape[0], vec2.shape[0]))
-
-
-def _outer(
-    recorder: Recorder, op: str, left: Tensor, right: Tensor, out: tuple[int, ...]
-) -> Tensor:
-    """A product that sums over nothing: torch multiplies elementwise, and so it is counted."""
-    output = recorder.new(out, torch.promote_types(left.dtype, right.dtype))
-    recorder.record("elementwise", op, (left, right), (output,))
-    return output
-
-
-@rule("addmm")
-def addmm(
-    recorder: Recorder, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Any = 1, alpha: Any = 1
-) -> Tensor:
-    left, right = mat1.shape, mat2.shape
-    if len(left) != 2 or len(right) != 2 or left[1] != right[0]:
-        raise NoRule
-    out = (left[0], right[1])
-    if broadcast_shapes(tuple(input.shape), out) != out:
-        raise NoRule
-    return list_matmul(recorder, "addmm", mat1, mat2, out, left[1], input)
-
-
-@rule("baddbmm")
-def baddbmm(
+def _addmm(
     recorder: Recorder,
+    op: str,
+    input: Tensor,
+    mat1: Tensor,
+    mat2: Tensor,
+    *,
+    beta: Any = 1,
+    alpha: Any = 1,
+) -> Tensor:
+    return _product(recorder, op, mat1, mat2, input)
+
+
+def _baddbmm(
+    recorder: Recorder,
+    op: str,
     input: Tensor,
     batch1: Tensor,
     batch2: Tensor,
@@ -151,18 +93,55 @@ def baddbmm(
     beta: Any = 1,
     alpha: Any = 1,
 ) -> Tensor:
-    left, right = batch1.shape, batch2.shape
-    if len(left) != 3 or len(right) != 3 or left[0] != right[0] or left[2] != right[1]:
-        raise NoRule
-    out = (*left[:2], right[2])
-    if broadcast_shapes(tuple(input.shape), out) != out:
-        raise NoRule
-    addends = () if beta == 0 else (input,)  # torch does not read the input then
-    return list_matmul(recorder, "baddbmm", batch1, batch2, out, left[2], *addends)
+    return _product(recorder, op, batch1, batch2, input, added=beta != 0)
 
 
-@rule("einsum")
-def einsum(recorder: Recorder, equation: Any, *operands: Any) -> Tensor:
+#: Dimensions of both operands.
+_RANKS: Final = {"mm": (2, 2), "bmm": (3, 3), "mv": (2, 1), "addmm": (2, 2), "baddbmm": (3, 3)}
+
+
+def _product(
+    recorder: Recorder,
+    op: str,
+    left: Tensor,
+    right: Tensor,
+    addend: Tensor | None = None,
+    added: bool = True,
+) -> Tensor:
+    """Of operands that do not broadcast; torch does not read the addend where ``added`` is not."""
+    rows, columns = left.shape, right.shape
+    if (len(rows), len(columns)) != _RANKS[op] or rows[:-2] != columns[:-2]:
+        raise NoRule
+    if rows[-1] != columns[max(len(columns) - 2, 0)]:
+        raise NoRule
+    out = (*rows[:-1], *columns[len(rows) - 1 :])
+    if addend is None:
+        return _list_matmul(recorder, op, left, right, out, rows[-1])
+    if broadcast_shapes(tuple(addend.shape), out) != out:
+        raise NoRule
+    return _list_matmul(recorder, op, left, right, out, rows[-1], *((addend,) if added else ()))
+
+
+def _dot(recorder: Recorder, op: str, input: Tensor, tensor: Tensor) -> Tensor:
+    if input.ndim != 1 or input.shape != tensor.shape:
+        raise NoRule
+    return _list_matmul(recorder, "dot", input, tensor, (), input.shape[0])
+
+
+def _outer(recorder: Recorder, op: str, input: Tensor, vec2: Tensor) -> Tensor:
+    if input.ndim != 1 or vec2.ndim != 1:
+        raise NoRule
+    return _spread(recorder, "outer", input, vec2, (input.shape[0], vec2.shape[0]))
+
+
+def _spread(recorder: Recorder, op: str, left: Tensor, right: Tensor, out: Ints) -> Tensor:
+    """A product that sums over nothing: torch multiplies elementwise, and so it is counted."""
+    output = recorder.new(out, torch.promote_types(left.dtype, right.dtype))
+    recorder.record("elementwise", op, (left, right), (output,))
+    return output
+
+
+def _einsum(recorder: Recorder, op: str, equation: Any, *operands: Any) -> Tensor:
     """One contraction of one or two operands; the reduced size is every summed index's product.
 
     More operands have no unique cost (it depends on the order of contraction), so they are left
@@ -198,13 +177,14 @@ def einsum(recorder: Recorder, equation: Any, *operands: Any) -> Tensor:
     # An index of one operand alone is summed away before the product, as torch does.
     shared = set(terms[0]) & set(terms[1]) - set(kept)
     if not shared:
-        return _outer(recorder, "einsum", *operands, out)
+        return _spread(recorder, op, *operands, out)
     reduced = math.prod(size for letter, size in sizes.items() if letter in shared)
-    return list_matmul(recorder, "einsum", *operands, out, reduced)
+    return _list_matmul(recorder, op, *operands, out, reduced)
 
 
-@rule("tensordot")
-def tensordot(recorder: Recorder, a: Tensor, b: Tensor, dims: Any = 2, out: Any = None) -> Tensor:
+def _tensordot(
+    recorder: Recorder, op: str, a: Tensor, b: Tensor, dims: Any = 2, out: Any = None
+) -> Tensor:
     if out is not None:
         raise NoRule
     if isinstance(dims, int):
@@ -222,12 +202,12 @@ def tensordot(recorder: Recorder, a: Tensor, b: Tensor, dims: Any = 2, out: Any 
     shape = tuple(size for axis, size in enumerate(a.shape) if axis not in left)
     shape += tuple(size for axis, size in enumerate(b.shape) if axis not in right)
     reduced = math.prod(a.shape[axis] for axis in left)
-    return list_matmul(recorder, "tensordot", a, b, shape, reduced)
+    return _list_matmul(recorder, op, a, b, shape, reduced)
 
 
-@rule("grouped_mm", "_grouped_mm", op="grouped_mm")
-def grouped_mm(
+def _grouped_mm(
     recorder: Recorder,
+    op: str,
     mat_a: Tensor,
     mat_b: Tensor,
     *,
@@ -239,31 +219,22 @@ def grouped_mm(
     rows, matrix = mat_a.shape, mat_b.shape
     if len(rows) != 2 or len(matrix) != 3 or rows[1] != matrix[1] or out_dtype is not None:
         raise NoRule
-    return list_matmul(recorder, "grouped_mm", mat_a, mat_b, (rows[0], matrix[2]), rows[1])
+    return _list_matmul(recorder, op, mat_a, mat_b, (rows[0], matrix[2]), rows[1])
 
 
 # -- Fully connected layers.
 
-# ruff: noqa: A002, PLR0917
-# A rule has the signature of its torch function, names, order and unused arguments included.
 
-
-Ints = tuple[int, ...]
-
-
-@rule("linear")
-def linear(recorder: Recorder, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(
+    recorder: Recorder, op: str, input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
     dtype = input.dtype
     if not recorder.same_dtype(dtype, weight.dtype):
         raise NoRule
     plan = _linear_plan(
-        input.shape,
-        dtype,
-        recorder.autocast(dtype),
-        weight.shape,
-        weight.dtype,
+        input.shape, dtype, recorder.autocast(dtype), weight.shape, weight.dtype,
         None if bias is None else bias.shape,
-    )
+    )  # fmt: skip
     recorder.seen.add(id(weight))
     recorder.seen.add(id(bias))
     return recorder.follow(plan)
@@ -283,58 +254,41 @@ def _linear_plan(
     # A 1-d weight makes a dot product, without a feature axis.
     out = (*shape[:-1], *weight[:-1])
     wide = weight if len(weight) == 2 else (1, *weight)
-    return Plan(
-        "linear",
-        "linear",
-        (spec_of(shape, dtype),),
-        tuple(spec_of(one, weight_dtype) for one in (wide, bias) if one is not None),
-        (spec_of(out, result),),
-        dtype_name(result),
-        (),
-        out,
-        contiguous_strides(out),
-        result,
-    )
+    weights = tuple(spec_of(one, weight_dtype) for one in (wide, bias) if one is not None)
+    return planned("linear", "linear", (spec_of(shape, dtype),), out, result, weights=weights)
 
 
-@rule("bilinear")
-def bilinear(
+def _bilinear(
     recorder: Recorder,
+    op: str,
     input1: Tensor,
     input2: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
 ) -> Tensor:
     """``x1 W x2`` as torch's ``_trilinear`` computes it: (N x I1) by (I1 x I2) for each output."""
-    if input1.shape[:-1] != input2.shape[:-1] or weight.shape[1:] != (
-        input1.shape[-1],
-        input2.shape[-1],
-    ):
+    left, right = input1.shape, input2.shape
+    if left[:-1] != right[:-1] or weight.shape[1:] != (left[-1], right[-1]):
         raise NoRule
-    out = (*input1.shape[:-1], weight.shape[0])
-    name = dtype_name(input1.dtype)
+    output = recorder.new((*left[:-1], weight.shape[0]), input1.dtype)
     recorder.add(
         "matmul",
-        "bilinear",
+        op,
         (recorder.spec(input1), recorder.spec(input2)),
         recorder.weight_specs(weight, bias),
-        (TensorSpec(out, name),),
+        (recorder.spec(output),),
         # Every output element sums over both feature axes.
-        (("reduced", input1.shape[-1] * input2.shape[-1]),),
-        name,
+        (("reduced", left[-1] * right[-1]),),
     )
-    return recorder.new(out, input1.dtype)
+    return output
 
 
 # -- Table look-ups: embeddings and bags of them.
 
-# ruff: noqa: A002, ARG001, PLR0917
-# A rule has the signature of its torch function, names, order and unused arguments included.
 
-
-@rule("embedding")
 def embedding(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     weight: Tensor,
     padding_idx: int | None = None,
@@ -346,20 +300,12 @@ def embedding(
     """Indices are not looked at: one out of range is the device's error, not the shape's."""
     if weight.ndim != 2 or input.dtype.is_floating_point:
         raise NoRule
-    out = (*input.shape, weight.shape[1])
-    recorder.add(
-        "embedding",
-        "embedding",
-        (recorder.spec(input),),
-        recorder.weight_specs(weight),
-        (TensorSpec(out, dtype_name(weight.dtype)),),
-    )
-    return recorder.new(out, weight.dtype)
+    return _look_up(recorder, op, (input,), weight, tuple(input.shape))
 
 
-@rule("embedding_bag")
-def embedding_bag(
+def _embedding_bag(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     weight: Tensor,
     offsets: Tensor | None = None,
@@ -374,18 +320,44 @@ def embedding_bag(
 ) -> Tensor:
     if input.dtype.is_floating_point or (offsets is None) != (input.ndim == 2):
         raise NoRule
-    if offsets is None:
-        bags = input.shape[0]
-    else:
-        bags = offsets.shape[0] - (1 if include_last_offset else 0)
-    out = (bags, weight.shape[1])
-    inputs = [input, *(tensor for tensor in (offsets, per_sample_weights) if tensor is not None)]
+    bags = input.shape[0] if offsets is None else offsets.shape[0] - bool(include_last_offset)
+    given = (input, offsets, per_sample_weights)
+    return _look_up(
+        recorder, op, tuple(tensor for tensor in given if tensor is not None), weight, (bags,),
+        ("mode", mode), ("rows", input.numel()),
+    )  # fmt: skip
+
+
+def _look_up(
+    recorder: Recorder,
+    op: str,
+    inputs: tuple[Tensor, ...],
+    weight: Tensor,
+    rows: Ints,
+    *params: tuple[str, Any],
+) -> Tensor:
+    output = recorder.new((*rows, weight.shape[1]), weight.dtype)
     recorder.add(
-        "embedding",
-        "embedding_bag",
-        [recorder.spec(tensor) for tensor in inputs],
-        recorder.weight_specs(weight),
-        (TensorSpec(out, dtype_name(weight.dtype)),),
-        (("mode", mode), ("rows", input.numel())),
-    )
-    return recorder.new(out, weight.dtype)
+        "embedding", op, [recorder.spec(tensor) for tensor in inputs],
+        recorder.weight_specs(weight), (recorder.spec(output),), params,
+    )  # fmt: skip
+    return output
+
+
+RULES: Final[dict[Any, Rule]] = {
+    **dict.fromkeys(("matmul", "__matmul__"), _matmul),
+    "__rmatmul__": _rmatmul,
+    **dict.fromkeys(("mm", "bmm", "dsmm"), _mm),
+    "mv": _mv,
+    "addmm": _addmm,
+    "baddbmm": _baddbmm,
+    **dict.fromkeys(("dot", "inner", "vdot"), _dot),
+    **dict.fromkeys(("outer", "ger"), _outer),
+    "einsum": _einsum,
+    "tensordot": _tensordot,
+    **dict.fromkeys(("grouped_mm", "_grouped_mm"), _grouped_mm),
+    "linear": linear,
+    "bilinear": _bilinear,
+    "embedding": embedding,
+    "embedding_bag": _embedding_bag,
+}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from pytest_neuralpower.tracing.fallbacks import NoRule
 from pytest_neuralpower.tracing.rules.elementwise import unary
-from pytest_neuralpower.tracing.rules.table import TABLE, Entry, enter, method, rule
 from pytest_neuralpower.tracing.strides import (
+    Ints,
     broadcast_shapes,
     channels_last_strides,
     is_channels_last,
@@ -23,10 +24,9 @@ from pytest_neuralpower.tracing.strides import (
 
 if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
+    from pytest_neuralpower.tracing.rules.table import Rule
 
-__all__ = ["cast", "cat", "pad", "reshape"]
-
-Ints = tuple[int, ...]
+__all__ = ["CASTS", "RULES", "cast", "flatten", "rearrange"]
 
 
 def _move(recorder: Recorder, op: str, tensors: Any, shape: Ints, dtype: torch.dtype) -> Tensor:
@@ -35,16 +35,14 @@ def _move(recorder: Recorder, op: str, tensors: Any, shape: Ints, dtype: torch.d
     return output
 
 
-def _format(recorder: Recorder, like: Tensor, shape: Ints, dtype: torch.dtype) -> Tensor:
-    """A result that keeps its input's channels_last."""
-    if len(shape) == like.ndim and is_channels_last(like.shape, like.stride()):
-        return recorder.new(shape, dtype, channels_last_strides(shape))
-    return recorder.new(shape, dtype)
-
-
-@rule("cat", "concat", "concatenate", op="cat")
-def cat(
-    recorder: Recorder, tensors: Any, dim: int = 0, *, axis: int | None = None, out: Any = None
+def _cat(
+    recorder: Recorder,
+    op: str,
+    tensors: Any,
+    dim: int = 0,
+    *,
+    axis: int | None = None,
+    out: Any = None,
 ) -> Tensor:
     if out is not None:
         raise NoRule
@@ -74,12 +72,11 @@ def cat(
     last = all(is_channels_last(part.shape, part.stride()) for part in parts)
     strides = channels_last_strides(tuple(shape)) if last else None
     output = recorder.new(tuple(shape), dtype, strides)
-    recorder.record("memory", "cat", tensors, (output,), dim=dim)
+    recorder.record("memory", op, tensors, (output,), dim=dim)
     return output
 
 
-@rule("stack")
-def stack(recorder: Recorder, tensors: Any, dim: int = 0, *, out: Any = None) -> Tensor:
+def _stack(recorder: Recorder, op: str, tensors: Any, dim: int = 0, *, out: Any = None) -> Tensor:
     shape = tensors[0].shape
     rank = len(shape) + 1
     if out is not None or not -rank <= dim < rank:
@@ -90,28 +87,24 @@ def stack(recorder: Recorder, tensors: Any, dim: int = 0, *, out: Any = None) ->
             raise NoRule
         dtype = torch.promote_types(dtype, tensor.dtype)
     dim %= rank
-    return _move(recorder, "stack", tensors, (*shape[:dim], len(tensors), *shape[dim:]), dtype)
+    return _move(recorder, op, tensors, (*shape[:dim], len(tensors), *shape[dim:]), dtype)
 
 
-for _name, _axis in (("hstack", 1), ("vstack", 0)):
-
-    def _stacked(recorder: Recorder, tensors: Any, axis: int = _axis) -> Tensor:
-        # Below two dimensions they reshape first.
-        if min(tensor.ndim for tensor in tensors) < 2:
-            raise NoRule
-        return cat(recorder, tensors, axis)  # type: ignore[no-any-return]
-
-    enter(Entry("rule", "cat", _stacked), _name)
+def _cat_along(recorder: Recorder, op: str, tensors: Any, axis: int) -> Tensor:
+    # Below two dimensions hstack and vstack reshape first.
+    if min(tensor.ndim for tensor in tensors) < 2:
+        raise NoRule
+    return _cat(recorder, op, tensors, axis)
 
 
-@rule("clone")
-def clone(
+def _clone(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     *,
     memory_format: torch.memory_format = torch.preserve_format,
 ) -> Tensor:
-    return _copy(recorder, "clone", input, input.dtype, memory_format)
+    return _copy(recorder, op, input, input.dtype, memory_format)
 
 
 def _copy(
@@ -130,16 +123,16 @@ def _copy(
     return output
 
 
-@rule("contiguous")
-def contiguous(
+def _contiguous(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
     """Free where the layout is already the one asked for."""
     if input.is_contiguous(memory_format=memory_format):
         return input
-    return _copy(recorder, "contiguous", input, input.dtype, memory_format)
+    return _copy(recorder, op, input, input.dtype, memory_format)
 
 
 def cast(
@@ -161,9 +154,9 @@ def cast(
     return _copy(recorder, "to", input, dtype, memory_format)
 
 
-@rule("to")
-def to(
+def _to(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     *args: Any,
     dtype: torch.dtype | None = None,
@@ -186,38 +179,25 @@ def to(
     return cast(recorder, input, dtype, memory_format, copy or flags[1:] == [True])
 
 
-@rule("type_as")
-def type_as(recorder: Recorder, input: Tensor, other: Tensor) -> Tensor:
+def _type_as(recorder: Recorder, op: str, input: Tensor, other: Tensor) -> Tensor:
     return cast(recorder, input, other.dtype)
 
 
-@rule("type")
-def type_(recorder: Recorder, input: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
+def _type(
+    recorder: Recorder, op: str, input: Tensor, dtype: Any = None, non_blocking: bool = False
+) -> Any:
     if isinstance(dtype, torch.dtype):
         return cast(recorder, input, dtype)
     raise NoRule
 
 
-_CASTS: Final = {
-    "float": torch.float32, "double": torch.float64, "half": torch.float16,
-    "bfloat16": torch.bfloat16, "long": torch.int64, "int": torch.int32, "short": torch.int16,
-    "char": torch.int8, "byte": torch.uint8, "bool": torch.bool, "cfloat": torch.complex64,
-    "cpu": None, "cuda": None, "pin_memory": None,
-}  # fmt: skip
+def _cast_method(
+    recorder: Recorder, op: str, input: Tensor, *args: Any, target: Any, **named: Any
+) -> Tensor:
+    return cast(recorder, input, target, named.get("memory_format"))
 
 
-def _register_cast(name: str, dtype: torch.dtype | None) -> None:
-    def forward(recorder: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return cast(recorder, input, dtype, kwargs.get("memory_format"))
-
-    method(name, Entry("rule", "to", forward))
-
-
-for _name, _dtype in _CASTS.items():
-    _register_cast(_name, _dtype)
-
-
-def reshape(recorder: Recorder, op: str, input: Tensor, shape: Ints) -> Tensor:
+def _reshape(recorder: Recorder, input: Tensor, shape: Ints) -> Tensor:
     """A view where the strides allow it, a copy elsewhere."""
     if -1 in shape:
         known = -math.prod(shape)
@@ -230,30 +210,29 @@ def reshape(recorder: Recorder, op: str, input: Tensor, shape: Ints) -> Tensor:
         return input.view(shape)
     if view_strides(tuple(input.shape), input.stride(), shape) is not None:
         return input.view(shape)
-    return _move(recorder, op, (input,), shape, input.dtype)
+    return _move(recorder, "reshape", (input,), shape, input.dtype)
 
 
-@rule("reshape")
-def _reshape(recorder: Recorder, input: Tensor, *shape: Any, **named: Any) -> Tensor:
+def _reshape_to(recorder: Recorder, op: str, input: Tensor, *shape: Any, **named: Any) -> Tensor:
     wanted = named.get("shape", shape[0] if len(shape) == 1 else shape)
     if isinstance(wanted, int):
         wanted = (wanted,)
-    return reshape(recorder, "reshape", input, tuple(map(int, wanted)))
+    return _reshape(recorder, input, tuple(map(int, wanted)))
 
 
-@rule("reshape_as")
-def reshape_as(recorder: Recorder, input: Tensor, other: Tensor) -> Tensor:
-    return reshape(recorder, "reshape", input, tuple(other.shape))
+def _reshape_as(recorder: Recorder, op: str, input: Tensor, other: Tensor) -> Tensor:
+    return _reshape(recorder, input, tuple(other.shape))
 
 
-@rule("flatten", "ravel")
-def flatten(recorder: Recorder, input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+def flatten(
+    recorder: Recorder, op: str, input: Tensor, start_dim: int = 0, end_dim: int = -1
+) -> Tensor:
     shape = tuple(input.shape)
     rank = len(shape)
     if not isinstance(start_dim, int):
         raise NoRule  # named dimensions
     if rank == 0:
-        return reshape(recorder, "reshape", input, (1,))
+        return _reshape(recorder, input, (1,))
     if not -rank <= start_dim < rank or not -rank <= end_dim < rank:
         raise NoRule
     start, end = start_dim % rank, end_dim % rank
@@ -262,12 +241,11 @@ def flatten(recorder: Recorder, input: Tensor, start_dim: int = 0, end_dim: int 
     if start == end:
         return input
     merged = math.prod(shape[start : end + 1])
-    return reshape(recorder, "reshape", input, (*shape[:start], merged, *shape[end + 1 :]))
+    return _reshape(recorder, input, (*shape[:start], merged, *shape[end + 1 :]))
 
 
-@rule("pad", "_pad", "constant_pad_nd", op="pad")
-def pad(
-    recorder: Recorder, input: Tensor, pad: Any, mode: str = "constant", value: Any = None
+def _pad(
+    recorder: Recorder, op: str, input: Tensor, pad: Any, mode: str = "constant", value: Any = None
 ) -> Tensor:
     shape = list(input.shape)
     pad = tuple(pad)
@@ -286,7 +264,7 @@ def pad(
     elif max(pad) <= 0:
         raise NoRule  # a crop copies its view, whose layout decides
     else:
-        output = _format(recorder, input, tuple(shape), input.dtype)
+        output = recorder.formatted(input, tuple(shape), input.dtype)
     recorder.record(
         "memory", "pad", (input,), (output,), mode=mode if isinstance(mode, str) else "constant",
         padding=pad,
@@ -294,9 +272,9 @@ def pad(
     return output
 
 
-@rule("interpolate")
-def interpolate(
+def _interpolate(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     size: Any = None,
     scale_factor: Any = None,
@@ -323,26 +301,26 @@ def interpolate(
         )
     if len(spatial) != dims or min(spatial) <= 0:
         raise NoRule
-    output = _format(recorder, input, (*shape[:2], *spatial), input.dtype)
-    recorder.record("memory", "interpolate", (input,), (output,), mode=mode)
+    output = recorder.formatted(input, (*shape[:2], *spatial), input.dtype)
+    recorder.record("memory", op, (input,), (output,), mode=mode)
     return output
 
 
-@rule("upsample", "upsample_nearest", "upsample_bilinear", op="interpolate")
-def upsample(
+def _upsample(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     size: Any = None,
     scale_factor: Any = None,
     mode: str = "nearest",
     align_corners: bool | None = None,
 ) -> Tensor:
-    return interpolate(recorder, input, size, scale_factor, mode)  # type: ignore[no-any-return]
+    return _interpolate(recorder, op, input, size, scale_factor, mode)
 
 
-@rule("grid_sample", "grid_sampler")
-def grid_sample(
+def _grid_sample(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     grid: Tensor,
     mode: Any = "bilinear",
@@ -352,11 +330,10 @@ def grid_sample(
     if input.ndim != grid.ndim or input.shape[0] != grid.shape[0] or input.ndim not in (4, 5):
         raise NoRule
     shape = (*input.shape[:2], *grid.shape[1:-1])
-    return _move(recorder, "grid_sample", (input, grid), shape, input.dtype)
+    return _move(recorder, op, (input, grid), shape, input.dtype)
 
 
-@rule("repeat")
-def repeat(recorder: Recorder, input: Tensor, *repeats: Any) -> Tensor:
+def _repeat(recorder: Recorder, op: str, input: Tensor, *repeats: Any) -> Tensor:
     times = repeats[0] if len(repeats) == 1 and not isinstance(repeats[0], int) else repeats
     missing = len(times) - input.ndim
     if missing < 0:
@@ -366,16 +343,15 @@ def repeat(recorder: Recorder, input: Tensor, *repeats: Any) -> Tensor:
     return _move(recorder, "repeat", (input,), out, input.dtype)
 
 
-@rule("tile")
-def tile(recorder: Recorder, input: Tensor, *dims: Any) -> Tensor:
+def _tile(recorder: Recorder, op: str, input: Tensor, *dims: Any) -> Tensor:
     times = tuple(dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims)
     times = (1,) * (input.ndim - len(times)) + times
-    return repeat(recorder, input, times)  # type: ignore[no-any-return]
+    return _repeat(recorder, op, input, times)
 
 
-@rule("repeat_interleave")
-def repeat_interleave(
+def _repeat_interleave(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     repeats: Any = None,
     dim: int | None = None,
@@ -383,8 +359,8 @@ def repeat_interleave(
     output_size: int | None = None,
 ) -> Tensor:
     if dim is None:
-        whole = reshape(recorder, "reshape", input, (input.numel(),))
-        return repeat_interleave(recorder, whole, repeats, 0, output_size=output_size)  # type: ignore[no-any-return]
+        whole = _reshape(recorder, input, (input.numel(),))
+        return _repeat_interleave(recorder, op, whole, repeats, 0, output_size=output_size)
     shape = list(input.shape)
     dim %= len(shape)
     if isinstance(repeats, int):
@@ -396,56 +372,34 @@ def repeat_interleave(
         shape[dim] = count if repeats.numel() > 1 else shape[dim] * count
     else:
         raise NoRule
-    return _move(recorder, "repeat_interleave", (input,), tuple(shape), input.dtype)
+    return _move(recorder, op, (input,), tuple(shape), input.dtype)
 
 
-def _register_shuffled(name: str) -> None:
-    """Rearrangements and fills that keep shape and dtype."""
-    inplace = name.endswith("_")
-    op = name.strip("_")
-
-    def forward(recorder: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if kwargs.get("out") is not None:
-            raise NoRule
-        return unary(recorder, "memory", op, input, input.dtype, inplace)
-
-    enter(Entry("rule", op, forward), name)
-
-
-for _name in (
-    "roll", "flip", "fliplr", "flipud", "tril", "triu", "tril_", "triu_", "channel_shuffle",
-):  # fmt: skip
-    _register_shuffled(_name)
-
-
-def _register_fill(name: str) -> None:
-    """Overwriting: nothing is read."""
-    op = name.strip("_")
-
-    def forward(recorder: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        recorder.add("memory", op, (), (), (recorder.spec(input),))
-        return input
-
-    method(name, Entry("rule", op, forward))
-
-
-for _name in (
-    "fill_", "zero_", "normal_", "uniform_", "exponential_", "bernoulli_", "random_",
-    "log_normal_", "cauchy_", "geometric_",
-):  # fmt: skip
-    _register_fill(_name)
-
-
-@rule("copy_")
-def copy_(recorder: Recorder, input: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
-    if isinstance(src, Tensor) and broadcast_shapes(input.shape, src.shape) != input.shape:
+def rearrange(
+    recorder: Recorder, op: str, input: Tensor, *args: Any, inplace: bool = False, **named: Any
+) -> Tensor:
+    """Rearrangements that keep shape and dtype."""
+    if named.get("out") is not None:
         raise NoRule
-    recorder.record("memory", "copy", (src,), (input,))
+    return unary(recorder, "memory", op, input, input.dtype, inplace)
+
+
+def _fill(recorder: Recorder, op: str, input: Tensor, *args: Any, **named: Any) -> Tensor:
+    """Overwriting: nothing is read."""
+    recorder.add("memory", op, (), (), (recorder.spec(input),))
     return input
 
 
-@rule("pixel_shuffle")
-def pixel_shuffle(recorder: Recorder, input: Tensor, upscale_factor: int) -> Tensor:
+def _copy_over(
+    recorder: Recorder, op: str, input: Tensor, src: Any, non_blocking: bool = False
+) -> Tensor:
+    if isinstance(src, Tensor) and broadcast_shapes(input.shape, src.shape) != input.shape:
+        raise NoRule
+    recorder.record("memory", op, (src,), (input,))
+    return input
+
+
+def _pixel_shuffle(recorder: Recorder, op: str, input: Tensor, upscale_factor: int) -> Tensor:
     *lead, channels, height, width = input.shape
     if channels % upscale_factor**2:
         raise NoRule
@@ -453,11 +407,10 @@ def pixel_shuffle(recorder: Recorder, input: Tensor, upscale_factor: int) -> Ten
         *lead, channels // upscale_factor**2, height * upscale_factor, width * upscale_factor,
     )  # fmt: skip
     # The CPU keeps channels_last here, CUDA and the meta kernel do not.
-    return _move(recorder, "pixel_shuffle", (input,), shape, input.dtype)
+    return _move(recorder, op, (input,), shape, input.dtype)
 
 
-@rule("pixel_unshuffle")
-def pixel_unshuffle(recorder: Recorder, input: Tensor, downscale_factor: int) -> Tensor:
+def _pixel_unshuffle(recorder: Recorder, op: str, input: Tensor, downscale_factor: int) -> Tensor:
     *lead, channels, height, width = input.shape
     if height % downscale_factor or width % downscale_factor:
         raise NoRule
@@ -465,15 +418,16 @@ def pixel_unshuffle(recorder: Recorder, input: Tensor, downscale_factor: int) ->
         *lead, channels * downscale_factor**2, height // downscale_factor,
         width // downscale_factor,
     )  # fmt: skip
-    return _move(recorder, "pixel_unshuffle", (input,), shape, input.dtype)
+    return _move(recorder, op, (input,), shape, input.dtype)
 
 
 def _pair(value: Any) -> Ints:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-def _im2col(
+def _unfold(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     kernel_size: Any,
     dilation: Any = 1,
@@ -493,16 +447,12 @@ def _im2col(
             raise NoRule
         positions *= steps
     out = (*shape[:-3], shape[-3] * math.prod(kernel), positions)
-    return _move(recorder, "unfold", (input,), out, input.dtype)
+    return _move(recorder, op, (input,), out, input.dtype)
 
 
-TABLE[torch.nn.functional.unfold] = Entry("rule", "unfold", _im2col)
-enter(Entry("rule", "unfold", _im2col), "im2col")
-
-
-@rule("fold", "col2im")
-def fold(
+def _fold(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     output_size: Any,
     kernel_size: Any,
@@ -514,13 +464,56 @@ def fold(
     if input.ndim not in (2, 3) or input.shape[-2] % math.prod(kernel):
         raise NoRule
     shape = (*input.shape[:-2], input.shape[-2] // math.prod(kernel), *_pair(output_size))
-    return _move(recorder, "fold", (input,), shape, input.dtype)
+    return _move(recorder, op, (input,), shape, input.dtype)
 
 
-def _one_hot(recorder: Recorder, tensor: Tensor, num_classes: int = -1) -> Tensor:
+def _one_hot(recorder: Recorder, op: str, tensor: Tensor, num_classes: int = -1) -> Tensor:
     if num_classes < 0:
         raise NoRule  # the largest value decides
-    return _move(recorder, "one_hot", (tensor,), (*tensor.shape, num_classes), torch.int64)
+    return _move(recorder, op, (tensor,), (*tensor.shape, num_classes), torch.int64)
 
 
-rule("one_hot")(_one_hot)
+#: Methods that convert; ``None`` moves and keeps the dtype.
+CASTS: Final = {
+    "float": torch.float32, "double": torch.float64, "half": torch.float16,
+    "bfloat16": torch.bfloat16, "long": torch.int64, "int": torch.int32, "short": torch.int16,
+    "char": torch.int8, "byte": torch.uint8, "bool": torch.bool, "cfloat": torch.complex64,
+    "cpu": None, "cuda": None, "pin_memory": None,
+}  # fmt: skip
+
+RULES: Final[dict[Any, Rule]] = {
+    **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
+    "hstack": partial(_cat_along, axis=1),
+    "vstack": partial(_cat_along, axis=0),
+    "stack": _stack,
+    "clone": _clone,
+    "contiguous": _contiguous,
+    "to": _to,
+    "type": _type,
+    "type_as": _type_as,
+    **{name: partial(_cast_method, target=dtype) for name, dtype in CASTS.items()},
+    "reshape": _reshape_to,
+    "reshape_as": _reshape_as,
+    **dict.fromkeys(("flatten", "ravel"), flatten),
+    **dict.fromkeys(("pad", "_pad", "constant_pad_nd"), _pad),
+    "interpolate": _interpolate,
+    **dict.fromkeys(("upsample", "upsample_nearest", "upsample_bilinear"), _upsample),
+    **dict.fromkeys(("grid_sample", "grid_sampler"), _grid_sample),
+    "repeat": _repeat,
+    "tile": _tile,
+    "repeat_interleave": _repeat_interleave,
+    **dict.fromkeys(
+        ("roll", "flip", "fliplr", "flipud", "tril", "triu", "channel_shuffle"), rearrange
+    ),
+    **dict.fromkeys(
+        ("fill_", "zero_", "normal_", "uniform_", "exponential_", "bernoulli_", "random_",
+         "log_normal_", "cauchy_", "geometric_"),
+        _fill,
+    ),
+    "copy_": _copy_over,
+    "pixel_shuffle": _pixel_shuffle,
+    "pixel_unshuffle": _pixel_unshuffle,
+    **dict.fromkeys((torch.nn.functional.unfold, "im2col"), _unfold),
+    **dict.fromkeys(("fold", "col2im"), _fold),
+    "one_hot": _one_hot,
+}  # fmt: skip

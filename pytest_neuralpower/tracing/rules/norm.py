@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from pytest_neuralpower.layers import TensorSpec
 from pytest_neuralpower.tracing.fallbacks import NoRule
-from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, dtype_name, spec_of
-from pytest_neuralpower.tracing.rules.table import rule
+from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, planned, spec_of
 from pytest_neuralpower.tracing.strides import (
+    Ints,
     channels_last_strides,
     contiguous_strides,
     is_channels_last,
@@ -24,33 +23,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pytest_neuralpower.tracing.recorder import Recorder
+    from pytest_neuralpower.tracing.rules.table import Rule
 
-__all__ = ["batch_norm", "group_norm", "layer_norm"]
+    Outline = tuple[Ints, torch.dtype]
 
-Ints = tuple[int, ...]
-
-
-def _list_norm(
-    recorder: Recorder,
-    op: str,
-    input: Tensor,
-    weights: tuple[Tensor | None, ...],
-    dtype: torch.dtype,
-    *params: tuple[str, Any],
-) -> None:
-    recorder.add(
-        "norm",
-        op,
-        (recorder.spec(input),),
-        recorder.weight_specs(*weights),
-        (TensorSpec(tuple(input.shape), dtype_name(dtype)),),
-        params,
-    )
+__all__ = ["RULES", "batch_norm", "group_norm", "layer_norm"]
 
 
-@rule("batch_norm")
+def _read(recorder: Recorder, *weights: Tensor | None) -> tuple[Outline, ...]:
+    """Shapes and dtypes of the weights that are there; marks them as read."""
+    given = []
+    for tensor in weights:
+        if tensor is not None:
+            recorder.seen.add(id(tensor))
+            given.append((tensor.shape, tensor.dtype))
+    return tuple(given)
+
+
 def batch_norm(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -62,25 +54,16 @@ def batch_norm(
     cudnn_enabled: bool = True,
 ) -> Tensor:
     """Running statistics are never updated here: the model stays as it was."""
-    given = []
-    for tensor in (weight, bias) if training else (weight, bias, running_mean, running_var):
-        if tensor is not None:
-            recorder.seen.add(id(tensor))
-            given.append((tensor.shape, tensor.dtype))
     if running_mean is None and not training:
         raise NoRule
-    return recorder.follow(
-        _plan_batch(input.shape, input.stride(), input.dtype, tuple(given), training)
-    )
+    statistics = () if training else (running_mean, running_var)
+    given = _read(recorder, weight, bias, *statistics)
+    return recorder.follow(_plan_batch(input.shape, input.stride(), input.dtype, given, training))
 
 
 @lru_cache(REMEMBERED)
 def _plan_batch(
-    shape: Ints,
-    strides: Ints,
-    dtype: torch.dtype,
-    given: tuple[tuple[Ints, torch.dtype], ...],
-    training: bool,
+    shape: Ints, strides: Ints, dtype: torch.dtype, given: tuple[Outline, ...], training: bool
 ) -> Plan:
     if len(shape) < 2 or any(own != shape[1:2] for own, _ in given):
         raise NoRule
@@ -88,30 +71,16 @@ def _plan_batch(
     if training and math.prod(shape) == shape[1]:
         raise NoRule
     last = is_channels_last(shape, strides)
-    layout = channels_last_strides(shape) if last else contiguous_strides(shape)
-    weights = tuple(spec_of(own, of) for own, of in given)
-    return _plan_norm("batch_norm", shape, layout, dtype, dtype, weights, (("training", training),))
-
-
-def _plan_norm(
-    op: str,
-    shape: Ints,
-    strides: Ints,
-    dtype: torch.dtype,
-    result: torch.dtype,
-    weights: tuple[TensorSpec, ...],
-    params: tuple[tuple[str, Any], ...],
-) -> Plan:
-    output = spec_of(shape, result)
-    return Plan(
-        "norm", op, (spec_of(shape, dtype),), weights, (output,), output.dtype, params, shape,
-        strides, result,
+    return planned(
+        "norm", "batch_norm", (spec_of(shape, dtype),), shape, dtype,
+        weights=tuple(spec_of(*one) for one in given), params=(("training", training),),
+        strides=channels_last_strides(shape) if last else contiguous_strides(shape),
     )  # fmt: skip
 
 
-@rule("layer_norm")
 def layer_norm(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     normalized_shape: Any,
     weight: Tensor | None = None,
@@ -119,38 +88,44 @@ def layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> Tensor:
-    given = []
-    for tensor in (weight, bias):
-        if tensor is not None:
-            recorder.seen.add(id(tensor))
-            given.append((tensor.shape, tensor.dtype))
     dtype = input.dtype
-    wanted = tuple(normalized_shape)
+    given = _read(recorder, weight, bias)
     return recorder.follow(
-        _plan_layer(input.shape, dtype, recorder.autocast_up(dtype), wanted, tuple(given))
-    )
+        _plan_layer(
+            input.shape, dtype, recorder.autocast_up(dtype), tuple(normalized_shape), given
+        )
+    )  # fmt: skip
 
 
 @lru_cache(REMEMBERED)
 def _plan_layer(
-    shape: Ints,
-    dtype: torch.dtype,
-    result: torch.dtype,
-    wanted: Ints,
-    given: tuple[tuple[Ints, torch.dtype], ...],
+    shape: Ints, dtype: torch.dtype, result: torch.dtype, wanted: Ints, given: tuple[Outline, ...]
 ) -> Plan:
     if not wanted or shape[-len(wanted) :] != wanted or any(own != wanted for own, _ in given):
         raise NoRule
-    weights = tuple(spec_of(own, of) for own, of in given)
-    return _plan_norm(
-        "layer_norm", shape, contiguous_strides(shape), dtype, result, weights,
-        (("normalized_shape", wanted),),
+    return planned(
+        "norm", "layer_norm", (spec_of(shape, dtype),), shape, result,
+        weights=tuple(spec_of(*one) for one in given), params=(("normalized_shape", wanted),),
     )  # fmt: skip
 
 
-@rule("rms_norm")
-def rms_norm(
+def _list_norm(
     recorder: Recorder,
+    op: str,
+    input: Tensor,
+    weights: tuple[Tensor | None, ...],
+    dtype: torch.dtype,
+    *params: tuple[str, Any],
+) -> None:
+    recorder.add(
+        "norm", op, (recorder.spec(input),), recorder.weight_specs(*weights),
+        (spec_of(input.shape, dtype),), params,
+    )  # fmt: skip
+
+
+def _rms_norm(
+    recorder: Recorder,
+    op: str,
     input: Tensor,
     normalized_shape: Any,
     weight: Tensor | None = None,
@@ -162,13 +137,13 @@ def rms_norm(
     if weight is not None and weight.shape != wanted:
         raise NoRule
     dtype = recorder.autocast_up(input.dtype)
-    _list_norm(recorder, "rms_norm", input, (weight,), dtype, ("normalized_shape", wanted))
+    _list_norm(recorder, op, input, (weight,), dtype, ("normalized_shape", wanted))
     return recorder.like(input, dtype)
 
 
-@rule("group_norm")
 def group_norm(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     num_groups: int,
     weight: Tensor | None = None,
@@ -183,15 +158,13 @@ def group_norm(
     if weight is not None and weight.shape != shape[1:2]:
         raise NoRule
     dtype = recorder.autocast_up(input.dtype)
-    _list_norm(recorder, "group_norm", input, (weight, bias), dtype, ("groups", num_groups))
-    if is_channels_last(shape, input.stride()):
-        return recorder.new(shape, dtype, channels_last_strides(tuple(shape)))
-    return recorder.new(shape, dtype)
+    _list_norm(recorder, op, input, (weight, bias), dtype, ("groups", num_groups))
+    return recorder.formatted(input, tuple(shape), dtype)
 
 
-@rule("instance_norm")
-def instance_norm(
+def _instance_norm(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
@@ -206,13 +179,13 @@ def instance_norm(
     if len(shape) < 3 or (weight is not None and weight.shape != shape[1:2]):
         raise NoRule
     weights = (weight, bias) if use_input_stats else (weight, bias, running_mean, running_var)
-    _list_norm(recorder, "instance_norm", input, weights, input.dtype)
+    _list_norm(recorder, op, input, weights, input.dtype)
     return recorder.new(shape, input.dtype)
 
 
-@rule("local_response_norm")
-def local_response_norm(
+def _local_response_norm(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     size: int,
     alpha: float = 1e-4,
@@ -221,13 +194,13 @@ def local_response_norm(
 ) -> Tensor:
     if input.ndim < 3:
         raise NoRule
-    _list_norm(recorder, "local_response_norm", input, (), input.dtype, ("size", size))
+    _list_norm(recorder, op, input, (), input.dtype, ("size", size))
     return recorder.like(input)
 
 
-@rule("normalize")
-def normalize(
+def _normalize(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     p: float = 2.0,
     dim: Any = 1,
@@ -236,13 +209,24 @@ def normalize(
 ) -> Tensor:
     if out is not None:
         raise NoRule
-    _list_norm(recorder, "normalize", input, (), input.dtype)
+    _list_norm(recorder, op, input, (), input.dtype)
     return recorder.like(input)
 
 
-@rule("_weight_norm", op="weight_norm")
-def weight_norm(recorder: Recorder, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+def _weight_norm(recorder: Recorder, op: str, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """Rescales a weight on every call, old style (a hook) and new (a parametrization)."""
     result = recorder.like(v)
-    recorder.record("norm", "weight_norm", (v, g), (result,))
+    recorder.record("norm", op, (v, g), (result,))
     return result
+
+
+RULES: Final[dict[Any, Rule]] = {
+    "batch_norm": batch_norm,
+    "layer_norm": layer_norm,
+    "rms_norm": _rms_norm,
+    "group_norm": group_norm,
+    "instance_norm": _instance_norm,
+    "local_response_norm": _local_response_norm,
+    "normalize": _normalize,
+    "_weight_norm": _weight_norm,
+}

@@ -6,29 +6,82 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from pytest_neuralpower.tracing.fallbacks import NoRule
-from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, spec_of
+from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, planned, spec_of
 from pytest_neuralpower.tracing.rules.conv import full
-from pytest_neuralpower.tracing.rules.table import TABLE, Entry, enter
-from pytest_neuralpower.tracing.strides import (
-    channels_last_strides,
-    contiguous_strides,
-    is_channels_last,
-)
-from pytest_neuralpower.tracing.torch_private import NATIVE_CLASS, NATIVE_MODULE
+from pytest_neuralpower.tracing.strides import Ints, channels_last_strides, is_channels_last
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pytest_neuralpower.tracing.recorder import Recorder
+    from pytest_neuralpower.tracing.rules.table import Rule
 
-__all__ = ["adaptive_pool", "pool"]
+__all__ = ["RULES", "WITH_INDICES", "adaptive_pool", "avg_pool", "max_pool"]
 
-Ints = tuple[int, ...]
+
+def max_pool(
+    recorder: Recorder,
+    op: str,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """A window sliding over as many last dimensions as ``op`` names."""
+    dims = int(op[-2])
+    kernel = full(kernel_size, dims)
+    stride = kernel if stride is None or stride in ((), []) else full(stride, dims)
+    plan = _plan(
+        op, dims, input.shape, input.stride(), input.dtype, kernel, stride, full(padding, dims),
+        full(dilation, dims), ceil_mode, return_indices,
+    )  # fmt: skip
+    return _follow(recorder, plan, return_indices)
+
+
+def _max_pool_values(recorder: Recorder, op: str, input: Tensor, *args: Any, **named: Any) -> Any:
+    """``torch.max_pool2d`` takes no ``return_indices``, the functional passes it on as false."""
+    named.pop("return_indices", None)
+    return max_pool(recorder, op, input, *args[:5], **named)
+
+
+def _max_pool_with_indices(
+    recorder: Recorder, op: str, input: Tensor, *args: Any, **named: Any
+) -> Any:
+    return max_pool(recorder, op, input, *args[:5], **{**named, "return_indices": True})
+
+
+def avg_pool(
+    recorder: Recorder,
+    op: str,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    return max_pool(recorder, op, input, kernel_size, stride, padding, 1, ceil_mode)
+
+
+def _lp_pool(
+    recorder: Recorder,
+    op: str,
+    input: Tensor,
+    norm_type: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    ceil_mode: bool = False,
+) -> Any:
+    return max_pool(recorder, op, input, kernel_size, stride, 0, 1, ceil_mode)
 
 
 def _follow(recorder: Recorder, plan: Plan, indices: bool) -> Any:
@@ -36,28 +89,6 @@ def _follow(recorder: Recorder, plan: Plan, indices: bool) -> Any:
     if indices:
         return values, recorder.new(plan.shape, torch.int64, plan.strides)
     return values
-
-
-def pool(
-    recorder: Recorder,
-    op: str,
-    dims: int,
-    input: Tensor,
-    kernel: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    indices: bool = False,
-) -> Any:
-    """A window sliding over the last ``dims`` dimensions."""
-    kernel = full(kernel, dims)
-    stride = kernel if stride is None or stride in ((), []) else full(stride, dims)
-    plan = _plan(
-        op, dims, input.shape, input.stride(), input.dtype, kernel, stride, full(padding, dims),
-        full(dilation, dims), ceil_mode, indices,
-    )  # fmt: skip
-    return _follow(recorder, plan, indices)
 
 
 @lru_cache(REMEMBERED)
@@ -110,21 +141,36 @@ def _finish(
     indices: bool,
 ) -> Plan:
     last = len(out) == dims + 2 and is_channels_last(shape, strides)
-    layout = channels_last_strides(out) if last else contiguous_strides(out)
-    output = spec_of(out, dtype)
-    outputs = (output, spec_of(out, torch.int64)) if indices else (output,)
-    return Plan(
-        "pool", op, (spec_of(shape, dtype),), (), outputs, output.dtype, params, out, layout, dtype
-    )
+    outputs = [spec_of(out, each) for each in ((dtype, torch.int64) if indices else (dtype,))]
+    return planned(
+        "pool", op, (spec_of(shape, dtype),), out, dtype, outputs=tuple(outputs), params=params,
+        strides=channels_last_strides(out) if last else None,
+    )  # fmt: skip
 
 
 def adaptive_pool(
-    recorder: Recorder, op: str, dims: int, input: Tensor, size: Any, indices: bool = False
+    recorder: Recorder, op: str, input: Tensor, output_size: Any, return_indices: bool = False
 ) -> Any:
     """Pooling to a given size; ``None`` keeps a dimension."""
+    dims = int(op[-2])
+    size = output_size
     wanted = tuple(size) if isinstance(size, (tuple, list)) else (size,) * dims
-    plan = _plan_adaptive(op, dims, input.shape, input.stride(), input.dtype, wanted, indices)
-    return _follow(recorder, plan, indices)
+    plan = _plan_adaptive(
+        op, dims, input.shape, input.stride(), input.dtype, wanted, return_indices
+    )
+    return _follow(recorder, plan, return_indices)
+
+
+def _adaptive_values(
+    recorder: Recorder, op: str, input: Tensor, output_size: Any, return_indices: bool = False
+) -> Any:
+    return adaptive_pool(recorder, op, input, output_size)
+
+
+def _adaptive_with_indices(
+    recorder: Recorder, op: str, input: Tensor, output_size: Any, return_indices: bool = True
+) -> Any:
+    return adaptive_pool(recorder, op, input, output_size, True)
 
 
 @lru_cache(REMEMBERED)
@@ -154,90 +200,20 @@ def _plan_adaptive(
     return _finish(op, dims, shape, strides, dtype, out, params, indices)
 
 
-def _register(dims: int) -> None:
-    """Enter the pooling functions of one dimensionality."""
-    max_pool, avg_pool, lp_pool = f"max_pool{dims}d", f"avg_pool{dims}d", f"lp_pool{dims}d"
+_MAXIMA: Final = ("max_pool1d", "max_pool2d", "max_pool3d")
+_ADAPTIVE_MAXIMA: Final = ("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
+WITH_INDICES: Final = (*_MAXIMA, *_ADAPTIVE_MAXIMA)
 
-    def maximum(
-        recorder: Recorder,
-        input: Tensor,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        dilation: Any = 1,
-        ceil_mode: bool = False,
-        return_indices: bool = False,
-    ) -> Any:
-        return pool(
-            recorder, max_pool, dims, input, kernel_size, stride, padding, dilation, ceil_mode
-        )
-
-    def maximum_with_indices(
-        recorder: Recorder,
-        input: Tensor,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        dilation: Any = 1,
-        ceil_mode: bool = False,
-        return_indices: bool = True,
-    ) -> Any:
-        return pool(
-            recorder, max_pool, dims, input, kernel_size, stride, padding, dilation, ceil_mode, True
-        )
-
-    def average(
-        recorder: Recorder,
-        input: Tensor,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-    ) -> Any:
-        return pool(recorder, avg_pool, dims, input, kernel_size, stride, padding, 1, ceil_mode)
-
-    def power_average(
-        recorder: Recorder,
-        input: Tensor,
-        norm_type: Any,
-        kernel_size: Any,
-        stride: Any = None,
-        ceil_mode: bool = False,
-    ) -> Any:
-        return pool(recorder, lp_pool, dims, input, kernel_size, stride, 0, 1, ceil_mode)
-
-    def adaptive_average(recorder: Recorder, input: Tensor, output_size: Any) -> Any:
-        return adaptive_pool(recorder, f"adaptive_avg_pool{dims}d", dims, input, output_size)
-
-    def adaptive_maximum(
-        recorder: Recorder, input: Tensor, output_size: Any, return_indices: bool = False
-    ) -> Any:
-        return adaptive_pool(recorder, f"adaptive_max_pool{dims}d", dims, input, output_size)
-
-    def adaptive_maximum_with_indices(
-        recorder: Recorder, input: Tensor, output_size: Any, return_indices: bool = True
-    ) -> Any:
-        return adaptive_pool(recorder, f"adaptive_max_pool{dims}d", dims, input, output_size, True)
-
-    enter(Entry("rule", max_pool, maximum), max_pool)
-    enter(Entry("rule", max_pool, maximum_with_indices), f"{max_pool}_with_indices")
-    enter(Entry("rule", avg_pool, average), avg_pool)
-    enter(Entry("rule", lp_pool, power_average), lp_pool)
-    adaptive_avg, adaptive_max = f"adaptive_avg_pool{dims}d", f"adaptive_max_pool{dims}d"
-    enter(Entry("rule", adaptive_avg, adaptive_average), adaptive_avg)
-    with_indices = Entry("rule", adaptive_max, adaptive_maximum_with_indices)
-    enter(with_indices, f"{adaptive_max}_with_indices")
-    # Only the functional returns values alone; torch's own function of that name returns both.
-    TABLE[getattr(torch.nn.functional, adaptive_max)] = Entry(
-        "rule", adaptive_max, adaptive_maximum
-    )
-    for place in (torch, NATIVE_MODULE, NATIVE_CLASS):
-        function = getattr(place, adaptive_max, None)
-        if function is not None:
-            TABLE[function] = with_indices
-
-
-for _dims in (1, 2, 3):
-    _register(_dims)
+RULES: Final[dict[Any, Rule]] = {
+    **dict.fromkeys(_MAXIMA, _max_pool_values),
+    **{f"{name}_with_indices": _max_pool_with_indices for name in _MAXIMA},
+    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), avg_pool),
+    **dict.fromkeys(("lp_pool1d", "lp_pool2d", "lp_pool3d"), _lp_pool),
+    **dict.fromkeys(
+        ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"), adaptive_pool
+    ),
+    # Torch's own function returns both; the functional of that name the values alone.
+    **dict.fromkeys(_ADAPTIVE_MAXIMA, _adaptive_with_indices),
+    **{f"{name}_with_indices": _adaptive_with_indices for name in _ADAPTIVE_MAXIMA},
+    **{getattr(torch.nn.functional, name): _adaptive_values for name in _ADAPTIVE_MAXIMA},
+}

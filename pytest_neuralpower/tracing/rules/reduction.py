@@ -1,4 +1,7 @@
-"""Reductions, scans and softmax."""
+"""Reductions, scans, softmax and losses."""
+
+# ruff: noqa: A002, ARG001, PLR0917
+# A rule has the signature of its torch function, names, order and unused arguments included.
 
 from __future__ import annotations
 
@@ -9,37 +12,18 @@ import torch
 from torch import Tensor
 
 from pytest_neuralpower.tracing.fallbacks import NoRule
-from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, spec_of
+from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, planned, spec_of
 from pytest_neuralpower.tracing.rules.elementwise import pointwise
-from pytest_neuralpower.tracing.rules.table import TABLE, Entry, enter, rule
-from pytest_neuralpower.tracing.strides import broadcast_shapes, contiguous_strides
+from pytest_neuralpower.tracing.strides import Ints, broadcast_shapes
 
 if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
+    from pytest_neuralpower.tracing.rules.table import Rule
 
-__all__ = [
-    "reduce",
-    "reduced_shape",
-    "softmax",
-]
+__all__ = ["RULES", "softmax"]
 
 
-# ruff: noqa: A002, ARG001, PLR0917
-# A rule has the signature of its torch function, names, order and unused arguments included.
-
-
-#: Of one dimension or several; ``sum`` and ``prod`` widen small integers.
-_MANY: Final = (
-    "sum", "nansum", "mean", "nanmean", "amax", "amin", "logsumexp", "std", "var", "count_nonzero",
-)  # fmt: skip
-_BOOLEAN: Final = ("any", "all")
-#: An index, or value and index.
-_INDEX: Final = ("argmax", "argmin")
-_VALUE_AND_INDEX: Final = ("max", "min", "median", "mode", "kthvalue", "cummax", "cummin")
-_SCANS: Final = ("cumsum", "cumprod", "logcumsumexp")
-
-
-def reduced_shape(shape: Any, dim: Any, keepdim: bool) -> tuple[int, ...]:
+def _reduced_shape(shape: Any, dim: Any, keepdim: bool) -> Ints:
     """Shape after reducing ``dim``: an int, several, or ``None`` (or none) for all.
 
     Raises
@@ -62,20 +46,25 @@ def reduced_shape(shape: Any, dim: Any, keepdim: bool) -> tuple[int, ...]:
     return tuple(size for axis, size in enumerate(shape) if axis not in axes)
 
 
-def reduce(
-    recorder: Recorder, op: str, input: Tensor, dim: Any, keepdim: bool, dtype: torch.dtype
+def _listed(
+    recorder: Recorder, op: str, tensors: tuple[Any, ...], shape: Ints, dtype: torch.dtype
 ) -> Tensor:
-    output = recorder.new(reduced_shape(input.shape, dim, keepdim), dtype)
-    recorder.record("reduction", op, (input,), (output,))
+    output = recorder.new(shape, dtype)
+    recorder.record("reduction", op, tensors, (output,))
     return output
 
 
-def _widened(op: str, dtype: torch.dtype) -> torch.dtype:
+def _result(op: str, dtype: torch.dtype) -> torch.dtype:
+    """Dtype of a reduction or scan; sums and products widen small integers."""
+    if op in ("argmax", "argmin", "count_nonzero"):
+        return torch.int64
+    if op in ("any", "all"):
+        if dtype is torch.uint8:
+            raise NoRule  # stays uint8 where others become bool
+        return torch.bool
     if op in ("sum", "prod", "nansum", "cumsum", "cumprod"):
         floating = dtype.is_floating_point or dtype.is_complex
         return dtype if floating else torch.int64
-    if op == "count_nonzero":
-        return torch.int64
     if op == "logsumexp" and not dtype.is_floating_point:
         return torch.get_default_dtype()
     if op in ("mean", "std", "var", "nanmean") and not dtype.is_floating_point:
@@ -83,121 +72,69 @@ def _widened(op: str, dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
-def _register_many(name: str) -> None:
-    def forward(
-        recorder: Recorder,
-        input: Tensor,
-        dim: Any = None,
-        *args: Any,
-        keepdim: bool = False,
-        dtype: torch.dtype | None = None,
-        out: Tensor | None = None,
-        axis: Any = None,
-        unbiased: Any = None,
-        correction: Any = None,
-    ) -> Tensor:
-        if out is not None:
-            raise NoRule
-        dim = axis if dim is None else dim
-        if name in ("std", "var"):
-            if isinstance(dim, bool):  # std(unbiased)
-                dim = None
-            if len(args) == 2:  # std(dim, unbiased, keepdim)
-                keepdim = args[1]
-            elif args:
-                raise NoRule
-        elif args:
-            keepdim = args[0]
-            if not isinstance(keepdim, bool):  # Tensor.amax(0, 1) and the like do not exist
-                raise NoRule
-        result = dtype or _widened(name, input.dtype)
-        return reduce(recorder, name, input, dim, keepdim, result)
-
-    enter(Entry("rule", name, forward), name)
-
-
-for _name in _MANY:
-    _register_many(_name)
-
-
-def _register_boolean(name: str) -> None:
-    def forward(
-        recorder: Recorder, input: Tensor, dim: Any = None, keepdim: bool = False
-    ) -> Tensor:
-        if input.dtype is torch.uint8:
-            raise NoRule  # stays uint8 where others become bool
-        return reduce(recorder, name, input, dim, keepdim, torch.bool)
-
-    enter(Entry("rule", name, forward), name)
-
-
-for _name in _BOOLEAN:
-    _register_boolean(_name)
-
-
-def _register_index(name: str) -> None:
-    def forward(
-        recorder: Recorder, input: Tensor, dim: int | None = None, keepdim: bool = False
-    ) -> Tensor:
-        return reduce(recorder, name, input, dim, keepdim, torch.int64)
-
-    enter(Entry("rule", name, forward), name)
-
-
-for _name in _INDEX:
-    _register_index(_name)
-
-
-@rule("prod")
-def prod(
+def _reduce(
     recorder: Recorder,
+    op: str,
     input: Tensor,
-    dim: int | None = None,
+    dim: Any = None,
+    *args: Any,
     keepdim: bool = False,
-    *,
     dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+    axis: Any = None,
+    unbiased: Any = None,
+    correction: Any = None,
 ) -> Tensor:
-    return reduce(recorder, "prod", input, dim, keepdim, dtype or _widened("prod", input.dtype))
-
-
-def _register_extremum(name: str) -> None:
-    result_type = getattr(torch.return_types, name)
-
-    def forward(
-        recorder: Recorder, input: Tensor, dim: Any = None, keepdim: bool = False, **named: Any
-    ) -> Any:
-        other = named.pop("other", dim if isinstance(dim, Tensor) else None)
-        if named:
+    """Over one dimension, several, or all."""
+    if out is not None:
+        raise NoRule
+    dim = axis if dim is None else dim
+    if op in ("std", "var"):
+        if isinstance(dim, bool):  # std(unbiased)
+            dim = None
+        if len(args) == 2:  # std(dim, unbiased, keepdim)
+            keepdim = args[1]
+        elif args:
             raise NoRule
-        if other is not None:  # torch.max(a, b) is torch.maximum
-            return pointwise(recorder, f"{name}imum", (input, other))
-        shape = reduced_shape(input.shape, dim, keepdim)
-        values = recorder.new(shape, input.dtype)
-        if dim is None:
-            recorder.record("reduction", name, (input,), (values,))
-            return values
-        indices = recorder.new(shape, torch.int64)
-        recorder.record("reduction", name, (input,), (values, indices))
-        return result_type((values, indices))
-
-    enter(Entry("rule", name, forward), name)
+    elif args:
+        keepdim = args[0]
+        if not isinstance(keepdim, bool):  # Tensor.amax(0, 1) and the like do not exist
+            raise NoRule
+    shape = _reduced_shape(input.shape, dim, keepdim)
+    return _listed(recorder, op, (input,), shape, dtype or _result(op, input.dtype))
 
 
-for _name in ("max", "min"):
-    _register_extremum(_name)
+def _extremum(
+    recorder: Recorder,
+    op: str,
+    input: Tensor,
+    dim: Any = None,
+    keepdim: bool = False,
+    **named: Any,
+) -> Any:
+    """Of all, or along one dimension with the indices; of two tensors, their larger or smaller."""
+    other = named.pop("other", dim if isinstance(dim, Tensor) else None)
+    if named:
+        raise NoRule
+    if other is not None:  # torch.max(a, b) is torch.maximum
+        return pointwise(recorder, f"{op}imum", (input, other))
+    shape = _reduced_shape(input.shape, dim, keepdim)
+    if dim is None:
+        return _listed(recorder, op, (input,), shape, input.dtype)
+    values, indices = recorder.new(shape, input.dtype), recorder.new(shape, torch.int64)
+    recorder.record("reduction", op, (input,), (values, indices))
+    return getattr(torch.return_types, op)((values, indices))
 
 
-@rule("histc")
-def histc(
-    recorder: Recorder, input: Tensor, bins: int = 100, min: float = 0, max: float = 0
+def _histc(
+    recorder: Recorder, op: str, input: Tensor, bins: int = 100, min: float = 0, max: float = 0
 ) -> Tensor:
-    output = recorder.new((bins,), input.dtype)
-    recorder.record("reduction", "histc", (input,), (output,))
-    return output
+    return _listed(recorder, op, (input,), (bins,), input.dtype)
 
 
 def _norm(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     p: Any = "fro",
     dim: Any = None,
@@ -207,14 +144,13 @@ def _norm(
 ) -> Tensor:
     if out is not None or p == "nuc" or not input.dtype.is_floating_point:
         raise NoRule
-    return reduce(recorder, "norm", input, dim, keepdim, dtype or input.dtype)
+    shape = _reduced_shape(input.shape, dim, keepdim)
+    return _listed(recorder, op, (input,), shape, dtype or input.dtype)
 
 
-enter(Entry("rule", "norm", _norm), "norm")
-
-
-def _linalg_norm(
+def _vector_norm(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     ord: Any = 2,
     dim: Any = None,
@@ -222,27 +158,15 @@ def _linalg_norm(
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    return _norm(recorder, input, 2, dim, keepdim, None, dtype)
+    return _norm(recorder, op, input, 2, dim, keepdim, None, dtype)
 
 
-TABLE[torch.linalg.vector_norm] = Entry("rule", "norm", _linalg_norm)
-
-
-def _register_scan(name: str) -> None:
-    def forward(
-        recorder: Recorder, input: Tensor, dim: int, *, dtype: torch.dtype | None = None
-    ) -> Tensor:
-        if not -max(input.ndim, 1) <= dim < max(input.ndim, 1):
-            raise NoRule
-        output = recorder.new(input.shape, dtype or _widened(name, input.dtype))
-        recorder.record("reduction", name, (input,), (output,))
-        return output
-
-    enter(Entry("rule", name, forward), name)
-
-
-for _name in _SCANS:
-    _register_scan(_name)
+def _scan(
+    recorder: Recorder, op: str, input: Tensor, dim: int, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    if not -max(input.ndim, 1) <= dim < max(input.ndim, 1):
+        raise NoRule
+    return _listed(recorder, op, (input,), input.shape, dtype or _result(op, input.dtype))
 
 
 def softmax(
@@ -250,8 +174,11 @@ def softmax(
     op: str,
     input: Tensor,
     dim: int | None = None,
+    _stacklevel: Any = 3,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
+    if isinstance(_stacklevel, torch.dtype):  # torch.softmax(input, dim, dtype)
+        dtype = _stacklevel
     own = input.dtype
     return recorder.follow(
         _plan_softmax(op, input.shape, own, dtype or recorder.autocast_up(own), dim)
@@ -260,96 +187,50 @@ def softmax(
 
 @lru_cache(REMEMBERED)
 def _plan_softmax(
-    op: str, shape: tuple[int, ...], own: torch.dtype, dtype: torch.dtype, dim: int | None
+    op: str, shape: Ints, own: torch.dtype, dtype: torch.dtype, dim: int | None
 ) -> Plan:
     rank = max(len(shape), 1)
     if not dtype.is_floating_point or (dim is not None and not -rank <= dim < rank):
         raise NoRule
-    output = spec_of(shape, dtype)
-    return Plan(
-        "softmax",
-        op,
-        # A dtype converts inside the kernel on CUDA; on the CPU that is a copy, left out here.
-        (spec_of(shape, own),),
-        (),
-        (output,),
-        output.dtype,
-        (("dim", rank - 1 if dim is None else dim % rank),),
-        shape,
-        contiguous_strides(shape),  # whatever the input's, as the real kernels answer
-        dtype,
-    )
-
-
-def _register_softmax(name: str) -> None:
-    def forward(
-        recorder: Recorder,
-        input: Tensor,
-        dim: int | None = None,
-        _stacklevel: Any = 3,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        if isinstance(_stacklevel, torch.dtype):  # torch.softmax(input, dim, dtype)
-            dtype = _stacklevel
-        return softmax(recorder, name, input, dim, dtype)
-
-    enter(Entry("rule", name, forward), name)
-
-
-for _name in ("softmax", "log_softmax", "softmin"):
-    _register_softmax(_name)
+    # A dtype converts inside the kernel on CUDA; on the CPU that is a copy, left out here. The
+    # result is contiguous whatever the input is, as the real kernels answer.
+    params = (("dim", rank - 1 if dim is None else dim % rank),)
+    return planned("softmax", op, (spec_of(shape, own),), shape, dtype, params=params)
 
 
 # -- Losses: a softmax where they hold one, and one reduction of their operands.
 
-# ruff: noqa: A002, ARG001, PLR0917
-# A rule has the signature of its torch function, names, order and unused arguments included.
 
-
-_POINTWISE: Final = (
-    "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy",
-    "binary_cross_entropy_with_logits", "soft_margin_loss", "kl_div", "poisson_nll_loss",
-)  # fmt: skip
-
-
-def _reduced(
-    recorder: Recorder, op: str, tensors: tuple[Any, ...], shape: Any, reduction: str
+def _loss(
+    recorder: Recorder, op: str, tensors: tuple[Any, ...], shape: Ints, reduction: Any
 ) -> Tensor:
     if reduction in ("mean", "sum", "batchmean"):
         shape = ()
     elif reduction != "none":
         raise NoRule
-    output = recorder.new(tuple(shape), tensors[0].dtype)
-    recorder.record("reduction", op, tensors, (output,))
-    return output
+    return _listed(recorder, op, tensors, shape, tensors[0].dtype)
 
 
-def _register(name: str) -> None:
-    def forward(
-        recorder: Recorder,
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        size_average: Any = None,
-        reduce: Any = None,
-        reduction: str = "mean",
-        **options: Any,
-    ) -> Tensor:
-        if size_average is not None or reduce is not None or not isinstance(reduction, str):
-            raise NoRule
-        shape = broadcast_shapes(input.shape, target.shape)
-        return _reduced(recorder, name, (input, target, weight), shape, reduction)
-
-    enter(Entry("rule", name, forward), name)
-
-
-for _name in _POINTWISE:
-    _register(_name)
-
-
-@rule("nll_loss")
-def nll_loss(
+def _pointwise_loss(
     recorder: Recorder,
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
+    **options: Any,
+) -> Tensor:
+    if size_average is not None or reduce is not None:
+        raise NoRule
+    shape = broadcast_shapes(input.shape, target.shape)
+    return _loss(recorder, op, (input, target, weight), shape, reduction)
+
+
+def _nll_loss(
+    recorder: Recorder,
+    op: str,
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
@@ -358,18 +239,17 @@ def nll_loss(
     reduce: Any = None,
     reduction: Any = "mean",
 ) -> Tensor:
-    if size_average is not None or reduce is not None or not isinstance(reduction, str):
+    if size_average is not None or reduce is not None:
         raise NoRule
-    classes = 1 if input.ndim > 1 else 0
-    wanted = reduced_shape(input.shape, classes, False)
-    if tuple(target.shape) != wanted:
+    shape = _reduced_shape(input.shape, _class_axis(input), False)
+    if tuple(target.shape) != shape:
         raise NoRule
-    return _reduced(recorder, "nll_loss", (input, target, weight), wanted, reduction)
+    return _loss(recorder, op, (input, target, weight), shape, reduction)
 
 
-@rule("cross_entropy")
-def cross_entropy(
+def _cross_entropy(
     recorder: Recorder,
+    op: str,
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
@@ -381,18 +261,43 @@ def cross_entropy(
 ) -> Tensor:
     if size_average is not None or reduce is not None:
         raise NoRule
-    classes = 1 if input.ndim > 1 else 0
-    wanted = reduced_shape(input.shape, classes, False)
+    shape = _reduced_shape(input.shape, _class_axis(input), False)
     # The target names a class for each position, or is a distribution of the input's shape.
-    if target.shape != input.shape and tuple(target.shape) != wanted:
+    if target.shape != input.shape and tuple(target.shape) != shape:
         raise NoRule
-    log = softmax(recorder, "log_softmax", input, classes)
-    return _reduced(recorder, "nll_loss", (log, target, weight), wanted, reduction)
+    log = softmax(recorder, "log_softmax", input, _class_axis(input))
+    return _loss(recorder, "nll_loss", (log, target, weight), shape, reduction)
 
 
-@rule("cosine_similarity")
-def cosine_similarity(
-    recorder: Recorder, x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8
+def _class_axis(input: Tensor) -> int:
+    return 1 if input.ndim > 1 else 0
+
+
+def _cosine_similarity(
+    recorder: Recorder, op: str, x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8
 ) -> Tensor:
-    shape = reduced_shape(broadcast_shapes(x1.shape, x2.shape), dim, False)
-    return _reduced(recorder, "cosine_similarity", (x1, x2), shape, "none")
+    shape = _reduced_shape(broadcast_shapes(x1.shape, x2.shape), dim, False)
+    return _loss(recorder, op, (x1, x2), shape, "none")
+
+
+RULES: Final[dict[Any, Rule]] = {
+    **dict.fromkeys(
+        ("sum", "nansum", "mean", "nanmean", "amax", "amin", "logsumexp", "std", "var", "prod",
+         "count_nonzero", "any", "all", "argmax", "argmin"),
+        _reduce,
+    ),
+    **dict.fromkeys(("max", "min"), _extremum),
+    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), _scan),
+    **dict.fromkeys(("softmax", "log_softmax", "softmin"), softmax),
+    **dict.fromkeys(
+        ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy",
+         "binary_cross_entropy_with_logits", "soft_margin_loss", "kl_div", "poisson_nll_loss"),
+        _pointwise_loss,
+    ),
+    "histc": _histc,
+    "norm": _norm,
+    torch.linalg.vector_norm: _vector_norm,
+    "nll_loss": _nll_loss,
+    "cross_entropy": _cross_entropy,
+    "cosine_similarity": _cosine_similarity,
+}  # fmt: skip
