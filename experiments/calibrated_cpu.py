@@ -27,7 +27,9 @@ from pytest_neuralpower.calibrate.fit.fit import Fitted, fit_recipe
 from pytest_neuralpower.calibrate.fit.profile import read_profile
 from pytest_neuralpower.calibrate.fit.recipe import read_recipe
 from pytest_neuralpower.calibrate.fit.rows import NetworkRow, network_rows, usual_probe_ms
-from pytest_neuralpower.calibrate.measure.profile_writer import Circumstances, ProfileWriter
+from pytest_neuralpower.calibrate.measure.conditions import Circumstances
+from pytest_neuralpower.calibrate.measure.facts import measure_hardware
+from pytest_neuralpower.calibrate.measure.profile_writer import ProfileWriter
 from pytest_neuralpower.calibrate.measure.run_trial import on_bench, time_network
 from pytest_neuralpower.calibrate.measure.trial import Bench, Trial
 from pytest_neuralpower.errors import FitError
@@ -51,7 +53,7 @@ def label(network: RealNetwork, batch: int) -> str:
 
 def measure(path: Path, passes: int) -> None:
     """Append ``passes`` passes over all networks, each in another order."""
-    bench = Bench("cpu", "float32", {})
+    bench = Bench("cpu", "float32", measure_hardware("cpu", "float32"))
     before = read_profile(path).measurements if path.exists() else ()
     done = max((each.pass_ for each in before), default=0)
     with ProfileWriter(path, provenance={"dtype": "float32"}, dtype="float32") as writer:

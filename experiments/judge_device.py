@@ -20,8 +20,8 @@ import numpy as np
 from real_networks import BATCHES, NETWORKS
 from tabulate import tabulate
 
-from pytest_neuralpower.calibrate.measure.network import comparison_record, measure_call
-from pytest_neuralpower.calibrate.measure.preflight import Place, open_place
+from pytest_neuralpower.calibrate.measure.device import Device, open_device
+from pytest_neuralpower.calibrate.measure.network import compare, measure_call
 from pytest_neuralpower.calibrate.measure.verify import device_of, measured_here, mode_of
 from pytest_neuralpower.errors import NeuralPowerError
 from pytest_neuralpower.estimators.selection import Score
@@ -35,17 +35,17 @@ QUANTITIES = ("runtime", "power", "energy")
 
 def records(platform: FittedPlatform, minutes: float) -> Iterator[dict[str, Any]]:
     """Measured beside predicted, network by network, until the time is up."""
-    place = open_place(device_of(platform), platform.dtype, mode=mode_of(platform), meter="auto")
+    device = open_device(device_of(platform), platform.dtype, mode=mode_of(platform), meter="auto")
     try:
-        yield from _records(platform, place, minutes)
+        yield from _records(platform, device, minutes)
     finally:
-        place.close()
+        device.close()
 
 
-def _records(platform: FittedPlatform, place: Place, minutes: float) -> Iterator[dict[str, Any]]:
+def _records(platform: FittedPlatform, device: Device, minutes: float) -> Iterator[dict[str, Any]]:
     import torch
 
-    print("\n".join(place.meter.notes))
+    print("\n".join(device.meter.notes))
     dtype = getattr(torch, platform.dtype)
     calls = list(itertools.product(NETWORKS, BATCHES))
     random.Random(0).shuffle(calls)
@@ -59,11 +59,11 @@ def _records(platform: FittedPlatform, place: Place, minutes: float) -> Iterator
         )
         try:
             prediction = predict_call(model, inputs, {}, platform=platform)
-            measured = measure_call(model, inputs, {}, place, seconds=1.0)
+            measured = measure_call(model, inputs, {}, device, seconds=1.0)
         except NeuralPowerError as error:
             print(f"left out {network.name}, batch {batch}: {error}")
             continue
-        record = comparison_record(measured, prediction, place.facts["device"])
+        record = compare(measured, prediction, device).to_json()
         yield {**record, "model": f"{network.name}, batch {batch}"}
 
 

@@ -73,8 +73,7 @@ def calibrate_command(
     (its card). Each row is on the disk before the next is measured: after Ctrl-C, a crash or a full
     disk, --resume goes on.
     """
-    from pytest_neuralpower.calibrate.measure.fleet import BACKENDS
-    from pytest_neuralpower.calibrate.measure.plan import calibration_options
+    from pytest_neuralpower.calibrate.measure.plan import BACKENDS, CalibrationOptions
     from pytest_neuralpower.calibrate.measure.progress import choose_progress
 
     if backend not in BACKENDS:
@@ -83,7 +82,7 @@ def calibrate_command(
     if not many and (per_device or backend != "loky"):
         asked = "--per-device" if per_device else f"--backend {backend}"
         raise OptionError(f"{asked} is for many devices: add --device cuda:all, or --workers N")
-    options = calibration_options(
+    options = CalibrationOptions(
         name,
         out=out,
         device="" if device.endswith(":all") else device,
@@ -237,34 +236,27 @@ def measure_command(
 
     PLATFORM must have been calibrated on this kind of device.
     """
-    from pytest_neuralpower.calibrate.measure.network import (
-        comparison_record,
-        comparison_text,
-        measure_call,
-    )
-    from pytest_neuralpower.calibrate.measure.preflight import open_place
+    from pytest_neuralpower.calibrate.measure.device import open_device
+    from pytest_neuralpower.calibrate.measure.network import compare, measure_call
     from pytest_neuralpower.calibrate.measure.verify import device_of, measured_here, mode_of
     from pytest_neuralpower.model_source import load_model, parse_inputs
-    from pytest_neuralpower.platform.catalog import (
-        load_platform,
-        predict_call,
-    )
+    from pytest_neuralpower.platform.catalog import load_platform, predict_call
 
     loaded = measured_here(load_platform(platform))
-    device = device_of(loaded)
+    name = device_of(loaded)
     args, kwargs = parse_inputs(inputs)
     built = load_model(model, parse_arguments(arg or [])).eval()
     prediction = predict_call(built, args, kwargs, platform=loaded)
-    place = open_place(device, loaded.dtype, mode=mode_of(loaded), meter=meter)
+    device = open_device(name, loaded.dtype, mode=mode_of(loaded), meter=meter)
     try:
-        measured = measure_call(built, args, kwargs, place, seconds=seconds)
-        record = comparison_record(measured, prediction, place.facts["device"])
+        measured = measure_call(built, args, kwargs, device, seconds=seconds)
     finally:
-        place.close()
+        device.close()
+    compared = compare(measured, prediction, device)
     if as_json:
-        print_json(record)
+        print_json(compared.to_json())
     else:
-        typer.echo(comparison_text(record))
+        typer.echo(compared.text())
 
 
 def verify_command(
@@ -278,16 +270,13 @@ def verify_command(
 
     Exit code 0: it holds; 1: it does not, calibrate it again; 2: it could not be verified.
     """
-    from pytest_neuralpower.calibrate.measure.network import verification_record, verification_text
     from pytest_neuralpower.calibrate.measure.progress import choose_progress
     from pytest_neuralpower.calibrate.measure.verify import verify
     from pytest_neuralpower.platform.catalog import load_platform
 
     found = verify(load_platform(platform), choose_progress(), seconds=60 * minutes)
     if as_json:
-        print_json(verification_record(found))
+        print_json(found.to_json())
     else:
-        typer.echo(verification_text(found))
-        if found.unjudged:
-            typer.echo(found.unjudged)
+        typer.echo(found.text())
     raise typer.Exit(0 if found.holds else 1)

@@ -59,7 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
             platform = _session(config).load(name)
             live = _session(config).live
             if live is not None:
-                live.place(platform)
+                live.device(platform)
         if settings.tolerance or settings.update_baseline or settings.reports:
             from pytest_neuralpower.plugin.session import check_settings  # noqa: PLC0415
 

@@ -40,7 +40,7 @@ from pytest_neuralpower.report.compare import regression_text
 from pytest_neuralpower.report.formats import torch_version
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.calibrate.measure.network import Live
+    from pytest_neuralpower.calibrate.measure.network import CallComparison, Live
     from pytest_neuralpower.guard.compare import Comparison
     from pytest_neuralpower.platform.prediction import Prediction
     from pytest_neuralpower.platform.protocol import Platform
@@ -100,8 +100,8 @@ class Guard:
     platform: Platform
     predictions: list[Prediction] = field(default_factory=list)
     live: Live | None = None
-    #: Place among the predictions -> measured beside predicted, under ``--np-measure``.
-    measured: dict[int, dict[str, Any]] = field(default_factory=dict)
+    #: Place among the predictions -> measured against predicted, under ``--np-measure``.
+    measured: dict[int, CallComparison] = field(default_factory=dict)
     #: The test's budgets as it started, and the calls that are over one of them: place among the
     #: predictions -> model, args, kwargs. Others are let go.
     budgets: tuple[Budget, ...] = ()
@@ -314,7 +314,7 @@ class GuardSession:
             self._judge_one(guard, budgets, place) for place in range(len(guard.predictions))
         ]
         for place, measured in guard.measured.items():
-            records[place]["measured"] = measured
+            records[place]["measured"] = measured.to_json()
         return [{**each, "outcome": "failed"} for each in records] if failed else records
 
     def _judge_one(self, guard: Guard, budgets: Sequence[Budget], place: int) -> dict[str, Any]:

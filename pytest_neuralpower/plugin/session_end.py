@@ -79,12 +79,14 @@ class Summary:
             if "measured" in each
         ]
         if found:
-            from pytest_neuralpower.calibrate.measure.network import measured_lines  # noqa: PLC0415
+            import msgspec  # noqa: PLC0415 - only once used
+
+            from pytest_neuralpower.calibrate.measure.network import CallComparison  # noqa: PLC0415
 
             terminalreporter.section("measured on this device (neuralpower)")
         for test, record in found:
             terminalreporter.line(f"{test}: {record['model']} on {record['platform']}")
-            for line in measured_lines(record):
+            for line in msgspec.convert(record, CallComparison).lines():
                 terminalreporter.line(f"  {line}")
 
 

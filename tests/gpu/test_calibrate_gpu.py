@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pytest_neuralpower.calibrate.measure.device import open_device
 from pytest_neuralpower.calibrate.measure.meters.choose import choose_meter
-from pytest_neuralpower.calibrate.measure.preflight import open_place
 from pytest_neuralpower.platform.catalog import load_platform
 
 pytestmark = pytest.mark.skipif(
@@ -41,12 +41,12 @@ def test_the_platform_knows_runtime_and_the_uuid(folder: Path) -> None:
 
 
 def test_energy_is_measured_where_the_counter_is_proven(folder: Path) -> None:
-    place = open_place("cuda:0", "float32", meter="auto")
+    device = open_device("cuda:0", "float32", meter="auto")
     try:
-        if place.meter.source != "measured":
-            pytest.skip(f"no meter works here: {'; '.join(place.meter.notes)}")
+        if device.meter.source != "measured":
+            pytest.skip(f"no meter works here: {'; '.join(device.meter.notes)}")
     finally:
-        place.close()
+        device.close()
     platform = load_platform(folder / "gpu.json")
     assert platform.tiers["power"] == "measured"
     assert platform.power is not None

@@ -7,22 +7,39 @@ slowed down (heat, power brake). Clocks are watched, never set.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Final, Protocol
+from typing import Final
 
-from pytest_neuralpower.calibrate.measure.meters.counter import Sampler
+from pytest_neuralpower.calibrate.measure.meters.base import Sampler, file_text
 from pytest_neuralpower.calibrate.measure.meters.nvml import NvmlDevice, cuda_uuid
-from pytest_neuralpower.calibrate.measure.meters.rapl import text
 from pytest_neuralpower.errors import MeterRefused
 
-__all__ = ["Conditions", "CpuWatch", "NvmlWatch", "Watch", "Watched", "watch_device"]
+__all__ = [
+    "Circumstances",
+    "Conditions",
+    "CpuWatch",
+    "NvmlWatch",
+    "Watch",
+    "Watched",
+    "watch_device",
+]
 
 _MOST_CLOCK_MOVE: Final = 0.02
 _POLL_S: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What held while a trial ran; ``flaw`` says why its rows must be left out of a fit."""
+
+    device_uuid: str
+    temperature_c: float | None = None
+    clock_mhz: float | None = None
+    flaw: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,22 +54,16 @@ class Conditions:
         (highest - lowest) / median of the clocks; None for a processor, whose cores never hold
         theirs still.
     throttles
-        What slowed the device down, in words.
-    power_capped
-        Whether the power limit held the clock down at any moment. This is how a heavy load runs
-        and voids nothing as long as the clock holds.
+        What slowed the device down, in words. The power limit is none of it: under it a heavy
+        load runs, and as long as the clock holds it voids nothing.
     temperature_c
         The highest.
-    utilisation
-        Mean share of time the device was busy, 0 to 1; of a processor, all its cores.
     """
 
     clock_mhz: float | None = None
     clock_moved: float | None = None
     throttles: tuple[str, ...] = ()
-    power_capped: bool = False
     temperature_c: float | None = None
-    utilisation: float | None = None
 
     @property
     def void(self) -> str | None:
@@ -79,8 +90,8 @@ class Watched:
         self.counts_from_s = time.perf_counter() + settle_s
 
 
-class Watch(Protocol):
-    """Watches one device, trial by trial."""
+class Watch:
+    """Watches one device, trial by trial; this one is of a device that shows nothing of itself."""
 
     @contextmanager
     def during(self) -> Iterator[Watched]:
@@ -91,15 +102,14 @@ class Watch(Protocol):
         DeviceLost
             The device went away, also when the block itself failed of it.
         """
-        ...
+        yield Watched()
 
     def temperature_c(self) -> float | None:
         """The device's temperature now."""
-        ...
+        return None
 
     def close(self) -> None:
         """Release the driver."""
-        ...
 
 
 def watch_device(device: str) -> Watch:
@@ -108,40 +118,34 @@ def watch_device(device: str) -> Watch:
         try:
             return NvmlWatch(NvmlDevice(cuda_uuid(device)))
         except MeterRefused:
-            return _Blind()
-    return CpuWatch() if device.startswith("cpu") else _Blind()
+            return Watch()
+    return CpuWatch() if device.startswith("cpu") else Watch()
 
 
-class NvmlWatch:
-    """Clock, throttling, temperature and utilisation of an NVIDIA device, every 50 ms."""
+class NvmlWatch(Watch):
+    """Clock, throttling and temperature of an NVIDIA device, every 50 ms."""
 
     def __init__(self, device: NvmlDevice) -> None:
         self._device = device
-        self.temperature_c = device.temperature_c
-        self.close = device.close
 
     @contextmanager
     def during(self) -> Iterator[Watched]:
         """See :meth:`Watch.during`."""
-        watched, device = Watched(), self._device
+        watched = Watched()
         clocks: list[float] = []
         temperatures: list[float] = []
-        busy: list[float] = []
         throttles: dict[str, None] = {}  # keeps the order
-        capped = False
 
         def look() -> float:
-            nonlocal capped
             if time.perf_counter() < watched.counts_from_s:
-                for seen in (clocks, temperatures, busy, throttles):
+                for seen in (clocks, temperatures, throttles):
                     seen.clear()
-                capped = False
                 return 0.0
-            _keep(clocks, device.sm_clock_mhz)
-            _keep(temperatures, device.temperature_c)
-            _keep(busy, device.utilisation)
-            throttles.update(dict.fromkeys(device.throttles()))
-            capped = device.power_capped() or capped
+            for values, name in ((clocks, "sm_clock_mhz"), (temperatures, "temperature_c")):
+                value = self._device.read(name)
+                if value is not None:
+                    values.append(value)
+            throttles.update(dict.fromkeys(self._device.throttles()))
             return 0.0
 
         with Sampler(look, every_s=_POLL_S):
@@ -150,81 +154,50 @@ class NvmlWatch:
             clock_mhz=median(clocks) if clocks else None,
             clock_moved=(max(clocks) - min(clocks)) / median(clocks) if clocks else None,
             throttles=tuple(throttles),
-            power_capped=capped,
             temperature_c=max(temperatures, default=None),
-            utilisation=sum(busy) / len(busy) if busy else None,
         )
 
+    def temperature_c(self) -> float | None:
+        """Of the chip."""
+        return self._device.read("temperature_c")
 
-def _keep(values: list[float], read: Callable[[], float | None]) -> None:
-    value = read()
-    if value is not None:
-        values.append(value)
+    def close(self) -> None:
+        """See :meth:`Watch.close`."""
+        self._device.close()
 
 
-class CpuWatch:
-    """A Linux processor: throttling by count, clock, temperature and busy time.
+class CpuWatch(Watch):
+    """A Linux processor: throttling by count, clock and temperature.
 
     Elsewhere, and in virtual machines that hide them, the conditions are empty.
     """
 
-    def __init__(self, *, sysfs: Path = Path("/sys"), proc: Path = Path("/proc")) -> None:
+    def __init__(self, *, sysfs: Path = Path("/sys")) -> None:
         self._cpus = sysfs / "devices" / "system" / "cpu"
         self._zones = sysfs / "class" / "thermal"
-        self._stat = proc / "stat"
 
     @contextmanager
     def during(self) -> Iterator[Watched]:
         """See :meth:`Watch.during`; these are counters, so all of the block counts."""
         watched = Watched()
-        throttled, busy = self._throttled(), self._busy()
+        before = self._throttled()
         yield watched
-        clocks = self._numbers(self._cpus, "cpu[0-9]*/cpufreq/scaling_cur_freq")
+        clocks = _numbers(self._cpus, "cpu[0-9]*/cpufreq/scaling_cur_freq")
         watched.conditions = Conditions(
             clock_mhz=median(clocks) / 1e3 if clocks else None,
-            throttles=("heat",) if self._throttled() > throttled else (),
+            throttles=("heat",) if self._throttled() > before else (),
             temperature_c=self.temperature_c(),
-            utilisation=_share(busy, self._busy()),
         )
 
     def temperature_c(self) -> float | None:
         """The hottest of the machine's thermal zones."""
-        zones = self._numbers(self._zones, "thermal_zone*/temp")
+        zones = _numbers(self._zones, "thermal_zone*/temp")
         return max(zones) / 1e3 if zones else None
 
-    def close(self) -> None:
-        """Nothing is held."""
-
     def _throttled(self) -> float:
-        return sum(self._numbers(self._cpus, "cpu[0-9]*/thermal_throttle/core_throttle_count"))
-
-    def _busy(self) -> tuple[int, int]:
-        """Ticks of all cores that were idle, and all, since the start of the machine."""
-        line = text(self._stat).partition("\n")[0]
-        # user nice system idle iowait irq softirq steal; guests are within user already.
-        ticks = [int(word) for word in line.split()[1:9]]
-        return (ticks[3] + ticks[4], sum(ticks)) if len(ticks) > 4 else (0, 0)
-
-    @staticmethod
-    def _numbers(folder: Path, pattern: str) -> list[float]:
-        found = (text(path) for path in folder.glob(pattern))
-        return [float(number) for number in found if number.lstrip("-").isdigit()]
+        return sum(_numbers(self._cpus, "cpu[0-9]*/thermal_throttle/core_throttle_count"))
 
 
-def _share(before: tuple[int, int], after: tuple[int, int]) -> float | None:
-    idle, total = after[0] - before[0], after[1] - before[1]
-    return 1 - idle / total if total > 0 else None
-
-
-class _Blind:
-    """A device that shows nothing of itself."""
-
-    @contextmanager
-    def during(self) -> Iterator[Watched]:
-        yield Watched()
-
-    def temperature_c(self) -> None:
-        """Nothing is known."""
-
-    def close(self) -> None:
-        """Nothing is held."""
+def _numbers(folder: Path, pattern: str) -> list[float]:
+    texts = (file_text(path) for path in folder.glob(pattern))
+    return [float(number) for number in texts if number.lstrip("-").isdigit()]

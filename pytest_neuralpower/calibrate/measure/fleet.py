@@ -1,4 +1,8 @@
-"""joblib's engines: where the workers of a fleet run."""
+"""Many devices at once: all GPUs of a machine, or a fleet through joblib's engines.
+
+Each worker measures one device into a folder of its own. On one machine it writes there directly,
+so that nothing is lost when it dies; from another machine its profile comes back as text.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+import torch
 import yaml
+from filelock import FileLock, Timeout
 
+from pytest_neuralpower.calibrate.fit.fit import fit_command
+from pytest_neuralpower.calibrate.measure.meters.nvml import cuda_uuid
+from pytest_neuralpower.calibrate.measure.profile_writer import only_writer
+from pytest_neuralpower.calibrate.measure.progress import Progress
+from pytest_neuralpower.calibrate.measure.run import dump_recipe, measure_profile
 from pytest_neuralpower.errors import (
     CalibrationStopped,
     MissingExtraError,
@@ -22,66 +33,9 @@ from pytest_neuralpower.errors import (
 
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.plan import CalibrationOptions
-    from pytest_neuralpower.calibrate.measure.progress import Progress
     from pytest_neuralpower.platform.price import FittedPlatform
 
-__all__ = [
-    "BACKENDS",
-    "asked_of",
-    "calibrate_fleet",
-    "engine",
-]
-
-
-#: Engines that ``--backend`` takes.
-BACKENDS: Final = ("loky", "dask", "ray")
-
-
-def asked_of(backend: str, kind: str) -> dict[str, Any]:
-    """What an engine must be asked for, beside workers, to measure devices of this kind."""
-    # ray hides every GPU from workers that ask for none.
-    return {"ray_remote_args": {"num_gpus": 1}} if (backend, kind) == ("ray", "cuda") else {}
-
-
-@contextmanager
-def engine(backend: str, workers: int) -> Iterator[None]:
-    """The engine's cluster: the one the environment names, else workers on this machine."""
-    if backend == "dask":
-        try:
-            from distributed import Client  # noqa: PLC0415 - an extra
-        except ImportError:
-            raise _missing("dask") from None
-        address = os.environ.get("DASK_SCHEDULER_ADDRESS")
-        local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
-        with Client(address) if address else Client(**local):
-            yield
-    elif backend == "ray":
-        try:
-            import ray  # noqa: PLC0415 - an extra
-            from ray.util.joblib import register_ray  # noqa: PLC0415
-        except ImportError:
-            raise _missing("ray") from None
-        ray.init(ignore_reinit_error=True, include_dashboard=False)
-        register_ray()
-        try:
-            yield
-        finally:
-            ray.shutdown()
-    else:
-        yield
-
-
-def _missing(backend: str) -> MissingExtraError:
-    return MissingExtraError(
-        f"--backend {backend} needs {backend}, which is not installed: "
-        "pip install 'pytest-neuralpower[fleet]'"
-    )
-
-
-# -- Many devices at once: all GPUs of a machine, or a fleet through joblib's engines.
-#
-# Each worker measures one device into a folder of its own. On one machine it writes there directly,
-# so that nothing is lost when it dies; from another machine its profile comes back as text.
+__all__ = ["calibrate_fleet"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +64,8 @@ def calibrate_fleet(
     all_gpus
         Every GPU of this machine (of every worker's machine, with dask or ray), one a worker.
     backend
-        An engine of joblib. ``dask`` and ``ray`` use the
-        cluster that ``DASK_SCHEDULER_ADDRESS`` or ``RAY_ADDRESS`` names, else own workers here.
+        An engine of joblib. ``dask`` and ``ray`` use the cluster that ``DASK_SCHEDULER_ADDRESS`` or
+        ``RAY_ADDRESS`` names, else own workers here.
     workers
         Devices to measure; 0 for as many as this machine has GPUs. A CPU's worker has one core.
     per_device
@@ -131,9 +85,6 @@ def calibrate_fleet(
     CalibrationStopped
         Some device could not be measured; what the others measured is saved.
     """
-    from pytest_neuralpower.calibrate.fit.fit import fit_command  # noqa: PLC0415 - imports scipy
-    from pytest_neuralpower.calibrate.measure.profile_writer import only_writer  # noqa: PLC0415
-
     count = _count(all_gpus=all_gpus, workers=workers)
     kind = "cuda" if all_gpus or options.device.startswith("cuda") else "cpu"
     directory = options.directory
@@ -163,8 +114,6 @@ def calibrate_fleet(
 def _count(*, all_gpus: bool, workers: int) -> int:
     if workers or not all_gpus:
         return workers
-    import torch  # noqa: PLC0415 - heavy
-
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
         raise OptionError(
@@ -181,7 +130,7 @@ def _run(options: CalibrationOptions, *, kind: str, count: int, backend: str) ->
         delayed(_measure_one)(
             replace(
                 options,
-                directory=options.directory.resolve() / f"device{number}",
+                out=options.directory.resolve() / f"device{number}",
                 seed=options.seed + number,
             ),
             kind,
@@ -189,27 +138,22 @@ def _run(options: CalibrationOptions, *, kind: str, count: int, backend: str) ->
         )
         for number in range(count)
     )
-    with (
-        engine(backend, count),
-        parallel_config(backend=backend, n_jobs=count, **asked_of(backend, kind)),
-    ):
-        found: list[_Part] = Parallel(batch_size=1)(tasks)
-    return found
+    # ray hides every GPU from workers that ask for none.
+    asked = {"ray_remote_args": {"num_gpus": 1}} if (backend, kind) == ("ray", "cuda") else {}
+    with _cluster(backend, count), parallel_config(backend=backend, n_jobs=count, **asked):
+        parts: list[_Part] = Parallel(batch_size=1)(tasks)
+    return parts
 
 
 def _measure_one(options: CalibrationOptions, kind: str, number: int) -> _Part:
     """Measure one device of a worker's machine that no other worker has; runs in the worker."""
-    from pytest_neuralpower.calibrate.measure.profile_writer import only_writer  # noqa: PLC0415
-    from pytest_neuralpower.calibrate.measure.progress import PlainProgress  # noqa: PLC0415
-    from pytest_neuralpower.calibrate.measure.run import measure_profile  # noqa: PLC0415 - imports torch
-
     resume = options.resume and options.profile.exists()
     error = ""
     try:
         with _claimed(kind) as device, only_writer(options.directory):
             own = replace(options, device=device, resume=resume)
             with (options.directory / "progress.log").open("a", encoding="utf-8") as log:
-                measure_profile(own, PlainProgress(log))
+                measure_profile(own, Progress(log))
     except NeuralPowerError as problem:
         error = str(problem)
     files = {}
@@ -218,49 +162,6 @@ def _measure_one(options: CalibrationOptions, kind: str, number: int) -> _Part:
         if path.exists():
             files[name] = path.read_text(encoding="utf-8")
     return _Part(number, socket.gethostname(), files, error)
-
-
-@contextmanager
-def _claimed(kind: str) -> Iterator[str]:
-    """A device of this machine for one worker alone: a GPU, or one core of the processor.
-
-    Raises
-    ------
-    OptionError
-        Other workers have them all.
-    """
-    from filelock import FileLock, Timeout  # noqa: PLC0415
-
-    for name, device, core in _choices(kind):
-        lock = FileLock(Path(tempfile.gettempdir()) / f"neuralpower-{name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            continue
-        before = os.sched_getaffinity(0) if core is not None else None
-        try:
-            if core is not None:
-                os.sched_setaffinity(0, {core})
-            yield device
-        finally:
-            if before is not None:
-                os.sched_setaffinity(0, before)
-            lock.release()
-        return
-    raise OptionError(f"no {kind} device is left on {socket.gethostname()}: use fewer --workers")
-
-
-def _choices(kind: str) -> list[tuple[str, str, int | None]]:
-    if kind == "cpu":
-        if not hasattr(os, "sched_getaffinity"):
-            return [("cpu", "cpu", None)]
-        return [(f"core{core}", "cpu", core) for core in sorted(os.sched_getaffinity(0))]
-    import torch  # noqa: PLC0415 - heavy
-
-    from pytest_neuralpower.calibrate.measure.meters.nvml import cuda_uuid  # noqa: PLC0415
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return [(cuda_uuid(f"cuda:{index}"), f"cuda:{index}", None) for index in range(count)]
 
 
 def _save(part: _Part, directory: Path) -> None:
@@ -294,7 +195,73 @@ def _pool(options: CalibrationOptions, parts: Sequence[_Part]) -> Path:
         }
         for number, part in enumerate(parts)
     ]
-    pooled = {**recipes[0], "name": options.name, "sources": sources}
-    text = yaml.safe_dump(pooled, sort_keys=False, allow_unicode=True, width=96)
-    (options.directory / "recipe.yaml").write_text(text, encoding="utf-8")
+    dump_recipe(
+        {**recipes[0], "name": options.name, "sources": sources}, options.directory / "recipe.yaml"
+    )
     return options.directory
+
+
+# -- joblib's engines, and the devices of one machine that workers claim.
+
+
+@contextmanager
+def _cluster(backend: str, workers: int) -> Iterator[None]:
+    """The engine's cluster: the one the environment names, else workers on this machine."""
+    try:
+        if backend == "dask":
+            from distributed import Client  # noqa: PLC0415 - an extra
+        elif backend == "ray":
+            import ray  # noqa: PLC0415 - an extra
+            from ray.util.joblib import register_ray  # noqa: PLC0415
+    except ImportError:
+        raise MissingExtraError(
+            f"--backend {backend} needs {backend}, which is not installed: "
+            "pip install 'pytest-neuralpower[fleet]'"
+        ) from None
+    if backend == "dask":
+        address = os.environ.get("DASK_SCHEDULER_ADDRESS")
+        local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+        with Client(address) if address else Client(**local):
+            yield
+    elif backend == "ray":
+        ray.init(ignore_reinit_error=True, include_dashboard=False)
+        register_ray()
+        try:
+            yield
+        finally:
+            ray.shutdown()
+    else:
+        yield
+
+
+@contextmanager
+def _claimed(kind: str) -> Iterator[str]:
+    """A device of this machine for one worker alone: a GPU, or one core of the processor.
+
+    Raises
+    ------
+    OptionError
+        Other workers have them all.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        names = {f"cuda:{index}": cuda_uuid(f"cuda:{index}") for index in range(count)}
+    else:
+        names = {f"core{core}": f"core{core}" for core in cores} or {"cpu": "cpu"}
+    for device, name in names.items():
+        lock = FileLock(Path(tempfile.gettempdir()) / f"neuralpower-{name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        try:
+            if device.startswith("core"):
+                os.sched_setaffinity(0, {int(device.removeprefix("core"))})
+            yield device if kind == "cuda" else "cpu"
+        finally:
+            if device.startswith("core"):
+                os.sched_setaffinity(0, cores)
+            lock.release()
+        return
+    raise OptionError(f"no {kind} device is left on {socket.gethostname()}: use fewer --workers")

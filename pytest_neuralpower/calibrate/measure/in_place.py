@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from pytest_neuralpower.calibrate.measure.timers import Probe, Timer
+    from pytest_neuralpower.calibrate.measure.timers import SpeedProbe, Timer
     from pytest_neuralpower.layers import Layer, Trace
 
 __all__ = [
@@ -124,7 +124,7 @@ class _ListingTracer(FunctionTracer):
 class _TimingMode(TorchFunctionMode):
     """Marks the time before and after every call that may list layers, probes now and then."""
 
-    def __init__(self, timer: Timer, probe: Probe | None) -> None:
+    def __init__(self, timer: Timer, probe: SpeedProbe | None) -> None:
         super().__init__()
         self.mark = timer.mark
         self.functions: list[Any] = []
@@ -227,7 +227,7 @@ def time_calls(
     calls: Calls,
     timer: Timer,
     *,
-    probe: Probe | None = None,
+    probe: SpeedProbe | None = None,
 ) -> list[CallTime]:
     """Time of every call, in one run of the network.
 

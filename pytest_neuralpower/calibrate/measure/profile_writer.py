@@ -7,7 +7,6 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
@@ -24,14 +23,10 @@ from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.layer_codec import params_text, tensors_text
 
 if TYPE_CHECKING:
+    from pytest_neuralpower.calibrate.measure.conditions import Circumstances
     from pytest_neuralpower.calibrate.measure.trial import MeasuredRow, Trial
 
-__all__ = [
-    "Circumstances",
-    "ProfileWriter",
-    "only_writer",
-    "trials_done",
-]
+__all__ = ["ProfileWriter", "only_writer", "trials_done"]
 
 
 @contextmanager
@@ -103,16 +98,6 @@ def _named(owner: Path) -> str:
 COLUMNS: Final = tuple(name for name in REQUIRED + OPTIONAL + CALIBRATED if name != "energy_mj")
 
 _SKIPPED: Final = "# skipped "
-
-
-@dataclass(frozen=True, slots=True)
-class Circumstances:
-    """What held while a trial ran; ``flaw`` says why its rows must be left out of a fit."""
-
-    device_uuid: str
-    temperature_c: float | None = None
-    clock_mhz: float | None = None
-    flaw: str = ""
 
 
 class ProfileWriter:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Protocol, Self, TextIO
+from typing import TYPE_CHECKING, Final, Self, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-__all__ = ["PlainProgress", "Progress", "RichProgress", "Status", "choose_progress"]
+__all__ = ["Progress", "RichProgress", "Status", "choose_progress"]
 
 #: s between two plain lines.
 _PLAIN_EVERY_S: Final = 30.0
@@ -52,26 +51,8 @@ class Status:
         return f"{minutes}:{seconds:02d}"
 
 
-class Progress(Protocol):
-    """Where a calibration says what it does; a context manager."""
-
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-    def say(self, text: str) -> None:
-        """One line that stays."""
-
-    def show(self, status: Status) -> None:
-        """Where it is now."""
-
-
-class PlainProgress:
-    """A line now and then, for logs."""
+class Progress:
+    """Where a calibration says what it does, a context manager: a line now and then, for logs."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -84,16 +65,18 @@ class PlainProgress:
         pass
 
     def say(self, text: str) -> None:
+        """One line that stays."""
         self._stream.write(f"{text}\n")
         self._stream.flush()
 
     def show(self, status: Status) -> None:
+        """Where it is now."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _PLAIN_EVERY_S
             self.say(f"{status.done} of {status.total}, {status.left} left: {status.details}")
 
 
-class RichProgress:
+class RichProgress(Progress):
     """A live bar with the time left."""
 
     def __init__(self) -> None:
@@ -138,4 +121,4 @@ class RichProgress:
 
 def choose_progress() -> Progress:
     """Live where standard error is a terminal, plain elsewhere."""
-    return RichProgress() if sys.stderr.isatty() else PlainProgress()
+    return RichProgress() if sys.stderr.isatty() else Progress()

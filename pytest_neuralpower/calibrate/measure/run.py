@@ -1,4 +1,4 @@
-"""The recipe of a calibration: what was measured, how, and how to fit it."""
+"""One calibration from nothing to a platform: measure, write the recipe, fit, say how it went."""
 
 from __future__ import annotations
 
@@ -10,145 +10,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import yaml
+from msgspec.structs import replace
 
 from pytest_neuralpower.calibrate.fit.card import LEAST_REPEATABLE, repeatability_text
 from pytest_neuralpower.calibrate.fit.profile import read_provenance
-from pytest_neuralpower.calibrate.measure.plan import Plan, make_plan
-from pytest_neuralpower.calibrate.measure.preflight import Place, open_place
+from pytest_neuralpower.calibrate.measure.device import Device, open_device
+from pytest_neuralpower.calibrate.measure.plan import Dtype, Plan, PlanRecipe, make_plan
 from pytest_neuralpower.calibrate.measure.profile_writer import ProfileWriter, trials_done
 from pytest_neuralpower.calibrate.measure.session import Outcome, Session, Stopped
 from pytest_neuralpower.errors import CalibrationStopped, OptionError, ProfileError
+from pytest_neuralpower.files import write_atomically
 
 if TYPE_CHECKING:
+    from pytest_neuralpower.calibrate.measure.facts import Facts
     from pytest_neuralpower.calibrate.measure.plan import CalibrationOptions
     from pytest_neuralpower.calibrate.measure.progress import Progress
     from pytest_neuralpower.platform.price import FittedPlatform
 
-__all__ = [
-    "calibrate",
-    "closing_lines",
-    "is_repeatable",
-    "measure_profile",
-    "write_recipe",
-]
-
-
-#: Boosting on the residual of rows timed in place helps layers and hurts whole networks.
-_CANDIDATES: Final = ("physical", "neuralpower", "neuralpower-relative", "tree")
-#: The paper's Lasso takes as long to fit as all others, and is there to compare with.
-_QUICK_CANDIDATES: Final = ("physical", "neuralpower-relative", "tree")
-
-
-def write_recipe(
-    options: CalibrationOptions, place: Place, facts: Mapping[str, str], plan: Plan
-) -> None:
-    """Write ``recipe.yaml`` of a new calibration; one that is there stays as it is."""
-    content = recipe_content(options, place, facts, plan)
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=96)
-    path = options.directory / "recipe.yaml"
-    if path.exists():
-        return
-    partial = path.with_suffix(".part")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ProfileError(f"recipe {path}: it cannot be written ({error})") from None
-
-
-def recipe_content(
-    options: CalibrationOptions, place: Place, facts: Mapping[str, str], plan: Plan
-) -> dict[str, Any]:
-    """The recipe in YAML's types."""
-    bench, source = place.bench, place.meter.source
-    tiers = {"runtime": "measured"}
-    if source is not None:
-        tiers["power"] = source
-    clock = "thread time of one thread" if not bench.is_cuda else "CUDA events"
-    content: dict[str, Any] = {
-        "name": options.name,
-        "device": facts["device"],
-        "dtype": bench.dtype,
-        "mode": f"PyTorch {facts['torch']} {bench.mode}, inference mode, layers timed in place "
-        f"inside random networks, {clock}{'' if bench.is_cuda else ', freed memory kept'}",
-        "tiers": tiers,
-        "hardware": {key: float(value) for key, value in bench.hardware.items()},
-        "sources": [
-            {
-                "title": f"rows measured by `neuralpower calibrate {options.name}`",
-                "profile": Path(options.profile.name).name,
-            }
-        ],
-        "candidates": list(_QUICK_CANDIDATES if options.preset == "quick" else _CANDIDATES),
-        "totals": "in place",
-        "plan": dict(plan.recipe),
-    }
-    if source == "estimated":
-        content["power"] = {"watts": options.watts}
-    if "power_limit_w" in facts:
-        content["hardware"]["limit_w"] = float(facts["power_limit_w"])
-    return content
-
-
-# -- What a calibration says when it is done: how well it repeats, how wrong it is, what to type.
-
-
-def closing_lines(path: Path, platform: FittedPlatform, directory: Path) -> list[str]:
-    """Lines for the terminal about a platform that was just written."""
-    lines = []
-    for record in platform.provenance.get("calibration", ()):
-        found = record["repeatability"]
-        lines.append(f"repeatability: {repeatability_text(found)}")
-        if found is not None and found["p95_percent"] > LEAST_REPEATABLE:
-            lines.append(
-                f"  p95 above {LEAST_REPEATABLE:g}%: the machine was not quiet; stop what else "
-                "runs and measure again, or take smaller differences for noise"
-            )
-    trials = platform.accuracy.get("intervals", {}).get("trials")
-    if trials:
-        score = trials["runtime"]
-        lines.append(
-            f"held-out layers summed to {trials['networks']} random networks: runtime MAPE "
-            f"{score['mape']:.1f}%, {score['within_10']:.0f}% within 10%"
-        )
-    lines.append(f"energy: {_energy(platform)}")
-    shown = path if path.is_absolute() else f"./{path}"
-    lines += [
-        f"wrote {path} and its card {directory / 'README.md'}",
-        f"next: pytest --np-platform={shown}",
-    ]
-    return lines
-
-
-def _energy(platform: FittedPlatform) -> str:
-    tier = platform.tiers.get("power")
-    if tier is not None:
-        return f"{tier}, not measured" if tier == "estimated" else tier
-    records = platform.provenance.get("calibration", ())
-    if any(record["facts"].get("meter", "none") != "none" for record in records):
-        return "none: the meter read too few trials; measure longer, into another folder (--out)"
-    return (
-        "none: no meter was used; if you know the power under load, --watts W estimates it, in "
-        "another folder (--out)"
-    )
-
-
-def is_repeatable(platform: FittedPlatform) -> bool:
-    """Whether closing trials of a GPU agree with what they repeat; a CPU is only told of it.
-
-    A processor is seldom alone: its differences are published, and no calibration fails of them.
-    """
-    for record in platform.provenance.get("calibration", ()):
-        found = record["repeatability"]
-        on_gpu = record["facts"].get("torch_device", "cpu") != "cpu"
-        if on_gpu and found is not None and found["p95_percent"] > LEAST_REPEATABLE:
-            return False
-    return True
-
-
-# -- One calibration from nothing to a platform: preflight, plan, measure, fit, close, card.
+__all__ = ["calibrate", "closing_lines", "measure_profile"]
 
 #: Share of the planned time after which no more trials are started, where no time was given.
 _OVERTIME = 1.5
@@ -218,7 +99,7 @@ def measure_profile(
     As :func:`calibrate`, but for FitError.
     """
     header = _header(options)
-    place = open_place(
+    device = open_device(
         options.device or header.get("torch_device", ""),
         options.dtype or header.get("dtype", "float32"),
         mode=options.mode or header.get("mode", "eager"),
@@ -228,34 +109,34 @@ def measure_profile(
         sysfs=sysfs,
     )
     try:
-        for note in place.meter.notes:
+        for note in device.meter.notes:
             progress.say(note)
-        facts = {**place.facts, "torch_device": place.bench.device}
-        _refuse_other(options, header, facts)
-        plan = _plan(options, place, header)
-        facts |= {"meter_source": place.meter.source or "", "plan": json.dumps(dict(plan.recipe))}
-        facts["started"] = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        facts = replace(device.facts, torch_device=device.bench.device)
+        _refuse_other(options, header, facts.lines)
+        plan = make_plan(_plan_recipe(options, device, header))
+        facts = replace(
+            facts,
+            meter_source=device.meter.source or "",
+            plan=json.dumps(plan.recipe.to_json()),
+            started=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        )
         progress.say(
-            f"{facts['device']}, {place.bench.dtype}, {place.bench.mode}; "
-            f"meter: {place.meter.name} ({place.meter.method}); {len(plan.trials)} trials in about "
+            f"{facts.device}, {device.bench.dtype}, {device.bench.mode}; meter: "
+            f"{device.meter.name} ({device.meter.method}); {len(plan.trials)} trials in about "
             f"{plan.expected_s / 60:.1f} min"
         )
-        write_recipe(options, place, facts, plan)
-        return _measure(options, place, plan, facts, progress)
+        write_recipe(options, device, plan)
+        return _measure(options, device, plan, facts, progress)
     finally:
-        place.close()
+        device.close()
 
 
 def _measure(
-    options: CalibrationOptions,
-    place: Place,
-    plan: Plan,
-    facts: Mapping[str, str],
-    progress: Progress,
+    options: CalibrationOptions, device: Device, plan: Plan, facts: Facts, progress: Progress
 ) -> Outcome:
     seconds = options.minutes * 60 if options.minutes else plan.expected_s * _OVERTIME
     try:
-        writer = ProfileWriter(options.profile, provenance=facts, dtype=place.bench.dtype)
+        writer = ProfileWriter(options.profile, provenance=facts.lines, dtype=device.bench.dtype)
     except OSError as error:
         raise ProfileError(f"profile {options.profile}: it cannot be written ({error})") from None
     with writer, progress:
@@ -263,7 +144,7 @@ def _measure(
         if done:
             progress.say(f"{len(done)} trials are measured already")
         try:
-            return Session(place, writer, progress).run(plan, done=done, seconds=seconds)
+            return Session(device, writer, progress).run(plan, done=done, seconds=seconds)
         except Stopped as stop:
             saved = len(trials_done(options.profile))
             raise CalibrationStopped(
@@ -272,19 +153,26 @@ def _measure(
             ) from None
 
 
-def _plan(options: CalibrationOptions, place: Place, header: Mapping[str, str]) -> Plan:
+def _plan_recipe(
+    options: CalibrationOptions, device: Device, header: Mapping[str, str]
+) -> PlanRecipe:
     if "plan" in header:
-        recipe: dict[str, Any] = json.loads(header["plan"])
-        return make_plan(**recipe)
-    return make_plan(
+        try:
+            return msgspec.json.decode(header["plan"], type=PlanRecipe)
+        except msgspec.DecodeError as error:
+            raise ProfileError(
+                f"profile {options.profile}: its plan cannot be read ({error}); measure into "
+                "another folder (--out)"
+            ) from None
+    return PlanRecipe(
         seed=options.seed,
-        device=place.bench.device,
-        dtype=place.bench.dtype,
-        hardware=place.bench.hardware,
-        memory_bytes=place.memory_bytes,
+        device=device.bench.device,
+        dtype=msgspec.convert(device.bench.dtype, Dtype),
+        hardware=device.bench.hardware,
+        memory_bytes=device.memory_bytes,
         preset=options.preset,
         minutes=options.minutes,
-        with_power=place.meter.source == "measured",
+        with_power=device.meter.source == "measured",
     )
 
 
@@ -310,7 +198,7 @@ def _header(options: CalibrationOptions) -> dict[str, str]:
     if not options.resume:
         raise ProfileError(
             f"{path} holds measured rows already: go on with --resume, fit them with "
-            f"`neuralpower fit {options.directory}`, or measure anew into another folder (--out)"
+            f"`neuralpower fit {options.directory}`, or measure into another folder (--out)"
         )
     header = read_provenance(lines)
     # Without its last line the head may be torn: then nothing was measured yet.
@@ -333,3 +221,114 @@ def _refuse_other(
             f"--resume: {options.profile} was started with {method}, this is "
             f"{facts['meter_method']}: leave --watts out, or measure into another folder (--out)"
         )
+
+
+# -- The recipe: what was measured, how, and how to fit it.
+
+#: Boosting on the residual of rows timed in place helps layers and hurts whole networks.
+_CANDIDATES: Final = ("physical", "neuralpower", "neuralpower-relative", "tree")
+#: The paper's Lasso takes as long to fit as all others, and is there to compare with.
+_QUICK_CANDIDATES: Final = ("physical", "neuralpower-relative", "tree")
+
+
+def write_recipe(options: CalibrationOptions, device: Device, plan: Plan) -> None:
+    """Write ``recipe.yaml`` of a new calibration; one that is there stays as it is."""
+    path = options.directory / "recipe.yaml"
+    if path.exists():
+        return
+    dump_recipe(recipe_content(options, device, plan), path)
+
+
+def dump_recipe(content: Mapping[str, Any], path: Path) -> None:
+    """Write a recipe in YAML's types; raises ProfileError where it cannot be written."""
+    text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=96)
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise ProfileError(f"recipe {path}: it cannot be written ({error})") from None
+
+
+def recipe_content(options: CalibrationOptions, device: Device, plan: Plan) -> dict[str, Any]:
+    """The recipe in YAML's types."""
+    bench, facts, source = device.bench, device.facts, device.meter.source
+    clock = "CUDA events" if bench.is_cuda else "thread time of one thread, freed memory kept"
+    hardware = {name: float(size) for name, size in msgspec.to_builtins(bench.hardware).items()}
+    if facts.power_limit_w is not None:
+        hardware["limit_w"] = float(facts.power_limit_w)
+    content: dict[str, Any] = {
+        "name": options.name,
+        "device": facts.device,
+        "dtype": bench.dtype,
+        "mode": f"PyTorch {facts.torch} {bench.mode}, inference mode, layers timed in place "
+        f"inside random networks, {clock}",
+        "tiers": {"runtime": "measured"} | ({"power": source} if source is not None else {}),
+        "hardware": hardware,
+        "sources": [
+            {
+                "title": f"rows measured by `neuralpower calibrate {options.name}`",
+                "profile": options.profile.name,
+            }
+        ],
+        "candidates": list(_QUICK_CANDIDATES if options.preset == "quick" else _CANDIDATES),
+        "totals": "in place",
+        "plan": plan.recipe.to_json(),
+    }
+    if source == "estimated":
+        content["power"] = {"watts": options.watts}
+    return content
+
+
+# -- What a calibration says when it is done: how well it repeats, how wrong it is, what to type.
+
+
+def closing_lines(path: Path, platform: FittedPlatform, directory: Path) -> list[str]:
+    """Lines for the terminal about a platform that was just written."""
+    lines = []
+    for record in platform.provenance.get("calibration", ()):
+        found = record["repeatability"]
+        lines.append(f"repeatability: {repeatability_text(found)}")
+        if found is not None and found["p95_percent"] > LEAST_REPEATABLE:
+            lines.append(
+                f"  p95 above {LEAST_REPEATABLE:g}%: the machine was not quiet; stop what else "
+                "runs and measure again, or take smaller differences for noise"
+            )
+    trials = platform.accuracy.get("intervals", {}).get("trials")
+    if trials:
+        score = trials["runtime"]
+        lines.append(
+            f"held-out layers summed to {trials['networks']} random networks: runtime MAPE "
+            f"{score['mape']:.1f}%, {score['within_10']:.0f}% within 10%"
+        )
+    lines.append(f"energy: {_energy(platform)}")
+    shown = path if path.is_absolute() else f"./{path}"
+    lines += [
+        f"wrote {path} and its card {directory / 'README.md'}",
+        f"next: pytest --np-platform={shown}",
+    ]
+    return lines
+
+
+def _energy(platform: FittedPlatform) -> str:
+    tier = platform.tiers.get("power")
+    if tier is not None:
+        return f"{tier}, not measured" if tier == "estimated" else tier
+    records = platform.provenance.get("calibration", ())
+    if any(record["facts"].get("meter", "none") != "none" for record in records):
+        return "none: the meter read too few trials; measure longer, into another folder (--out)"
+    return (
+        "none: no meter was used; if you know the power under load, --watts W estimates it, in "
+        "another folder (--out)"
+    )
+
+
+def is_repeatable(platform: FittedPlatform) -> bool:
+    """Whether closing trials of a GPU agree with what they repeat; a CPU is only told of it.
+
+    A processor is seldom alone: its differences are published, and no calibration fails of them.
+    """
+    for record in platform.provenance.get("calibration", ()):
+        found = record["repeatability"]
+        on_gpu = record["facts"].get("torch_device", "cpu") != "cpu"
+        if on_gpu and found is not None and found["p95_percent"] > LEAST_REPEATABLE:
+            return False
+    return True

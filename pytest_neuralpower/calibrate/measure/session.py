@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -22,9 +22,10 @@ from pytest_neuralpower.calibrate.measure.trial import (
 from pytest_neuralpower.errors import DeviceLost, ReadingVoid
 
 if TYPE_CHECKING:
+    from pytest_neuralpower.calibrate.measure.conditions import Circumstances
+    from pytest_neuralpower.calibrate.measure.device import Device
     from pytest_neuralpower.calibrate.measure.plan import Plan
-    from pytest_neuralpower.calibrate.measure.preflight import Place
-    from pytest_neuralpower.calibrate.measure.profile_writer import Circumstances, ProfileWriter
+    from pytest_neuralpower.calibrate.measure.profile_writer import ProfileWriter
     from pytest_neuralpower.calibrate.measure.progress import Progress
 
 __all__ = ["Outcome", "Session", "Stopped"]
@@ -76,13 +77,13 @@ class Session:
 
     Attributes
     ----------
-    place
+    device
         Where trials run, and what reads their energy.
     writer, progress
         Where rows and words go.
     """
 
-    place: Place
+    device: Device
     writer: ProfileWriter
     progress: Progress
     outcome: Outcome = field(default_factory=Outcome)
@@ -103,7 +104,11 @@ class Session:
         """
         try:
             self._trials(plan, done, time.monotonic() + seconds)
-            self._closing(plan, done)
+            closing = [trial for trial in plan.closing if trial.id not in done]
+            if closing:
+                self.progress.say(f"closing: {len(closing)} networks once more")
+            for trial in self._in_time(closing, math.inf):
+                self._measure(trial)
         except KeyboardInterrupt:
             raise Stopped("interrupted") from None
         except DeviceLost as error:
@@ -113,31 +118,45 @@ class Session:
         return self.outcome
 
     def _trials(self, plan: Plan, done: frozenset[str], deadline: float) -> None:
+        """What is not done yet; then once more what lies between sentinels that differ."""
+        outcome = self.outcome
         todo = [trial for trial in plan.trials if trial.id not in done]
         reference: list[MeasuredRow] = []
         if done and todo and not todo[0].is_sentinel:  # what was measured before is no reference
-            reference = self._measure(next(each for each in plan.trials if each.is_sentinel))
+            reference = self._measure(next(trial for trial in plan.trials if trial.is_sentinel))
         block: list[Trial] = []
         suspects: list[Trial] = []
-        began = time.monotonic()
-        for number, trial in enumerate(todo):
-            if time.monotonic() > deadline:
-                self.outcome.left = len(todo) - number
-                self.progress.say(f"time is up: {self.outcome.left} trials of the plan are left")
-                break
-            self._show(trial, number, len(todo), began, deadline)
+        outcome.left = len(todo)
+        for trial in self._in_time(todo, deadline):
             rows = self._measure(trial)
+            outcome.left -= 1
             if not trial.is_sentinel:
                 block.append(trial)
                 continue
             if reference and rows and self._drifted(drift(reference, rows), block):
                 suspects += block
             reference, block = rows or reference, []
-        self._run_again(suspects, deadline)
+        if outcome.left:
+            self.progress.say(f"time is up: {outcome.left} trials of the plan are left")
+        for trial in self._in_time(suspects, deadline):
+            self._measure(trial)
+            outcome.rerun += 1
+        outcome.suspect = len(suspects) - outcome.rerun
+        if outcome.suspect:
+            self.progress.say(f"time is up: {outcome.suspect} suspect trials stay")
+
+    def _in_time(self, trials: Sequence[Trial], deadline: float) -> Iterator[Trial]:
+        """The trials that begin before the deadline; each is shown first."""
+        began = time.monotonic()
+        for number, trial in enumerate(trials):
+            if time.monotonic() > deadline:
+                return
+            self._show(trial, number, len(trials), began, deadline)
+            yield trial
 
     def _drifted(self, change: float, block: Sequence[Trial]) -> bool:
         self.outcome.drifts.append(change)
-        limit = DRIFT_LIMIT["cuda" if self.place.bench.is_cuda else "cpu"]
+        limit = DRIFT_LIMIT["cuda" if self.device.bench.is_cuda else "cpu"]
         if abs(change) <= limit or not block:
             return False
         self.progress.say(
@@ -146,35 +165,14 @@ class Session:
         )
         return True
 
-    def _run_again(self, suspects: Sequence[Trial], deadline: float) -> None:
-        """Measure once more what lies between sentinels that differ, as far as the time goes."""
-        began = time.monotonic()
-        for number, trial in enumerate(suspects):
-            if time.monotonic() > deadline:
-                self.outcome.suspect = len(suspects) - number
-                self.progress.say(f"time is up: {self.outcome.suspect} suspect trials stay")
-                return
-            self._show(trial, number, len(suspects), began, deadline)
-            self._measure(trial)
-            self.outcome.rerun += 1
-
-    def _closing(self, plan: Plan, done: frozenset[str]) -> None:
-        todo = [trial for trial in plan.closing if trial.id not in done]
-        if todo:
-            self.progress.say(f"closing: {len(todo)} networks once more")
-        began = time.monotonic()
-        for number, trial in enumerate(todo):
-            self._show(trial, number, len(todo), began, math.inf)
-            self._measure(trial)
-
     def _measure(self, trial: Trial) -> list[MeasuredRow]:
         """Measure and save one trial; its rows at one speed of the processor, empty if skipped."""
         reason = ""
         for _ in range(2):  # a void reading may be a passing thing
             try:
-                rows, self._seen = self.place.watch(
-                    lambda loaded: list(
-                        run_trial(trial, self.place.bench, meter=self.place.meter, loaded=loaded)
+                rows, self._seen = self.device.watch(
+                    lambda loaded: run_trial(
+                        trial, self.device.bench, meter=self.device.meter, loaded=loaded
                     ),
                     steady=trial.what != "network",
                 )

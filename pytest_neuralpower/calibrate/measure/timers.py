@@ -15,12 +15,12 @@ from pytest_neuralpower.calibrate.measure.trial import TrialSkipped
 __all__ = [
     "CpuTimer",
     "CudaTimer",
-    "Probe",
+    "SpeedProbe",
     "Timer",
-    "WallTimer",
     "as_graph",
     "caught_up",
     "keep_memory",
+    "time_call",
 ]
 
 
@@ -54,7 +54,8 @@ class CpuTimer:
 
     def __init__(self) -> None:
         self.mark: Callable[[], int] = time.thread_time_ns
-        self._own_ns = _own_time_ns(self.mark)
+        # What a mark takes by itself: the least of many.
+        self._own_ns = min(-(self.mark() - self.mark()) for _ in range(1000))
 
     def start(self) -> None:
         """Calls return when they are done: nothing to wait for."""
@@ -67,17 +68,14 @@ class CpuTimer:
         return [True] * len(marks)
 
 
-class WallTimer(CpuTimer):
-    """Wall-clock time, for several computing threads."""
-
-    def __init__(self) -> None:
-        self.mark = time.perf_counter_ns
-        self._own_ns = _own_time_ns(self.mark)
-
-
-def _own_time_ns(mark: Callable[[], int]) -> int:
-    """What a mark takes by itself: the least of many."""
-    return min(-(mark() - mark()) for _ in range(1000))
+def time_call(call: Callable[[], object], timer: Timer) -> tuple[float, float]:
+    """Device time and wall time of one call, ms."""
+    timer.start()
+    wall_s = time.perf_counter()
+    begin = timer.mark()
+    call()
+    (runtime_ms,) = timer.elapsed_ms([(begin, timer.mark())])
+    return runtime_ms, 1e3 * (time.perf_counter() - wall_s)
 
 
 # -- Times on a CUDA device, by events in its stream.
@@ -201,7 +199,7 @@ _SIDE: Final = 96
 _PRODUCTS: Final = 5
 
 
-class Probe:
+class SpeedProbe:
     """Measures the processor's speed again and again."""
 
     def __init__(self) -> None:
@@ -222,7 +220,7 @@ class Probe:
 
 # -- Memory of a process on a CPU: kept once it was got, while layers are timed.
 #
-# glibc gives large blocks back to the system as soon as they are free and gets them anew, page by
+# glibc gives large blocks back to the system as soon as they are free and gets them again, page by
 # page, at 0.5 ms a megabyte: several times what a streaming layer takes. When it does so depends on
 # what the process allocated before, so the same layer takes one time or five times as long. Servers
 # keep memory (``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1``, jemalloc, tcmalloc); so do trials.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Final, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
 
+import msgspec
 import numpy as np
 
 from pytest_neuralpower.errors import NeuralPowerError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SENTINEL",
     "Bench",
+    "Hardware",
     "MeasuredRow",
     "Repeatability",
     "Trial",
@@ -26,6 +28,30 @@ __all__ = [
 ]
 
 
+class Hardware(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Ceilings and sizes of a device, as a fit needs them.
+
+    Attributes
+    ----------
+    peak_gflops, bandwidth_gbs
+        Of a large matrix product and a large copy.
+    multiprocessors
+        Of a CUDA device.
+    threads, vector_floats
+        Of a processor: threads that compute, float32 numbers in one vector.
+    l2_mb, l3_mb
+        Caches, where the system tells them.
+    """
+
+    peak_gflops: float
+    bandwidth_gbs: float
+    multiprocessors: int | None = None
+    threads: int | None = None
+    vector_floats: int | None = None
+    l2_mb: float | None = None
+    l3_mb: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Bench:
     """One device and how its calls are run and timed.
@@ -33,23 +59,20 @@ class Bench:
     Attributes
     ----------
     device
-        As torch names it: ``cpu``, ``cuda:0``.
+        As torch names it: ``cpu``, of which one thread computes, or ``cuda:0``.
     dtype
         Floating dtype of the networks, as in a platform: ``float32``, ``bfloat16``.
+    hardware
+        Its ceilings and sizes.
     mode
         ``eager``; ``graph``, on CUDA, replays graphs of whole networks and of what runs under the
         meter, and times layers in place without the host's launches.
-    threads
-        Threads that compute on a CPU; thread time is taken with one alone.
-    hardware
-        Facts of the device (``hardware_facts``).
     """
 
     device: str
     dtype: str
-    hardware: Mapping[str, float]
+    hardware: Hardware
     mode: Literal["eager", "graph"] = "eager"
-    threads: int = 1
 
     @property
     def is_cuda(self) -> bool:
@@ -77,7 +100,7 @@ class Trial:
     network
         Name of the network, unique in a plan; the same in every pass.
     what
-        ``network``: a random network, every call timed in place, and the whole of it beside.
+        ``network``: a random network, every call timed in place, and the whole of it as well.
         ``layer``: one layer of it (``index``) alone, repeated under the meter.
         ``whole``: the whole network, repeated under the meter.
     template, seed
@@ -104,13 +127,6 @@ class Trial:
     @property
     def is_sentinel(self) -> bool:
         return self.network == SENTINEL
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Trial:
-        return cls(**{field.name: data[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +157,7 @@ class MeasuredRow:
         Mean gross device power during repeated calls, W; None without a meter.
     probe_ms
         Time of the same small piece of work now and then during the trial, in the mean: how fast
-        the processor was (``timers.Probe``); None where it was not taken.
+        the processor was (``timers.SpeedProbe``); None where it was not taken.
     """
 
     trial: str

@@ -1,4 +1,8 @@
-"""Which device of this machine a platform was measured on: elsewhere nothing can be compared."""
+"""Does a platform still hold on its device? Some of its networks are measured once more.
+
+A platform is compared only with the device of this machine that it was measured on, or another
+specimen of the same model.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,18 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_neuralpower.calibrate.measure.preflight import device_facts, open_place, resolve_device
+from tabulate import tabulate
+
+from pytest_neuralpower.calibrate.measure.device import open_device, resolve_device
+from pytest_neuralpower.calibrate.measure.facts import device_facts
 from pytest_neuralpower.calibrate.measure.progress import Status
 from pytest_neuralpower.calibrate.measure.run_trial import run_trial
 from pytest_neuralpower.calibrate.measure.trial import Trial, TrialSkipped
 from pytest_neuralpower.errors import OptionError, ProfileError
+from pytest_neuralpower.units import show
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.calibrate.measure.preflight import Place
+    from pytest_neuralpower.calibrate.measure.device import Device
     from pytest_neuralpower.calibrate.measure.progress import Progress
     from pytest_neuralpower.calibrate.measure.trial import MeasuredRow
     from pytest_neuralpower.platform.protocol import Platform
@@ -23,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Drift",
     "Verification",
-    "calibration_record",
     "device_of",
     "measured_here",
     "mode_of",
@@ -50,19 +57,19 @@ def device_of(platform: Platform) -> str:
     Raises
     ------
     OptionError
-        The platform was not measured by ``neuralpower calibrate``, or on another device.
+        The platform was measured on another device.
     """
-    records = _records(platform)
+    records = platform.provenance["calibration"]
     wanted = sorted({record["facts"]["device"] for record in records})
     there = []
     for device in dict.fromkeys(record["facts"]["torch_device"] for record in records):
         try:
-            found = resolve_device(device.partition(":")[0])
+            candidate = resolve_device(device.partition(":")[0])
         except OptionError:
             continue
-        there.append(device_facts(found)["device"])
+        there.append(device_facts(candidate).device)
         if there[-1] in wanted:
-            return found
+            return candidate
     raise OptionError(
         f"{platform.name} was measured on {', '.join(wanted)}; this machine has "
         f"{', '.join(there) or 'no such device'}: run it on the device itself, or calibrate this "
@@ -70,23 +77,10 @@ def device_of(platform: Platform) -> str:
     )
 
 
-def calibration_record(platform: Platform, uuid: str) -> Mapping[str, Any]:
-    """What the platform keeps of the device with this UUID, else of the first of its kind."""
-    records = _records(platform)
-    same = [record for record in records if record["facts"].get("device_uuid") == uuid]
-    return (same or records)[0]
-
-
 def mode_of(platform: Platform) -> str:
     """How the platform's networks ran: ``eager`` or ``graph``."""
-    return str(_records(platform)[0]["facts"].get("mode", "eager"))
+    return str(platform.provenance["calibration"][0]["facts"].get("mode", "eager"))
 
-
-def _records(platform: Platform) -> list[Mapping[str, Any]]:
-    return list(measured_here(platform).provenance["calibration"])
-
-
-# -- Does a platform still hold on its device? Some of its networks, measured once more.
 
 #: Change of the total time, and of one kind's, that no platform has to hold: a GPU's clock is
 #: steady, a processor is seldom alone.
@@ -147,6 +141,53 @@ class Verification:
             "little to judge"
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """In JSON's types."""
+        return {
+            "platform": self.platform,
+            "device": self.device,
+            "holds": self.holds,
+            "passes": self.passes,
+            "drifts": [
+                {
+                    "kind": drift.kind,
+                    "calibrated_ms": drift.calibrated_ms,
+                    "measured_ms": drift.measured_ms,
+                    "change_percent": 100 * drift.change,
+                    "limit_percent": None if drift.limit is None else 100 * drift.limit,
+                    "holds": drift.holds,
+                }
+                for drift in self.drifts
+            ],
+        }
+
+    def text(self) -> str:
+        """A table of drifts and what follows from it."""
+        rows = [
+            (
+                drift.kind,
+                show("runtime", drift.calibrated_ms),
+                show("runtime", drift.measured_ms),
+                f"{100 * drift.change:+.1f}%",
+                "-" if drift.limit is None else f"{100 * drift.limit:.0f}%",
+                "" if drift.holds else "too far",
+            )
+            for drift in self.drifts
+        ]
+        headers = ("kind", "calibrated", "now", "drift", "limit", "")
+        align = ("left", "right", "right", "right", "right", "left")
+        table = tabulate(rows, headers, tablefmt="plain", colalign=align, disable_numparse=True)
+        specimen = "" if self.same_specimen else " (another specimen than the one calibrated)"
+        verdict = (
+            f"{self.platform} holds on this {self.device}{specimen}"
+            if self.holds
+            else f"{self.platform} no longer holds on this {self.device}{specimen}: calibrate it "
+            "again with neuralpower calibrate, or see what changed (versions, clocks, load)"
+        )
+        passes = "pass" if self.passes == 1 else "passes"
+        unjudged = f"\n{self.unjudged}" if self.unjudged else ""
+        return f"{table}\n\n{verdict} ({self.passes} {passes}){unjudged}"
+
 
 def verify(chosen: Platform, progress: Progress, *, seconds: float = 100.0) -> Verification:
     """Measure the networks that the platform keeps for this, over and over for some time.
@@ -159,26 +200,36 @@ def verify(chosen: Platform, progress: Progress, *, seconds: float = 100.0) -> V
         Its calibration was never closed: it keeps no networks.
     """
     platform = measured_here(chosen)
-    place = open_place(device_of(platform), platform.dtype, mode=mode_of(platform))
+    device = open_device(device_of(platform), platform.dtype, mode=mode_of(platform))
     try:
-        record = calibration_record(platform, place.uuid)
+        records = platform.provenance["calibration"]
+        uuid = device.facts.device_uuid
+        record = next((each for each in records if _uuid(each) == uuid), records[0])
         if not record["verify"]:
-            raise ProfileError(f"{platform.name}: its calibration was not finished; calibrate anew")
-        rows, passes = _measure(place, record["verify"], progress, seconds)
+            raise ProfileError(
+                f"{platform.name}: its calibration was not finished; calibrate it again"
+            )
+        rows, passes = _measure(device, record["verify"], progress, seconds)
         probe_ms = record["probe_ms"]
-        limits = LIMITS["cuda" if place.bench.is_cuda else "cpu"]
+        limits = LIMITS["cuda" if device.bench.is_cuda else "cpu"]
         drifts = (
             *_speed(rows, probe_ms),
             *_drifts(record["verify"], _typical(rows, probe_ms), limits),
         )
-        same = record["facts"].get("device_uuid") == place.uuid
-        return Verification(platform.name, place.facts["device"], same, drifts, passes)
+        same = _uuid(record) == uuid
+        return Verification(platform.name, device.facts.device, same, drifts, passes)
     finally:
-        place.close()
+        device.close()
+
+
+def _uuid(record: Mapping[str, Any]) -> str | None:
+    """Of the device that the platform keeps this record of."""
+    uuid: str | None = record["facts"].get("device_uuid")
+    return uuid
 
 
 def _measure(
-    place: Place, references: list[Mapping[str, Any]], progress: Progress, seconds: float
+    device: Device, references: list[Mapping[str, Any]], progress: Progress, seconds: float
 ) -> tuple[list[MeasuredRow], int]:
     """Rows of all networks, and passes made."""
     rows: list[MeasuredRow] = []
@@ -199,7 +250,7 @@ def _measure(
                     reference["network"], "network", reference["template"], reference["seed"], pass_
                 )
                 try:
-                    rows += run_trial(trial, place.bench)
+                    rows += run_trial(trial, device.bench)
                 except TrialSkipped as skipped:
                     progress.say(f"skipped {trial.id}: {skipped}")
     return rows, _MOST_PASSES
@@ -212,7 +263,7 @@ def _typical(rows: list[MeasuredRow], usual_probe_ms: float | None) -> dict[tupl
         factor = usual_probe_ms / row.probe_ms if usual_probe_ms and row.probe_ms else 1.0
         value = row.runtime_ms * factor * (row.calls if row.index >= 0 else 1)
         times.setdefault((row.network, row.index), []).append(value)
-    return {place: median(found) for place, found in times.items()}
+    return {layer: median(measured_ms) for layer, measured_ms in times.items()}
 
 
 def _speed(rows: list[MeasuredRow], usual_probe_ms: float | None) -> list[Drift]:
@@ -237,7 +288,9 @@ def _drifts(
                 pair[0] += calibrated_ms
                 pair[1] += measured_ms
     if not sums:
-        raise ProfileError("none of the platform's networks can be measured here; calibrate anew")
+        raise ProfileError(
+            "none of the platform's networks can be measured here; calibrate it again"
+        )
     calibrated = sum(pair[0] for pair in sums.values())
     measured = sum(pair[1] for pair in sums.values())
     whole, kind_limit = limits

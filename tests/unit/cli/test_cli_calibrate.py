@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from pytest_neuralpower.calibrate.measure.plan import calibration_options
+from pytest_neuralpower.calibrate.measure.plan import CalibrationOptions
 
 MISUSE = {
     "name": (["a/b"], "NAME 'a/b': letters, digits, '.', '_' and '-' only, such as my-gpu"),
@@ -151,6 +151,6 @@ def test_a_platform_from_tables_cannot_be_measured_again(neuralpower, call, comm
 
 
 def test_watts_are_an_estimate_and_no_meter_is_opened() -> None:
-    options = calibration_options("x", watts=65)
+    options = CalibrationOptions("x", watts=65)
     assert (options.meter, options.watts) == ("none", 65)
     assert options.again == "neuralpower calibrate x --resume"

@@ -1,43 +1,34 @@
-"""No meter: runtime alone, or the user's watts times a runtime."""
+"""Which meter measures a device: the one asked for, or the first that proves itself."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pytest_neuralpower.calibrate.measure.meters.base import (
-    Meter,
-    MeterName,
-    MeterRefused,
-    Reading,
-    Source,
-    Step,
-)
-from pytest_neuralpower.errors import MissingExtraError, OptionError
+from pytest_neuralpower.calibrate.measure.meters.base import METERS, Meter, MeterName, Reading, Step
+from pytest_neuralpower.calibrate.measure.meters.ina3221 import open_ina3221
+from pytest_neuralpower.calibrate.measure.meters.nvml import cuda_uuid, open_nvml
+from pytest_neuralpower.calibrate.measure.meters.probe import USUAL_PROBE, Probe
+from pytest_neuralpower.calibrate.measure.meters.rapl import open_rapl
+from pytest_neuralpower.calibrate.measure.meters.zeus import open_zeus
+from pytest_neuralpower.errors import MeterRefused, MissingExtraError, OptionError
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.calibrate.measure.meters.probe import Probe
+    from collections.abc import Callable, Mapping
 
-__all__ = [
-    "METERS",
-    "NoMeter",
-    "choose_meter",
-]
+__all__ = ["NoMeter", "choose_meter"]
 
 
-class NoMeter:
-    """Runs the load and reads no energy.
+class NoMeter(Meter):
+    """Runs the load and reads no energy: runtime alone, or the user's watts times a runtime.
 
     Parameters
     ----------
     watts
         Power of the device under load as the user knows it. Energy is then *estimated*;
         without it there is none, and no zero in its place.
-    notes
-        What was refused before.
 
     Raises
     ------
@@ -47,18 +38,18 @@ class NoMeter:
 
     name: MeterName = "none"
 
-    def __init__(self, *, watts: float | None = None, notes: tuple[str, ...] = ()) -> None:
+    def __init__(self, *, watts: float | None = None) -> None:
         if watts is not None and not (math.isfinite(watts) and watts > 0):
             raise OptionError(
                 f"--watts {watts:g}: power must be a positive number of watts, such as 65"
             )
-        self.notes = notes
-        self.source: Source | None = None if watts is None else "estimated"
+        self.notes = ()
+        self.source = None if watts is None else "estimated"
         self.method = "runtime only" if watts is None else f"{watts:g} W given by the user"
         self._watts = watts
 
     def measure(self, step: Step, *, seconds: float, settle_s: float) -> Reading:
-        """See :meth:`~pytest_neuralpower.calibrate.measure.meters.base.Meter.measure`."""
+        """See :meth:`Meter.measure`."""
         settled = time.perf_counter() + settle_s
         while time.perf_counter() < settled:
             step()
@@ -75,14 +66,9 @@ class NoMeter:
         """Nothing is held."""
 
 
-# -- Which meter measures a device: the one asked for, or the first that proves itself.
-
-#: What ``--meter`` accepts.
-METERS: Final = ("auto", "nvml", "rapl", "ina3221", "zeus", "none")
-
 # Kind of torch device -> the meters that read its energy, the finest first. The monitors of a
 # Jetson read the whole board, whichever part works.
-_FITTING: Final[dict[str, tuple[MeterName, ...]]] = {
+_FITTING: Final[Mapping[str, tuple[MeterName, ...]]] = {
     "cuda": ("nvml", "ina3221", "zeus"),
     "cpu": ("rapl", "ina3221", "zeus"),
     "mps": ("zeus",),
@@ -95,7 +81,7 @@ def choose_meter(
     *,
     load: Step,
     watts: float | None = None,
-    probe: Probe | None = None,
+    probe: Probe = USUAL_PROBE,
     sysfs: Path = Path("/sys"),
 ) -> Meter:
     """Open the meter that measures ``device``, probed under ``load`` before it is returned.
@@ -136,18 +122,24 @@ def choose_meter(
         raise OptionError(
             f"--watts {watts:g}: it stands in for a meter; leave it out, or use --meter none"
         )
-    openers = _openers(device, load, probe, sysfs)
+    openers: Mapping[str, Callable[[], Meter]] = {
+        "nvml": lambda: open_nvml(cuda_uuid(device), load=load, probe=probe),
+        "rapl": lambda: open_rapl(load=load, probe=probe, sysfs=sysfs),
+        "ina3221": lambda: open_ina3221(load=load, probe=probe, sysfs=sysfs),
+        "zeus": lambda: open_zeus(device, load=load, probe=probe),
+    }
+    fitting = _FITTING.get(device.partition(":")[0], ())
     if name != "auto":
-        if name not in openers:
+        if name not in fitting:
             raise MeterRefused(
                 f"{name}: it does not measure {device!r}; meters of it: "
-                f"{', '.join(openers) or 'none'}"
+                f"{', '.join(fitting) or 'none'}"
             )
         return openers[name]()
     refusals: list[str] = []
-    for opener in openers.values():
+    for candidate in fitting:
         try:
-            meter = opener()
+            meter = openers[candidate]()
         except (MeterRefused, MissingExtraError) as refusal:
             refusals.append(str(refusal))
             continue
@@ -155,35 +147,3 @@ def choose_meter(
         return meter
     none.notes = tuple(refusals)
     return none
-
-
-def _openers(
-    device: str, load: Step, probe: Probe | None, sysfs: Path
-) -> dict[str, Callable[[], Meter]]:
-    """The meters that fit the device, by name; each is loaded when it is opened."""
-
-    def nvml() -> Meter:
-        from pytest_neuralpower.calibrate.measure.meters.nvml import (  # noqa: PLC0415
-            cuda_uuid,
-            open_nvml,
-        )
-
-        return open_nvml(cuda_uuid(device), load=load, probe=probe)
-
-    def rapl() -> Meter:
-        from pytest_neuralpower.calibrate.measure.meters.rapl import open_rapl  # noqa: PLC0415
-
-        return open_rapl(load=load, probe=probe, sysfs=sysfs)
-
-    def ina3221() -> Meter:
-        from pytest_neuralpower.calibrate.measure.meters.ina3221 import open_ina3221  # noqa: PLC0415
-
-        return open_ina3221(load=load, probe=probe, sysfs=sysfs)
-
-    def zeus() -> Meter:
-        from pytest_neuralpower.calibrate.measure.meters.zeus import open_zeus  # noqa: PLC0415
-
-        return open_zeus(device, load=load, probe=probe)
-
-    every = {"nvml": nvml, "rapl": rapl, "ina3221": ina3221, "zeus": zeus}
-    return {name: every[name] for name in _FITTING.get(device.partition(":")[0], ())}

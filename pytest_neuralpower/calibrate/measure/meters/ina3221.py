@@ -8,20 +8,19 @@ over tens of milliseconds and are read over a bus: windows are 10 s or longer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from pytest_neuralpower.calibrate.measure.meters.base import (
     NO_METER,
-    DeviceLost,
     Meter,
-    MeterRefused,
+    PowerWindow,
+    SampledMeter,
     Step,
+    file_text,
 )
-from pytest_neuralpower.calibrate.measure.meters.counter import PowerMeter
-from pytest_neuralpower.calibrate.measure.meters.probe import Probe, check_under_load
-from pytest_neuralpower.calibrate.measure.meters.rapl import text
+from pytest_neuralpower.calibrate.measure.meters.probe import USUAL_PROBE, Probe, check_under_load
+from pytest_neuralpower.errors import DeviceLost, MeterRefused
 
 __all__ = ["open_ina3221"]
 
@@ -31,8 +30,7 @@ _TOTAL_RAILS: Final = ("VDD_IN", "POM_5V_IN")
 _STILL: Final = f"the monitor shows no power; {NO_METER}"
 
 
-@dataclass(frozen=True)
-class _Rail:
+class _Rail(NamedTuple):
     """A rail's name and how its power in watts is read."""
 
     name: str
@@ -42,7 +40,7 @@ class _Rail:
 def open_ina3221(
     *,
     load: Step,
-    probe: Probe | None = None,
+    probe: Probe = USUAL_PROBE,
     least_s: float = _LEAST_S,
     sysfs: Path = Path("/sys"),
 ) -> Meter:
@@ -71,18 +69,16 @@ def open_ina3221(
             f"ina3221: rail {total.name} cannot be read ({error}); run as a user who may"
         ) from None
 
-    def meter(least_s: float) -> PowerMeter:
-        return PowerMeter(
-            name="ina3221",
-            method=f"board monitor, rail {total.name}, every {_POLL_S * 1e3:.0f} ms",
-            read_w=read_w,
-            poll_s=_POLL_S,
-            least_s=least_s,
-        )
-
-    # A short look is enough to see that it reads at all.
-    check_under_load(meter(0.0), load, probe or Probe(), advice=_STILL)
-    return meter(least_s)
+    meter = SampledMeter(
+        name="ina3221",
+        method=f"board monitor, rail {total.name}, every {_POLL_S * 1e3:.0f} ms",
+        window=PowerWindow,
+        read=read_w,
+        poll_s=_POLL_S,
+    )
+    check_under_load(meter, load, probe, advice=_STILL)  # a short look: does it read at all?
+    meter.least_s = least_s
+    return meter
 
 
 def _no_total(sysfs: Path, rails: list[str]) -> str:
@@ -98,7 +94,7 @@ def _no_total(sysfs: Path, rails: list[str]) -> str:
 
 def _rails(sysfs: Path) -> Iterator[_Rail]:
     for chip in sorted(sysfs.glob("class/hwmon/hwmon*")):
-        driver = text(chip / "name")
+        driver = file_text(chip / "name")
         if driver.startswith("ina3221"):
             yield from _hwmon_rails(chip)
         elif driver == "ina238":
@@ -107,7 +103,7 @@ def _rails(sysfs: Path) -> Iterator[_Rail]:
     # JetPack 4: the industrial I/O driver `ina3221x`.
     for label in sorted(sysfs.glob("bus/i2c/drivers/ina3221*/*/iio:device*/rail_name_*")):
         channel = label.name.removeprefix("rail_name_")
-        yield _Rail(text(label), _scaled(label.with_name(f"in_power{channel}_input"), 1e-3))
+        yield _Rail(file_text(label), _scaled(label.with_name(f"in_power{channel}_input"), 1e-3))
 
 
 def _hwmon_rails(chip: Path) -> Iterator[_Rail]:
@@ -116,7 +112,7 @@ def _hwmon_rails(chip: Path) -> Iterator[_Rail]:
         power = chip / f"power{channel}_input"
         volts, amperes = chip / f"in{channel}_input", chip / f"curr{channel}_input"
         read_w = _scaled(power, 1e-6) if power.exists() else _product(volts, amperes)
-        yield _Rail(text(label), read_w)
+        yield _Rail(file_text(label), read_w)
 
 
 def _scaled(path: Path, watts: float) -> Callable[[], float]:

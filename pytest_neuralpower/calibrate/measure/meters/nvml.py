@@ -7,25 +7,27 @@ A query that this device or driver does not know gives None; a device that went 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
 
-from pytest_neuralpower.calibrate.measure.meters.base import MeterRefused, ReadingVoid
-from pytest_neuralpower.calibrate.measure.meters.counter import CounterMeter, PowerMeter
+from pytest_neuralpower.calibrate.measure.meters.base import (
+    CounterWindow,
+    Meter,
+    PowerWindow,
+    SampledMeter,
+    Step,
+)
 from pytest_neuralpower.calibrate.measure.meters.probe import (
+    USUAL_PROBE,
     Probe,
     check_against_power,
     check_idle,
     check_rises,
     check_under_load,
 )
-from pytest_neuralpower.errors import DeviceLost
+from pytest_neuralpower.errors import DeviceLost, MeterRefused, ReadingVoid
 
-if TYPE_CHECKING:
-    from pytest_neuralpower.calibrate.measure.meters.base import Meter, Step
-
-__all__ = ["THROTTLES", "NvmlDevice", "cuda_uuid", "open_nvml"]
-
+__all__ = ["NvmlDevice", "cuda_uuid", "open_nvml"]
 
 # NVML_ERROR_*: uninitialized, driver not loaded, irq issue, lost, reset required, not found.
 _LOST: Final = frozenset({1, 9, 11, 15, 16, 28})
@@ -41,14 +43,50 @@ _CLOCK_SM: Final = 1
 _CLOCK_MEM: Final = 2
 _SENSOR_GPU: Final = 0
 
-#: nvmlClocksEventReason* that slow a device down against its own will -> what they are called.
-THROTTLES: Final = {
+# nvmlClocksEventReason* that slow a device down against its own will -> what they are called.
+_THROTTLES: Final = {
     0x08: "hardware slowdown",
     0x20: "software thermal slowdown",
     0x40: "hardware thermal slowdown",
     0x80: "power brake",
 }
-_POWER_CAP: Final = 0x04
+
+
+class _Query(NamedTuple):
+    """``nvmlDeviceGet...`` and its arguments, what it is called in older drivers, its answer."""
+
+    function: str
+    arguments: tuple[int, ...] = ()
+    convert: Callable[[Any], float] = float
+    older: str = ""
+
+
+def _milli(value: Any) -> float:
+    return float(value / 1e3)
+
+
+def _current(modes: Any) -> float:
+    """Of a mode now, and after the next reboot."""
+    return float(modes[0])
+
+
+_QUERIES: Final[Mapping[str, _Query]] = {
+    "energy_mj": _Query("TotalEnergyConsumption"),
+    "average_power_w": _Query("PowerUsage", convert=_milli),
+    "utilization": _Query("UtilizationRates", convert=lambda rates: float(rates.gpu / 100)),
+    "sm_clock_mhz": _Query("ClockInfo", (_CLOCK_SM,)),
+    "most_sm_clock_mhz": _Query("MaxClockInfo", (_CLOCK_SM,)),
+    "memory_clock_mhz": _Query("ClockInfo", (_CLOCK_MEM,)),
+    # Missing before driver 570; the older one goes in CUDA 14.
+    "temperature_c": _Query("TemperatureV", (_SENSOR_GPU,), older="Temperature"),
+    # Missing before driver 535.
+    "reasons": _Query("CurrentClocksEventReasons", older="CurrentClocksThrottleReasons"),
+    "ecc": _Query("EccMode", convert=_current),
+    "power_limit_w": _Query("EnforcedPowerLimit", convert=_milli),
+    "default_power_limit_w": _Query("PowerManagementDefaultLimit", convert=_milli),
+    "mig": _Query("MigMode", convert=_current),
+    "virtualization": _Query("VirtualizationMode"),
+}
 
 
 def cuda_uuid(device: str) -> str:
@@ -130,98 +168,61 @@ class NvmlDevice:
             self._open = False
             self._nvml.nvmlShutdown()
 
-    def energy_mj(self) -> float | None:
-        """Energy since the driver was loaded, mJ; advances about every 100 ms."""
-        return _number(self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption))
+    def read(self, name: str) -> float | None:
+        """The answer to a query, in the unit that its name ends with; None where there is none.
 
-    def power_w(self) -> float | None:
-        """Power at this moment, W (field 186)."""
-        fields = self._ask(self._nvml.nvmlDeviceGetFieldValues, [_FIELD_POWER_INSTANT])
+        ``energy_mj`` since the driver was loaded, which advances about every 100 ms; ``power_w`` at
+        this moment, and ``average_power_w`` over 1 s on Ampere and later except GA100;
+        ``utilization``, the share of the last moment (1/6 to 1 s) in which a kernel ran;
+        ``sm_clock_mhz``, ``most_sm_clock_mhz`` and ``memory_clock_mhz``; ``temperature_c`` of the
+        chip; ``power_limit_w`` in force, and ``default_power_limit_w`` of the board; ``ecc`` and
+        ``mig``, 1 where they are on; ``virtualization`` and ``reasons`` as NVML numbers them.
+
+        Raises
+        ------
+        DeviceLost
+            The device went away.
+        ReadingVoid
+            Any other error of the driver.
+        """
+        if name == "power_w":
+            return self._power_w()
+        query = _QUERIES[name]
+        answer = self._ask(query.function, *query.arguments)
+        if answer is None and query.older:
+            answer = self._ask(query.older, *query.arguments)
+        return None if answer is None else query.convert(answer)
+
+    def _power_w(self) -> float | None:
+        """One of NVML's fields, which carry an error of their own."""
+        fields = self._ask("FieldValues", [_FIELD_POWER_INSTANT])
         if fields is None or self._absent(fields[0].nvmlReturn):
             return None
         return float(fields[0].value.uiVal) / 1e3
 
-    def average_power_w(self) -> float | None:
-        """Power as the driver averages it, W: over 1 s on Ampere and later except GA100."""
-        milliwatts = self._ask(self._nvml.nvmlDeviceGetPowerUsage)
-        return None if milliwatts is None else milliwatts / 1e3
-
-    def utilisation(self) -> float | None:
-        """Share of the last moment (1/6 to 1 s) in which a kernel ran, 0 to 1."""
-        rates = self._ask(self._nvml.nvmlDeviceGetUtilizationRates)
-        return None if rates is None else rates.gpu / 100
-
-    def sm_clock_mhz(self) -> float | None:
-        """Clock of the multiprocessors, MHz."""
-        return _number(self._ask(self._nvml.nvmlDeviceGetClockInfo, _CLOCK_SM))
-
-    def memory_clock_mhz(self) -> float | None:
-        """Clock of the memory, MHz."""
-        return _number(self._ask(self._nvml.nvmlDeviceGetClockInfo, _CLOCK_MEM))
-
-    def most_sm_clock_mhz(self) -> float | None:
-        """The highest clock of the multiprocessors, MHz."""
-        return _number(self._ask(self._nvml.nvmlDeviceGetMaxClockInfo, _CLOCK_SM))
-
-    def temperature_c(self) -> float | None:
-        """Temperature of the chip, degrees Celsius."""
-        # The newer call is missing in drivers before 570, the older goes in CUDA 14.
-        found = self._ask(self._nvml.nvmlDeviceGetTemperatureV, _SENSOR_GPU)
-        if found is None:
-            found = self._ask(self._nvml.nvmlDeviceGetTemperature, _SENSOR_GPU)
-        return _number(found)
-
     def throttles(self) -> tuple[str, ...]:
         """What slows the device down now, in words; empty when nothing does or none can say."""
-        reasons = self._reasons()
-        return tuple(name for bit, name in THROTTLES.items() if reasons & bit)
-
-    def power_capped(self) -> bool:
-        """Whether the power limit holds the clock down: normal for a heavy load."""
-        return bool(self._reasons() & _POWER_CAP)
-
-    def _reasons(self) -> int:
-        found = self._ask(self._nvml.nvmlDeviceGetCurrentClocksEventReasons)
-        if found is None:  # drivers before 535
-            found = self._ask(self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons)
-        return int(found or 0)
-
-    def name(self) -> str | None:
-        """Such as ``NVIDIA H100 80GB HBM3``."""
-        name = self._ask(self._nvml.nvmlDeviceGetName)
-        return None if name is None else str(name)
+        reasons = int(self.read("reasons") or 0)
+        return tuple(name for bit, name in _THROTTLES.items() if reasons & bit)
 
     def driver(self) -> str:
         """Version of the driver."""
         return str(self._nvml.nvmlSystemGetDriverVersion())
 
-    def ecc(self) -> bool | None:
-        """Whether the memory corrects errors."""
-        modes = self._ask(self._nvml.nvmlDeviceGetEccMode)
-        return None if modes is None else bool(modes[0])
+    def reader(self, name: str) -> Callable[[], float]:
+        """Reads a value that was there a moment ago; void when it is gone."""
 
-    def power_limit_w(self) -> float | None:
-        """The limit in force, W."""
-        milliwatts = self._ask(self._nvml.nvmlDeviceGetEnforcedPowerLimit)
-        return None if milliwatts is None else milliwatts / 1e3
+        def read() -> float:
+            value = self.read(name)
+            if value is None:
+                raise ReadingVoid("nvml: the driver stopped answering a query")
+            return value
 
-    def default_power_limit_w(self) -> float | None:
-        """The limit the board comes with, W."""
-        milliwatts = self._ask(self._nvml.nvmlDeviceGetPowerManagementDefaultLimit)
-        return None if milliwatts is None else milliwatts / 1e3
+        return read
 
-    def is_mig(self) -> bool:
-        """Whether the device is split: its counters are then the whole board's."""
-        modes = self._ask(self._nvml.nvmlDeviceGetMigMode)
-        return modes is not None and bool(modes[0])
-
-    def is_shared(self) -> bool:
-        """Whether it is a vGPU or the host of some."""
-        return self._ask(self._nvml.nvmlDeviceGetVirtualizationMode) in _SHARED
-
-    def _ask(self, query: Callable[..., Any], *arguments: object) -> Any:
+    def _ask(self, function: str, *arguments: object) -> Any:
         try:
-            return query(self._handle, *arguments)
+            return getattr(self._nvml, f"nvmlDeviceGet{function}")(self._handle, *arguments)
         except self._nvml.NVMLError as error:
             self._absent(error.value)
             return None
@@ -241,10 +242,6 @@ class NvmlDevice:
         raise ReadingVoid(f"nvml: the driver answered {said!r}")
 
 
-def _number(found: Any) -> float | None:
-    return None if found is None else float(found)
-
-
 # -- NVIDIA: the energy counter read at its edges, else instantaneous power, else average power.
 
 # The counter moves every 100 ms: to see an edge within 2 ms keeps 1 s windows within 0.3%.
@@ -257,7 +254,7 @@ _STILL: Final = (
 )
 
 
-def open_nvml(uuid: str, *, load: Step, probe: Probe | None = None) -> Meter:
+def open_nvml(uuid: str, *, load: Step, probe: Probe = USUAL_PROBE) -> Meter:
     """The best meter NVML has for the device, proven under ``load``.
 
     Raises
@@ -268,7 +265,6 @@ def open_nvml(uuid: str, *, load: Step, probe: Probe | None = None) -> Meter:
     DeviceLost
         The device went away meanwhile.
     """
-    probe = probe or Probe()
     device = NvmlDevice(uuid)
     try:
         return _proven(device, load, probe)
@@ -280,70 +276,55 @@ def open_nvml(uuid: str, *, load: Step, probe: Probe | None = None) -> Meter:
 
 
 def _proven(device: NvmlDevice, load: Step, probe: Probe) -> Meter:
-    if device.is_mig():
+    if device.read("mig"):
         raise MeterRefused(
             f"nvml: {device.uuid} is split by MIG and counts the whole board's energy; switch "
             "it off (`nvidia-smi -mig 0`), or use --meter none"
         )
-    if device.is_shared():
+    if device.read("virtualization") in _SHARED:
         raise MeterRefused(
             f"nvml: {device.uuid} is a virtual GPU and counts no energy of its own; measure on "
             "the bare device, or use --meter none"
         )
-    meter = _best(device, probe)
-    idle_w = check_idle(meter, device.utilisation, probe)
-    read_w = _power_reader(device)
-    if isinstance(meter, CounterMeter) and read_w is not None:
-        load_w = check_against_power(meter, load, read_w, probe)
+    sensors = ("power_w", "average_power_w")
+    sensor = next((name for name in sensors if device.read(name) is not None), None)
+    counts = device.read("energy_mj") is not None
+    meter = _counter(device, probe) if counts else _sensor(device, sensor)
+    idle_w = check_idle(meter, lambda: device.read("utilization"), probe)
+    if counts and sensor is not None:
+        load_w = check_against_power(meter, load, device.reader(sensor), probe)
     else:
         load_w = check_under_load(meter, load, probe, advice=_STILL)
     check_rises(meter, idle_w=idle_w, load_w=load_w)
     return meter
 
 
-def _best(device: NvmlDevice, probe: Probe) -> Meter:
-    if device.energy_mj() is not None:
-        return CounterMeter(
-            name="nvml",
-            method="NVML energy counter, read at its edges",
-            read_mj=_always(device.energy_mj),
-            poll_s=_COUNTER_POLL_S,
-            still_s=probe.still_s,
-            release=device.close,
-        )
-    read_w = _power_reader(device)
-    if read_w is None:
-        raise MeterRefused(
-            f"nvml: {device.uuid} gives neither energy nor power; use --meter ina3221 on a "
-            "Jetson, else --meter none"
-        )
-    instant = device.power_w() is not None
-    kind = "instantaneous" if instant else "average"
-    return PowerMeter(
+def _counter(device: NvmlDevice, probe: Probe) -> Meter:
+    return SampledMeter(
         name="nvml",
-        method=f"NVML {kind} power every 20 ms",
-        read_w=read_w,
-        poll_s=_POWER_POLL_S,
-        lag_s=0.0 if instant else _AVERAGE_LAG_S,
-        notes=(f"nvml: no energy counter; {kind} power is polled instead, a lower tier",),
+        method="NVML energy counter, read at its edges",
+        window=CounterWindow,
+        read=device.reader("energy_mj"),
+        poll_s=_COUNTER_POLL_S,
+        still_s=probe.still_s,
         release=device.close,
     )
 
 
-def _power_reader(device: NvmlDevice) -> Callable[[], float] | None:
-    for read in (device.power_w, device.average_power_w):
-        if read() is not None:
-            return _always(read)
-    return None
-
-
-def _always(read: Callable[[], float | None]) -> Callable[[], float]:
-    """``read``, void when what it gave a moment ago is gone."""
-
-    def checked() -> float:
-        value = read()
-        if value is None:
-            raise ReadingVoid("nvml: the driver stopped answering a query")
-        return value
-
-    return checked
+def _sensor(device: NvmlDevice, name: str | None) -> Meter:
+    if name is None:
+        raise MeterRefused(
+            f"nvml: {device.uuid} gives neither energy nor power; use --meter ina3221 on a "
+            "Jetson, else --meter none"
+        )
+    kind = "instantaneous" if name == "power_w" else "average"
+    return SampledMeter(
+        name="nvml",
+        method=f"NVML {kind} power every 20 ms",
+        window=PowerWindow,
+        read=device.reader(name),
+        poll_s=_POWER_POLL_S,
+        lag_s=0.0 if name == "power_w" else _AVERAGE_LAG_S,
+        notes=(f"nvml: no energy counter; {kind} power is polled instead, a lower tier",),
+        release=device.close,
+    )

@@ -9,19 +9,20 @@ from statistics import fmean
 from time import perf_counter
 from typing import Final
 
-from pytest_neuralpower.calibrate.measure.meters.base import (
-    NO_METER,
-    Meter,
-    MeterRefused,
-    ReadingVoid,
-    Step,
-)
-from pytest_neuralpower.calibrate.measure.meters.counter import Sampler
+from pytest_neuralpower.calibrate.measure.meters.base import NO_METER, Meter, Sampler, Step
+from pytest_neuralpower.errors import MeterRefused, ReadingVoid
 
-__all__ = ["Probe", "check_against_power", "check_idle", "check_rises", "check_under_load"]
+__all__ = [
+    "USUAL_PROBE",
+    "Probe",
+    "check_against_power",
+    "check_idle",
+    "check_rises",
+    "check_under_load",
+]
 
 _IDLE_WINDOWS: Final = 3
-_MOST_IDLE_UTILISATION: Final = 0.02
+_MOST_IDLE_UTILIZATION: Final = 0.02
 _MOST_IDLE_SPREAD: Final = 0.05
 _MOST_DISAGREEMENT: Final = 0.20
 _LEAST_RISE: Final = 1.05
@@ -51,32 +52,35 @@ class Probe:
     still_s: float = 1.0
 
 
-def check_idle(meter: Meter, utilisation: Callable[[], float | None], probe: Probe) -> float:
+USUAL_PROBE: Final = Probe()
+
+
+def check_idle(meter: Meter, utilization: Callable[[], float | None], probe: Probe) -> float:
     """Idle power in watts; refuses a device that somebody else uses.
 
     Process ids tell nothing inside a container, so it is seen by what the device does.
 
-    ``utilisation`` gives the share of time the device was busy, or None where it cannot say.
+    ``utilization`` gives the share of time the device was busy, or None where it cannot say.
     """
     windows: deque[tuple[float, float]] = deque(maxlen=_IDLE_WINDOWS)
     give_up = perf_counter() + probe.patience_s
     while True:
         power_w = meter.idle_w(probe.idle_s / _IDLE_WINDOWS)
         assert power_w is not None
-        windows.append((power_w, utilisation() or 0.0))
+        windows.append((power_w, utilization() or 0.0))
         if len(windows) < _IDLE_WINDOWS:
             continue
         powers = [power for power, _ in windows]
         spread = (max(powers) - min(powers)) / fmean(powers)
         busy = max(share for _, share in windows)
-        if spread <= _MOST_IDLE_SPREAD and busy <= _MOST_IDLE_UTILISATION:
+        if spread <= _MOST_IDLE_SPREAD and busy <= _MOST_IDLE_UTILIZATION:
             return fmean(powers)
         if perf_counter() > give_up:
             break
-    if busy > _MOST_IDLE_UTILISATION:
+    if busy > _MOST_IDLE_UTILIZATION:
         raise MeterRefused(
             f"{meter.name}: the idle device is {busy:.0%} busy, at most "
-            f"{_MOST_IDLE_UTILISATION:.0%} is allowed; stop what else runs on it"
+            f"{_MOST_IDLE_UTILIZATION:.0%} is allowed; stop what else runs on it"
         )
     raise MeterRefused(
         f"{meter.name}: idle power moves by {spread:.0%} within {probe.idle_s:g} s "

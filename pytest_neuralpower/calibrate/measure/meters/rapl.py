@@ -1,4 +1,8 @@
-"""Files of one line that the kernel shows."""
+"""Intel and AMD processors: RAPL's energy counters through Linux's powercap files.
+
+Sums the packages and, where it is a zone of its own, the memory; skips ``psys``, which holds both
+once more. Counters are in microjoules, move every millisecond and wrap at ``max_energy_range_uj``.
+"""
 
 from __future__ import annotations
 
@@ -7,39 +11,22 @@ from typing import Final
 
 from pytest_neuralpower.calibrate.measure.meters.base import (
     NO_METER,
-    DeviceLost,
+    CounterWindow,
     Meter,
-    MeterRefused,
+    SampledMeter,
     Step,
+    file_text,
 )
-from pytest_neuralpower.calibrate.measure.meters.counter import CounterMeter
-from pytest_neuralpower.calibrate.measure.meters.probe import Probe, check_under_load
+from pytest_neuralpower.calibrate.measure.meters.probe import USUAL_PROBE, Probe, check_under_load
+from pytest_neuralpower.errors import DeviceLost, MeterRefused
 
-__all__ = [
-    "open_rapl",
-    "text",
-]
-
-
-def text(path: Path) -> str:
-    """What the file holds; empty when it is not there or may not be read."""
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
-
-
-# -- Intel and AMD processors: RAPL's energy counters through Linux's powercap files.
-#
-# Sums the packages and, where it is a zone of its own, the memory; skips ``psys``, which holds
-# both once more. Counters are in microjoules, move every millisecond and wrap at
-# ``max_energy_range_uj``.
+__all__ = ["open_rapl"]
 
 _POLL_S: Final = 0.02
 _STILL: Final = f"RAPL counts nothing inside most virtual machines; {NO_METER}"
 
 
-def open_rapl(*, load: Step, probe: Probe | None = None, sysfs: Path = Path("/sys")) -> Meter:
+def open_rapl(*, load: Step, probe: Probe = USUAL_PROBE, sysfs: Path = Path("/sys")) -> Meter:
     """A meter over the processor's packages and memory, proven under ``load``.
 
     Raises
@@ -47,7 +34,6 @@ def open_rapl(*, load: Step, probe: Probe | None = None, sysfs: Path = Path("/sy
     MeterRefused
         No counters, counters that only root may read, or counters that stand still.
     """
-    probe = probe or Probe()
     folder = sysfs / "class" / "powercap"
     # `intel-rapl-mmio:0` shows package 0 a second time; the prefix leaves it out.
     zones = [_Zone(path) for path in sorted(folder.glob("intel-rapl:*")) if _is_counted(path)]
@@ -73,10 +59,11 @@ def open_rapl(*, load: Step, probe: Probe | None = None, sysfs: Path = Path("/sy
         except (OSError, ValueError) as error:
             raise DeviceLost(f"rapl: a counter can no longer be read ({error})") from None
 
-    meter = CounterMeter(
+    meter = SampledMeter(
         name="rapl",
         method=f"RAPL counters of {', '.join(zone.name for zone in zones)}",
-        read_mj=read_mj,
+        window=CounterWindow,
+        read=read_mj,
         poll_s=_POLL_S,
         still_s=probe.still_s,
     )
@@ -85,7 +72,7 @@ def open_rapl(*, load: Step, probe: Probe | None = None, sysfs: Path = Path("/sy
 
 
 def _is_counted(path: Path) -> bool:
-    name = text(path / "name")
+    name = file_text(path / "name")
     return name.startswith("package") or name == "dram"
 
 
@@ -93,9 +80,9 @@ class _Zone:
     """One counter, counted on past its wraps."""
 
     def __init__(self, path: Path) -> None:
-        self.name = text(path / "name")
+        self.name = file_text(path / "name")
         self._counter = path / "energy_uj"
-        self._range_uj = int(text(path / "max_energy_range_uj") or 0)
+        self._range_uj = int(file_text(path / "max_energy_range_uj") or 0)
         self._last_uj: int | None = None
         self._wrapped_uj = 0
 

@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from pytest_neuralpower.calibrate.measure.meters.base import Meter, MeterRefused, ReadingVoid, Step
-from pytest_neuralpower.calibrate.measure.meters.counter import CounterMeter
-from pytest_neuralpower.calibrate.measure.meters.probe import Probe, check_under_load
-from pytest_neuralpower.errors import MissingExtraError
+from pytest_neuralpower.calibrate.measure.meters.base import (
+    CounterWindow,
+    Meter,
+    SampledMeter,
+    Step,
+)
+from pytest_neuralpower.calibrate.measure.meters.probe import USUAL_PROBE, Probe, check_under_load
+from pytest_neuralpower.errors import MeterRefused, MissingExtraError, ReadingVoid
 
 __all__ = ["open_zeus"]
 
@@ -22,7 +26,7 @@ _STILL: Final = "zeus counts no energy of this device; use --meter none"
 _APPLE_PARTS: Final = ("cpu_total_mj", "gpu_mj", "gpu_sram_mj", "dram_mj", "ane_mj")
 
 
-def open_zeus(device: str, *, load: Step, probe: Probe | None = None) -> Meter:
+def open_zeus(device: str, *, load: Step, probe: Probe = USUAL_PROBE) -> Meter:
     """A meter over what zeus finds, proven under ``load``.
 
     Raises
@@ -40,17 +44,18 @@ def open_zeus(device: str, *, load: Step, probe: Probe | None = None) -> Meter:
         ) from None
     try:
         read_mj = _soc(get_soc()) if device in ("cpu", "mps") else _gpu(get_gpus(), device)
+        read_mj()  # so that a missing device or counter is found before it is used
     # A vendor's library that is missing in part shows as a KeyError or whatever else it likes.
     except Exception as error:
         raise MeterRefused(
             f"zeus: it finds no device for {device!r} ({type(error).__name__}: {error}); use "
             "--meter none"
         ) from None
-    probe = probe or Probe()
-    meter = CounterMeter(
+    meter = SampledMeter(
         name="zeus",
         method="zeus energy counter, read at its edges",
-        read_mj=read_mj,
+        window=CounterWindow,
+        read=_voiding(read_mj),
         poll_s=_POLL_S,
         still_s=probe.still_s,
     )
@@ -59,10 +64,8 @@ def open_zeus(device: str, *, load: Step, probe: Probe | None = None) -> Meter:
 
 
 def _gpu(gpus: Any, device: str) -> Callable[[], float]:
-    _, _, index = device.partition(":")
-    # Asked once here, so that a missing device or counter is found before it is used.
-    gpus.get_total_energy_consumption(int(index or 0))
-    return _voiding(lambda: float(gpus.get_total_energy_consumption(int(index or 0))))
+    index = int(device.partition(":")[2] or 0)
+    return lambda: float(gpus.get_total_energy_consumption(index))
 
 
 def _soc(soc: Any) -> Callable[[], float]:
@@ -70,8 +73,7 @@ def _soc(soc: Any) -> Callable[[], float]:
         found = soc.get_total_energy_consumption()
         return float(sum(getattr(found, part, None) or 0 for part in _APPLE_PARTS))
 
-    total_mj()
-    return _voiding(total_mj)
+    return total_mj
 
 
 def _voiding(read_mj: Callable[[], float]) -> Callable[[], float]:

@@ -15,7 +15,7 @@ from torch import nn
 from pytest_neuralpower import predict
 from pytest_neuralpower.calibrate.fit.profile import read_profile
 from pytest_neuralpower.calibrate.measure.profile_writer import trials_done
-from pytest_neuralpower.calibrate.measure.progress import PlainProgress
+from pytest_neuralpower.calibrate.measure.progress import Progress
 from pytest_neuralpower.calibrate.measure.verify import verify
 from pytest_neuralpower.platform.catalog import load_platform
 
@@ -95,7 +95,7 @@ def test_verify_measures_the_same_layers_and_tells_a_platform_that_is_off(calibr
         for entry in record["verify"]
     ]
     provenance = {**platform.provenance, "calibration": [{**record, "verify": too_long}]}
-    found = verify(replace(platform, provenance=provenance), PlainProgress(), seconds=2)
+    found = verify(replace(platform, provenance=provenance), Progress(), seconds=2)
     total = found.drifts[-1]
     assert total.calibrated_ms == pytest.approx(
         30 * sum(ms for entry in record["verify"] for *_, ms in entry["layers"]), rel=0.2

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-
+import msgspec
 import pytest
 import torch
 
 from pytest_neuralpower.calibrate.measure.networks import sketch
-from pytest_neuralpower.calibrate.measure.plan import make_plan
-from pytest_neuralpower.calibrate.measure.trial import Trial
+from pytest_neuralpower.calibrate.measure.plan import PlanRecipe, make_plan
+from pytest_neuralpower.calibrate.measure.trial import Hardware, Trial
 from pytest_neuralpower.tracing import trace
 
-HARDWARE = {"peak_gflops": 100.0, "bandwidth_gbs": 10.0}
+HARDWARE = Hardware(peak_gflops=100.0, bandwidth_gbs=10.0)
 
 
 def plan(**options):
@@ -20,7 +19,7 @@ def plan(**options):
         "seed": 5, "device": "cpu", "dtype": "float32", "hardware": HARDWARE,
         "memory_bytes": 4 << 30, "minutes": 0.15,
     }  # fmt: skip
-    return make_plan(**{**given, **options})
+    return make_plan(PlanRecipe(**{**given, **options}))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def short():
 
 class TestRecipe:
     def test_makes_the_same_plan_again(self, short):
-        again = make_plan(**json.loads(json.dumps(dict(short.recipe))))
+        again = make_plan(msgspec.json.decode(msgspec.json.encode(short.recipe), type=PlanRecipe))
         assert again.trials == short.trials
         assert again.closing == short.closing
 
@@ -39,7 +38,7 @@ class TestRecipe:
 
     def test_a_trial_is_a_line_of_json(self, short):
         for trial in short.trials:
-            assert Trial.from_json(json.loads(json.dumps(trial.to_json()))) == trial
+            assert msgspec.json.decode(msgspec.json.encode(trial), type=Trial) == trial
 
 
 class TestOrder:
@@ -90,7 +89,7 @@ class TestBounds:
             assert weights + largest <= bound / 2
 
     def test_a_faster_device_gets_larger_networks(self, short):
-        faster = plan(hardware={"peak_gflops": 20_000.0, "bandwidth_gbs": 2_000.0})
+        faster = plan(hardware=Hardware(peak_gflops=20_000.0, bandwidth_gbs=2_000.0))
         assert _operations(faster) > 5 * _operations(short)
 
 

@@ -17,15 +17,15 @@ from stub_gpu import (
     behave,
 )
 
+from pytest_neuralpower.calibrate.measure.facts import cpu_facts, device_facts, nvml_facts
 from pytest_neuralpower.calibrate.measure.meters.nvml import NvmlDevice
-from pytest_neuralpower.calibrate.measure.preflight import cpu_facts, device_facts, nvml_facts
 
 
 def facts_beside_stub(uuid: str, **settings: float) -> dict[str, str]:
     behave(**settings)
     device = NvmlDevice(uuid)
     try:
-        return {"name": str(device.name()), **nvml_facts(device)}
+        return {"name": str(device._ask("Name")), **nvml_facts(device)}
     finally:
         device.close()
 
@@ -74,7 +74,7 @@ def test_a_processor_is_known_by_model_and_settings(tmp_path: Path) -> None:
 def test_every_fact_fits_one_line_of_a_profile() -> None:
     import torch
 
-    facts = device_facts("cpu")
+    facts = device_facts("cpu").lines
     assert {"device", "cores", "torch", "python", "system", "matmul_precision"} <= facts.keys()
     assert facts["torch"] == torch.__version__
     assert all(value.strip() and "\n" not in value for value in facts.values())

@@ -11,8 +11,8 @@ import yaml
 
 from pytest_neuralpower.calibrate.fit.profile import read_profile
 from pytest_neuralpower.calibrate.measure import fleet
-from pytest_neuralpower.calibrate.measure.plan import calibration_options
-from pytest_neuralpower.calibrate.measure.progress import PlainProgress
+from pytest_neuralpower.calibrate.measure.plan import CalibrationOptions
+from pytest_neuralpower.calibrate.measure.progress import Progress
 from pytest_neuralpower.errors import MissingExtraError, OptionError
 
 linux = pytest.mark.skipif(
@@ -46,7 +46,7 @@ def part(number: int, device: str) -> fleet._Part:
 
 
 def test_devices_of_one_model_are_pooled_into_one_recipe(tmp_path: Path) -> None:
-    options = calibration_options("x", out=tmp_path)
+    options = CalibrationOptions("x", out=tmp_path)
     parts = [part(0, "Toy"), part(1, "Toy")]
     for each in parts:
         fleet._save(each, tmp_path)
@@ -60,7 +60,7 @@ def test_devices_of_one_model_are_pooled_into_one_recipe(tmp_path: Path) -> None
 
 
 def test_devices_that_differ_are_not_pooled(tmp_path: Path) -> None:
-    options = calibration_options("x", out=tmp_path)
+    options = CalibrationOptions("x", out=tmp_path)
     with pytest.raises(OptionError, match=r"the devices differ \(Toy A, Toy B\).*--per-device"):
         fleet._pool(options, [part(0, "Toy A"), part(1, "Toy B")])
 
@@ -69,11 +69,11 @@ def test_devices_that_differ_are_not_pooled(tmp_path: Path) -> None:
 def test_an_engine_that_is_not_installed_is_one_line(tmp_path, backend, module) -> None:
     if importlib.util.find_spec(module):
         pytest.skip(f"{module} is installed")
-    options = calibration_options("x", out=tmp_path, device="cpu")
+    options = CalibrationOptions("x", out=tmp_path, device="cpu")
     with pytest.raises(MissingExtraError, match=rf"--backend {backend} needs {backend}, which"):
         fleet.calibrate_fleet(
             options, all_gpus=False, backend=backend, workers=2, per_device=False,
-            progress=PlainProgress(),
+            progress=Progress(),
         )  # fmt: skip
 
 
@@ -83,10 +83,10 @@ def test_dask_workers_calibrate_this_processor_core_by_core(tmp_path, monkeypatc
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two cores")
     monkeypatch.chdir(tmp_path)
-    options = calibration_options("pair", device="cpu", quick=True, minutes=0.25)
+    options = CalibrationOptions("pair", device="cpu", quick=True, minutes=0.25)
     ((path, platform),) = fleet.calibrate_fleet(
         options, all_gpus=False, backend="dask", workers=2, per_device=False,
-        progress=PlainProgress(),
+        progress=Progress(),
     )  # fmt: skip
     assert path == Path("pair/pair.json")
     assert len(platform.provenance["calibration"]) == 2

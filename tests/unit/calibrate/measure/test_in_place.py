@@ -10,9 +10,15 @@ from pytest_neuralpower.calibrate.measure.in_place import list_calls, repeated_c
 from pytest_neuralpower.calibrate.measure.meters.base import Reading
 from pytest_neuralpower.calibrate.measure.run_trial import run_trial
 from pytest_neuralpower.calibrate.measure.timers import CpuTimer
-from pytest_neuralpower.calibrate.measure.trial import SENTINEL, Bench, Trial, TrialSkipped
+from pytest_neuralpower.calibrate.measure.trial import (
+    SENTINEL,
+    Bench,
+    Hardware,
+    Trial,
+    TrialSkipped,
+)
 
-BENCH = Bench("cpu", "float32", {"peak_gflops": 100.0, "bandwidth_gbs": 10.0})
+BENCH = Bench("cpu", "float32", Hardware(peak_gflops=100.0, bandwidth_gbs=10.0))
 
 
 class Blocks(nn.Module):

@@ -7,8 +7,8 @@ from typing import Any
 from stub_gpu import FIRST, behave, kernel
 
 from pytest_neuralpower.calibrate.measure.conditions import NvmlWatch
+from pytest_neuralpower.calibrate.measure.device import Preheated, preheat
 from pytest_neuralpower.calibrate.measure.meters.nvml import NvmlDevice
-from pytest_neuralpower.calibrate.measure.preflight import Preheated, preheat
 
 
 def heated(warm_s: float, most_s: float) -> Preheated:

@@ -10,11 +10,8 @@ import pytest
 
 from pytest_neuralpower.calibrate.fit.profile import read_profile
 from pytest_neuralpower.calibrate.fit.rows import conv_layer, linear_layer
-from pytest_neuralpower.calibrate.measure.profile_writer import (
-    Circumstances,
-    ProfileWriter,
-    trials_done,
-)
+from pytest_neuralpower.calibrate.measure.conditions import Circumstances
+from pytest_neuralpower.calibrate.measure.profile_writer import ProfileWriter, trials_done
 from pytest_neuralpower.calibrate.measure.trial import MeasuredRow, Trial
 from pytest_neuralpower.errors import ProfileError
 

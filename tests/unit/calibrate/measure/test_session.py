@@ -7,28 +7,30 @@ from pathlib import Path
 
 import pytest
 
-from pytest_neuralpower.calibrate.measure.plan import make_plan
-from pytest_neuralpower.calibrate.measure.preflight import Place, open_place
+from pytest_neuralpower.calibrate.measure.device import Device, open_device
+from pytest_neuralpower.calibrate.measure.plan import PlanRecipe, make_plan
 from pytest_neuralpower.calibrate.measure.profile_writer import ProfileWriter, trials_done
-from pytest_neuralpower.calibrate.measure.progress import PlainProgress, Status
+from pytest_neuralpower.calibrate.measure.progress import Progress, Status
 from pytest_neuralpower.calibrate.measure.session import Session, _why_skipped
 from pytest_neuralpower.calibrate.measure.trial import Trial, TrialSkipped
 from pytest_neuralpower.errors import DeviceLost
 
 
 @pytest.fixture(scope="module")
-def place() -> Place:
-    return open_place("cpu", "float32")
+def device() -> Device:
+    return open_device("cpu", "float32")
 
 
-def test_when_time_is_up_the_closing_trials_are_still_measured(place, tmp_path: Path) -> None:
+def test_when_time_is_up_the_closing_trials_are_still_measured(device, tmp_path: Path) -> None:
     plan = make_plan(
-        seed=3, device="cpu", dtype="float32", hardware=place.bench.hardware,
-        memory_bytes=2**30, preset="quick", minutes=0.1,
+        PlanRecipe(
+            seed=3, device="cpu", dtype="float32", hardware=device.bench.hardware,
+            memory_bytes=2**30, preset="quick", minutes=0.1,
+        )
     )  # fmt: skip
     path, said = tmp_path / "profile.csv", io.StringIO()
-    with ProfileWriter(path, provenance=place.facts, dtype="float32") as writer:
-        session = Session(place, writer, PlainProgress(said))
+    with ProfileWriter(path, provenance=device.facts.lines, dtype="float32") as writer:
+        session = Session(device, writer, Progress(said))
         outcome = session.run(plan, done=frozenset(), seconds=0.5)
     assert 0 < outcome.left < len(plan.trials)
     assert outcome.measured + outcome.skipped >= len(plan.closing)
@@ -61,11 +63,11 @@ def test_a_mistake_of_ours_is_never_skipped() -> None:
 
 @pytest.mark.parametrize(("change", "suspect"), [(0.2, False), (-0.3, True)])
 def test_trials_are_measured_again_for_more_than_a_shared_processors_usual_change(
-    place, tmp_path: Path, change, suspect
+    device, tmp_path: Path, change, suspect
 ) -> None:
     said = io.StringIO()
     with ProfileWriter(tmp_path / "p.csv", provenance={}, dtype="float32") as writer:
-        session = Session(place, writer, PlainProgress(said))
+        session = Session(device, writer, Progress(said))
         assert session._drifted(change, [Trial("n1", "network", "plain", 0)]) == suspect
     assert ("moved by -30.0%, more than 25%: 1 trials are suspect" in said.getvalue()) == suspect
 
@@ -82,7 +84,7 @@ def test_status_tells_what_is_known_and_no_more() -> None:
 
 def test_without_a_terminal_progress_is_a_line_now_and_then() -> None:
     said = io.StringIO()
-    with PlainProgress(said) as progress:
+    with Progress(said) as progress:
         for done in range(100):
             progress.show(Status(done=done, total=100, left_s=9, kind="plain"))
         progress.say("closing")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_neuralpower.calibrate.measure.meters.base import Meter, MeterRefused
-from pytest_neuralpower.calibrate.measure.meters.choose import METERS, choose_meter
+from pytest_neuralpower.calibrate.measure.meters.base import METERS, Meter
+from pytest_neuralpower.calibrate.measure.meters.choose import choose_meter
 from pytest_neuralpower.calibrate.measure.meters.probe import Probe
-from pytest_neuralpower.errors import MissingExtraError, NeuralPowerError, OptionError
+from pytest_neuralpower.errors import MeterRefused, MissingExtraError, NeuralPowerError, OptionError
 
 SHORT = Probe(load_s=0.05, settle_s=0.0, idle_s=0.1, patience_s=0.0)
 NO_ZEUS = importlib.util.find_spec("zeus") is None

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_neuralpower.calibrate.measure.meters.base import DeviceLost, MeterRefused, ReadingVoid
 from pytest_neuralpower.calibrate.measure.meters.ina3221 import open_ina3221
 from pytest_neuralpower.calibrate.measure.meters.probe import Probe
+from pytest_neuralpower.errors import DeviceLost, MeterRefused, ReadingVoid
 
 SHORT = Probe(load_s=0.05, settle_s=0.0)
 

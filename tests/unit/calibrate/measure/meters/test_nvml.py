@@ -18,14 +18,10 @@ from stub_gpu import (
     kernel,
 )
 
-from pytest_neuralpower.calibrate.measure.meters.base import (
-    DeviceLost,
-    Meter,
-    MeterRefused,
-    ReadingVoid,
-)
+from pytest_neuralpower.calibrate.measure.meters.base import Meter
 from pytest_neuralpower.calibrate.measure.meters.nvml import NvmlDevice, open_nvml
 from pytest_neuralpower.calibrate.measure.meters.probe import Probe
+from pytest_neuralpower.errors import DeviceLost, MeterRefused, ReadingVoid
 
 SHORT = Probe(load_s=0.08, settle_s=0.05, idle_s=0.24, patience_s=10.0, still_s=0.6)
 HASTY = replace(SHORT, patience_s=0.0)
@@ -62,7 +58,7 @@ def idle_w() -> float | None:
 def powers_w() -> list[float | None]:
     devices = [NvmlDevice(uuid) for uuid in (FIRST, SECOND)]
     try:
-        return [device.power_w() for device in devices]
+        return [device.read("power_w") for device in devices]
     finally:
         for device in devices:
             device.close()

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_neuralpower.calibrate.measure.meters.base import DeviceLost, MeterRefused
 from pytest_neuralpower.calibrate.measure.meters.probe import Probe
 from pytest_neuralpower.calibrate.measure.meters.rapl import open_rapl
+from pytest_neuralpower.errors import DeviceLost, MeterRefused
 
 SHORT = Probe(load_s=0.1, settle_s=0.0, still_s=0.3)
 RANGE_UJ = 262_143_328_850

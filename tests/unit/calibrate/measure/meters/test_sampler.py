@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_neuralpower.calibrate.measure.meters.base import DeviceLost, ReadingVoid
-from pytest_neuralpower.calibrate.measure.meters.counter import Sampler
+from pytest_neuralpower.calibrate.measure.meters.base import Sampler
+from pytest_neuralpower.errors import DeviceLost, ReadingVoid
 
 
 def sampled(read: Callable[[], float], load: BaseException | None = None) -> None:

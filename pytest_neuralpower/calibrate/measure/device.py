@@ -1,0 +1,247 @@
+"""Before anything is measured: the device, its facts and ceilings, and a meter that is proven."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from msgspec.structs import replace
+
+from pytest_neuralpower.calibrate.measure.conditions import (
+    Circumstances,
+    NvmlWatch,
+    Watch,
+    watch_device,
+)
+from pytest_neuralpower.calibrate.measure.facts import Facts, device_facts, measure_hardware
+from pytest_neuralpower.calibrate.measure.meters.choose import choose_meter
+from pytest_neuralpower.calibrate.measure.trial import Bench
+from pytest_neuralpower.errors import OptionError
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.calibrate.measure.meters.base import Meter, Step
+    from pytest_neuralpower.calibrate.measure.trial import MeasuredRow
+
+__all__ = ["Device", "Preheated", "open_device", "preheat", "resolve_device"]
+
+#: Share of the free memory that networks may use.
+_MEMORY_SHARE: Final = 0.5
+#: Seconds over which idle power is read.
+_IDLE_S: Final = 2.0
+#: Bytes, where the system does not tell.
+_SOME_MEMORY: Final = 4 * 2**30
+#: Rows and columns of the product that loads the device while a meter is probed.
+_LOAD_SIZE: Final = {"cpu": 512, "cuda": 4096}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device that is ready to be measured; close it when done.
+
+    Attributes
+    ----------
+    bench, meter
+        As :func:`~pytest_neuralpower.calibrate.measure.run_trial.run_trial` takes them.
+    facts
+        Provenance lines of the profile: device, software, flags, meter.
+    memory_bytes
+        What networks may use.
+    """
+
+    bench: Bench
+    meter: Meter
+    facts: Facts
+    memory_bytes: int
+    _watch: Watch
+
+    def watch(
+        self,
+        measure: Callable[[Callable[[float], None]], list[MeasuredRow]],
+        *,
+        steady: bool = False,
+    ) -> tuple[list[MeasuredRow], Circumstances]:
+        """Measure while the device is watched.
+
+        ``measure`` is given what it calls when its load begins (:meth:`Watched.loaded`).
+        ``steady`` says that the device is under one load from then on, so that its clock must
+        hold; between small layers it idles, and its clock moves by itself.
+        """
+        with self._watch.during() as watched:
+            rows = measure(watched.loaded)
+        seen = watched.conditions
+        flaw = seen.void if steady or seen.throttles else None
+        return rows, Circumstances(
+            self.facts.device_uuid, seen.temperature_c, seen.clock_mhz, flaw or ""
+        )
+
+    def close(self) -> None:
+        """Release the drivers."""
+        self.meter.close()
+        self._watch.close()
+
+
+def resolve_device(device: str) -> str:
+    """The device that was asked for, checked; by default the first GPU, else the CPU.
+
+    Raises
+    ------
+    OptionError
+        There is no such device.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not device:
+        return "cuda:0" if count else "cpu"
+    if device == "cpu":
+        return device
+    index = int(device.partition(":")[2] or 0)
+    if index >= count:
+        there = ", ".join(["cpu", *(f"cuda:{number}" for number in range(count))])
+        raise OptionError(f"--device {device}: torch sees no such device here; there is {there}")
+    return f"cuda:{index}"
+
+
+def open_device(
+    device: str,
+    dtype: str,
+    *,
+    mode: str = "eager",
+    meter: str = "none",
+    watts: float | None = None,
+    warm_up_s: tuple[float, float] | None = None,
+    sysfs: Path = Path("/sys"),
+) -> Device:
+    """Check the device, read its facts and ceilings, and choose a meter under load.
+
+    Parameters
+    ----------
+    warm_up_s
+        Run a GPU under load for at least, and at most, so long, until its temperature holds still;
+        its idle power is read before.
+    sysfs
+        Where the kernel's files are.
+
+    Raises
+    ------
+    OptionError
+        There is no such device, or it cannot run in that mode.
+    MeterRefused
+        The meter that was asked for does not work here.
+    """
+    device = resolve_device(device)
+    if mode == "graph" and not device.startswith("cuda"):
+        raise OptionError(
+            f"--mode graph: {device} replays no CUDA graphs; leave it out, or use --device cuda:0"
+        )
+    torch.backends.cudnn.benchmark = False  # algorithms that do not change from run to run
+    facts = device_facts(device)
+    hardware = measure_hardware(device, dtype)
+    bench = Bench(device, dtype, hardware, mode="graph" if mode == "graph" else "eager")
+    load = _load(device, dtype)
+    chosen = choose_meter(meter, device, load=load, watts=watts, sysfs=sysfs)
+    watch = watch_device(device)
+    idle_w = preheated = None
+    if warm_up_s is not None and chosen.source == "measured":
+        idle_w = chosen.idle_w(_IDLE_S)
+    if warm_up_s is not None and isinstance(watch, NvmlWatch):
+        least_s, most_s = warm_up_s
+        preheated = str(preheat(load, watch.temperature_c, least_s=least_s, most_s=most_s))
+    facts = replace(
+        facts,
+        idle_w=None if idle_w is None else f"{idle_w:.4g}",
+        preheated=preheated,
+        dtype=dtype,
+        mode=bench.mode,
+        threads="1",
+        meter=chosen.name,
+        meter_method=chosen.method,
+    )
+    return Device(bench, chosen, facts, _memory_bytes(device), watch)
+
+
+def _load(device: str, dtype: str) -> Step:
+    """A few milliseconds of work that has ended when it returns."""
+    side = _LOAD_SIZE[torch.device(device).type]
+    left: Any = torch.randn(side, side, device=device, dtype=getattr(torch, dtype))
+
+    def load() -> None:
+        with torch.inference_mode():
+            torch.mm(left, left)
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+
+    return load
+
+
+def _memory_bytes(device: str) -> int:
+    if device != "cpu":
+        torch.cuda.empty_cache()  # what the ceilings were measured with is free, too
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * _MEMORY_SHARE)
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        free = _SOME_MEMORY
+    return int(free * _MEMORY_SHARE)
+
+
+# -- A device is brought to its working temperature: a warm chip leaks more, and may run slower.
+
+_MOST_RISE_C: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Preheated:
+    """How it ended: after how long, at what temperature, and whether that held still."""
+
+    seconds: float
+    temperature_c: float | None
+    steady: bool
+
+    def __str__(self) -> str:
+        """``41 s, 63 C, steady``."""
+        celsius = "unknown" if self.temperature_c is None else f"{self.temperature_c:g} C"
+        return f"{self.seconds:.0f} s, {celsius}, {'steady' if self.steady else 'not steady'}"
+
+
+def preheat(
+    step: Step,
+    temperature_c: Callable[[], float | None],
+    *,
+    least_s: float = 30.0,
+    most_s: float = 60.0,
+    over_s: float = 10.0,
+) -> Preheated:
+    """Run ``step`` until the temperature moved by less than 1 degree over the last ``over_s``.
+
+    Runs for ``least_s`` at least and gives up after ``most_s``. A device that tells no
+    temperature is run for ``least_s``.
+
+    Raises
+    ------
+    DeviceLost
+        The device went away meanwhile.
+    """
+    start = perf_counter()
+    seen: list[tuple[float, float]] = []
+    while True:
+        step()
+        now = perf_counter() - start
+        celsius = temperature_c()
+        if celsius is not None:
+            seen.append((now, celsius))
+        steady = _is_steady(seen, now - over_s)
+        if (now >= least_s and (steady or celsius is None)) or now >= most_s:
+            return Preheated(now, celsius, steady)
+
+
+def _is_steady(seen: list[tuple[float, float]], since_s: float) -> bool:
+    """Whether the temperatures since then, of which there is one as old, lie close together."""
+    if not seen or seen[0][0] > since_s:
+        return False
+    recent = [celsius for at_s, celsius in seen if at_s >= since_s]
+    return max(recent) - min(recent) < _MOST_RISE_C
