@@ -53,3 +53,17 @@ def test_greedy_steps_over_a_plateau_that_saves_nothing():
     errors = {"a": [0.0, 0.1, 0.2, 0.3]}
     choice = choose_greedy(errors, lambda each: stairs["a"][each["a"]], 5.0, ["a"])
     assert choice == {"a": 3}
+
+
+@pytest.mark.parametrize("order", list(CHOOSERS))
+def test_a_cost_equal_to_the_limit_is_met(order):
+    """At 12 of 15 the limit of 12 is met: b, whose outputs suffer as much, is left."""
+    curves = {"a": [10.0, 7.0], "b": [5.0, 4.0]}
+    errors = {"a": [0.0, 0.1], "b": [0.0, 0.1]}
+
+    def both(choice):
+        return sum(curves[name][at] for name, at in choice.items())
+
+    assert CHOOSERS[order](errors, both, 12.0, ["a", "b"]) == {"a": 1, "b": 0}
+    assert CHOOSERS[order](errors, both, 15.0, ["a", "b"]) == {"a": 0, "b": 0}
+    assert CHOOSERS[order](errors, both, 11.9, ["a", "b"]) == {"a": 1, "b": 1}

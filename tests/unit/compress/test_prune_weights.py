@@ -115,6 +115,13 @@ def test_a_round_that_loses_too_much_is_undone_and_a_smaller_step_tried(array, d
     assert result.history[1].target > result.history[0].target
 
 
+@pytest.mark.parametrize(("score", "kept"), [(88.0, True), (87.99, False)])
+def test_a_score_may_fall_by_max_drop_and_no_more(array, dense, score, kept):
+    scores = iter([90.0, score, *[90.0] * 9])
+    result = prune(array, f"{dense / 1.5} mJ", score_fn=lambda _: next(scores), max_drop=2.0)
+    assert result.history[0].kept is kept
+
+
 def test_an_unreachable_budget_names_its_floor_and_gives_the_best_it_can(array, dense):
     result = prune(array, f"{dense / 100} mJ")
     assert not result.met

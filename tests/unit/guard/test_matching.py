@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from pytest_neuralpower.calibrate.fit.rows import linear_layer
 from pytest_neuralpower.guard.align import match_layers
 
 #: Layers of one block of the chain.
@@ -104,3 +107,37 @@ def test_a_side_may_be_empty(predicted, sides):
     assert pairs == (
         [(at, None) for at in range(sides[0])] + [(None, at) for at in range(sides[1])]
     )
+
+
+def linears(*widths, paths, kind="linear"):
+    """Layers of these widths at these paths; each configuration is another one."""
+    return [
+        replace(linear_layer(8, 8, width), path=path, kind=kind)
+        for width, path in zip(widths, paths, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "pair"),
+    [
+        # The place with its numbers left out counts more than the name alone, in any order.
+        ("layer1.proj", ("neck.proj", "layer2.proj"), 1),
+        ("layer1.proj", ("layer2.proj", "neck.proj"), 0),
+        # The name counts more than nothing in common.
+        ("encoder.proj", ("decoder.out", "decoder.proj"), 1),
+        # The exact path decides between places that differ in their numbers.
+        ("layer2.proj", ("layer1.proj", "layer2.proj"), 1),
+        # Of those that are equally like it, the first.
+        ("a.b", ("c.d", "e.f"), 0),
+    ],
+)
+def test_a_changed_layer_is_the_one_that_has_most_of_its_place(was, now, pair):
+    pairs = match_layers(linears(16, paths=[was]), linears(17, 18, paths=now))
+    assert (0, pair) in pairs
+    assert (None, 1 - pair) in pairs
+
+
+def test_layers_of_different_kinds_are_never_one():
+    base = linears(16, paths=["layer1.proj"])
+    head = linears(17, paths=["layer1.proj"], kind="matmul")
+    assert sorted(match_layers(base, head), key=str) == [(0, None), (None, 0)]
