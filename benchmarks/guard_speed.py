@@ -29,11 +29,11 @@ with torch.device("meta"):
     model = get_model("resnet50").eval()
 image = torch.empty(1, 3, 224, 224, device="meta")
 start = time.perf_counter()
-from pytest_neuralpower.plugin.session import GuardSession, NeuralPower, PlacedMarker
+from pytest_neuralpower.plugin.session import GuardSession, NeuralPower
 from pytest_neuralpower.plugin.options import Settings
 import pytest_neuralpower.tracing, pytest_neuralpower.platform.catalog
 session = GuardSession(Settings())
-marks = [PlacedMarker(0, pytest.mark.energy_budget(j=1000, platform="titanx").mark)]
+marks = [(0, pytest.mark.energy_budget(j=1000, platform="titanx").mark)]
 loaded = time.perf_counter()
 guard = session.guard("test", marks, None)
 read = time.perf_counter()

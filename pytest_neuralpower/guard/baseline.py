@@ -7,12 +7,14 @@ recalibrated platform never shows as a change of the model.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import re
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -48,6 +50,8 @@ __all__ = [
     "baseline_text",
     "parse_baseline",
     "read_baseline",
+    "torch_version",
+    "without_platform",
     "write_baseline",
 ]
 
@@ -124,13 +128,25 @@ def baseline_of(prediction: Prediction, *, test: str, torch: str) -> Baseline:
         platform=prediction.platform,
         platform_sha256=prediction.platform_sha256,
         torch=torch,
-        layers=tuple(
-            PricedLayer(
-                item.layer, rounded(item.runtime_ms), rounded(item.power_w), rounded(item.energy_mj)
-            )
-            for item in prediction.layers
-        ),
+        layers=_as_stored(prediction.layers),
     )
+
+
+def _as_stored(layers: Iterable[Priced]) -> tuple[PricedLayer, ...]:
+    return tuple(
+        [
+            PricedLayer(
+                each.layer, rounded(each.runtime_ms), rounded(each.power_w), rounded(each.energy_mj)
+            )
+            for each in layers
+        ]
+    )
+
+
+@cache
+def torch_version() -> str:
+    """Without the part that says what torch was built for: tracing needs no device."""
+    return importlib.metadata.version("torch").partition("+")[0]
 
 
 # -- Baseline files: YAML with one line a layer, so that a small change is a small diff.
@@ -194,7 +210,7 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def read_baseline(path: Path, expected: Baseline | None = None) -> Baseline:
+def read_baseline(path: Path, expected: Prediction | None = None) -> Baseline:
     """Read and check a baseline file; ``expected`` as :func:`parse_baseline` takes it.
 
     Raises
@@ -209,7 +225,7 @@ def read_baseline(path: Path, expected: Baseline | None = None) -> Baseline:
     return parse_baseline(text, str(path), expected)
 
 
-def parse_baseline(text: str, name: str, expected: Baseline | None = None) -> Baseline:
+def parse_baseline(text: str, name: str, expected: Prediction | None = None) -> Baseline:
     """The baseline of a file's text.
 
     Parameters
@@ -217,7 +233,7 @@ def parse_baseline(text: str, name: str, expected: Baseline | None = None) -> Ba
     name
         Where it came from, for messages.
     expected
-        What the file probably says: layers that it writes alike need not be read.
+        What the file probably accepts: layers that it writes alike need not be read.
 
     Raises
     ------
@@ -232,8 +248,8 @@ def parse_baseline(text: str, name: str, expected: Baseline | None = None) -> Ba
     layers = None
     if header is not None:
         file = _checked(header, name)
-        alike = expected is not None and body == _body(expected.layers)
-        layers = expected.layers if alike and expected else None
+        if expected is not None and body == _body(expected.layers):
+            layers = _as_stored(expected.layers)
         with suppress(msgspec.DecodeError):  # it is not JSON, but may be YAML
             text = ",".join([line[2:] for line in lines])
             layers = layers or _layers(f"[{text}]", name, head.count("\n") + 3)
@@ -350,6 +366,14 @@ def baseline_name(test: str, number: int = 1) -> str:
     return name if number == 1 else f"{name}.{number}"
 
 
+def without_platform(nodeid: str, platform: str) -> str:
+    """The node id of a test that is parametrised with several platforms, without this one."""
+    for written, plain in ((f"[{platform}]", ""), (f"-{platform}]", "]"), (f"[{platform}-", "[")):
+        if written in nodeid:
+            return nodeid.replace(written, plain)
+    return nodeid
+
+
 @dataclass(frozen=True, slots=True)
 class BaselineStore:
     """Where baselines are; ``root`` is what paths are shown relative to."""
@@ -362,7 +386,7 @@ class BaselineStore:
 
     def shown(self, path: Path) -> str:
         """The path for messages: relative to the root where it is below."""
-        return str(path.relative_to(self.root) if path.is_relative_to(self.root) else path)
+        return str(path).removeprefix(f"{self.root}{os.sep}")
 
     def in_use(self, platform: str) -> bool:
         """Whether any model has a baseline on the platform: then every guarded one has."""
@@ -372,18 +396,15 @@ class BaselineStore:
         """Of all baselines of a platform, sorted."""
         return tuple(sorted(path.stem for path in (self.folder / platform).glob("*.yaml")))
 
-    def read(self, platform: str, name: str, expected: Baseline) -> Baseline | None:
-        """The baseline; None where there is none. It is read sooner where it is as ``expected``.
+    def read(self, platform: str, name: str, expected: Prediction) -> Baseline:
+        """A baseline; it is read sooner where it accepts ``expected``.
 
         Raises
         ------
         BaselineError
-            It is broken, or of another platform.
+            It is missing, broken, or of another platform.
         """
-
         path = self.path(platform, name)
-        if not path.exists():
-            return None
         found = read_baseline(path, expected)
         if found.platform != platform:
             raise BaselineError(

@@ -15,7 +15,7 @@ import yaml
 from pytest_neuralpower.errors import BudgetFileError, NeuralPowerError
 from pytest_neuralpower.guard.budget import MARKERS, parse_marker
 from pytest_neuralpower.guard.tolerance import parse_tolerance
-from pytest_neuralpower.plugin.options import platform_at
+from pytest_neuralpower.plugin.options import GUARD, SETTINGS, platform_at
 
 if TYPE_CHECKING:
     import torch
@@ -448,8 +448,6 @@ class BudgetFile(pytest.File):
 
     def collect(self) -> Iterable[BudgetItem]:
         """The models in the order of the file, once for each platform."""
-        from pytest_neuralpower.plugin.plugin import session_platforms  # noqa: PLC0415 - it collects us
-
         root = self.config.rootpath
         shown = self.path.relative_to(root) if self.path.is_relative_to(root) else self.path
         try:
@@ -458,7 +456,7 @@ class BudgetFile(pytest.File):
             raise self.CollectError(str(error)) from None
         for entry in entries:
             given = [platform_at(each, self.path.parent) for each in entry.platforms]
-            platforms = tuple(given) or session_platforms(self.config)
+            platforms = tuple(given) or self.config.stash[SETTINGS].platforms
             several = len(platforms) > 1
             for platform in platforms or (None,):
                 yield BudgetItem.from_parent(
@@ -510,7 +508,6 @@ class BudgetItem(pytest.Item):
     def runtest(self) -> None:
         """Build the model, and predict one call of it."""
         from pytest_neuralpower.model_source import load_model  # noqa: PLC0415
-        from pytest_neuralpower.plugin.plugin import guard_of  # noqa: PLC0415 - it collects us
         from pytest_neuralpower.plugin.session import NeuralPower  # noqa: PLC0415
 
         entry, folder = self.entry, self.path.parent
@@ -518,7 +515,7 @@ class BudgetItem(pytest.Item):
             target = in_folder(entry.model, folder)
             model = load_model(target, dict(entry.arguments), in_file=True)
             args, kwargs = make_inputs(entry.inputs, folder)
-            NeuralPower(guard_of(self)).predict(model.eval(), *args, **kwargs)
+            NeuralPower(self.stash[GUARD]).predict(model.eval(), *args, **kwargs)
         except NeuralPowerError as error:
             raise BudgetFileError(f"{self.location[0]}:{entry.line}: {error}") from None
 

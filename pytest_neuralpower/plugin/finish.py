@@ -1,98 +1,137 @@
-"""The end of a session: write baselines that were asked for, find stale ones, write reports."""
+"""The end of a session: the summary, baselines that were asked for, stale ones, and reports."""
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import pytest
+from msgspec import UNSET
+from msgspec.structs import replace
 
-from pytest_neuralpower.errors import NeuralPowerError
-from pytest_neuralpower.guard.baseline import BaselineStore, write_baseline
-from pytest_neuralpower.guard.stale import stale_baselines
-from pytest_neuralpower.plugin.options import repeated_command
+from pytest_neuralpower.errors import BaselineError, NeuralPowerError
+from pytest_neuralpower.guard.baseline import BaselineStore, read_baseline, write_baseline
+from pytest_neuralpower.guard.finding import BaselineState, Finding, findings_from_text
+from pytest_neuralpower.plugin.session import pytest_command
 
 if TYPE_CHECKING:
     from pytest_neuralpower.plugin.session_end import SessionEnd
 
-__all__ = ["finish"]
-
-Records = Mapping[str, Sequence[dict[str, Any]]]
+#: By node id, of all tests, also those that ran on xdist workers.
+Findings: TypeAlias = Mapping[str, tuple[Finding, ...]]
 
 #: So many files are named; of more only the count.
-_NAMED = 5
+_NAMED: Final = 5
 
 
-def finish(end: SessionEnd, session: pytest.Session, records: Records) -> list[str]:
-    """Write what the session was asked to write.
+def show_findings(texts: Mapping[str, str], terminalreporter: pytest.TerminalReporter) -> None:
+    """The summary section: one line for each prediction of each guarded test."""
+    verbosity = terminalreporter.config.get_verbosity("neuralpower")
+    if verbosity < 0:
+        return
+    from pytest_neuralpower.report.terminal import summary_lines  # noqa: PLC0415
 
-    Parameters
-    ----------
-    records
-        By node id, of all tests, also those that ran on xdist workers.
+    findings = {nodeid: findings_from_text(text) for nodeid, text in texts.items()}
+    terminalreporter.section("predicted energy and runtime (neuralpower)")
+    records = [_record(each) for found in findings.values() for each in found]
+    for line in summary_lines(records, whole_ids=verbosity > 0):
+        terminalreporter.line(line)
+    measured = [
+        (nodeid, each.measured)
+        for nodeid, found in findings.items()
+        for each in found
+        if each.measured is not UNSET
+    ]
+    if measured:
+        terminalreporter.section("measured on this device (neuralpower)")
+        for nodeid, call in measured:
+            terminalreporter.line(f"{nodeid}: {call.model} on {call.platform}")
+            for line in call.lines():
+                terminalreporter.line(f"  {line}")
 
-    Returns
-    -------
-    list of str
-        Lines for the terminal. What cannot be written fails the session.
+
+def _record(finding: Finding) -> dict[str, Any]:
+    """A finding as the renderers of reports take it: layers stay text."""
+    record = replace(finding, layers=UNSET).record()
+    if finding.layers is not UNSET:
+        record["layers"] = bytes(finding.layers)[1:-1].decode()
+    return record
+
+
+def finish(end: SessionEnd, session: pytest.Session) -> None:
+    """Write what the session was asked to write, and leave lines for the terminal in ``end``.
+
+    What cannot be written fails the session.
     """
-    store = BaselineStore(end.settings.baselines, session.config.rootpath)
-    lines, failed = _write_baselines(end, store, records)
-    command = repeated_command(session.config)
-    lines += _missing_lines(records, command)
-    stale = stale_baselines(end, session, store, records)
+    config = session.config
+    findings: Findings = {
+        nodeid: findings_from_text(text) for nodeid, text in sorted(end.findings.items())
+    }
+    store = BaselineStore(end.settings.baselines, config.rootpath)
+    findings, lines, failed = _write_baselines(end, store, findings)
+    lines += _missing_lines(findings, pytest_command(config))
+    stale = _stale_baselines(end, session, store, findings)
     lines += _stale_lines(stale)
     if end.settings.reports:
         from pytest_neuralpower.report.formats import write_reports  # noqa: PLC0415
 
-        written, broken = write_reports(end.settings.reports, records, stale, session.config)
+        records = {nodeid: [_record(each) for each in found] for nodeid, found in findings.items()}
+        written, broken = write_reports(end.settings.reports, records, stale, config)
         lines += written
         failed = failed or broken
+    end.lines = lines
     if failed and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-    return lines
 
 
 def _write_baselines(
-    end: SessionEnd, store: BaselineStore, records: Records
-) -> tuple[list[str], bool]:
-    written, left, owners = [], [], dict[Path, str]()
-    kept, lines, failed = 0, [], False
-    for nodeid in sorted(records):
-        for record in records[nodeid]:
-            text = record.get("baseline", {}).pop("text", None)
-            if text is None:
-                continue
-            path = store.path(record["platform"], record["baseline"]["name"])
-            if end.outcomes.get(nodeid) != "passed":
-                left.append(nodeid)
-                record["baseline"]["status"] = "left"
-                continue
-            if path in owners:
-                lines.append(
-                    f"baseline {store.shown(path)} is of two tests, {owners[path]} and {nodeid}: "
-                    "give one another name, regression(baseline=...)"
-                )
-                failed = True
-                continue
+    end: SessionEnd, store: BaselineStore, findings: Findings
+) -> tuple[Findings, list[str], bool]:
+    """Write what findings have to be written: they as it went, lines, and whether it failed."""
+    written, left, owners = list[str](), list[str](), dict[Path, str]()
+    unchanged, problems, stopped = 0, list[str](), False
+
+    def state_of(nodeid: str, finding: Finding, state: BaselineState, text: str) -> BaselineState:
+        nonlocal unchanged, stopped
+        path, status = store.path(finding.platform, state.name), state.status
+        if end.outcomes.get(nodeid) != "passed":
+            left.append(nodeid)
+            status = "left"
+        elif path in owners and not stopped:
+            problems.append(
+                f"baseline {state.path} is of two tests, {owners[path]} and {nodeid}: "
+                "give one another name, regression(baseline=...)"
+            )
+        elif not stopped:
             owners[path] = nodeid
             try:
-                changed = write_baseline(path, text)
+                status = "written" if write_baseline(path, text) else "unchanged"
             except NeuralPowerError as error:
-                return [*lines, str(error)], True
-            record["baseline"]["status"] = "written" if changed else "unchanged"
-            if changed:
-                written.append(store.shown(path))
-            else:
-                kept += 1
-    if written or kept:
-        lines.append(f"baselines: {len(written)} written, {kept} unchanged")
-        lines += [f"  {each}" for each in written[:_NAMED]]
-    if left:
+                problems.append(str(error))
+                stopped = True
+            unchanged += status == "unchanged"
+            written.extend([state.path] if status == "written" else [])
+        return BaselineState(state.name, state.path, status)
+
+    findings = {
+        nodeid: tuple(
+            each
+            if each.baseline is UNSET or each.baseline.text is UNSET
+            else replace(each, baseline=state_of(nodeid, each, each.baseline, each.baseline.text))
+            for each in members
+        )
+        for nodeid, members in findings.items()
+    }
+    lines = list(problems)
+    if (written or unchanged) and not stopped:
+        lines.append(f"baselines: {len(written)} written, {unchanged} unchanged")
+        lines += [f"  {path}" for path in written[:_NAMED]]
+    if left and not stopped:
         lines.append(f"baselines left as they are, their tests did not pass: {_named(left)}")
-    return lines, failed
+    return findings, lines, bool(problems)
 
 
 def _named(names: Sequence[str]) -> str:
@@ -100,18 +139,81 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-def _missing_lines(records: Records, command: str) -> list[str]:
-    missing = sorted(
+def _missing_lines(findings: Findings, command: str) -> list[str]:
+    missing = [
         nodeid
-        for nodeid, found in records.items()
-        if any(each.get("baseline", {}).get("status") == "missing" for each in found)
-    )
+        for nodeid, found in findings.items()
+        if any(each.baseline is not UNSET and each.baseline.status == "missing" for each in found)
+    ]
     if not missing:
         return []
     return [
         f"no baseline yet of {_named(missing)}",
         f"  write it and commit the file: {command} --np-update-baseline=new",
     ]
+
+
+# -- Baselines that no test of this session predicts any more.
+
+#: Options that leave out tests.
+_NARROWING: Final = (
+    *("keyword", "markexpr", "deselect", "ignore", "ignore_glob", "lf", "stepwise"),
+    *("collectonly", "last_failed_no_failures_none"),
+)
+
+
+def _stale_baselines(
+    end: SessionEnd, session: pytest.Session, store: BaselineStore, findings: Findings
+) -> tuple[str, ...]:
+    """Paths of stale baselines, sorted; none where tests were left out (``-k``, ``-m``, ``-x``).
+
+    One is stale when its test was not there, or passed without predicting it, in a run of all that
+    was to be run where the test was. That of a test that failed or was skipped is not.
+    """
+    if end.partial or _is_narrowed(session):
+        return ()
+    used: dict[str, set[str]] = {platform: set() for platform in end.settings.platforms}
+    for finding in itertools.chain(*findings.values()):
+        names = used.setdefault(finding.platform, set())
+        if finding.baseline is not UNSET:
+            names.add(finding.baseline.name)
+    places = [Path(argument).absolute() for argument in session.config.args]
+
+    def is_stale(path: Path, platform: str) -> bool:
+        try:
+            test = read_baseline(path).test
+        except BaselineError:
+            return False  # what it is of is not known; its test says that it is broken
+        file = session.config.rootpath / test.partition("::")[0]
+        if not any(file.is_relative_to(place) for place in places):  # also for node ids
+            return False
+        ran = {end.outcomes.get(nodeid) for nodeid in _with_platform(test, platform)}
+        return ran <= {None, "passed"}
+
+    paths = [
+        (store.path(platform, name), platform)
+        for platform in sorted(used)
+        for name in store.names(platform)
+        if name not in used[platform]
+    ]
+    return tuple(store.shown(path) for path, platform in paths if is_stale(path, platform))
+
+
+def _is_narrowed(session: pytest.Session) -> bool:
+    option = session.config.option
+    if any(getattr(option, name, None) for name in _NARROWING):
+        return True
+    stopped = session.shouldstop or session.shouldfail or session.exitstatus not in (0, 1, 5)
+    maxfail = getattr(option, "maxfail", 0)
+    return bool(stopped or (maxfail and session.testsfailed >= maxfail))
+
+
+def _with_platform(test: str, platform: str) -> tuple[str, ...]:
+    """Node ids of a test, alone on the platform or parametrised with several."""
+    if not test.endswith("]"):
+        return test, f"{test}[{platform}]"
+    head, _, parameters = test[:-1].partition("[")
+    return test, f"{head}[{parameters}-{platform}]", f"{head}[{platform}-{parameters}]"
 
 
 def _stale_lines(stale: Sequence[str]) -> list[str]:

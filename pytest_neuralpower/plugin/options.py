@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from pytest_neuralpower.guard.budget import Judge
+    from pytest_neuralpower.plugin.session import Guard
 
 PLATFORM_VARIABLE = "NEURALPOWER_PLATFORM"
 
@@ -20,10 +21,43 @@ DEFAULT_BASELINES = "budgets/baselines"
 JUDGES = ("point", "certain", "safe")
 
 
-class Settings(NamedTuple):  # a dataclass would double the plugin's import time
-    """``top`` 0 shows every layer; ``strict_limit`` is a share of the energy, 0..1.
+#: Marker -> its arguments and what it is for.
+MARKERS = {
+    "energy_budget": "(mj=None, j=None, uj=None, platform=None, per='call', samples=None): upper "
+    "limit on the predicted energy of one call (or per='sample') of each model that the test "
+    "predicts: gross device energy, or what an analytic platform counts",
+    "runtime_budget": "(ms=None, us=None, s=None, platform=None, per='call', samples=None): upper "
+    "limit on the predicted runtime of one call (or per='sample')",
+    "power_budget": "(w=None, mw=None, platform=None): upper limit on the predicted mean power of "
+    "one call",
+    "regression": "(max_percent=None, max_mj=None, max_ms=None, layer_max_percent=None, "
+    "layer_max_mj=None, layer_max_ms=None, per='call', baseline=None, platform=None): how much "
+    "more than its stored baseline each model that the test predicts may cost",
+}
 
-    ``update_baseline`` is ``""``, ``"new"`` or ``"all"``; ``tolerance`` is as it was written.
+
+class Settings:
+    """What was asked for. A plain class: the making of a dataclass would take longer than all else
+    that an idle plugin does.
+
+    Attributes
+    ----------
+    platforms
+        As they were named.
+    top
+        Layers to show; 0 shows all.
+    strict, strict_limit
+        Whether predictions must be trusted, and the share of the energy (0..1) that need not be.
+    judge
+        Which end of an interval is held against a budget.
+    baselines
+        Their folder.
+    update_baseline
+        ``""``, ``"new"`` or ``"all"``.
+    tolerance, reports
+        As they were written.
+    measure
+        Whether each model is also run.
     """
 
     platforms: tuple[str, ...] = ()
@@ -36,6 +70,16 @@ class Settings(NamedTuple):  # a dataclass would double the plugin's import time
     tolerance: tuple[str, ...] = ()
     reports: tuple[str, ...] = ()
     measure: bool = False
+
+    def __init__(self, **given: Any) -> None:
+        self.__dict__.update(given)
+
+
+# What the plugin keeps of a session and of a test.
+SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
+GUARD: pytest.StashKey[Guard] = pytest.StashKey()
+#: Of a test that has run, as text: one value that survives xdist.
+FINDINGS: pytest.StashKey[str] = pytest.StashKey()
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -159,7 +203,7 @@ def read_settings(config: pytest.Config) -> Settings:
         top=top,
         strict=bool(config.getoption("--np-strict") or _ini(config, "np_strict")),
         strict_limit=percent / 100,
-        judge=cast("Judge", judge),
+        judge=judge,
         measure=_measures(config),
         **_read_baseline_settings(config),
     )
@@ -191,12 +235,6 @@ def _measures(config: pytest.Config) -> bool:
             "--np-measure needs the device for one test at a time: leave out -n (pytest-xdist)"
         )
     return measure
-
-
-def repeated_command(config: pytest.Config) -> str:
-    """How pytest was asked to run, as far as advice must repeat it."""
-    given = config.getoption("--np-platform") or ()
-    return " ".join(["pytest", *(f"--np-platform={name}" for name in given)])
 
 
 def platform_at(name: str, folder: Path) -> str:

@@ -1,42 +1,30 @@
-"""The pytest plugin: options, markers, fixtures and hooks. Nothing heavy loads until it is used."""
+"""The pytest plugin: hooks and fixtures. Nothing heavy loads until it is used."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_neuralpower.errors import NeuralPowerError
 from pytest_neuralpower.plugin import hookspecs
-from pytest_neuralpower.plugin.options import add_options, read_settings, repeated_command
-from pytest_neuralpower.plugin.session_end import OneLineMistakes, SessionEnd, Summary
+from pytest_neuralpower.plugin.options import (
+    FINDINGS,
+    GUARD,
+    MARKERS,
+    SETTINGS,
+    add_options,
+    read_settings,
+)
+from pytest_neuralpower.plugin.session_end import SessionEnd
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pytest_neuralpower.plugin.options import Settings
-    from pytest_neuralpower.plugin.session import Guard, GuardSession, NeuralPower, PlacedMarker
+    from pytest_neuralpower.plugin.session import GuardSession, Markers, NeuralPower
 
-_MARKERS = {
-    "energy_budget": "energy_budget(mj=None, j=None, uj=None, platform=None, per='call', "
-    "samples=None): upper limit on the predicted energy of one call (or per='sample') of each "
-    "model that the test predicts: gross device energy, or what an analytic platform counts",
-    "runtime_budget": "runtime_budget(ms=None, us=None, s=None, platform=None, per='call', "
-    "samples=None): upper limit on the predicted runtime of one call (or per='sample')",
-    "power_budget": "power_budget(w=None, mw=None, platform=None): upper limit on the predicted "
-    "mean power of one call",
-    "regression": "regression(max_percent=None, max_mj=None, max_ms=None, layer_max_percent=None, "
-    "layer_max_mj=None, layer_max_ms=None, per='call', baseline=None, platform=None): how much "
-    "more than its stored baseline each model that the test predicts may cost",
-}
-
-_SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 _SESSION: pytest.StashKey[GuardSession] = pytest.StashKey()
-_GUARD: pytest.StashKey[Guard] = pytest.StashKey()
-_ITEMS: pytest.StashKey[Iterable[pytest.Item]] = pytest.StashKey()
-_RECORDS = pytest.StashKey[list[dict[str, Any]]]()
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -48,24 +36,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for marker in _MARKERS.values():
-        config.addinivalue_line("markers", marker)
-    config.pluginmanager.register(OneLineMistakes(), "neuralpower-mistakes")
-    config.pluginmanager.register(Summary(), "neuralpower-summary")
-    settings = config.stash[_SETTINGS] = read_settings(config)
+    for name, usage in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}{usage}")
+    settings = config.stash[SETTINGS] = read_settings(config)
     config.pluginmanager.register(SessionEnd(settings), "neuralpower-session-end")
-    try:
-        for name in settings.platforms:
-            platform = _session(config).load(name)
-            live = _session(config).live
-            if live is not None:
-                live.device(platform)
-        if settings.tolerance or settings.update_baseline or settings.reports:
-            from pytest_neuralpower.plugin.session import check_settings  # noqa: PLC0415
-
-            check_settings(settings, config)
-    except NeuralPowerError as error:
-        raise pytest.UsageError(str(error)) from None
+    if settings.platforms or settings.tolerance or settings.update_baseline or settings.reports:
+        try:
+            _session(config).prepare(config)
+        except NeuralPowerError as error:
+            raise pytest.UsageError(str(error)) from None
 
 
 def _session(config: pytest.Config) -> GuardSession:
@@ -73,65 +52,29 @@ def _session(config: pytest.Config) -> GuardSession:
     if _SESSION not in config.stash:
         from pytest_neuralpower.plugin.session import GuardSession  # noqa: PLC0415
 
-        config.stash[_SESSION] = GuardSession(
-            config.stash[_SETTINGS],
-            config.rootpath,
-            repeated_command(config),
-            partial(config.hook.pytest_neuralpower_platform, config=config),
-            lambda: sum(map(_is_guarded, config.stash[_ITEMS])),
-        )
+        config.stash[_SESSION] = GuardSession.of(config, _is_guarded)
     return config.stash[_SESSION]
 
 
-def _budget_markers(node: pytest.Item) -> list[PlacedMarker]:
-    """The test's budget markers, closest first; empty for what can take no fixture (doctests)."""
+def _markers(node: pytest.Item) -> Markers:
+    """The test's budget markers, closest first; none for what can take no fixture (doctests)."""
     if not isinstance(node, pytest.Function) and not hasattr(node, "neuralpower_platform"):
         return []
-    found = [pair for pair in node.iter_markers_with_node() if pair[1].name in _MARKERS]
-    if not found:
-        return []
-    from pytest_neuralpower.plugin.session import PlacedMarker  # noqa: PLC0415
-
-    chain = node.listchain()
-    return [PlacedMarker(len(chain) - 1 - chain.index(place), mark) for place, mark in found]
+    found = [pair for pair in node.iter_markers_with_node() if pair[1].name in MARKERS]
+    chain = node.listchain()[::-1] if found else []
+    return [(chain.index(owner), mark) for owner, mark in found]
 
 
 def _is_guarded(item: pytest.Item) -> bool:
-    return "neuralpower_platform" in getattr(item, "fixturenames", ()) or bool(
-        _budget_markers(item)
-    )
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    session.config.stash[_ITEMS] = session.items
+    return "neuralpower_platform" in getattr(item, "fixturenames", ()) or bool(_markers(item))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a guarded test once per platform, where there are several."""
     if "neuralpower_platform" in metafunc.fixturenames:
-        markers = _budget_markers(metafunc.definition)
-        platforms = _session(metafunc.config).platforms_for(markers)
+        platforms = _session(metafunc.config).platforms_for(_markers(metafunc.definition))
         if len(platforms) > 1:
             metafunc.parametrize("neuralpower_platform", platforms)
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    if _RECORDS in item.stash:  # a rerun: nothing of the last attempt may stay
-        del item.stash[_RECORDS]
-        kept = [pair for pair in item.user_properties if not pair[0].startswith("neuralpower")]
-        item.user_properties[:] = kept
-    if _is_guarded(item):
-        item.stash[_GUARD] = _new_guard(item)
-
-
-def guard_of(item: pytest.Item) -> Guard:
-    """What a test of a budget file predicts with, once it is set up."""
-    return item.stash[_GUARD]
-
-
-def session_platforms(config: pytest.Config) -> tuple[str, ...]:
-    """Platforms chosen for the whole session."""
-    return config.stash[_SETTINGS].platforms
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
@@ -142,12 +85,13 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
     return None
 
 
-def _new_guard(item: pytest.Item) -> Guard:
-    callspec = getattr(item, "callspec", None)
-    parametrised = getattr(item, "neuralpower_platform", None)  # of a budget file
-    if callspec:
-        parametrised = callspec.params.get("neuralpower_platform")
-    return _session(item.config).guard(item.nodeid, _budget_markers(item), parametrised)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if FINDINGS in item.stash:  # a rerun: nothing of the last attempt may stay
+        del item.stash[FINDINGS]
+        kept = [pair for pair in item.user_properties if not pair[0].startswith("neuralpower")]
+        item.user_properties[:] = kept
+    if _is_guarded(item):
+        item.stash[GUARD] = _session(item.config).guard_item(item, _markers(item))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -161,39 +105,17 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         _judge(item, failed=True)
         raise
     else:
-        records = _judge(item)
+        _judge(item)
     finally:  # a session of many tests would keep every layer of every prediction
-        if _GUARD in item.stash:
-            del item.stash[_GUARD]
-    if records:
-        from pytest_neuralpower.plugin.session import raise_failures  # noqa: PLC0415
-
-        raise_failures(records)
+        if GUARD in item.stash:
+            del item.stash[GUARD]
     return result
 
 
-def _judge(item: pytest.Item, *, failed: bool = False) -> list[dict[str, Any]]:
-    """Judge what the test predicted and keep the records for its report."""
-    markers = _budget_markers(item)
-    if _GUARD not in item.stash and (failed or not markers):
-        return []
-    if _GUARD not in item.stash:  # a marker was added while the test ran
-        item.stash[_GUARD] = _new_guard(item)
-    session, guard = _session(item.config), item.stash[_GUARD]
-    records = session.judge(guard, markers, failed=failed)
-    if records:
-        from pytest_neuralpower.plugin.session import Place, complete, marked_tolerances  # noqa: PLC0415
-        from pytest_neuralpower.report.ci import properties  # noqa: PLC0415
-
-        tolerances = () if failed else marked_tolerances(session, guard, markers)
-        complete(session, guard, Place.of(item, guard), tolerances, records, failed=failed)
-        item.stash[_RECORDS] = records
-        item.user_properties.extend(properties(records))
-        for prediction, record in zip(guard.predictions, records, strict=True):
-            # For reports the layers are kept as text; a hook has those of the prediction.
-            seen = {key: value for key, value in record.items() if key != "layers"}
-            item.ihook.pytest_neuralpower_prediction(item=item, prediction=prediction, record=seen)
-    return records
+def _judge(item: pytest.Item, *, failed: bool = False) -> None:
+    markers = _markers(item)  # also what was added while the test ran
+    if GUARD in item.stash or (markers and not failed):
+        _session(item.config).judge_item(item, markers, failed=failed)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -201,18 +123,18 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if call.when == "call" and _RECORDS in item.stash:
-        # JSON types only, so that it survives xdist.
-        report.neuralpower = item.stash[_RECORDS]  # type: ignore[attr-defined]
+    if call.when == "call" and FINDINGS in item.stash:
+        report.neuralpower = item.stash[FINDINGS]  # type: ignore[attr-defined]
     return report
 
 
 @pytest.fixture
 def neuralpower_platform(request: pytest.FixtureRequest) -> str:
     """Name of the platform this test runs on; parametrised when there are several."""
-    if _GUARD not in request.node.stash:  # asked for with request.getfixturevalue
-        request.node.stash[_GUARD] = _new_guard(request.node)
-    platform: str = request.node.stash[_GUARD].platform.name
+    item = request.node
+    if GUARD not in item.stash:  # asked for with request.getfixturevalue
+        item.stash[GUARD] = _session(item.config).guard_item(item, _markers(item))
+    platform: str = item.stash[GUARD].platform.name
     return platform
 
 
@@ -224,4 +146,4 @@ def neuralpower(
     """Predict models on the test's platform: ``neuralpower.predict(model, *inputs)``."""
     from pytest_neuralpower.plugin.session import NeuralPower  # noqa: PLC0415
 
-    return NeuralPower(request.node.stash[_GUARD])
+    return NeuralPower(request.node.stash[GUARD])

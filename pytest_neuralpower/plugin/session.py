@@ -1,21 +1,21 @@
 """One guarded pytest session: which platform a test runs on, what it predicted, what it broke.
 
-A `Guard` belongs to one test and is thrown away with it; what outlives the test is a list of
-plain records that travels on its report, also from an xdist worker to its controller.
+A `Guard` belongs to one test and is thrown away with it; what outlives the test are its findings,
+which travel on its report, also from an xdist worker to its controller.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar, cast
 
 import msgspec
 import pytest
+from msgspec import UNSET, UnsetType
 
 from pytest_neuralpower.errors import BaselineError, BudgetError
 from pytest_neuralpower.guard.baseline import (
@@ -23,40 +23,47 @@ from pytest_neuralpower.guard.baseline import (
     baseline_name,
     baseline_of,
     baseline_text,
+    torch_version,
+    without_platform,
 )
 from pytest_neuralpower.guard.budget import MARKERS, Budget, check, closest_budgets, parse_marker
 from pytest_neuralpower.guard.compare import compare, judge
+from pytest_neuralpower.guard.finding import (
+    BaselineState,
+    CallComparison,
+    Finding,
+    findings_to_text,
+)
 from pytest_neuralpower.guard.tolerance import (
     DEFAULT,
-    MARKER,
     Tolerance,
     merge,
     parse_texts,
     parse_tolerance,
 )
+from pytest_neuralpower.layer_codec import layers_json, rounded
+from pytest_neuralpower.layers import Trace
+from pytest_neuralpower.model_source import Call
+from pytest_neuralpower.platform.intervals import Interval
 from pytest_neuralpower.platform.prediction import UNTRUSTED
-from pytest_neuralpower.plugin.options import platform_at
-from pytest_neuralpower.report.compare import regression_text
-from pytest_neuralpower.report.formats import torch_version
+from pytest_neuralpower.plugin.options import FINDINGS, GUARD, SETTINGS, platform_at
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.calibrate.measure.network import CallComparison, Live
+    from pytest_neuralpower.calibrate.measure.network import Live
+    from pytest_neuralpower.guard.budget import Judge, Verdict
     from pytest_neuralpower.guard.compare import Comparison
+    from pytest_neuralpower.guard.finding import Outcome
     from pytest_neuralpower.platform.prediction import Prediction
     from pytest_neuralpower.platform.protocol import Platform
     from pytest_neuralpower.plugin.options import Settings
 
-__all__ = [
-    "Held",
-    "Place",
-    "check_settings",
-    "complete",
-    "hold",
-    "marked_tolerances",
-]
-
-
 Model = TypeVar("Model")
+
+#: Budget and regression markers, each with how far out it stands: 0 on the function, more on class
+#: and module.
+Markers: TypeAlias = Sequence[tuple[int, pytest.Mark]]
+
+TOLERANCE_OPTION: Final = "--np-tolerance"
 
 
 # pytest exports the class of its failures only as an attribute of `fail`.
@@ -67,7 +74,7 @@ class BudgetExceeded(pytest.fail.Exception):  # type: ignore[misc, name-defined]
 
 
 class PredictionUntrusted(pytest.fail.Exception):  # type: ignore[misc, name-defined]
-    """Too much of a prediction is not vouched for by measurements, under ``--np-strict``."""
+    """Too much of a prediction has no measurements to support it, under ``--np-strict``."""
 
     __module__ = "builtins"
 
@@ -84,41 +91,86 @@ class BaselineMissing(pytest.fail.Exception):  # type: ignore[misc, name-defined
     __module__ = "builtins"
 
 
-class PlacedMarker(NamedTuple):
-    """A budget marker and how far out it stands: 0 on the function, more on class and module."""
+#: Outcome of a finding -> what its test fails with, gravest first.
+_FAILURES: Final[Mapping[str, Any]] = {
+    "over": BudgetExceeded,
+    "untrusted": PredictionUntrusted,
+    "regressed": BaselineExceeded,
+    "missing": BaselineMissing,
+}
 
-    distance: int
-    mark: pytest.Mark
+
+def raise_failures(findings: Sequence[Finding]) -> None:
+    """Fail the test with everything that was broken."""
+    text = "\n\n".join(finding.failure for finding in findings if finding.failure)
+    if text:
+        outcomes = {finding.outcome for finding in findings}
+        kinds = [kind for outcome, kind in _FAILURES.items() if outcome in outcomes]
+        kind = kinds[0] if kinds else pytest.fail.Exception
+        raise kind(text, pytrace=False)
 
 
-@dataclass
+class Checked(NamedTuple):
+    """Budgets held against one prediction; of those that cannot be judged, why."""
+
+    verdicts: Sequence[Verdict]
+    broken: Sequence[Budget]
+    misused: Sequence[str]
+
+
+class Predicted(NamedTuple):
+    """One prediction of a test: how the budgets of its start judge it, the model and its call if it
+    is over one of them (others are let go), and what was measured under ``--np-measure``."""
+
+    prediction: Prediction
+    checked: Checked
+    call: tuple[Any, Call] | None
+    measured: CallComparison | UnsetType
+
+
 class Guard:
-    """Where one test runs, and what it predicted. ``name`` is the platform as it was asked for."""
+    """Where one test runs, and what it predicted.
 
-    nodeid: str
-    name: str
-    platform: Platform
-    predictions: list[Prediction] = field(default_factory=list)
-    live: Live | None = None
-    #: Place among the predictions -> measured against predicted, under ``--np-measure``.
-    measured: dict[int, CallComparison] = field(default_factory=dict)
-    #: The test's budgets as it started, and the calls that are over one of them: place among the
-    #: predictions -> model, args, kwargs. Others are let go.
-    budgets: tuple[Budget, ...] = ()
-    over: dict[int, tuple[Any, Sequence[Any], Mapping[str, Any]]] = field(default_factory=dict)
+    Attributes
+    ----------
+    nodeid, test
+        The test's node id, and that without its platform where it runs on several.
+    name, platform
+        The platform as it was asked for, and loaded.
+    budgets
+        As the test started.
+    """
 
-    def keep_if_over(self, model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Keep the call that was predicted last, for advice, if it breaks a budget."""
-        if any(_breaks(budget, self.predictions[-1]) for budget in self.budgets):
-            self.over[len(self.predictions) - 1] = (model, args, kwargs)
+    def __init__(
+        self,
+        session: GuardSession,
+        nodeid: str,
+        *,
+        test: str,
+        name: str,
+        platform: Platform,
+        budgets: tuple[Budget, ...],
+    ) -> None:
+        self.session = session
+        self.nodeid = nodeid
+        self.test = test
+        self.name = name
+        self.platform = platform
+        self.budgets = budgets
+        self.predicted: list[Predicted] = []
 
-    def measure(self, model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Measure the model that was predicted last, if the session does that."""
-        if self.live is not None:
-            prediction = self.predictions[-1]
-            self.measured[len(self.predictions) - 1] = self.live.measure(
-                model, args, kwargs, platform=self.platform, prediction=prediction
+    def add(self, prediction: Prediction, model: Any, call: Call) -> None:
+        """Note a prediction, and measure the call if the session does that."""
+        checked = _checked(self.budgets, prediction, self.session.settings.judge)
+        over = any(verdict.value > verdict.limit for verdict in checked.verdicts)
+        measured: CallComparison | UnsetType = UNSET
+        if self.session.live is not None:
+            measured = self.session.live.measure(
+                model, call.args, call.kwargs, platform=self.platform, prediction=prediction
             )
+        self.predicted.append(
+            Predicted(prediction, checked, (model, call) if over else None, measured)
+        )
 
 
 class NeuralPower:
@@ -162,9 +214,7 @@ class NeuralPower:
         from pytest_neuralpower.platform.catalog import predict_call  # noqa: PLC0415 - imports torch
 
         prediction = predict_call(model, args, kwargs, platform=self.platform)
-        self._guard.predictions.append(prediction)
-        self._guard.keep_if_over(model, args, kwargs)
-        self._guard.measure(model, args, kwargs)
+        self._guard.add(prediction, model, Call(args, kwargs))
         return prediction
 
     @staticmethod
@@ -178,71 +228,130 @@ class NeuralPower:
         return build(factory, *args, **kwargs)
 
 
-@dataclass
 class GuardSession:
     """One pytest process: its settings and its loaded platforms.
 
-    ``rootpath`` is where paths in markers start; ``command`` is how pytest was asked to run, as far
-    as a failure's advice must repeat it; ``provide`` asks plugins for a platform by its ``name=``;
-    ``count_guarded`` counts the session's guarded tests, all of them on an xdist worker, too.
+    Parameters
+    ----------
+    rootpath
+        Where paths in markers start.
+    command
+        How pytest was asked to run, as far as a failure's advice must repeat it.
+    provide
+        Asks plugins for a platform by its ``name=``.
+    is_guarded
+        Tells guarded tests from others.
     """
 
-    settings: Settings
-    rootpath: Path = field(default_factory=Path)
-    command: str = "pytest"
-    provide: Callable[..., Platform | Path | str | None] = lambda name: None  # noqa: ARG005
-    count_guarded: Callable[[], int] = lambda: 1
-    _loaded: dict[str, Platform] = field(default_factory=dict)
-    _live: Live | None = None
+    def __init__(
+        self,
+        settings: Settings,
+        rootpath: Path = Path(),
+        command: str = "pytest",
+        provide: Callable[..., Platform | Path | str | None] = lambda name: None,  # noqa: ARG005
+        is_guarded: Callable[[pytest.Item], bool] = lambda item: True,  # noqa: ARG005
+    ) -> None:
+        self.settings = settings
+        self.rootpath = rootpath
+        self.command = command
+        self.store = BaselineStore(settings.baselines, rootpath)
+        self._provide = provide
+        self._is_guarded = is_guarded
+        self._items: Sequence[pytest.Item] = ()
+        self._loaded: dict[str, Platform] = {}
+        #: By its identity: a marker and what it says. Parametrised tests share their markers.
+        self._parsed: dict[int, tuple[pytest.Mark, Budget | Tolerance]] = {}
+        #: Platform -> whether it has baselines, and what reports say of it.
+        self._in_use: dict[str, bool] = {}
+        self._provenance: dict[str, Mapping[str, str]] = {}
+
+    @classmethod
+    def of(cls, config: pytest.Config, is_guarded: Callable[[pytest.Item], bool]) -> GuardSession:
+        """The session of a pytest process."""
+        return cls(
+            config.stash[SETTINGS],
+            config.rootpath,
+            pytest_command(config),
+            partial(config.hook.pytest_neuralpower_platform, config=config),
+            is_guarded,
+        )
+
+    def prepare(self, config: pytest.Config) -> None:
+        """Load what the session was asked for, and check what it is to write, before any test runs.
+
+        Raises
+        ------
+        NeuralPowerError
+            With one line: a platform cannot be loaded or measured on, a tolerance is misspelt, or a
+            folder or file cannot be written.
+        """
+        settings = self.settings
+        for name in settings.platforms:
+            platform = self.load(name)
+            if self.live is not None:
+                self.live.device(platform)
+        parse_texts(settings.tolerance, TOLERANCE_OPTION)
+        if not hasattr(config, "workerinput"):  # an xdist worker writes nothing
+            if settings.reports:
+                from pytest_neuralpower.report.formats import (  # noqa: PLC0415
+                    check_targets,
+                    known_formats,
+                )
+
+                check_targets(settings.reports, known_formats(config))
+            if settings.update_baseline:
+                self.store.check_writable()
 
     def load(self, name: str) -> Platform:
         """Load a platform once a session; raises PlatformError."""
         if name not in self._loaded:
             from pytest_neuralpower.platform.catalog import load_platform  # noqa: PLC0415 - imports numpy
 
-            found = self.provide(name=name)
+            found = self._provide(name=name)
             if found is None or isinstance(found, str | Path):
                 found = load_platform(found or name)
             self._loaded[name] = found
         return self._loaded[name]
 
-    @property
+    @cached_property
     def live(self) -> Live | None:
-        """What measures on the device, under ``--np-measure``; made on first use."""
-        if self.settings.measure and self._live is None:
-            from pytest_neuralpower.calibrate.measure.network import Live  # noqa: PLC0415 - imports torch
+        """What measures on the device, under ``--np-measure``."""
+        if not self.settings.measure:
+            return None
+        from pytest_neuralpower.calibrate.measure.network import Live  # noqa: PLC0415 - imports torch
 
-            self._live = Live()
-        return self._live
+        return Live()
 
-    def platforms_for(self, markers: Sequence[PlacedMarker]) -> tuple[str, ...]:
+    def platforms_for(self, markers: Markers) -> tuple[str, ...]:
         """Platforms a test runs on: those its markers name, and for the rest the session's.
 
         A misused marker is passed over here; `guard` reports it.
         """
-        given = [placed.mark.kwargs.get("platform") for placed in markers]
+        given = [mark.kwargs.get("platform") for _, mark in markers]
         named = [platform_at(name, self.rootpath) for name in given if name and type(name) is str]
         if len(named) < len(markers) or not markers:
             named += self.settings.platforms
         return tuple(dict.fromkeys(named))
 
     def guard(
-        self, nodeid: str, markers: Sequence[PlacedMarker], parametrised: str | None
+        self, nodeid: str, markers: Markers, parametrised: str | None, *, test: str | None = None
     ) -> Guard:
         """Settle a test's platform, and check its markers before it runs.
+
+        Parameters
+        ----------
+        parametrised
+            The platform, where the test is parametrised with it.
+        test
+            The node id without the platform, where it has one.
 
         Raises
         ------
         NeuralPowerError
             With one line, for a misused marker, or no single loadable platform to run on.
         """
-        parsed = _parse(markers)
-        regressions = [placed.mark for placed in markers if placed.mark.name not in MARKERS]
-        if regressions:
-            from pytest_neuralpower.guard.tolerance import parse_tolerance  # noqa: PLC0415
-
-            for mark in regressions:
-                parse_tolerance(mark.args, mark.kwargs, mark.name)
+        parsed = [(distance, self._parse(mark)) for distance, mark in _ordered(markers)]
+        budgets = [(far, each) for far, each in parsed if isinstance(each, Budget)]
         platforms = (parametrised,) if parametrised else self.platforms_for(markers)
         if not platforms:
             raise BudgetError(_no_platform_text())
@@ -252,102 +361,200 @@ class GuardSession:
                 "`neuralpower` fixture as an argument, so that it runs once for each, or choose one"
             )
         name = platforms[0]
-        if parsed and not self._applicable(name, parsed):
-            others = ", ".join(sorted({each.platform for _, each in parsed if each.platform}))
+        applicable = [pair for pair in budgets if self._applies(pair[1], name)]
+        if budgets and not applicable:
+            others = ", ".join(sorted({each.platform for _, each in budgets if each.platform}))
             raise BudgetError(
                 f"this test runs on {name!r}, but its budgets are for {others}: add a budget for "
                 f"{name!r} or leave out platform="
             )
-        budgets = closest_budgets(self._applicable(name, parsed))
-        return Guard(nodeid, name, self.load(name), live=self.live, budgets=budgets)
+        return Guard(
+            self,
+            nodeid,
+            test=test or nodeid,
+            name=name,
+            platform=self.load(name),
+            budgets=closest_budgets(applicable),
+        )
 
-    def _applicable(
-        self, name: str, parsed: Sequence[tuple[int, Budget]]
-    ) -> list[tuple[int, Budget]]:
-        """The budgets for a platform, each with its distance.
+    def guard_item(self, item: pytest.Item, markers: Markers) -> Guard:
+        """:meth:`guard` of a collected test."""
+        self._items = item.session.items  # all of them, on an xdist worker, too
+        platform, several = _parametrised(item)
+        test = without_platform(item.nodeid, platform) if platform and several else None
+        return self.guard(item.nodeid, markers, platform, test=test)
 
-        A budget that names no platform is meant for the session's platforms; where the session has
-        chosen none, for whichever platform the other markers name.
+    def _parse(self, mark: pytest.Mark) -> Budget | Tolerance:
+        found = self._parsed.get(id(mark))
+        if found is None:
+            parse = parse_marker if mark.name in MARKERS else _parse_regression
+            found = self._parsed[id(mark)] = (mark, parse(mark.name, mark.args, mark.kwargs))
+        return found[1]
+
+    def _applies(self, said: Budget | Tolerance, name: str) -> bool:
+        """Whether a marker is for a platform.
+
+        A budget that names none is meant for the session's platforms; where the session has chosen
+        none, for whichever platform the other markers name. A tolerance that names none is for all.
         """
-        for_default = name in self.settings.platforms or not self.settings.platforms
-        return [
-            (distance, budget)
-            for distance, budget in parsed
-            if (for_default if budget.platform is None else self._is(budget.platform, name))
-        ]
-
-    def _is(self, written: str, name: str) -> bool:
-        return platform_at(written, self.rootpath) == name
+        if said.platform is not None:
+            return platform_at(said.platform, self.rootpath) == name
+        chosen = self.settings.platforms
+        return isinstance(said, Tolerance) or name in chosen or not chosen
 
     def judge(
-        self, guard: Guard, markers: Sequence[PlacedMarker], *, failed: bool = False
-    ) -> list[dict[str, Any]]:
-        """Hold every prediction of one test against its budgets, once it has run.
+        self,
+        guard: Guard,
+        markers: Markers,
+        *,
+        file: str = "",
+        line: int | None = None,
+        failed: bool = False,
+    ) -> tuple[Finding, ...]:
+        """Hold every prediction of one test against its budgets and baselines, once it has run.
+
+        Nothing is written here: the text of a baseline to be written is part of its finding.
 
         Parameters
         ----------
         markers
             As they are now: a test or a fixture may have added one.
+        file, line
+            Where the test is; the line from 1, None if unknown.
         failed
             The test failed by itself: its predictions are listed, and nothing is demanded.
 
         Returns
         -------
-        list of dict
-            One record a prediction, of JSON types only; the text of what was broken, if anything,
-            is under ``"failure"``.
+        tuple of Finding
+            One a prediction.
 
         Raises
         ------
         BudgetError
             If the test has a budget and predicted nothing.
+        BaselineError
+            A marker is misused, or a baseline is broken, of another platform, or nothing of the
+            tolerance can be judged.
         """
-        budgets = closest_budgets(self._applicable(guard.name, _parse(markers)))
-        regressions = [placed for placed in markers if placed.mark.name not in MARKERS]
-        if (budgets or regressions) and not guard.predictions and not failed:
+        parsed = [(distance, self._parse(mark)) for distance, mark in _ordered(markers)]
+        applying = [(far, each) for far, each in parsed if self._applies(each, guard.name)]
+        budgets = closest_budgets((far, each) for far, each in applying if type(each) is Budget)
+        if markers and not guard.predicted and not failed:
             what = "a budget" if budgets else "a regression marker"
-            raise BudgetError(
-                f"the test has {what} but predicted nothing: call "
-                "neuralpower.predict(model, *inputs) in it (`neuralpower` is a fixture)"
-            )
-        records = [
-            self._judge_one(guard, budgets, place) for place in range(len(guard.predictions))
-        ]
-        for place, measured in guard.measured.items():
-            records[place]["measured"] = measured.to_json()
-        return [{**each, "outcome": "failed"} for each in records] if failed else records
-
-    def _judge_one(self, guard: Guard, budgets: Sequence[Budget], place: int) -> dict[str, Any]:
-        from pytest_neuralpower.report import terminal  # noqa: PLC0415 - only once used
-
-        prediction = guard.predictions[place]
-        verdicts, broken, failures, outcome = [], [], [], "ok" if budgets else "unbounded"
-        untrusted = prediction.share(*UNTRUSTED)
-        if self.settings.strict and untrusted > self.settings.strict_limit:
-            outcome = "untrusted"
-            failures.append(
-                terminal.strict_text(
-                    prediction, untrusted, self.settings.strict_limit, self._again(guard)
+            if budgets or any(type(each) is Tolerance for _, each in parsed):
+                raise BudgetError(
+                    f"the test has {what} but predicted nothing: call "
+                    "neuralpower.predict(model, *inputs) in it (`neuralpower` is a fixture)"
                 )
+        judged = [
+            each.checked
+            if budgets == guard.budgets
+            else _checked(budgets, each.prediction, self.settings.judge)
+            for each in guard.predicted
+        ]
+        applying.sort(key=lambda pair: pair[0])
+        marked = [each for _, each in applying if type(each) is Tolerance]
+        tolerance: Tolerance | None = None
+        if (marked or any(each.verdicts for each in judged)) and not failed:
+            tolerance = merge([*marked, self._tolerance]) if marked else self._tolerance
+        return tuple(
+            self._finding(
+                *(guard, number, predicted, checked, tolerance),
+                demanded=bool(marked),
+                file=file,
+                line=line,
+                outcome="failed" if failed else None,
             )
-        for budget in budgets:
-            try:
-                verdicts.append(check(budget, prediction, self.settings.judge))
-                broken += [] if verdicts[-1].passed else [budget]
-            except BudgetError as error:
-                outcome = "misused"
-                failures.append(str(error))
-        if broken:
-            outcome = "over"
-            text = terminal.failure_text(
-                prediction,
-                [verdict for verdict in verdicts if not verdict.passed],
-                top=self.settings.top,
-                again=self._again(guard),
+            for number, (predicted, checked) in enumerate(
+                zip(guard.predicted, judged, strict=True), 1
             )
-            failures.insert(0, "\n".join([text, *self._advice(guard, place, broken)]))
+        )
+
+    def judge_item(self, item: pytest.Item, markers: Markers, *, failed: bool) -> None:
+        """Judge a test that has run, keep its findings for its report, and fail it with them.
+
+        Parameters
+        ----------
+        failed
+            The test failed by itself: that is what it is reported with.
+        """
+        if GUARD not in item.stash:  # a marker was added while the test ran
+            item.stash[GUARD] = self.guard_item(item, markers)
+        guard = item.stash[GUARD]
+        file, line, _ = item.location
+        findings = self.judge(
+            guard, markers, file=file, line=None if line is None else line + 1, failed=failed
+        )
+        if not findings:
+            return
+        from pytest_neuralpower.report.ci import properties  # noqa: PLC0415
+
+        item.stash[FINDINGS] = findings_to_text(findings)
+        records = [finding.record() for finding in findings]
+        item.user_properties.extend(properties(records))
+        seen = item.ihook.pytest_neuralpower_prediction
+        for predicted, record in zip(guard.predicted, records, strict=True):
+            del record["name"]
+            record.pop("layers", None)
+            seen(item=item, prediction=predicted.prediction, record=record)
+        if not failed:
+            raise_failures(findings)
+
+    def _finding(
+        self,
+        guard: Guard,
+        number: int,
+        predicted: Predicted,
+        checked: Checked,
+        tolerance: Tolerance | None,
+        *,
+        demanded: bool,
+        **known: Any,
+    ) -> Finding:
+        """What one prediction comes to; without a tolerance no baseline is looked at."""
+        prediction = predicted.prediction
+        outcome, failures = self._outcome(guard, predicted, checked)
+        name = baseline_name(without_platform(guard.nodeid, prediction.platform), number)
+        state: BaselineState | UnsetType = UNSET
+        comparison: Comparison | UnsetType = UNSET
+        if tolerance is not None:
+            own = baseline_name(guard.test, number)
+            if tolerance.baseline:
+                own = f"{tolerance.baseline}{'' if number == 1 else f'.{number}'}"
+            state, comparison, broken = self._baseline(
+                guard, prediction, own, tolerance, demanded=demanded
+            )
+            if state is not UNSET:
+                name = own
+                if outcome == "unbounded":
+                    outcome = "ok"
+                if broken:
+                    failures.append(broken)
+                    worse: Outcome = "missing" if state.status == "missing" else "regressed"
+                    outcome = worse if outcome == "ok" else outcome  # a budget is graver
+        if known["outcome"] is None:
+            known["outcome"] = outcome
+        return Finding(
+            name=name,
+            test=guard.nodeid,
+            budgets=tuple(checked.verdicts),
+            failure="\n\n".join(failures),
+            measured=predicted.measured,
+            comparison=comparison,
+            baseline=state,
+            **known,
+            **self._facts(guard, prediction),
+        )
+
+    def _facts(self, guard: Guard, prediction: Prediction) -> dict[str, Any]:
+        """What a finding has of its prediction."""
+        if guard.name not in self._provenance:
+            from pytest_neuralpower.report.accuracy import platform_facts  # noqa: PLC0415
+
+            self._provenance[guard.name] = platform_facts(guard.platform)
+        flagged = any(layer.flags for layer in prediction.layers)
         return {
-            "test": guard.nodeid,
             "platform": prediction.platform,
             "platform_sha256": prediction.platform_sha256,
             "model": prediction.model,
@@ -356,297 +563,177 @@ class GuardSession:
             "runtime_ms": prediction.runtime_ms,
             "power_w": prediction.power_w,
             "estimated_power": guard.platform.tiers.get("power") == "estimated",
-            "untrusted_share": untrusted,
-            "budgets": msgspec.to_builtins(verdicts),
-            "outcome": outcome,
-            "failure": "\n\n".join(failures),
+            "untrusted_share": prediction.share(*UNTRUSTED) if flagged else 0.0,
+            "provenance": self._provenance[guard.name],
+            "energy_interval_mj": _rounded(prediction.energy_interval_mj),
+            "runtime_interval_ms": _rounded(prediction.runtime_interval_ms),
+            "power_interval_w": _rounded(prediction.power_interval_w),
+            "energy_basis": prediction.energy_basis,
+            "notes": prediction.notes,
+            "layers": msgspec.Raw(layers_json(prediction.layers)) if self._with_layers else UNSET,
         }
 
-    def _advice(self, guard: Guard, place: int, broken: Sequence[Budget]) -> list[str]:
-        """What to do about a broken budget: about one on energy or runtime, if there is one."""
-        if place not in guard.over or not broken:
-            return []
-        budget = min(broken, key=lambda each: each.quantity == "power")
-        from pytest_neuralpower.compress.on_failure import failure_advice  # noqa: PLC0415
-        from pytest_neuralpower.model_source import Call  # noqa: PLC0415
+    @cached_property
+    def _with_layers(self) -> bool:
+        if not self.settings.reports:
+            return False
+        from pytest_neuralpower.report.formats import need_layers  # noqa: PLC0415
 
-        model, args, kwargs = guard.over[place]
+        return need_layers(self.settings.reports)
+
+    def _outcome(
+        self, guard: Guard, predicted: Predicted, checked: Checked
+    ) -> tuple[Outcome, list[str]]:
+        """What the budgets make of a prediction, and the texts of what is broken."""
+        outcome: Outcome = "ok" if checked.verdicts else "unbounded"
+        failures = list[str]()
+        prediction, settings = predicted.prediction, self.settings
+        again = self.command, shlex.quote(guard.nodeid)  # an option fits between them
+        if settings.strict and prediction.share(*UNTRUSTED) > settings.strict_limit:
+            from pytest_neuralpower.report.terminal import strict_text  # noqa: PLC0415
+
+            outcome, share = "untrusted", prediction.share(*UNTRUSTED)
+            failures.append(strict_text(prediction, share, settings.strict_limit, again))
+        if checked.misused:
+            outcome = "misused"
+            failures += checked.misused
+        if checked.broken:
+            from pytest_neuralpower.report.terminal import failure_text  # noqa: PLC0415
+
+            outcome = "over"
+            broken = [verdict for verdict in checked.verdicts if not verdict.passed]
+            text = failure_text(prediction, broken, top=settings.top, again=again)
+            failures.insert(0, "\n".join([text, *self._advice(guard, predicted, checked.broken)]))
+        return outcome, failures
+
+    def _advice(self, guard: Guard, predicted: Predicted, broken: Sequence[Budget]) -> list[str]:
+        """What to do about a broken budget: about one on energy or runtime, if there is one."""
+        if predicted.call is None:
+            return []
+        from pytest_neuralpower.compress.on_failure import failure_advice  # noqa: PLC0415
+
+        prediction, (model, call) = predicted.prediction, predicted.call
+        layers = tuple(each.layer for each in prediction.layers)
         lines = failure_advice(
             model,
-            Call(tuple(args), kwargs),
+            call,
             guard.platform,
-            budget,
+            min(broken, key=lambda each: each.quantity == "power"),
             platform_name=guard.name,
             root=self.rootpath,
             tests=self._guarded_tests,
+            traced=Trace(
+                layers,
+                prediction.route,
+                notes=prediction.notes,
+                batch=prediction.batch,
+                model=prediction.model,
+            ),
         )
         return ["", *(f"  {line}" for line in lines)]
 
     @cached_property
     def _guarded_tests(self) -> int:
-        return max(self.count_guarded(), 1)
+        return max(sum(map(self._is_guarded, self._items)), 1)
 
-    def _again(self, guard: Guard) -> tuple[str, str]:
-        """The command that runs one test again, in two parts: an option fits between them."""
-        return self.command, shlex.quote(guard.nodeid)
+    @cached_property
+    def _tolerance(self) -> Tolerance:
+        return merge([parse_texts(self.settings.tolerance, TOLERANCE_OPTION), DEFAULT])
 
+    def _baseline(
+        self,
+        guard: Guard,
+        prediction: Prediction,
+        name: str,
+        tolerance: Tolerance,
+        *,
+        demanded: bool,
+    ) -> tuple[BaselineState | UnsetType, Comparison | UnsetType, str]:
+        """Hold a prediction against its baseline: its state, the comparison, and what is broken."""
+        update, store = self.settings.update_baseline, self.store
+        path = store.path(prediction.platform, name)
+        shown, exists = store.shown(path), path.exists()
+        if update == "all" or (update == "new" and not exists):
+            text = baseline_text(baseline_of(prediction, test=guard.test, torch=torch_version()))
+            return BaselineState(name, shown, "update", text), UNSET, ""
+        again = f"{self.command} --np-update-baseline", shlex.quote(guard.nodeid)
+        if not exists:
+            platform = guard.platform.name
+            if platform not in self._in_use:
+                self._in_use[platform] = store.in_use(platform)
+            if not (demanded or self._in_use[platform]):
+                return UNSET, UNSET, ""
+            state = BaselineState(name, shown, "missing")
+            if not (os.environ.get("CI") or os.environ.get("BUILD_NUMBER")):  # as pytest tells a CI
+                return state, UNSET, ""
+            text = (
+                f"no baseline yet: {shown} is missing, and a CI writes none; on your machine run\n"
+                f"  {again[0]}=new {again[1]}\n"
+                "and commit the file"
+            )
+            return state, UNSET, text
+        baseline = store.read(prediction.platform, name, prediction)
+        comparison = compare(baseline, prediction, guard.platform)
+        _check_judged(comparison, tolerance, prediction.platform)
+        comparison = judge(comparison, tolerance)
+        state = BaselineState(name, shown, "held")
+        if not comparison.breaches:
+            return state, comparison, ""
+        from pytest_neuralpower.report.compare import regression_text  # noqa: PLC0415
 
-def _breaks(budget: Budget, prediction: Prediction) -> bool:
-    """Whether a prediction is over; what cannot be judged is said when the test has run."""
-    try:
-        return not check(budget, prediction).passed
-    except BudgetError:
-        return False
-
-
-def _parse(markers: Sequence[PlacedMarker]) -> list[tuple[int, Budget]]:
-    return [
-        (distance, parse_marker(mark.name, mark.args, mark.kwargs))
-        for distance, mark in markers
-        if mark.name in MARKERS
-    ]
-
-
-def _no_platform_text() -> str:
-    from pytest_neuralpower.platform.catalog import list_platforms  # noqa: PLC0415 - imports numpy
-
-    names = ", ".join(list_platforms())
-    return (
-        f"no platform chosen; shipped platforms: {names}; choose one with --np-platform=NAME, "
-        "np_platform in the ini file, NEURALPOWER_PLATFORM, or platform= in the marker"
-    )
-
-
-def raise_failures(records: Sequence[Mapping[str, Any]]) -> None:
-    """Fail the test with everything that was broken among ``records``."""
-    text = "\n\n".join(record["failure"] for record in records if record["failure"])
-    outcomes = {record["outcome"] for record in records}
-    if "over" in outcomes:
-        raise BudgetExceeded(text, pytrace=False)
-    if "untrusted" in outcomes:
-        raise PredictionUntrusted(text, pytrace=False)
-    if "regressed" in outcomes:
-        raise BaselineExceeded(text, pytrace=False)
-    if "missing" in outcomes:
-        raise BaselineMissing(text, pytrace=False)
-    if text:
-        raise pytest.fail.Exception(text, pytrace=False)
-
-
-# -- What is added to the records of a test once it is judged: baselines, and what reports show.
-
-TOLERANCE_OPTION = "--np-tolerance"
-
-
-def check_settings(settings: Settings, config: pytest.Config) -> None:
-    """Check what the session was asked to hold against and to write, before any test runs.
-
-    Raises
-    ------
-    NeuralPowerError
-        With one line: a tolerance is misspelt, or a folder or file cannot be written.
-    """
-    from pytest_neuralpower.guard.baseline import BaselineStore  # noqa: PLC0415
-    from pytest_neuralpower.report.formats import check_targets, known_formats  # noqa: PLC0415
-
-    parse_texts(settings.tolerance, TOLERANCE_OPTION)
-    if not hasattr(config, "workerinput"):  # an xdist worker writes nothing
-        check_targets(settings.reports, known_formats(config))
-        if settings.update_baseline:
-            BaselineStore(settings.baselines, config.rootpath).check_writable()
-
-
-class Place(NamedTuple):
-    """A test: its node id without the platform, its file and its line (from 1, None if unknown)."""
-
-    test: str
-    file: str
-    line: int | None
-
-    @classmethod
-    def of(cls, item: pytest.Item, guard: Guard) -> Place:
-        """Where an item is; the platform of one that is parametrised with several is left out."""
-        from pytest_neuralpower.guard.stale import without_platform  # noqa: PLC0415
-
-        callspec = getattr(item, "callspec", None)
-        several = callspec is not None and "neuralpower_platform" in callspec.params
-        several = several or getattr(item, "several_platforms", False)  # of a budget file
-        test = without_platform(item.nodeid, guard.name) if several else item.nodeid
-        file, line, _ = item.location
-        return cls(test, file, None if line is None else line + 1)
-
-
-def marked_tolerances(
-    session: GuardSession, guard: Guard, markers: Sequence[PlacedMarker]
-) -> tuple[Tolerance, ...]:
-    """Tolerances of the ``regression`` markers that apply to the test's platform, closest first.
-
-    Raises
-    ------
-    BaselineError
-        A marker is misused.
-    """
-    found = [
-        parse_tolerance(placed.mark.args, placed.mark.kwargs, MARKER)
-        for placed in sorted(markers, key=lambda each: each.distance)
-        if placed.mark.name == MARKER
-    ]
-    return tuple(
-        each
-        for each in found
-        if each.platform is None or platform_at(each.platform, session.rootpath) == guard.name
-    )
-
-
-def complete(
-    session: GuardSession,
-    guard: Guard,
-    place: Place,
-    tolerances: Sequence[Tolerance],
-    records: Sequence[dict[str, Any]],
-    *,
-    failed: bool = False,
-) -> None:
-    """Hold what a test predicted against its baselines, and add what reports need.
-
-    Parameters
-    ----------
-    tolerances
-        Of the test itself, closest first; with one of these a baseline is demanded.
-    failed
-        The test failed by itself: no baseline is looked at.
-
-    Raises
-    ------
-    BaselineError
-        A baseline cannot be used.
-    """
-    settings = session.settings
-    if (tolerances or any(each["budgets"] for each in records)) and not failed:
-        from pytest_neuralpower.guard.baseline import BaselineStore  # noqa: PLC0415
-
-        held = Held(
-            test=place.test,
-            nodeid=shlex.quote(guard.nodeid),
-            platform=guard.platform,
-            store=BaselineStore(settings.baselines, session.rootpath),
-            marked=tolerances,
-            default=parse_texts(settings.tolerance, TOLERANCE_OPTION),
-            update=settings.update_baseline,
-            top=settings.top,
-            command=session.command,
-        )
-        hold(held, records, guard.predictions)
-    if settings.reports:
-        from pytest_neuralpower.report.accuracy import platform_facts  # noqa: PLC0415
-        from pytest_neuralpower.report.formats import (  # noqa: PLC0415
-            details,
-            layers_text,
-            need_layers,
-        )
-
-        known = platform_facts(guard.platform)
-        for record, prediction in zip(records, guard.predictions, strict=True):
-            record.update(file=place.file, line=place.line, provenance=known, **details(prediction))
-            if need_layers(settings.reports):
-                record["layers"] = layers_text(prediction)
-
-
-# -- Hold what a guarded test predicted against its baselines.
-#
-# What is found is added to the records that travel on the test's report; nothing is written here:
-# an
-# xdist worker sends the text of a baseline to be written to its controller.
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """One guarded test, as far as its baselines are concerned.
-
-    Attributes
-    ----------
-    test
-        Its node id without the platform.
-    marked
-        Tolerances of its ``regression`` markers that apply to its platform, closest first.
-    default
-        The session's tolerance.
-    update
-        What to write: ``""`` nothing, ``"new"`` what is missing, ``"all"``.
-    top
-        Layers to show; 0 shows all.
-    command, nodeid
-        How pytest was asked to run, and this test.
-    """
-
-    test: str
-    nodeid: str
-    platform: Platform
-    store: BaselineStore
-    marked: Sequence[Tolerance]
-    default: Tolerance
-    update: str
-    top: int
-    command: str
-
-    @property
-    def accept(self) -> str:
-        """The command that accepts the test's predictions."""
-        return f"{self.command} --np-update-baseline {self.nodeid}"
-
-
-def hold(held: Held, records: Sequence[dict[str, Any]], predictions: Sequence[Prediction]) -> None:
-    """Add to each record its ``baseline``, its ``comparison`` and, if it is dearer, its failure.
-
-    Raises
-    ------
-    BaselineError
-        A baseline is broken or of another platform, or nothing of the tolerance can be judged.
-    """
-    tolerance = merge((*held.marked, held.default, DEFAULT))
-    in_use = bool(held.marked) or held.store.in_use(held.platform.name)
-    for number, (record, prediction) in enumerate(zip(records, predictions, strict=True), 1):
-        name = baseline_name(held.test, number)
-        if tolerance.baseline:
-            name = tolerance.baseline if number == 1 else f"{tolerance.baseline}.{number}"
-        path = held.store.path(prediction.platform, name)
-        found: dict[str, Any] = {"name": name, "path": held.store.shown(path), "status": "none"}
-        if held.update == "all" or (held.update == "new" and not path.exists()):
-            text = baseline_text(baseline_of(prediction, test=held.test, torch=torch_version()))
-            found.update(status="update", text=text)
-        elif path.exists():
-            _compare(held, record, prediction, name, tolerance)
-            found["status"] = "held"
-        elif in_use:
-            found["status"] = "missing"
-            if os.environ.get("CI") or os.environ.get("BUILD_NUMBER"):  # as pytest tells a CI
-                _fail(record, "missing", _missing_text(held, found["path"]))
-        if found["status"] != "none":
-            record["baseline"] = found
-            if record["outcome"] == "unbounded":
-                record["outcome"] = "ok"
-
-
-def _compare(
-    held: Held,
-    record: dict[str, Any],
-    prediction: Prediction,
-    name: str,
-    tolerance: Tolerance,
-) -> None:
-    expected = baseline_of(prediction, test=held.test, torch=torch_version())
-    baseline = held.store.read(prediction.platform, name, expected)
-    assert baseline is not None  # the caller has looked
-    comparison = compare(baseline, prediction, held.platform)
-    _check_judged(comparison, tolerance, prediction.platform)
-    comparison = judge(comparison, tolerance)
-    found = record["comparison"] = msgspec.to_builtins(comparison)
-    if comparison.breaches:
-        path = held.store.shown(held.store.path(prediction.platform, name))
         text = regression_text(
-            found, platform=prediction.platform, path=path, top=held.top, accept=held.accept
+            msgspec.to_builtins(comparison),
+            platform=prediction.platform,
+            path=shown,
+            top=self.settings.top,
+            accept=" ".join(again),
         )
-        _fail(record, "regressed", text)
+        return state, comparison, text
+
+
+def pytest_command(config: pytest.Config) -> str:
+    """How pytest was asked to run, as far as advice must repeat it."""
+    given = config.getoption("--np-platform") or ()
+    return " ".join(["pytest", *(f"--np-platform={name}" for name in given)])
+
+
+def _parametrised(item: pytest.Item) -> tuple[str | None, bool]:
+    """The platform that a test is parametrised with, and whether its node id has it."""
+    callspec = getattr(item, "callspec", None)
+    if callspec:
+        platform = callspec.params.get("neuralpower_platform")
+        return platform, platform is not None
+    # Of a budget file.
+    return getattr(item, "neuralpower_platform", None), getattr(item, "several_platforms", False)
+
+
+def _ordered(markers: Markers) -> list[tuple[int, pytest.Mark]]:
+    """Budgets first: of several mistakes theirs is told."""
+    return sorted(markers, key=lambda pair: pair[1].name not in MARKERS)
+
+
+def _parse_regression(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tolerance:
+    return parse_tolerance(args, kwargs, name)
+
+
+def _checked(budgets: Sequence[Budget], prediction: Prediction, judge: Judge) -> Checked:
+    verdicts, broken, misused = [], [], []
+    for budget in budgets:
+        try:
+            verdict = check(budget, prediction, judge)
+        except BudgetError as error:
+            misused.append(str(error))
+            continue
+        verdicts.append(verdict)
+        broken += [] if verdict.passed else [budget]
+    return Checked(verdicts, broken, misused)
+
+
+def _rounded(interval: Interval | None) -> Interval | None:
+    """An interval to as many digits as reports have."""
+    if interval is None:
+        return None
+    return Interval._make(cast("Iterable[float]", map(rounded, interval)))
 
 
 def _check_judged(comparison: Comparison, tolerance: Tolerance, platform: str) -> None:
@@ -662,16 +749,11 @@ def _check_judged(comparison: Comparison, tolerance: Tolerance, platform: str) -
         )
 
 
-def _missing_text(held: Held, path: str) -> str:
+def _no_platform_text() -> str:
+    from pytest_neuralpower.platform.catalog import list_platforms  # noqa: PLC0415 - imports numpy
+
+    names = ", ".join(list_platforms())
     return (
-        f"no baseline yet: {path} is missing, and a CI writes none; on your machine run\n"
-        f"  {held.command} --np-update-baseline=new {held.nodeid}\n"
-        "and commit the file"
+        f"no platform chosen; shipped platforms: {names}; choose one with --np-platform=NAME, "
+        "np_platform in the ini file, NEURALPOWER_PLATFORM, or platform= in the marker"
     )
-
-
-def _fail(record: dict[str, Any], outcome: str, text: str) -> None:
-    """A broken budget is the graver outcome; both texts are shown."""
-    if record["outcome"] in ("ok", "unbounded"):
-        record["outcome"] = outcome
-    record["failure"] = "\n\n".join(filter(None, (record["failure"], text)))

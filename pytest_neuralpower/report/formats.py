@@ -7,16 +7,15 @@ report, byte for byte, on one process or on many. ``docs/report-format.md`` says
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from pytest_neuralpower import __version__
 from pytest_neuralpower.errors import ReportError
+from pytest_neuralpower.guard.baseline import baseline_name, torch_version, without_platform
 from pytest_neuralpower.layer_codec import layers_json, rounded
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ __all__ = [
     "need_layers",
     "render",
     "session_report",
-    "torch_version",
     "with_layers",
     "write_reports",
 ]
@@ -78,16 +76,7 @@ def _name(record: Mapping[str, Any], number: int) -> str:
     """What a prediction is compared by: its baseline's name, or its test's."""
     if "baseline" in record:
         return str(record["baseline"]["name"])
-    from pytest_neuralpower.guard.baseline import baseline_name  # noqa: PLC0415
-    from pytest_neuralpower.guard.stale import without_platform  # noqa: PLC0415
-
     return baseline_name(without_platform(record["test"], record["platform"]), number)
-
-
-@cache
-def torch_version() -> str:
-    """Without the part that says what torch was built for: tracing needs no device."""
-    return importlib.metadata.version("torch").partition("+")[0]
 
 
 def details(prediction: Prediction) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 import torch
 from torch.utils._pytree import tree_map
 
@@ -25,7 +24,7 @@ from pytest_neuralpower.calibrate.measure.run_trial import (
 from pytest_neuralpower.calibrate.measure.timers import time_call
 from pytest_neuralpower.calibrate.measure.verify import device_of, measured_here, mode_of
 from pytest_neuralpower.errors import DeviceLost, OptionError, ReadingVoid, TraceError
-from pytest_neuralpower.units import Quantity, show
+from pytest_neuralpower.guard.finding import CallComparison, MeasuredQuantity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.prediction import Prediction
     from pytest_neuralpower.platform.protocol import Platform
 
-__all__ = ["CallComparison", "Live", "MeasuredCall", "compare", "measure_call"]
+__all__ = ["Live", "MeasuredCall", "compare", "measure_call"]
 
 #: Timed calls: as many as fit the time, within these.
 _CALLS: Final = (5, 200)
@@ -144,76 +143,6 @@ def _times_ms(call: Callable[[], Any], device: Device, seconds: float) -> Iterat
         yield time_call(call, timer)[0]
 
 
-# -- Measured against predicted, as text and as JSON.
-
-
-class Compared(msgspec.Struct, frozen=True):
-    """One quantity of one call; None where the platform predicts none of it, or no interval."""
-
-    measured: float
-    predicted: float | None
-    error_percent: float | None
-    inside_interval: bool | None
-
-
-class CallComparison(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A measured call and its prediction.
-
-    Attributes
-    ----------
-    calls, median_ms
-        As in :class:`MeasuredCall`.
-    runtime, power, energy
-        In ms, W and mJ; None where it was not measured.
-    """
-
-    model: str
-    platform: str
-    device: str
-    calls: int
-    median_ms: float
-    runtime: Compared
-    power: Compared | None = None
-    energy: Compared | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """In JSON's types, without what was not measured."""
-        return msgspec.to_builtins(self)  # type: ignore[no-any-return]
-
-    def lines(self) -> list[str]:
-        """One line a quantity: ``runtime: measured 12.3 ms, predicted 12.9 ms (+4.9%), ...``."""
-        quantities: dict[Quantity, Compared | None] = {
-            "runtime": self.runtime,
-            "power": self.power,
-            "energy": self.energy,
-        }
-        lines = []
-        for name, compared in quantities.items():
-            if compared is None:
-                continue
-            text = f"{name}: measured {show(name, compared.measured)}"
-            if compared.predicted is not None:
-                text += (
-                    f", predicted {show(name, compared.predicted)} ({compared.error_percent:+.1f}%)"
-                )
-            if compared.inside_interval is not None:
-                where = "inside" if compared.inside_interval else "outside"
-                text += f", {where} its interval"
-            lines.append(text)
-        return lines
-
-    def text(self) -> str:
-        """What ``neuralpower measure`` prints."""
-        return "\n".join(
-            [
-                f"{self.model} on {self.device}, platform {self.platform}",
-                *self.lines(),
-                f"least of {self.calls} calls, their median {show('runtime', self.median_ms)}"
-                + ("" if self.energy else "; energy was not measured: no meter"),
-            ]
-        )
-
-
 def compare(measured: MeasuredCall, prediction: Prediction, device: Device) -> CallComparison:
     """Every quantity that was measured, with its prediction."""
     quantities = {}
@@ -223,7 +152,7 @@ def compare(measured: MeasuredCall, prediction: Prediction, device: Device) -> C
             continue
         predicted: float | None = getattr(prediction, f"{name}_{unit}")
         interval: Interval | None = getattr(prediction, f"{name}_interval_{unit}")
-        quantities[name] = Compared(
+        quantities[name] = MeasuredQuantity(
             measured=value,
             predicted=predicted,
             error_percent=100 * (predicted / value - 1) if predicted else None,
