@@ -214,7 +214,6 @@ class ChannelPruner(Pruner):
         }
 
     def cost(self) -> float:
-        """Of the call at its widths now."""
         return self._cost_at({})
 
     def _cost_at(self, widths: Mapping[str, int]) -> float:
@@ -225,7 +224,6 @@ class ChannelPruner(Pruner):
         return {}
 
     def reduce_to(self, limit: float) -> Mapping[str, float]:
-        """Remove channels until one call costs at most ``limit``; share of channels by group."""
         grams = self.grams(self._paths(), self.outputs)
         ranked = {
             group.name: ranking
@@ -253,14 +251,12 @@ class ChannelPruner(Pruner):
         return {name: len(left) / self.first[name].units for name, left in self.kept.items()}
 
     def least(self) -> float:
-        """Cost of the call with one unit left of every group that can be pruned."""
         left_out = self.left_out
         return self._cost_at(
             {g.name: g.step for g in self.groups.changeable if g.name not in left_out}
         )
 
     def trained(self) -> None:
-        """After the user has trained the model: what it gives now is what it is to keep giving."""
         self.reference, self.outputs = copy.deepcopy(self.model), {}
 
     def _paths(self) -> list[str]:
@@ -281,17 +277,15 @@ class ChannelPruner(Pruner):
         ]
         if not readers:
             return None
-        counts = [width // group.step for width in self._candidates(group)]
-        sizes = self._sizes(group) if self.criterion == "magnitude" else None
-        return rank(readers, group.units, counts, refit=self.refit, sizes=sizes)
-
-    def _candidates(self, group: ChannelGroup) -> list[int]:
-        """Widths to step to, falling."""
         if self.widths == "plateau":
             curve = self._curve(group.name, {})
-            return [int(curve.widths[place]) for place in descent(curve)]
-        every = range(group.step, group.width, group.step)
-        return [width for width in every if width % self.widths == 0][::-1]
+            widths = curve.widths[descent(curve)].tolist()
+        else:
+            every = range(group.step, group.width, group.step)
+            widths = [width for width in every if width % self.widths == 0][::-1]
+        counts = [width // group.step for width in widths]
+        sizes = self._sizes(group) if self.criterion == "magnitude" else None
+        return rank(readers, group.units, counts, refit=self.refit, sizes=sizes)
 
     def _curve(self, name: str, others: Mapping[str, int]) -> Curve:
         """What the layers that one group reaches cost at every width it can have, with others.
@@ -340,10 +334,8 @@ class ChannelPruner(Pruner):
         remove_units(self.model, removed)
         self.kept, self.outputs = kept, outputs
         self.groups = self._find()
-        if self.refit:
-            self._refit()
-
-    def _refit(self) -> None:
+        if not self.refit:
+            return
         rows = {}
         for path in self._paths():
             gram = self.grams([path], self.outputs).get(path)

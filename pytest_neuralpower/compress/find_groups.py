@@ -6,8 +6,8 @@ import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -141,8 +141,7 @@ def _narrow(module: nn.Module, axis: str, gone: set[int]) -> None:
 # -- A copy of a model that can be looked at with channels removed, and is whole again afterwards.
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """One trace, and the shapes of the parameters and of the outputs."""
 
     trace: Trace

@@ -77,7 +77,8 @@ def failure_advice(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a user's warnings were shown when the test ran
         if effort < _LEAST_EFFORT:
-            lines = [f"advice: none beside {tests - 1} other guarded tests: run this one alone"]
+            others = tests - 1
+            lines = [f"advice: none in a session of {others} other guarded tests: run this alone"]
         else:
             lines = _advice(model, call, platform, budget, Effort(effort), traced=traced)
         try:

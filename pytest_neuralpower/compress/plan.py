@@ -253,7 +253,7 @@ def load_tensors(path: Path | str) -> Any:
         raise CompressError(f"{path}: {error.strerror}") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CompressError(f"{path} holds no tensors saved by torch.save: {reason}") from None
+        raise CompressError(f"{path} has no tensors saved by torch.save: {reason}") from None
 
 
 def load_state(path: Path | str) -> Mapping[str, torch.Tensor]:
@@ -261,7 +261,7 @@ def load_state(path: Path | str) -> Mapping[str, torch.Tensor]:
     state = load_tensors(path)
     if not isinstance(state, Mapping):
         raise CompressError(
-            f"{path} is no state dict: write it with torch.save(model.state_dict())"
+            f"{path} is not a state dict: write it with torch.save(model.state_dict())"
         )
     return state
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 import msgspec
 import torch
@@ -385,22 +385,16 @@ def prune_to_budget(
     _check_values(model)
     call = as_call(inputs)
     limit = _of_the_call(as_budget(budget), call)
-    if granularity == "weight" and not loaded.exploits_zeros:
-        raise CompressError(
-            f"granularity='weight' saves nothing on {loaded.name}: its dense kernels compute zeros "
-            "too, only an Eyeriss-like array skips them; use granularity='channel'"
-        )
+    _check_platform(loaded, limit.quantity, granularity)
     structure, weights = structure_hash(model), weights_hash(model.state_dict())
+    calls = calibration_calls(calibration, call)
     work = (model if inplace else copy.deepcopy(model)).eval()
-    traced = trace(work, *call.args, **call.kwargs)
-    _limited(loaded.predict(traced), limit)
-    reference, calls = copy.deepcopy(work), calibration_calls(calibration, call)
-    refit = reconstruct is not None
+    reference, refit = copy.deepcopy(work), reconstruct is not None
     pruner: WeightPruner | ChannelPruner
     if granularity == "weight":
         pruner = WeightPruner(
             model=work, reference=reference, calls=calls, criterion=criterion, order=order,
-            refit=refit, seed=seed, trace=traced, platform=loaded,
+            refit=refit, seed=seed, trace=trace(work, *call.args, **call.kwargs), platform=loaded,
         )  # fmt: skip
     else:
         prices = LayerPrices(loaded)
@@ -523,14 +517,22 @@ def _check_values(model: Any) -> None:
             )
 
 
-def _limited(prediction: Prediction, limit: Budget) -> float:
-    """The limited quantity of the call (mJ or ms)."""
-    runtime = limit.quantity == "runtime"
-    value = prediction.runtime_ms if runtime else prediction.energy_mj
-    if value is None:
+def _check_platform(platform: Platform, quantity: Quantity, granularity: Granularity) -> None:
+    if granularity == "weight" and not platform.exploits_zeros:
+        raise CompressError(
+            f"granularity='weight' saves nothing on {platform.name}: its dense kernels compute "
+            "zeros too, only an Eyeriss-like array skips them; use granularity='channel'"
+        )
+    if not platform.knows(quantity):
+        runtime = quantity == "runtime"
         other, example = ("energy", "12mJ") if runtime else ("runtime", "3ms")
         raise BudgetError(
-            f"{limit.quantity} budget: platform {prediction.platform!r} knows {other} alone; use "
-            f"--budget {example} (in Python {example!r}) or a platform with {limit.quantity}"
+            f"{quantity} budget: platform {platform.name!r} knows {other} alone; use "
+            f"--budget {example} (in Python {example!r}) or a platform with {quantity}"
         )
-    return value
+
+
+def _limited(prediction: Prediction, limit: Budget) -> float:
+    """The limited quantity of the call (mJ or ms), which the platform knows."""
+    runtime = limit.quantity == "runtime"
+    return cast("float", prediction.runtime_ms if runtime else prediction.energy_mj)

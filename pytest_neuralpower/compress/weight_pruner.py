@@ -307,7 +307,6 @@ class WeightPruner(Pruner):
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Layers that are not pruned as asked, with the reason."""
         unknowns = {path: unknowns_of(self._layer(path)) for path in self.kept}
         unsolved = {
             path: f"{count} weights an output are too many to solve for: pruned by magnitude"
@@ -325,14 +324,11 @@ class WeightPruner(Pruner):
 
     def prediction(self) -> Prediction:
         """The call with the zeros that the model has now."""
-        zeros = count_zeros(self.model, self.trace.layers, self._map_zeros())
+        shares = map_zeros(self.model, self.trace.layers, self.calls)
+        zeros = count_zeros(self.model, self.trace.layers, shares)
         return self.platform.predict(self.trace, zeros=zeros)
 
-    def _map_zeros(self) -> MapZeros:
-        return map_zeros(self.model, self.trace.layers, self.calls)
-
     def masks(self) -> dict[str, torch.Tensor]:
-        """Mask of each pruned parameter by its name, in its shape; True stays."""
         layers = {path: self._layer(path) for path in self.kept}
         return {
             f"{path}.weight": mask_of(layer, self.kept[path]).to(layer.weight.device)
@@ -340,7 +336,6 @@ class WeightPruner(Pruner):
         }
 
     def reduce_to(self, limit: float) -> Mapping[str, float]:
-        """Remove weights until one call costs at most ``limit`` mJ; density by layer."""
         grams = self.grams(list(self.kept))
         curves = {path: self._curve(path, grams.get(path)) for path in self.kept}
         price = self._prices()
@@ -360,18 +355,16 @@ class WeightPruner(Pruner):
         return {path: self._density(path) for path in self.kept}
 
     def least(self) -> float:
-        """Energy (mJ) of the call with every layer at its least density."""
         price = self._prices()
         saved = sum(price(path, self._density(path)) - price(path, GRID[-1]) for path in self.kept)
         return self.cost() - saved
 
     def cost(self) -> float:
-        """Energy (mJ) of the call."""
         return cast("float", self.prediction().energy_mj)  # the array knows energy
 
     def _prices(self) -> Callable[[str, float], float]:
         """Energy (mJ) of one layer's calls at a density."""
-        shares = self._map_zeros()
+        shares = map_zeros(self.model, self.trace.layers, self.calls)
 
         def price(path: str, density: float) -> float:
             layers = [layer for layer in self.trace if layer.path == path]
@@ -381,8 +374,7 @@ class WeightPruner(Pruner):
         return price
 
     def trained(self) -> None:
-        """After the user has trained the model: removed weights are zero again, and what the model
-        gives now is what it is to keep giving."""
+        """Also makes removed weights zero again."""
         for path, kept in self.kept.items():
             layer = self._layer(path)
             write_matrix(layer, torch.where(kept, matrix_of(layer), 0.0))

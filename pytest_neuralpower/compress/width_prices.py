@@ -1,4 +1,4 @@
-"""How much advice may do: counted, not timed, so that it is the same on a busy machine."""
+"""What a model costs at other widths on a platform, and where those prices jump."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ __all__ = [
     "Curve",
     "Effort",
     "LayerPrices",
-    "Prices",
     "WidthPrices",
     "descent",
     "edges",
@@ -33,7 +32,10 @@ __all__ = [
 
 
 class Effort:
-    """Layers that may still be traced or priced; a processor does some 20,000 in a second."""
+    """Layers that may still be traced or priced; a processor does some 20,000 in a second.
+
+    Counted, not timed, so that advice is the same on a busy machine.
+    """
 
     def __init__(self, layers: float) -> None:
         self._left = layers

@@ -161,7 +161,7 @@ class TestAdviceThatCannotBeGiven:
         assert "neuralpower advise nets.py:Shuffled --input 1,3,8,8" in text
 
 
-def test_beside_very_many_guarded_tests_there_are_the_commands_alone(pytester):
+def test_among_very_many_guarded_tests_there_are_the_commands_alone(pytester):
     pytester.makepyfile(nets=NETS)
     others = """
     @pytest.mark.skip
@@ -171,7 +171,7 @@ def test_beside_very_many_guarded_tests_there_are_the_commands_alone(pytester):
     one = FAILING.format(marker="energy_budget(mj=20)", model="narrow()")
     pytester.makepyfile(one + others)
     text = lines_of(pytester.runpytest("--np-platform=titanx", "-p", "no:cacheprovider"))
-    assert "advice: none beside 101 other guarded tests: run this one alone" in text
+    assert "advice: none in a session of 101 other guarded tests: run this alone" in text
     assert "all advice: neuralpower advise" in text
 
 
