@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeAlias, overload
 
+import msgspec
+
 Shape: TypeAlias = tuple[int, ...]
 ParamValue: TypeAlias = int | float | bool | str | tuple[int, ...]
 Params: TypeAlias = tuple[tuple[str, ParamValue], ...]
@@ -101,8 +103,7 @@ class CostTerms(NamedTuple):
         return self.bytes_in + self.bytes_out + self.bytes_weight
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(msgspec.Struct, frozen=True):
     """One executed operation.
 
     Attributes

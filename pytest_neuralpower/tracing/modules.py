@@ -26,15 +26,16 @@ from pytest_neuralpower.tracing.rules import (
     reduction,
 )
 from pytest_neuralpower.tracing.torch_private import (
+    BUFFERS,
     CALL,
     ORIGINAL,
+    PARAMETERS,
     POST_HOOKS,
     PRE_HOOKS,
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensorMode,
     any_global_hook,
-    buffers_of,
     children_of,
     parameters_of,
     without_torch_function,
@@ -157,104 +158,107 @@ def watched_calls(
 # a hook may do anything.
 
 
-#: Answers a call of one module: the recorder, the operation's name, the module, its input.
-Leaf = Callable[["Recorder", str, Any, Tensor], Any]
+#: Answers a call of one module: the recorder, the operation's name, the module's attributes (as in
+#: its ``__dict__``, which is quicker to read), and its input.
+Leaf = Callable[["Recorder", str, dict[str, Any], Tensor], Any]
 
 
-def _convolution(recorder: Recorder, op: str, module: Any, input: Tensor) -> Tensor:
-    if module.padding_mode != "zeros":
+def _convolution(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Tensor:
+    if own["padding_mode"] != "zeros":
         raise NoRule
-    own = parameters_of(module)
+    weights = own[PARAMETERS]
     return conv.conv(
-        recorder, op, input, own["weight"], own["bias"],
-        module.stride, module.padding, module.dilation, module.groups,
+        recorder, op, input, weights["weight"], weights["bias"],
+        own["stride"], own["padding"], own["dilation"], own["groups"],
     )  # fmt: skip
 
 
-def _transposed(recorder: Recorder, op: str, module: Any, input: Tensor) -> Tensor:
-    own = parameters_of(module)
+def _transposed(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Tensor:
+    weights = own[PARAMETERS]
     return conv.conv_transpose(
-        recorder, op, input, own["weight"], own["bias"], module.stride, module.padding,
-        module.output_padding, module.groups, module.dilation,
+        recorder, op, input, weights["weight"], weights["bias"], own["stride"], own["padding"],
+        own["output_padding"], own["groups"], own["dilation"],
     )  # fmt: skip
 
 
-def _linear(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
-    own = parameters_of(module)
-    return matmul.linear(recorder, op, input, own["weight"], own["bias"])
+def _linear(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+    weights = own[PARAMETERS]
+    return matmul.linear(recorder, op, input, weights["weight"], weights["bias"])
 
 
-_DIMS: Final = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
+_RANKS: Final = {"batch_norm1d": (2, 3), "batch_norm2d": (4,), "batch_norm3d": (5,)}
 
 
-def _batch_norm(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
-    if input.ndim not in _DIMS[type(module)]:
+def _batch_norm(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+    if input.ndim not in _RANKS[op]:
         raise NoRule
-    own, buffers = parameters_of(module), buffers_of(module)
+    weights, buffers = own[PARAMETERS], own[BUFFERS]
     mean, variance = buffers.get("running_mean"), buffers.get("running_var")
-    training = module.training or mean is None
+    training = own["training"] or mean is None
     return norm.batch_norm(
-        recorder, op, input, mean, variance, own["weight"], own["bias"], training
+        recorder, op, input, mean, variance, weights["weight"], weights["bias"], training
     )
 
 
-def _layer_norm(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
-    own = parameters_of(module)
-    return norm.layer_norm(recorder, op, input, module.normalized_shape, own["weight"], own["bias"])
+def _layer_norm(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+    weights = own[PARAMETERS]
+    return norm.layer_norm(
+        recorder, op, input, own["normalized_shape"], weights["weight"], weights["bias"]
+    )
 
 
-def _group_norm(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
-    own = parameters_of(module)
-    return norm.group_norm(recorder, op, input, module.num_groups, own["weight"], own["bias"])
+def _group_norm(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+    weights = own[PARAMETERS]
+    return norm.group_norm(
+        recorder, op, input, own["num_groups"], weights["weight"], weights["bias"]
+    )
 
 
-def _embedding(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
-    if module.max_norm is not None:
+def _embedding(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+    if own["max_norm"] is not None:
         raise NoRule
-    return matmul.embedding(recorder, op, input, parameters_of(module)["weight"])
+    return matmul.embedding(recorder, op, input, own[PARAMETERS]["weight"])
 
 
-def _max_pool(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
+def _max_pool(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
     return pooling.max_pool(
-        recorder, op, input, module.kernel_size, module.stride, module.padding,
-        module.dilation, module.ceil_mode, module.return_indices,
+        recorder, op, input, own["kernel_size"], own["stride"], own["padding"],
+        own["dilation"], own["ceil_mode"], own["return_indices"],
     )  # fmt: skip
 
 
-def _avg_pool(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
+def _avg_pool(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
     return pooling.avg_pool(
-        recorder, op, input, module.kernel_size, module.stride, module.padding, module.ceil_mode
+        recorder, op, input, own["kernel_size"], own["stride"], own["padding"], own["ceil_mode"]
     )
 
 
-def _adaptive_avg_pool(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
-    return pooling.adaptive_pool(recorder, op, input, module.output_size)
+def _adaptive_avg_pool(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+    return pooling.adaptive_pool(recorder, op, input, own["output_size"])
 
 
-def _activation(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
-    return elementwise.activation(
-        recorder, op, input, inplace=module.__dict__.get("inplace", False)
-    )
+def _activation(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+    return elementwise.activation(recorder, op, input, inplace=own.get("inplace", False))
 
 
-def _softmax(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
-    if module.dim is None:
+def _softmax(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+    if own["dim"] is None:
         raise NoRule  # torch picks a dimension and warns
-    return reduction.softmax(recorder, op, input, module.dim)
+    return reduction.softmax(recorder, op, input, own["dim"])
 
 
-def _dropout(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
-    if module.training:
+def _dropout(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+    if own["training"]:
         raise NoRule
     return input
 
 
-def _identity(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
+def _identity(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
     return input
 
 
-def _flatten(recorder: Recorder, op: str, module: Any, input: Tensor) -> Any:
-    return memory.flatten(recorder, op, input, module.start_dim, module.end_dim)
+def _flatten(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+    return memory.flatten(recorder, op, input, own["start_dim"], own["end_dim"])
 
 
 LEAVES: Final[dict[type, tuple[str, Leaf]]] = {
@@ -265,9 +269,9 @@ LEAVES: Final[dict[type, tuple[str, Leaf]]] = {
     nn.ConvTranspose2d: ("conv_transpose2d", _transposed),
     nn.ConvTranspose3d: ("conv_transpose3d", _transposed),
     nn.Linear: ("linear", _linear),
-    nn.BatchNorm1d: ("batch_norm", _batch_norm),
-    nn.BatchNorm2d: ("batch_norm", _batch_norm),
-    nn.BatchNorm3d: ("batch_norm", _batch_norm),
+    nn.BatchNorm1d: ("batch_norm1d", _batch_norm),
+    nn.BatchNorm2d: ("batch_norm2d", _batch_norm),
+    nn.BatchNorm3d: ("batch_norm3d", _batch_norm),
     nn.LayerNorm: ("layer_norm", _layer_norm),
     nn.GroupNorm: ("group_norm", _group_norm),
     nn.Embedding: ("embedding", _embedding),
@@ -419,7 +423,7 @@ class ModuleCalls:
                                 # An embedding's input is real: integers keep their values.
                                 if given.is_meta or kind is nn.Embedding:
                                     op, answer = leaf
-                                    return answer(recorder, op, module, given)
+                                    return answer(recorder, op, own, given)
                         except Exception:
                             pass  # its own forward answers, or says what is wrong
                 return ordinary(original, module, path, args, kwargs)

@@ -40,7 +40,6 @@ __all__ = [
     "any_autocast",
     "any_global_hook",
     "base_of",
-    "buffers_of",
     "children_of",
     "functorch_level",
     "parameters_of",
@@ -64,7 +63,6 @@ HOOKS: Final = tuple(
 )
 
 parameters_of: Callable[[nn.Module], dict[str, Any]] = attrgetter(PARAMETERS)
-buffers_of: Callable[[nn.Module], dict[str, Any]] = attrgetter(BUFFERS)
 children_of: Callable[[nn.Module], dict[str, nn.Module | None]] = attrgetter(CHILDREN)
 
 #: The tensor that a tensor is a view of, or ``None``.

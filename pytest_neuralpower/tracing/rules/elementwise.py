@@ -192,7 +192,8 @@ def activation(
     """Of a floating tensor; an integer is torch's error (a fallback then says so)."""
     if not input.dtype.is_floating_point:
         raise NoRule
-    _refuse_tensors(args, named)
+    if args or named:
+        _refuse_tensors(args, named)
     return unary(recorder, "activation", op, input, input.dtype, inplace)
 
 
@@ -203,7 +204,8 @@ def _to_float(
     dtype = input.dtype
     if not (dtype.is_floating_point or dtype.is_complex):
         dtype = torch.get_default_dtype()
-    _refuse_tensors(args, named)
+    if args or named:
+        _refuse_tensors(args, named)
     kind = "activation" if op in ("sigmoid", "tanh") else "elementwise"
     return unary(recorder, kind, op, input, dtype, inplace)
 
@@ -214,14 +216,16 @@ def _to_same(
     dtype = input.dtype
     if dtype.is_complex or (dtype is torch.bool and op != "bitwise_not"):
         raise NoRule  # refused, or (abs of complex) of another dtype
-    _refuse_tensors(args, named)
+    if args or named:
+        _refuse_tensors(args, named)
     return unary(recorder, "elementwise", op, input, dtype, inplace)
 
 
 def _to_boolean(
     recorder: Recorder, op: str, input: Tensor, *args: Any, inplace: bool = False, **named: Any
 ) -> Tensor:
-    _refuse_tensors(args, named)
+    if args or named:
+        _refuse_tensors(args, named)
     return unary(recorder, "elementwise", op, input, torch.bool, inplace)
 
 

@@ -105,12 +105,10 @@ def test_a_broken_file_is_refused_with_its_place(baseline, before, after, messag
 
 
 def test_a_layer_that_cannot_be_priced_says_what_to_do(baseline):
-    from dataclasses import replace
-
     from pytest_neuralpower import load_platform
 
     item = baseline.layers[0]
-    layers = (item._replace(layer=replace(item.layer, weights=())),)
+    layers = (item._replace(layer=structs.replace(item.layer, weights=())),)
     broken = structs.replace(baseline, layers=layers)
     with pytest.raises(BaselineError, match=r"a layer cannot be priced .*: restore the file"):
         broken.repredict(load_platform("titanx"))

@@ -203,7 +203,7 @@ def by_hand(costs, *, batch=1):
     """A call of ReLUs of as many elements as ``costs`` says by path, with its ms and mJ."""
     layers = [
         LayerPrediction(
-            replace(streaming_layer("activation", "relu", [(size,)], (size,)), path=path),
+            structs.replace(streaming_layer("activation", "relu", [(size,)], (size,)), path=path),
             ms, None, mj, "by hand",
         )
         for path, (size, ms, mj) in costs.items()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec import structs
 
 from pytest_neuralpower.calibrate.fit.rows import linear_layer
 from pytest_neuralpower.guard.align import match_layers
@@ -112,7 +111,7 @@ def test_a_side_may_be_empty(predicted, sides):
 def linears(*widths, paths, kind="linear"):
     """Layers of these widths at these paths; each configuration is another one."""
     return [
-        replace(linear_layer(8, 8, width), path=path, kind=kind)
+        structs.replace(linear_layer(8, 8, width), path=path, kind=kind)
         for width, path in zip(widths, paths, strict=True)
     ]
 

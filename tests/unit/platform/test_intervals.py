@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from pytest_neuralpower.calibrate.fit.rows import linear_layer
 from pytest_neuralpower.errors import PlatformError
@@ -178,7 +179,7 @@ def platform() -> FittedPlatform:
 def net(platform: FittedPlatform, *widths: int) -> Prediction:
     layers: list[Layer] = []
     for place, width in enumerate(widths):
-        layers.append(replace(linear_layer(64, 256, width), path=f"layer{place}"))
+        layers.append(structs.replace(linear_layer(64, 256, width), path=f"layer{place}"))
     return platform.predict(layers)
 
 
@@ -227,7 +228,7 @@ class TestDifferences:
 
     def test_of_unrelated_models_does_not_cancel(self, platform: FittedPlatform) -> None:
         base = net(platform, 1000)
-        other = platform.predict([replace(linear_layer(64, 256, 1001), path="elsewhere")])
+        other = platform.predict([structs.replace(linear_layer(64, 256, 1001), path="elsewhere")])
         found = difference_interval(base, other, "runtime")
         total = base.runtime_interval_ms
         assert found is not None
@@ -271,7 +272,7 @@ class TestDifferencesByHand:
         )  # fmt: skip
         calls = [
             platform.predict(
-                [replace(linear_layer(10, 100, round(500 * ms)), path=path)
+                [structs.replace(linear_layer(10, 100, round(500 * ms)), path=path)
                  for path, ms in call.items()]
             )
             for call in (base, head)
