@@ -18,7 +18,7 @@ from pytest_neuralpower.guard.finding import BaselineState, Finding, findings_fr
 from pytest_neuralpower.plugin.session import pytest_command
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.plugin.session_end import SessionEnd
+    from pytest_neuralpower.plugin.options import Settings
 
 #: By node id, of all tests, also those that ran on xdist workers.
 Findings: TypeAlias = Mapping[str, tuple[Finding, ...]]
@@ -61,34 +61,53 @@ def _record(finding: Finding) -> dict[str, Any]:
     return record
 
 
-def finish(end: SessionEnd, session: pytest.Session) -> None:
-    """Write what the session was asked to write, and leave lines for the terminal in ``end``.
+def finish(
+    session: pytest.Session,
+    settings: Settings,
+    texts: Mapping[str, str],
+    outcomes: Mapping[str, str],
+    *,
+    partial: bool,
+) -> list[str]:
+    """Write what the session was asked to write.
 
-    What cannot be written fails the session.
+    Parameters
+    ----------
+    texts, outcomes
+        By node id, of all tests, also those that ran on xdist workers.
+    partial
+        Whether tests were left out.
+
+    Returns
+    -------
+    list of str
+        Lines for the terminal. What cannot be written fails the session.
     """
     config = session.config
     findings: Findings = {
-        nodeid: findings_from_text(text) for nodeid, text in sorted(end.findings.items())
+        nodeid: findings_from_text(text) for nodeid, text in sorted(texts.items())
     }
-    store = BaselineStore(end.settings.baselines, config.rootpath)
-    findings, lines, failed = _write_baselines(end, store, findings)
+    store = BaselineStore(settings.baselines, config.rootpath)
+    findings, lines, failed = _write_baselines(store, findings, outcomes)
     lines += _missing_lines(findings, pytest_command(config))
-    stale = _stale_baselines(end, session, store, findings)
+    stale: tuple[str, ...] = ()
+    if not (partial or _is_narrowed(session)):
+        stale = _stale_baselines(session, settings, store, findings, outcomes)
     lines += _stale_lines(stale)
-    if end.settings.reports:
+    if settings.reports:
         from pytest_neuralpower.report.formats import write_reports  # noqa: PLC0415
 
         records = {nodeid: [_record(each) for each in found] for nodeid, found in findings.items()}
-        written, broken = write_reports(end.settings.reports, records, stale, config)
+        written, broken = write_reports(settings.reports, records, stale, config)
         lines += written
         failed = failed or broken
-    end.lines = lines
     if failed and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    return lines
 
 
 def _write_baselines(
-    end: SessionEnd, store: BaselineStore, findings: Findings
+    store: BaselineStore, findings: Findings, outcomes: Mapping[str, str]
 ) -> tuple[Findings, list[str], bool]:
     """Write what findings have to be written: they as it went, lines, and whether it failed."""
     written, left, owners = list[str](), list[str](), dict[Path, str]()
@@ -97,7 +116,7 @@ def _write_baselines(
     def state_of(nodeid: str, finding: Finding, state: BaselineState, text: str) -> BaselineState:
         nonlocal unchanged, stopped
         path, status = store.path(finding.platform, state.name), state.status
-        if end.outcomes.get(nodeid) != "passed":
+        if outcomes.get(nodeid) != "passed":
             left.append(nodeid)
             status = "left"
         elif path in owners and not stopped:
@@ -163,16 +182,18 @@ _NARROWING: Final = (
 
 
 def _stale_baselines(
-    end: SessionEnd, session: pytest.Session, store: BaselineStore, findings: Findings
+    session: pytest.Session,
+    settings: Settings,
+    store: BaselineStore,
+    findings: Findings,
+    outcomes: Mapping[str, str],
 ) -> tuple[str, ...]:
-    """Paths of stale baselines, sorted; none where tests were left out (``-k``, ``-m``, ``-x``).
+    """Paths of stale baselines, sorted; asked for where no test was left out.
 
     One is stale when its test was not there, or passed without predicting it, in a run of all that
     was to be run where the test was. That of a test that failed or was skipped is not.
     """
-    if end.partial or _is_narrowed(session):
-        return ()
-    used: dict[str, set[str]] = {platform: set() for platform in end.settings.platforms}
+    used: dict[str, set[str]] = {platform: set() for platform in settings.platforms}
     for finding in itertools.chain(*findings.values()):
         names = used.setdefault(finding.platform, set())
         if finding.baseline is not UNSET:
@@ -187,7 +208,7 @@ def _stale_baselines(
         file = session.config.rootpath / test.partition("::")[0]
         if not any(file.is_relative_to(place) for place in places):  # also for node ids
             return False
-        ran = {end.outcomes.get(nodeid) for nodeid in _with_platform(test, platform)}
+        ran = {outcomes.get(nodeid) for nodeid in _with_platform(test, platform)}
         return ran <= {None, "passed"}
 
     paths = [
@@ -200,6 +221,7 @@ def _stale_baselines(
 
 
 def _is_narrowed(session: pytest.Session) -> bool:
+    """Whether an option or an early end left out tests (``-k``, ``-m``, ``-x``)."""
     option = session.config.option
     if any(getattr(option, name, None) for name in _NARROWING):
         return True

@@ -11,7 +11,6 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_neuralpower.guard.budget import Judge
-    from pytest_neuralpower.plugin.session import Guard
 
 PLATFORM_VARIABLE = "NEURALPOWER_PLATFORM"
 
@@ -77,7 +76,7 @@ class Settings:
 
 # What the plugin keeps of a session and of a test.
 SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
-GUARD: pytest.StashKey[Guard] = pytest.StashKey()
+GUARD = pytest.StashKey[Any]()  #: a session.Guard: what a test predicts with
 #: Of a test that has run, as text: one value that survives xdist.
 FINDINGS: pytest.StashKey[str] = pytest.StashKey()
 

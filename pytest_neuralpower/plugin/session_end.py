@@ -67,7 +67,9 @@ class SessionEnd:
         elif self.findings or self.settings.reports:
             from pytest_neuralpower.plugin.finish import finish  # noqa: PLC0415
 
-            finish(self, session)
+            self.lines = finish(
+                session, self.settings, self.findings, self.outcomes, partial=self.partial
+            )
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
