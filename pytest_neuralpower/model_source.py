@@ -1,14 +1,16 @@
-"""How a model was built, for as long as it lives: what a command must be told to build it again."""
+"""Where a model and its inputs come from: import paths, shapes, and what built a live model."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import inspect
+import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from pytest_neuralpower.errors import CompressError, ImportPathError
@@ -17,8 +19,21 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "Call",
+    "InputError",
+    "InputSpec",
     "Origin",
+    "as_call",
+    "build",
+    "import_object",
+    "in_folder",
+    "input_texts",
+    "load_call",
+    "load_model",
+    "make_inputs",
     "origin_of",
+    "parse_inputs",
+    "read_input",
     "remember",
 ]
 
@@ -105,8 +120,6 @@ def input_texts(call: Call, unknown: str = "") -> Iterator[str]:
 
 Model = TypeVar("Model")
 
-_INPUT_DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
-
 
 def build(factory: Callable[..., Model], /, *args: Any, **kwargs: Any) -> Model:
     """Build ``factory(*args, **kwargs)`` on torch's meta device: no weights, many times faster.
@@ -124,11 +137,11 @@ def build(factory: Callable[..., Model], /, *args: Any, **kwargs: Any) -> Model:
     return model
 
 
-def load_call(entry: Mapping[str, Any]) -> tuple[Any, list[torch.Tensor], dict[str, torch.Tensor]]:
+def load_call(entry: Mapping[str, Any]) -> tuple[Any, Sequence[Any], Mapping[str, Any]]:
     """The model, positional and keyword inputs that one entry of a YAML file describes.
 
-    ``entry`` has ``model`` (an import path), ``inputs`` (a list of shapes, as `parse_inputs` takes)
-    and perhaps ``arguments`` (of the model's factory).
+    ``entry`` has ``model`` (an import path), ``inputs`` (see :func:`read_input`) and perhaps
+    ``arguments`` (of the model's factory).
 
     Raises
     ------
@@ -143,15 +156,8 @@ def load_call(entry: Mapping[str, Any]) -> tuple[Any, list[torch.Tensor], dict[s
         raise ImportPathError(f"arguments: {arguments!r} must be a mapping of names to values")
     if not entry["inputs"]:
         raise ImportPathError("inputs: the list is empty; write a shape each, such as 1,3,224,224")
-    specs = [_spec(each) for each in entry["inputs"]]
-    positional, keywords = parse_inputs(specs, field="inputs:")
-    return load_model(entry["model"], arguments, in_file=True), positional, keywords
-
-
-def _spec(value: Any) -> str:
-    """A shape as YAML has it, ``[1, 3, 224, 224]`` or ``"1,3,224,224"``, as :func:`parse_inputs`
-    takes it."""
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    args, kwargs = make_inputs([read_input(each, field="inputs:") for each in entry["inputs"]])
+    return load_model(entry["model"], arguments, in_file=True), args, kwargs
 
 
 def load_model(
@@ -248,47 +254,169 @@ def _import_file(path: Path) -> Any:
     return module
 
 
-def parse_inputs(
-    specs: Sequence[str], *, field: str = "--input"
-) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-    """Example inputs from ``[keyword=]1,3,224,224[:dtype]``, one each; messages name ``field``.
+# -- Example inputs.
 
-    Floating-point tensors are on the meta device (their values never matter); integers are real
-    zeros, which are valid indices and lengths; booleans are real ones, which mask nothing.
+#: torch's names of dtypes that an input may have.
+DTYPES: Final = (
+    *("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8"),
+    *("bool", "complex64"),
+)
+
+
+class InputSpec(NamedTuple):
+    """One example input: its shape, torch's name of its dtype, the range of its values, and the
+    argument that it is; positional without."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    range: tuple[float, float] | None = None
+    name: str | None = None
+
+    def tensor(self) -> torch.Tensor:
+        """On the meta device where values can not matter: floating point without a range."""
+        import torch  # noqa: PLC0415 - slow
+
+        dtype = getattr(torch, self.dtype)
+        if self.range is None:
+            if dtype.is_floating_point or dtype.is_complex:
+                return torch.empty(self.shape, dtype=dtype, device="meta")
+            # Zeros are valid indices and lengths; true masks nothing.
+            return torch.full(self.shape, dtype == torch.bool, dtype=dtype)
+        low, high = self.range
+        count = math.prod(self.shape)
+        if dtype.is_floating_point or dtype.is_complex:
+            return torch.linspace(low, high, count).reshape(self.shape).to(dtype)
+        # Every value of the range in turn: always the same, and both ends as soon as there is room.
+        values = torch.arange(count) % (int(high) - int(low) + 1) + int(low)
+        return values.reshape(self.shape).to(dtype)
+
+
+class InputError(ImportPathError):
+    """An input is misspelt; ``field`` says which part of it."""
+
+    def __init__(self, what: str, field: str = "shape") -> None:
+        super().__init__(what)
+        self.field = field
+
+
+def read_input(value: Any, *, field: str = "--input") -> InputSpec:
+    """One example input, of a command line or a file.
+
+    Parameters
+    ----------
+    value
+        Text, ``[keyword=]1,3,224,224[:dtype]``; a list of sizes; or a mapping of ``shape``,
+        ``dtype``, ``range`` (lowest and highest value) and ``name`` (of the argument).
+    field
+        What messages about a text start with.
+
+    Raises
+    ------
+    InputError
+        With one line.
+    """
+    if isinstance(value, Mapping):
+        return _of_mapping(value)
+    if isinstance(value, list):
+        return _of_mapping({"shape": value})
+    name, _, rest = str(value).rpartition("=")
+    sizes, _, dtype = rest.partition(":")
+    where = f"{field} {value}"
+    if dtype and dtype not in DTYPES:
+        raise InputError(f"{where}: unknown dtype {dtype!r}; allowed: {', '.join(DTYPES)}", "dtype")
+    try:
+        shape = tuple(int(size) for size in sizes.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise InputError(
+            f"{where}: {sizes!r} is no shape; write positive sizes such as 1,3,224,224"
+        )
+    return InputSpec(shape, dtype or "float32", None, name or None)
+
+
+def _of_mapping(given: Mapping[str, Any]) -> InputSpec:
+    shape, dtype = given.get("shape"), given.get("dtype", "float32")
+    limits, name = given.get("range"), given.get("name")
+    for key in given:
+        if key not in InputSpec._fields:
+            allowed = ", ".join(InputSpec._fields)
+            raise InputError(f"unknown key {key!r} of an input; allowed: {allowed}", key)
+    if not isinstance(shape, list) or not all(type(each) is int and each > 0 for each in shape):
+        what = "an input needs shape:" if shape is None else f"shape: {shape!r}"
+        raise InputError(f"{what}, a list of positive sizes such as [1, 3, 224, 224]")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: {dtype!r}; allowed: {', '.join(sorted(DTYPES))}", "dtype")
+    if limits is not None and not (
+        isinstance(limits, list)
+        and len(limits) == 2
+        and all(type(each) in (int, float) for each in limits)
+        and limits[0] <= limits[1]
+    ):
+        what = "must be the lowest and the highest value, such as [0, 30521]"
+        raise InputError(f"range: {limits!r} {what}", "range")
+    if name is not None and not (type(name) is str and name.isidentifier()):
+        raise InputError(f"name: {name!r} must be the name of an argument", "name")
+    ends = None if limits is None else (limits[0], limits[1])
+    return InputSpec(tuple(shape), dtype, ends, name)
+
+
+def make_inputs(
+    given: Sequence[InputSpec] | str, folder: Path = Path()
+) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """Positional and keyword inputs of one call.
+
+    Parameters
+    ----------
+    given
+        What to make, or an import path: of a tensor, of a tuple or list of positional or a mapping
+        of keyword inputs, or of a function without arguments that returns one of these.
+    folder
+        Where a path of a file starts.
+
+    Raises
+    ------
+    ImportPathError
+        With one line: it cannot be imported, or is no input.
+    """
+    if not isinstance(given, str):
+        positional = [spec.tensor() for spec in given if spec.name is None]
+        return positional, {spec.name: spec.tensor() for spec in given if spec.name is not None}
+    import torch  # noqa: PLC0415 - slow
+
+    found = import_object(in_folder(given, folder))
+    if callable(found) and not isinstance(found, torch.Tensor):
+        try:
+            found = found()
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise ImportPathError(
+                f"inputs: {given!r} raised {type(error).__name__}: {reason}"
+            ) from error
+    if isinstance(found, torch.Tensor):
+        return [found], {}
+    if isinstance(found, Mapping):
+        return [], found
+    if isinstance(found, list | tuple):
+        return found, {}
+    raise ImportPathError(
+        f"inputs: {given!r} gives a {type(found).__name__}; it must give a tensor, a tuple or list "
+        "of positional inputs, or a mapping of keyword inputs"
+    )
+
+
+def in_folder(target: str, folder: Path) -> str:
+    """``networks.py:vgg16`` as seen from ``folder``; other import paths as they are."""
+    place, _, name = target.rpartition(":")
+    return f"{os.path.normpath(folder / place)}:{name}" if place.endswith(".py") else target
+
+
+def parse_inputs(specs: Sequence[str]) -> tuple[Sequence[torch.Tensor], Mapping[str, torch.Tensor]]:
+    """Example inputs of a command line, ``[keyword=]1,3,224,224[:dtype]`` each.
 
     Raises
     ------
     ImportPathError
         With one line, for a spec that cannot be read.
     """
-    positional, keywords = [], {}
-    for spec in specs:
-        keyword, separator, rest = spec.rpartition("=")
-        tensor = _parse_tensor(rest, f"{field} {spec}")
-        if separator:
-            keywords[keyword] = tensor
-        else:
-            positional.append(tensor)
-    return positional, keywords
-
-
-def _parse_tensor(text: str, where: str) -> torch.Tensor:
-    import torch  # noqa: PLC0415 - slow
-
-    sizes, _, dtype = text.partition(":")
-    dtype = dtype or "float32"
-    if dtype not in _INPUT_DTYPES:
-        allowed = ", ".join(_INPUT_DTYPES)
-        raise ImportPathError(f"{where}: unknown dtype {dtype!r}; allowed: {allowed}")
-    try:
-        shape = [int(size) for size in sizes.split(",")]
-    except ValueError:
-        shape = []
-    if not shape or min(shape) < 1:
-        raise ImportPathError(
-            f"{where}: {sizes!r} is no shape; write positive sizes such as 1,3,224,224"
-        )
-    kind = getattr(torch, dtype)
-    if kind.is_floating_point:
-        return torch.empty(shape, dtype=kind, device="meta")
-    return torch.ones(shape, dtype=kind) if kind == torch.bool else torch.zeros(shape, dtype=kind)
+    return make_inputs([read_input(spec) for spec in specs])

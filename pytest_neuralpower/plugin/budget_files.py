@@ -1,37 +1,34 @@
-"""YAML whose every part knows its line, so that a mistake can be shown where it is."""
+"""Budget files, ``*.budget.yaml``: each of their models is a test on each platform."""
 
 from __future__ import annotations
 
 import difflib
-import os.path
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple, get_type_hints
 
+import msgspec
 import pytest
 import yaml
 
 from pytest_neuralpower.errors import BudgetFileError, NeuralPowerError
+from pytest_neuralpower.files import read_text
 from pytest_neuralpower.guard.budget import MARKERS, parse_marker
+from pytest_neuralpower.guard.tolerance import MARKER as REGRESSION
 from pytest_neuralpower.guard.tolerance import parse_tolerance
+from pytest_neuralpower.model_source import (
+    InputError,
+    InputSpec,
+    in_folder,
+    load_model,
+    make_inputs,
+    read_input,
+)
 from pytest_neuralpower.plugin.options import GUARD, SETTINGS, platform_at
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = [
-    "DTYPES",
-    "BudgetFile",
-    "BudgetItem",
-    "Entry",
-    "InputSpec",
-    "Located",
-    "in_folder",
-    "load",
-    "make_inputs",
-    "read_entries",
-]
+# -- YAML whose every part knows its line, so that a mistake can be shown where it is.
 
 
 class Located(NamedTuple):
@@ -91,105 +88,52 @@ def _located(loader: yaml.SafeLoader, node: yaml.Node, name: str) -> Located:
     return Located(loader.construct_object(node, deep=True), line)
 
 
-# -- Import paths of a budget file: those of files start where the budget file is.
-
-
-def in_folder(target: str, folder: Path) -> str:
-    """``networks.py:vgg16`` as seen from ``folder``; other import paths as they are."""
-    place, _, name = target.rpartition(":")
-    return f"{os.path.normpath(folder / place)}:{name}" if place.endswith(".py") else target
-
-
-# -- Example inputs of a budget file's models.
-
-#: torch's names of dtypes that an input may have.
-DTYPES: Final = (
-    *("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8"),
-    *("bool", "complex64"),
-)
-
-
-def make_inputs(
-    given: tuple[InputSpec, ...] | str, folder: Path
-) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    """Positional and keyword inputs of one call.
-
-    Parameters
-    ----------
-    given
-        What to make, or an import path: of a tensor, of a tuple or list of positional or a mapping
-        of keyword inputs, or of a function without arguments that returns one of these.
-    folder
-        Where a path of a file starts.
-
-    Raises
-    ------
-    ImportPathError, BudgetFileError
-        With one line: it cannot be imported, or is no input.
-    """
-    if isinstance(given, str):
-        return _imported(given, folder)
-    positional, keywords = [], {}
-    for spec in given:
-        if spec.name is None:
-            positional.append(_tensor(spec))
-        else:
-            keywords[spec.name] = _tensor(spec)
-    return positional, keywords
-
-
-def _tensor(spec: InputSpec) -> torch.Tensor:
-    """On the meta device where values can not matter: floating point without a range."""
-    import torch  # noqa: PLC0415 - slow
-
-    dtype = getattr(torch, spec.dtype)
-    if spec.range is None:
-        if dtype.is_floating_point or dtype.is_complex:
-            return torch.empty(spec.shape, dtype=dtype, device="meta")
-        # Zeros are valid indices; true masks nothing.
-        return torch.full(spec.shape, dtype == torch.bool, dtype=dtype)
-    low, high = spec.range
-    count = 1
-    for size in spec.shape:
-        count *= size
-    if dtype.is_floating_point or dtype.is_complex:
-        return torch.linspace(low, high, count).reshape(spec.shape).to(dtype)
-    # Every value of the range in turn: always the same, and both ends as soon as there is room.
-    values = torch.arange(count) % (int(high) - int(low) + 1) + int(low)
-    return values.reshape(spec.shape).to(dtype)
-
-
-def _imported(path: str, folder: Path) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    import torch  # noqa: PLC0415 - slow
-
-    from pytest_neuralpower.model_source import import_object  # noqa: PLC0415
-
-    found = import_object(in_folder(path, folder))
-    if callable(found) and not isinstance(found, torch.Tensor):
-        try:
-            found = found()
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            raise BudgetFileError(
-                f"inputs: {path!r} raised {type(error).__name__}: {reason}"
-            ) from error
-    if isinstance(found, torch.Tensor):
-        return [found], {}
-    if isinstance(found, Mapping):
-        return [], found
-    if isinstance(found, list | tuple):
-        return found, {}
-    raise BudgetFileError(
-        f"inputs: {path!r} gives a {type(found).__name__}; it must give a tensor, a tuple or list "
-        "of positional inputs, or a mapping of keyword inputs"
-    )
-
-
 # -- What a budget file may say, checked before any model is built.
 
+
+class EntryText(msgspec.Struct, forbid_unknown_fields=True):
+    """One model of a budget file, as it is written; ``defaults`` have the same fields.
+
+    Attributes
+    ----------
+    model, arguments
+        Import path of the model or its factory, and what to call that with.
+    inputs
+        Example inputs (:func:`~pytest_neuralpower.model_source.read_input`), or the import path of
+        what makes them.
+    platforms
+        Names, or paths from the file on; the session's without.
+    budgets
+        Quantity -> one limit or several, each with the arguments of its marker.
+    tolerance
+        Arguments of the ``regression`` marker.
+    tags
+        Names to select by with ``-m``.
+    """
+
+    model: ImportPath
+    arguments: dict[str, Any] = {}
+    inputs: ImportPath | Annotated[list[Any], msgspec.Meta(min_length=1)] = []
+    platforms: list[Name] = []
+    budgets: dict[str, Any] | None = None
+    tolerance: dict[str, Any] | None = None
+    tags: list[Name] = []
+
+
+ImportPath = Annotated[str, msgspec.Meta(pattern=":")]
+Name = Annotated[str, msgspec.Meta(min_length=1)]
+
+#: What a field must be.
+_MUST: Final = {
+    "model": "package.module:name or path/to/file.py:name",
+    "arguments": "a mapping of names to values",
+    "inputs": "a list of inputs, or the import path of what makes them",
+    "platforms": "a list of names",
+    "budgets": "a mapping of energy, runtime, power",
+    "tolerance": "a mapping, such as {max_percent: 2}",
+    "tags": "a list of names",
+}
 _TOP: Final = ("models", "defaults")
-_ENTRY: Final = ("model", "arguments", "inputs", "platforms", "budgets", "tolerance", "tags")
-_INPUT: Final = ("shape", "dtype", "range", "name")
 #: Quantity -> the marker that takes the same arguments.
 _BUDGETS: Final = {quantity: marker for marker, quantity in MARKERS.items()}
 #: Tags that would do something else.
@@ -200,36 +144,8 @@ _RESERVED: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class InputSpec:
-    """One example input: its shape, torch's name of its dtype, and the range of its values."""
-
-    shape: tuple[int, ...]
-    dtype: str = "float32"
-    range: tuple[float, float] | None = None
-    name: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Entry:
-    """One model of a budget file.
-
-    Attributes
-    ----------
-    name, line
-        Its key in the file, and where that is.
-    model, arguments
-        Import path of the model or its factory, and what to call that with.
-    inputs
-        Example inputs, or the import path of what makes them.
-    platforms
-        As written; empty for the session's.
-    budgets
-        Marker and its arguments.
-    tolerance
-        Arguments of the ``regression`` marker; None without.
-    tags
-        Names to select by with ``-m``.
-    """
+    """One model of a budget file, checked: ``markers`` have their arguments."""
 
     name: str
     line: int
@@ -237,8 +153,7 @@ class Entry:
     arguments: Mapping[str, Any]
     inputs: tuple[InputSpec, ...] | str
     platforms: tuple[str, ...]
-    budgets: tuple[tuple[str, Mapping[str, Any]], ...]
-    tolerance: Mapping[str, Any] | None
+    markers: tuple[tuple[str, Mapping[str, Any]], ...]
     tags: tuple[str, ...]
 
 
@@ -250,10 +165,7 @@ def read_entries(path: Path, shown: str) -> tuple[Entry, ...]:
     BudgetFileError
         One line for each mistake, with file, line and what is allowed.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BudgetFileError(f"{shown}: cannot be read ({error})") from None
+    text = read_text(path, file=shown, error=BudgetFileError)
     return _Reader(shown).entries(load(text, shown))
 
 
@@ -262,23 +174,23 @@ class _Reader:
 
     def __init__(self, shown: str) -> None:
         self.shown = shown
-        self.mistakes: list[str] = []
+        self.wrong: list[str] = []
 
     def entries(self, document: Located) -> tuple[Entry, ...]:
         top = self._mapping(document, "the file", _TOP)
-        if document.value is not None and "models" not in top and not self.mistakes:
-            self._wrong(document.line, "it needs models:, a mapping of names to models")
-        defaults = self._mapping(top.get("defaults"), "defaults", _ENTRY)
+        if document.value is not None and "models" not in top and not self.wrong:
+            self._note(document.line, "it needs models:, a mapping of names to models")
+        defaults = self._mapping(top.get("defaults"), "defaults", EntryText.__struct_fields__)
         models = self._mapping(top.get("models"), "models", None)
-        if "models" in top and not models and not self.mistakes:
-            self._wrong(top["models"].line, "models: has no model")
+        if "models" in top and not models and not self.wrong:
+            self._note(top["models"].line, "models: has no model")
         found = [self._entry(str(name), located, defaults) for name, located in models.items()]
-        if self.mistakes:
-            raise BudgetFileError("\n".join(self.mistakes))
-        return tuple(each for each in found if each is not None)
+        if self.wrong:
+            raise BudgetFileError("\n".join(self.wrong))
+        return tuple(found)
 
-    def _wrong(self, line: int, what: str) -> None:
-        self.mistakes.append(f"{self.shown}:{line}: {what}")
+    def _note(self, line: int, what: str) -> None:
+        self.wrong.append(f"{self.shown}:{line}: {what}")
 
     def _mapping(
         self, located: Located | None, what: str, allowed: Sequence[str] | None
@@ -287,160 +199,100 @@ class _Reader:
             return {}
         if not isinstance(located.value, dict):
             keys = f" of {', '.join(allowed)}" if allowed else ""
-            self._wrong(located.line, f"{what} must be a mapping{keys}, not {located.plain()!r}")
+            self._note(located.line, f"{what} must be a mapping{keys}, not {located.plain()!r}")
             return {}
         for key, each in located.value.items():
             if allowed is not None and key not in allowed:
                 close = difflib.get_close_matches(str(key), allowed, n=1)
                 hint = f", did you mean {close[0]}?" if close else ""
-                self._wrong(
+                self._note(
                     each.line, f"unknown key {key!r} of {what}{hint}; allowed: {', '.join(allowed)}"
                 )
         return dict(located.value)
 
-    def _entry(self, name: str, located: Located, defaults: Mapping[str, Located]) -> Entry | None:
-        before = len(self.mistakes)
-        given = {**defaults, **self._mapping(located, name, _ENTRY)}
+    def _entry(self, name: str, located: Located, defaults: Mapping[str, Located]) -> Entry:
+        before, allowed = len(self.wrong), EntryText.__struct_fields__
+        given = {**defaults, **self._mapping(located, name, allowed)}
         for key in ("model", "inputs"):
-            if key not in given and len(self.mistakes) == before:
-                self._wrong(located.line, f"{name} needs {key}:; allowed: {', '.join(_ENTRY)}")
-        if not any(key in given for key in ("budgets", "tolerance")):
-            self._wrong(located.line, f"{name} guards nothing: give budgets: or tolerance:")
-        entry = Entry(
-            name,
-            located.line,
-            self._text(given.get("model"), "model"),
-            {
-                key: each.plain()
-                for key, each in self._mapping(given.get("arguments"), "arguments", None).items()
-            },
-            self._inputs(given.get("inputs")),
-            self._texts(given.get("platforms"), "platforms"),
-            tuple(self._budgets(given.get("budgets"))),
-            self._tolerance(given.get("tolerance")),
-            self._tags(given.get("tags")),
-        )
-        return entry if len(self.mistakes) == before else None
-
-    def _text(self, located: Located | None, what: str) -> str:
-        if located is None:
-            return ""
-        if not isinstance(located.value, str) or ":" not in located.value:
-            self._wrong(
-                located.line,
-                f"{what}: {located.plain()!r} must be package.module:name or path/to/file.py:name",
-            )
-        return str(located.value)
-
-    def _texts(self, located: Located | None, what: str) -> tuple[str, ...]:
-        if located is None:
-            return ()
-        texts = located.plain()
-        if not isinstance(texts, list) or not all(type(each) is str and each for each in texts):
-            self._wrong(located.line, f"{what}: {texts!r} must be a list of names")
-            return ()
-        return tuple(dict.fromkeys(texts))
-
-    def _tags(self, located: Located | None) -> tuple[str, ...]:
-        tags = self._texts(located, "tags")
-        for tag in tags:
+            if key not in given and len(self.wrong) == before:
+                self._note(located.line, f"{name} needs {key}:; allowed: {', '.join(allowed)}")
+        if not given.keys() & {"budgets", "tolerance"}:
+            self._note(located.line, f"{name} guards nothing: give budgets: or tolerance:")
+        text = self._text(given)
+        budgets = () if text.budgets is None else self._budgets(given["budgets"])
+        markers = list(budgets)
+        if text.tolerance is not None:
+            with self._noting(given["tolerance"].line):
+                parse_tolerance((), text.tolerance, "tolerance")
+            markers.append((REGRESSION, text.tolerance))
+        for tag in text.tags:
             if not tag.isidentifier() or tag in _RESERVED:
-                assert located is not None  # it has tags
-                self._wrong(
-                    located.line, f"tags: {tag!r} must be a word that is no marker of pytest"
+                self._note(
+                    given["tags"].line, f"tags: {tag!r} must be a word that is no marker of pytest"
                 )
-        return tags
-
-    def _inputs(self, located: Located | None) -> tuple[InputSpec, ...] | str:
-        if located is None or isinstance(located.value, str):
-            return self._text(located, "inputs")
-        if not isinstance(located.value, list) or not located.value:
-            self._wrong(
-                located.line,
-                f"inputs: {located.plain()!r} must be a list of inputs, or the import path of "
-                "what makes them",
-            )
-            return ()
-        found = [self._input(each) for each in located.value]
-        return tuple(each for each in found if each is not None)
-
-    def _input(self, located: Located) -> InputSpec | None:
-
-        before = len(self.mistakes)
-        given = (
-            {"shape": located}
-            if isinstance(located.value, list)
-            else self._mapping(located, "an input", _INPUT)
+        return Entry(
+            *(name, located.line, text.model, text.arguments),
+            text.inputs if isinstance(text.inputs, str) else self._inputs(given.get("inputs")),
+            tuple(dict.fromkeys(text.platforms)),
+            tuple(markers),
+            tuple(text.tags),
         )
-        values = {key: each.plain() for key, each in given.items()}
-        shape, dtype = values.get("shape"), values.get("dtype", "float32")
-        limits, name = values.get("range"), values.get("name")
-        if len(self.mistakes) > before:
-            return None
-        if not isinstance(shape, list) or not all(type(each) is int and each > 0 for each in shape):
-            what = "an input needs shape:" if shape is None else f"shape: {shape!r}"
-            self._wrong(located.line, f"{what}, a list of positive sizes such as [1, 3, 224, 224]")
-            return None
-        if dtype not in DTYPES:
-            self._wrong(
-                given["dtype"].line, f"dtype: {dtype!r}; allowed: {', '.join(sorted(DTYPES))}"
-            )
-        if limits is not None and not _is_range(limits):
-            self._wrong(
-                given["range"].line,
-                f"range: {limits!r} must be the lowest and the highest value, such as [0, 30521]",
-            )
-        if name is not None and not (type(name) is str and name.isidentifier()):
-            self._wrong(given["name"].line, f"name: {name!r} must be the name of an argument")
-        if len(self.mistakes) > before:
-            return None
-        return InputSpec(tuple(shape), dtype, limits and (limits[0], limits[1]), name)
 
-    def _budgets(self, located: Located | None) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    def _text(self, given: Mapping[str, Located]) -> EntryText:
+        """The fields that are as they are declared; the others are noted, and left out."""
+        found = EntryText(model="")
+        for key in EntryText.__struct_fields__:
+            if key not in given:
+                continue
+            value = given[key].plain()
+            try:
+                setattr(found, key, msgspec.convert(value, _TYPES[key]))
+            except msgspec.ValidationError:
+                must = _MUST["model" if key == "inputs" and type(value) is str else key]
+                self._note(given[key].line, f"{key}: {value!r} must be {must}")
+        return found
+
+    @contextmanager
+    def _noting(self, line: int) -> Iterator[None]:
+        try:
+            yield
+        except NeuralPowerError as error:
+            self._note(line, str(error))
+
+    def _inputs(self, located: Located | None) -> tuple[InputSpec, ...]:
+        found = []
+        for each in located.value if located and isinstance(located.value, list) else ():
+            try:
+                found.append(read_input(each.plain(), field="inputs:"))
+            except InputError as error:
+                at = each.line
+                if isinstance(each.value, dict) and error.field in each.value.keys() - {"shape"}:
+                    at = each.value[error.field].line
+                self._note(at, str(error))
+        return tuple(found)
+
+    def _budgets(self, located: Located) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for quantity, limits in self._mapping(located, "budgets", tuple(_BUDGETS)).items():
             if quantity not in _BUDGETS:
                 continue
             several = limits.value if isinstance(limits.value, list) else [limits]
             for limit in several:
-                if not isinstance(limit.value, dict):
-                    self._wrong(
-                        limit.line,
-                        f"{quantity}: {limit.plain()!r} must be a mapping of a unit to a number, "
-                        f"such as {{{'mj' if quantity == 'energy' else 'ms'}: 120}}",
-                    )
+                arguments = limit.plain()
+                if type(arguments) is not dict:
+                    unit = "mj" if quantity == "energy" else "ms"
+                    what = f"must be a mapping of a unit to a number, such as {{{unit}: 120}}"
+                    self._note(limit.line, f"{quantity}: {arguments!r} {what}")
                     continue
-                marker, arguments = _BUDGETS[quantity], limit.plain()
-                try:
-                    parse_marker(marker, (), arguments, in_file=True)
-                except NeuralPowerError as error:
-                    self._wrong(limit.line, str(error))
-                yield marker, arguments
-
-    def _tolerance(self, located: Located | None) -> Mapping[str, Any] | None:
-        if located is None:
-            return None
-        if not isinstance(located.value, dict):
-            self._wrong(located.line, f"tolerance: {located.plain()!r} must be a mapping, "
-                        "such as {max_percent: 2}")  # fmt: skip
-            return None
-        arguments: Mapping[str, Any] = located.plain()
-        try:
-            parse_tolerance((), arguments, "tolerance")
-        except NeuralPowerError as error:
-            self._wrong(located.line, str(error))
-        return arguments
+                with self._noting(limit.line):
+                    parse_marker(_BUDGETS[quantity], (), arguments, in_file=True)
+                yield _BUDGETS[quantity], arguments
 
 
-def _is_range(limits: Any) -> bool:
-    return (
-        isinstance(limits, list)
-        and len(limits) == 2
-        and all(type(each) in (int, float) for each in limits)
-        and limits[0] <= limits[1]
-    )
+#: Field -> its type.
+_TYPES: Final = get_type_hints(EntryText, include_extras=True)
 
 
-# -- Budget files in pytest: a file is collected, each of its models is a test on each platform.
+# -- In pytest.
 
 
 class BudgetFile(pytest.File):
@@ -485,10 +337,7 @@ class BudgetItem(pytest.Item):
             # What a budget file calls a tag need not be registered a second time.
             self.config.addinivalue_line("markers", f"{tag}: a tag of a budget file")
             self.add_marker(tag)
-        for marker, arguments in (
-            *entry.budgets,
-            *([] if entry.tolerance is None else [("regression", entry.tolerance)]),
-        ):
+        for marker, arguments in entry.markers:
             named = arguments.get("platform")
             if named is None or platform is None or self._is(named):
                 own = {} if platform is None else {"platform": self._from_anywhere(platform)}
@@ -507,7 +356,6 @@ class BudgetItem(pytest.Item):
 
     def runtest(self) -> None:
         """Build the model, and predict one call of it."""
-        from pytest_neuralpower.model_source import load_model  # noqa: PLC0415
         from pytest_neuralpower.plugin.session import NeuralPower  # noqa: PLC0415
 
         entry, folder = self.entry, self.path.parent

@@ -136,6 +136,14 @@ ready = nn.Conv2d(3, 8, 3)
     repo.run("--np-platform=titanx").assert_outcomes(passed=3)
 
 
+@pytest.mark.parametrize("shape", ["'8,3,64,64'", "'input=8,3,64,64:float32'", "[8, 3, 64, 64]"])
+def test_an_input_may_be_written_as_on_the_command_line(repo, write, line, shape):
+    write(GOOD.replace("[[8, 3, 64, 64]]", f"[{shape}]"))
+    result = repo.run("--np-platform=titanx", "--np-baselines=none")
+    result.assert_outcomes(passed=1)
+    assert "0.127 J of 1,000 J" in line(result, "of 1,000 J")
+
+
 def test_tags_select(repo, write):
     write(
         GOOD

@@ -91,8 +91,9 @@ def test_inputs_may_be_lists_of_sizes(tmp_path):
     path = tmp_path / "models.yaml"
     path.write_text(MODELS)
     as_texts = read_candidates(path, load_platform("titanx"))
-    path.write_text(MODELS.replace('["32,512"]', "[[32, 512]]"))
-    assert read_candidates(path, load_platform("titanx")) == as_texts
+    for same in ("[[32, 512]]", "[{shape: [32, 512], dtype: float32}]"):
+        path.write_text(MODELS.replace('["32,512"]', same))
+        assert read_candidates(path, load_platform("titanx")) == as_texts
 
 
 def test_a_file_that_is_not_there_is_said_so(tmp_path):
