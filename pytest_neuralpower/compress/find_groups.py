@@ -33,6 +33,7 @@ from pytest_neuralpower.compress.width_prices import Effort
 from pytest_neuralpower.errors import TraceError, UnsupportedGraphError
 from pytest_neuralpower.tracing import trace
 from pytest_neuralpower.tracing.inputs import map_inputs, without_data
+from pytest_neuralpower.tracing.torch_private import BUFFERS, ORIGINAL, PARAMETERS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,7 +71,7 @@ def kept_as_they_are(modules: Iterable[nn.Module]) -> Iterator[None]:
     kept = []
     for module in modules:
         state = dict(module.__dict__)
-        for name in ("_parameters", "_buffers"):
+        for name in (PARAMETERS, BUFFERS):
             state[name] = dict(state[name])
         kept.append((module, state))
     try:
@@ -421,7 +422,7 @@ def find_channel_groups(
     TraceError
         The model cannot be traced with these inputs.
     """
-    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+    model = getattr(model, ORIGINAL, model)  # torch.compile's wrapper
     effort = effort or Effort(math.inf)
     if traced is not None and not _is_of(traced, model):
         traced = None

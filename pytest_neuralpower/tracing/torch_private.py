@@ -1,4 +1,4 @@
-"""Every name without a promise of torch that tracing uses, so that a change of torch shows here.
+"""Every name without a promise of torch that is used, so that a change of torch shows here.
 
 Names that only make tracing faster, or only notice a rarity, have a stand-in; the others are
 needed.
@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = [
     "BUFFERS",
@@ -42,8 +43,13 @@ __all__ = [
     "base_of",
     "children_of",
     "functorch_level",
+    "hold_stream",
     "parameters_of",
     "qualified_name",
+    "tree_flatten",
+    "tree_leaves",
+    "tree_map",
+    "tree_unflatten",
     "without_torch_function",
 ]
 
@@ -82,6 +88,11 @@ CALL: Final = "_call_impl" if hasattr(nn.Module, "_call_impl") else "__call__"
 def qualified_name(func: Any) -> str:
     """``ns::op`` of an operation from ``torch.ops``, one overload or all; empty for others."""
     return str(getattr(getattr(func, "overloadpacket", func), "_qualified_op_name", ""))
+
+
+def hold_stream(cycles: int) -> None:
+    """Keep the current CUDA stream busy for a number of its clock's cycles."""
+    torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
 
 
 def _no_level() -> None: ...

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pytest_neuralpower.calibrate.measure.trial import TrialSkipped
 from pytest_neuralpower.tracing import trace
@@ -28,6 +27,7 @@ from pytest_neuralpower.tracing.function_mode import FunctionTracer
 from pytest_neuralpower.tracing.recorder import Recorder
 from pytest_neuralpower.tracing.rules import entry_of
 from pytest_neuralpower.tracing.state import WriteJournal
+from pytest_neuralpower.tracing.torch_private import tree_flatten, tree_unflatten
 from pytest_neuralpower.tracing.tracer import home_device
 
 if TYPE_CHECKING:

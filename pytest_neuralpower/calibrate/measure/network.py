@@ -10,7 +10,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch.utils._pytree import tree_map
 
 from pytest_neuralpower.calibrate.measure.device import Device, open_device
 from pytest_neuralpower.calibrate.measure.networks import materialise
@@ -25,6 +24,7 @@ from pytest_neuralpower.calibrate.measure.timers import time_call
 from pytest_neuralpower.calibrate.measure.verify import device_of, measured_here, mode_of
 from pytest_neuralpower.errors import DeviceLost, OptionError, ReadingVoid, TraceError
 from pytest_neuralpower.guard.finding import CallComparison, MeasuredQuantity
+from pytest_neuralpower.tracing.torch_private import tree_map
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

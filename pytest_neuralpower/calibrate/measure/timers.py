@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import torch
 
 from pytest_neuralpower.calibrate.measure.trial import TrialSkipped
+from pytest_neuralpower.tracing.torch_private import hold_stream
 
 __all__ = [
     "CpuTimer",
@@ -113,7 +114,7 @@ class CudaTimer:
         """Before a run: nothing is left to do on the device, or it is kept waiting."""
         torch.cuda.synchronize(self._stream.device)
         if self._ahead:
-            torch.cuda._sleep(_AHEAD_CYCLES)  # type: ignore[no-untyped-call]
+            hold_stream(_AHEAD_CYCLES)
 
     def mark(self) -> Mark:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
