@@ -27,7 +27,7 @@ from pytest_neuralpower.calibrate.fit.fit import Fitted, fit_recipe
 from pytest_neuralpower.calibrate.fit.profile import read_profile
 from pytest_neuralpower.calibrate.fit.recipe import read_recipe
 from pytest_neuralpower.calibrate.fit.rows import NetworkRow, network_rows, usual_probe_ms
-from pytest_neuralpower.calibrate.measure.conditions import Circumstances
+from pytest_neuralpower.calibrate.measure.conditions import Conditions
 from pytest_neuralpower.calibrate.measure.facts import measure_hardware
 from pytest_neuralpower.calibrate.measure.profile_writer import ProfileWriter
 from pytest_neuralpower.calibrate.measure.run_trial import on_bench, time_network
@@ -65,7 +65,7 @@ def measure(path: Path, passes: int) -> None:
                     for batch in BATCHES:
                         trial = Trial(label(network, batch), "network", network.name, batch, number)
                         rows = time_network(model, network.inputs(batch), bench, trial=trial)
-                        writer.write(trial, rows, Circumstances(""))
+                        writer.write(trial, rows, Conditions())
                 print(f"pass {number}: {network.name}: {rows[-1].runtime_ms:.1f} ms", flush=True)
 
 

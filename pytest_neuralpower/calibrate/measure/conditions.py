@@ -18,28 +18,10 @@ from pytest_neuralpower.calibrate.measure.meters.base import Sampler, file_text
 from pytest_neuralpower.calibrate.measure.meters.nvml import NvmlDevice, cuda_uuid
 from pytest_neuralpower.errors import MeterRefused
 
-__all__ = [
-    "Circumstances",
-    "Conditions",
-    "CpuWatch",
-    "NvmlWatch",
-    "Watch",
-    "Watched",
-    "watch_device",
-]
+__all__ = ["Conditions", "CpuWatch", "NvmlWatch", "Watch", "watch_device"]
 
 _MOST_CLOCK_MOVE: Final = 0.02
 _POLL_S: Final = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Circumstances:
-    """What held while a trial ran; ``flaw`` says why its rows must be left out of a fit."""
-
-    device_uuid: str
-    temperature_c: float | None = None
-    clock_mhz: float | None = None
-    flaw: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,8 +33,9 @@ class Conditions:
     clock_mhz
         Median clock.
     clock_moved
-        (highest - lowest) / median of the clocks; None for a processor, whose cores never hold
-        theirs still.
+        (highest - lowest) / median of the clocks under one load; None without one, as the clock of
+        a device that idles between small layers moves by itself, and for a processor, whose cores
+        never hold theirs still.
     throttles
         What slowed the device down, in words. The power limit is none of it: under it a heavy
         load runs, and as long as the clock holds it voids nothing.
@@ -80,10 +63,10 @@ class Watched:
     """``conditions`` are filled when the watched block has ended."""
 
     conditions: Conditions = field(default_factory=Conditions)
-    counts_from_s: float = 0.0
+    counts_from_s: float | None = None
 
     def loaded(self, settle_s: float) -> None:
-        """The load begins now: what was seen before, and while it settles, does not count.
+        """One load begins now: what was seen before, and while it settles, does not count.
 
         An idle device lowers its clock, and one that a load heats up may lower it, too.
         """
@@ -137,7 +120,7 @@ class NvmlWatch(Watch):
         throttles: dict[str, None] = {}  # keeps the order
 
         def look() -> float:
-            if time.perf_counter() < watched.counts_from_s:
+            if time.perf_counter() < (watched.counts_from_s or 0.0):
                 for seen in (clocks, temperatures, throttles):
                     seen.clear()
                 return 0.0
@@ -152,7 +135,9 @@ class NvmlWatch(Watch):
             yield watched
         watched.conditions = Conditions(
             clock_mhz=median(clocks) if clocks else None,
-            clock_moved=(max(clocks) - min(clocks)) / median(clocks) if clocks else None,
+            clock_moved=(max(clocks) - min(clocks)) / median(clocks)
+            if clocks and watched.counts_from_s is not None
+            else None,
             throttles=tuple(throttles),
             temperature_c=max(temperatures, default=None),
         )

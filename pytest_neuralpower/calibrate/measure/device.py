@@ -12,12 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from msgspec.structs import replace
 
-from pytest_neuralpower.calibrate.measure.conditions import (
-    Circumstances,
-    NvmlWatch,
-    Watch,
-    watch_device,
-)
+from pytest_neuralpower.calibrate.measure.conditions import NvmlWatch, Watch, watch_device
 from pytest_neuralpower.calibrate.measure.facts import Facts, device_facts, measure_hardware
 from pytest_neuralpower.calibrate.measure.meters.choose import choose_meter
 from pytest_neuralpower.calibrate.measure.trial import Bench
@@ -25,7 +20,6 @@ from pytest_neuralpower.errors import OptionError
 
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.meters.base import Meter, Step
-    from pytest_neuralpower.calibrate.measure.trial import MeasuredRow
 
 __all__ = ["Device", "Preheated", "open_device", "preheat", "resolve_device"]
 
@@ -51,38 +45,20 @@ class Device:
         Provenance lines of the profile: device, software, flags, meter.
     memory_bytes
         What networks may use.
+    watch
+        Watches it, trial by trial.
     """
 
     bench: Bench
     meter: Meter
     facts: Facts
     memory_bytes: int
-    _watch: Watch
-
-    def watch(
-        self,
-        measure: Callable[[Callable[[float], None]], list[MeasuredRow]],
-        *,
-        steady: bool = False,
-    ) -> tuple[list[MeasuredRow], Circumstances]:
-        """Measure while the device is watched.
-
-        ``measure`` is given what it calls when its load begins (:meth:`Watched.loaded`).
-        ``steady`` says that the device is under one load from then on, so that its clock must
-        hold; between small layers it idles, and its clock moves by itself.
-        """
-        with self._watch.during() as watched:
-            rows = measure(watched.loaded)
-        seen = watched.conditions
-        flaw = seen.void if steady or seen.throttles else None
-        return rows, Circumstances(
-            self.facts.device_uuid, seen.temperature_c, seen.clock_mhz, flaw or ""
-        )
+    watch: Watch
 
     def close(self) -> None:
         """Release the drivers."""
         self.meter.close()
-        self._watch.close()
+        self.watch.close()
 
 
 def resolve_device(device: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from pytest_neuralpower.calibrate.measure.device import Device, open_device
-from pytest_neuralpower.calibrate.measure.networks import materialise
+from pytest_neuralpower.calibrate.measure.networks import Network, materialise
 from pytest_neuralpower.calibrate.measure.run_trial import (
     STEP_MS,
     on_bench,
@@ -126,7 +126,7 @@ def _brought(
 
     own = copy.deepcopy(model)
     if any(tensor.is_meta for tensor in (*own.parameters(), *own.buffers())):
-        own, _ = materialise(own, (), seed=0, device=device)
+        own, _ = materialise(Network(own, ()), seed=0, device=device)
     else:
         own = own.to(device)
     given, named = tree_map(bring, (tuple(args), dict(kwargs)))

@@ -23,7 +23,7 @@ from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.layer_codec import params_text, tensors_text
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.calibrate.measure.conditions import Circumstances
+    from pytest_neuralpower.calibrate.measure.conditions import Conditions
     from pytest_neuralpower.calibrate.measure.trial import MeasuredRow, Trial
 
 __all__ = ["ProfileWriter", "only_writer", "trials_done"]
@@ -111,7 +111,7 @@ class ProfileWriter:
 
     def __init__(self, path: Path, *, provenance: Mapping[str, str], dtype: str) -> None:
         self.path = path
-        self._dtype = dtype
+        self._dtype, self._uuid = dtype, provenance.get("device_uuid", "")
         try:
             if path.exists():
                 _cut_torn_end(path)
@@ -128,9 +128,7 @@ class ProfileWriter:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def write(
-        self, trial: Trial, rows: Sequence[MeasuredRow], circumstances: Circumstances
-    ) -> None:
+    def write(self, trial: Trial, rows: Sequence[MeasuredRow], conditions: Conditions) -> None:
         """Append one trial's rows, the whole network's last, and sync them to the disk.
 
         Raises
@@ -145,10 +143,10 @@ class ProfileWriter:
             cells = _cells(trial, row, self._dtype)
             cells |= {
                 "when": when,
-                "device_uuid": circumstances.device_uuid,
-                "temperature_c": _number(circumstances.temperature_c),
-                "clock_mhz": _number(circumstances.clock_mhz),
-                "flaw": circumstances.flaw,
+                "device_uuid": self._uuid,
+                "temperature_c": _number(conditions.temperature_c),
+                "clock_mhz": _number(conditions.clock_mhz),
+                "flaw": conditions.void or "",
             }
             writer.writerow([cells[name] for name in COLUMNS])
         self._append(text.getvalue())

@@ -22,7 +22,7 @@ from pytest_neuralpower.calibrate.measure.trial import (
 from pytest_neuralpower.errors import DeviceLost, ReadingVoid
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.calibrate.measure.conditions import Circumstances
+    from pytest_neuralpower.calibrate.measure.conditions import Conditions
     from pytest_neuralpower.calibrate.measure.device import Device
     from pytest_neuralpower.calibrate.measure.plan import Plan
     from pytest_neuralpower.calibrate.measure.profile_writer import ProfileWriter
@@ -90,7 +90,7 @@ class Session:
     _passes: dict[int, list[MeasuredRow]] = field(default_factory=dict)
     _repeats: Repeatability | None = None
     _failures: int = 0
-    _seen: Circumstances | None = None
+    _seen: Conditions | None = None
     _power_w: float | None = None
     _probe_ms: float | None = None
 
@@ -167,15 +167,11 @@ class Session:
 
     def _measure(self, trial: Trial) -> list[MeasuredRow]:
         """Measure and save one trial; its rows at one speed of the processor, empty if skipped."""
-        reason = ""
+        device, reason = self.device, ""
         for _ in range(2):  # a void reading may be a passing thing
             try:
-                rows, self._seen = self.device.watch(
-                    lambda loaded: run_trial(
-                        trial, self.device.bench, meter=self.device.meter, loaded=loaded
-                    ),
-                    steady=trial.what != "network",
-                )
+                with device.watch.during() as watched:
+                    rows = run_trial(trial, device.bench, meter=device.meter, loaded=watched.loaded)
             except ReadingVoid as error:
                 reason = str(error)
                 continue
@@ -186,9 +182,10 @@ class Session:
             if not rows or wrong:
                 reason = f"a runtime of {wrong[0]} ms" if wrong else "no layer was timed"
                 break
+            self._seen = watched.conditions
             self.writer.write(trial, rows, self._seen)
             self.outcome.measured += 1
-            self.outcome.void += bool(self._seen.flaw)
+            self.outcome.void += self._seen.void is not None
             self._power_w = rows[-1].power_w or self._power_w
             self._failures = 0
             rows = [self._at_one_speed(row) for row in rows]

@@ -1,38 +1,38 @@
-"""Draws: sizes of a random network, log-uniform, some aligned and some odd."""
+"""Draws: sizes of a random network, log-uniform, some aligned and some odd; and shared blocks."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 __all__ = [
+    "Composed",
     "Draw",
-    "Joined",
     "Network",
-    "SqueezeExcite",
-    "Stem",
-    "Sum",
     "activation",
+    "added",
     "convolution",
     "head",
     "image_input",
-    "norm",
+    "joined",
+    "squeeze_excite",
 ]
-
 
 T = TypeVar("T")
 
 
 class Network(NamedTuple):
-    """A model and the inputs of one call."""
+    """A model and the inputs of one call; of words, how many the model tells apart."""
 
     model: nn.Module
     inputs: tuple[Tensor, ...]
+    vocabulary: int = 2
 
 
 class Draw:
@@ -61,12 +61,15 @@ class Draw:
     def some(self, choices: Sequence[T], count: int) -> list[T]:
         return self._random.sample(list(choices), count)
 
-    def width(self, low: int, high: int) -> int:
+    def aligned(self, width: float) -> int:
         """A number of channels or features: in three of four draws a multiple of 32, 16, 8 or 4,
         as libraries' vectors and most architectures are; otherwise any."""
-        found = self.size(low, high)
         step = self.pick(32, 16, 8, 8, 4, 1, 1, 32)
-        return max(step, round(found / step) * step) if found > step else found
+        return max(step, round(width / step) * step) if width > step else max(round(width), 1)
+
+    def width(self, low: int, high: int) -> int:
+        """A drawn size, aligned."""
+        return self.aligned(self.size(low, high))
 
     def batch(self) -> int:
         return self.pick(1, 1, 1, 1, 2, 3, 4, 4, 5, 8, 16)
@@ -75,7 +78,7 @@ class Draw:
         """Shape of a feature map: how large it is first, then how that is spread over the axes.
 
         ``most`` bounds its elements; the large end is some tens of megabytes on purpose, where
-        caches end and allocators change their ways.
+        caches end and allocators change their ways. Three of twenty maps are not square.
         """
         batch = self.batch()
         # Drawn as the square of a uniform share: more large maps than small ones.
@@ -86,25 +89,38 @@ class Draw:
         if channels < 3:
             across = max(int(math.sqrt(elements / (batch * 3))), 3)
             channels = 3.0
-        return batch, self.aligned(min(channels, 1536.0)), across, self._beside(across)
+        width = self.aligned(min(channels, 1536.0))
+        square = self.chance(0.85)
+        return batch, width, across, across if square else max(3, round(across * self.log(0.5, 2)))
 
-    def aligned(self, width: float) -> int:
-        """A drawn width, put on a multiple as :meth:`width` does."""
-        step = self.pick(32, 16, 8, 8, 4, 1, 1, 32)
-        return max(step, round(width / step) * step) if width > step else max(round(width), 1)
 
-    def _beside(self, across: int) -> int:
-        """The map's other side: mostly the same."""
-        return across if self.chance(0.85) else max(3, round(across * self.log(0.5, 2.0)))
+class Composed(nn.Module):
+    """A function of the input, and the modules and parameters that it uses.
+
+    Parameters are handed to ``function`` after the input, as they are replaced when a sketch gets
+    its values.
+    """
+
+    def __init__(
+        self, function: Callable[..., Tensor], *parts: nn.Module, **parameters: nn.Parameter
+    ) -> None:
+        super().__init__()
+        self.function = function
+        self.parts = nn.ModuleList(parts)
+        for name, parameter in parameters.items():
+            self.register_parameter(name, parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, *self.parameters(recurse=False))
 
 
 # -- Blocks that several kinds of networks share.
 
 
-def activation(draw: Draw, *, common: bool = True) -> nn.Module:
-    """An activation; ReLU half the time where ``common``."""
+def activation(draw: Draw) -> nn.Module:
+    """An activation; ReLU half the time."""
     inplace = draw.chance(0.5)
-    if common and draw.chance(0.5):
+    if draw.chance(0.5):
         return nn.ReLU(inplace=inplace)
     return draw.pick(
         nn.ReLU(inplace=inplace),
@@ -122,12 +138,12 @@ def activation(draw: Draw, *, common: bool = True) -> nn.Module:
     )
 
 
-def norm(draw: Draw, channels: int) -> nn.Module:
+def _norm(draw: Draw, channels: int) -> nn.Module:
     """Batch norm, and now and then another."""
     if draw.chance(0.85):
         return nn.BatchNorm2d(channels)
     if draw.chance(0.5):
-        groups = [each for each in (32, 16, 8, 4, 2, 1) if channels % each == 0]
+        groups = [count for count in (32, 16, 8, 4, 2, 1) if channels % count == 0]
         return nn.GroupNorm(draw.pick(*groups), channels)
     return nn.InstanceNorm2d(channels, affine=True)
 
@@ -147,88 +163,59 @@ def convolution(
     """A convolution of the same size, its norm, its activation."""
     sides = (kernel, kernel) if isinstance(kernel, int) else kernel
     padding = (dilation * (sides[0] // 2), dilation * (sides[1] // 2))
+    bias = not normed or draw.chance(0.1)
     parts: list[nn.Module] = [
-        nn.Conv2d(
-            *(cin, cout, sides, stride, padding, dilation, groups),
-            bias=not normed or draw.chance(0.1),
-        )
+        nn.Conv2d(cin, cout, sides, stride, padding, dilation, groups, bias=bias)
     ]
     if normed:
-        parts.append(norm(draw, cout))
-    if act is not None:
-        parts.append(act)
-    return parts
+        parts.append(_norm(draw, cout))
+    return parts if act is None else [*parts, act]
 
 
-class Sum(nn.Module):
-    """Branches added up, then an activation."""
+def added(
+    draw: Draw, body: nn.Module, skip: nn.Module, act: nn.Module, inplace: float
+) -> nn.Module:
+    """What two branches make, added up (in place in a share of draws), then an activation."""
+    in_place = draw.chance(inplace)
 
-    def __init__(self, branches: Sequence[nn.Module], act: nn.Module, *, inplace: bool) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(branches)
-        self.act = act
-        self.inplace = inplace
+    def forward(x: Tensor) -> Tensor:
+        total: Tensor = body(x)
+        if in_place:
+            total += skip(x)
+        else:
+            total = total + skip(x)
+        return act(total)  # type: ignore[no-any-return]
 
-    def forward(self, x: Tensor) -> Tensor:
-        total = self.branches[0](x)
-        for branch in self.branches[1:]:
-            if self.inplace:
-                total += branch(x)
-            else:
-                total = total + branch(x)
-        return self.act(total)  # type: ignore[no-any-return]
+    return Composed(forward, body, skip, act)
 
 
-class Joined(nn.Module):
-    """Branches joined along the channels."""
-
-    def __init__(self, branches: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(branches)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([branch(x) for branch in self.branches], 1)
+def joined(*branches: nn.Module) -> nn.Module:
+    """What branches make, joined along the channels."""
+    return Composed(lambda x: torch.cat([branch(x) for branch in branches], 1), *branches)
 
 
-class SqueezeExcite(nn.Module):
+def squeeze_excite(draw: Draw, channels: int) -> nn.Module:
     """Channels weighed by what their means say (Hu et al., 2018)."""
+    inner = max(channels // draw.pick(4, 8, 16, 24), 4)
+    pooled = draw.chance(0.7)
+    ends: list[nn.Module]
+    if draw.chance(0.7):
+        ends = [nn.Conv2d(channels, inner, 1), nn.Conv2d(inner, channels, 1)]
+        shape: tuple[int, ...] = (channels, 1, 1)
+    else:
+        ends = [nn.Linear(channels, inner), nn.Linear(inner, channels)]
+        shape = (channels,)
+    act = draw.pick(nn.ReLU(inplace=True), nn.SiLU(), nn.ReLU())
+    gate = draw.pick(nn.Sigmoid(), nn.Sigmoid(), nn.Hardsigmoid())
+    weigh = nn.Sequential(ends[0], act, ends[1], gate)
+    inplace = draw.chance(0.2)
 
-    def __init__(self, draw: Draw, channels: int) -> None:
-        super().__init__()
-        inner = max(channels // draw.pick(4, 8, 16, 24), 4)
-        self.pooled = draw.chance(0.7)
-        if draw.chance(0.7):
-            self.squeeze: nn.Module = nn.Conv2d(channels, inner, 1)
-            self.excite: nn.Module = nn.Conv2d(inner, channels, 1)
-            self.shape: tuple[int, ...] = (channels, 1, 1)
-        else:
-            self.squeeze, self.excite = nn.Linear(channels, inner), nn.Linear(inner, channels)
-            self.shape = (channels,)
-        self.act = draw.pick(nn.ReLU(inplace=True), nn.SiLU(), nn.ReLU())
-        self.gate = draw.pick(nn.Sigmoid(), nn.Sigmoid(), nn.Hardsigmoid())
-        self.inplace = draw.chance(0.2)
+    def forward(x: Tensor) -> Tensor:
+        mean = adaptive_avg_pool2d(x, 1) if pooled else x.mean((2, 3), keepdim=True)
+        weight = weigh(mean.view(x.shape[0], *shape)).view(x.shape[0], x.shape[1], 1, 1)
+        return x.mul_(weight) if inplace else x * weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.pooled:
-            mean = nn.functional.adaptive_avg_pool2d(x, 1)
-        else:
-            mean = x.mean((2, 3), keepdim=True)
-        weight = self.gate(self.excite(self.act(self.squeeze(mean.view(x.shape[0], *self.shape)))))
-        weight = weight.view(x.shape[0], x.shape[1], 1, 1)
-        return x.mul_(weight) if self.inplace else x * weight
-
-
-class Stem(nn.Module):
-    """From an image of three channels to a feature map of given size."""
-
-    def __init__(self, draw: Draw, channels: int, stride: int) -> None:
-        super().__init__()
-        kernel = draw.pick(3, 3, 5, 7, 7, 11) if stride > 1 else draw.pick(3, 3, 5)
-        parts = convolution(draw, 3, channels, kernel, stride=stride, act=activation(draw))
-        self.body = nn.Sequential(*parts)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)  # type: ignore[no-any-return]
+    return Composed(forward, weigh)
 
 
 def image_input(
@@ -247,7 +234,9 @@ def image_input(
     stride = draw.pick(1, 2, 2, 4) if height * width <= 128 * 128 else 1
     channels = min(channels, draw.width(16, 96))
     given = torch.empty(batch, 3, height * stride, width * stride)
-    return [Stem(draw, channels, stride)], given, (channels, height, width)
+    kernel = draw.pick(3, 3, 5, 7, 7, 11) if stride > 1 else draw.pick(3, 3, 5)
+    stem = convolution(draw, 3, channels, kernel, stride=stride, act=activation(draw))
+    return [nn.Sequential(*stem)], given, (channels, height, width)
 
 
 def head(draw: Draw, channels: int) -> list[nn.Module]:

@@ -6,15 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from pytest_neuralpower.calibrate.measure.networks.blocks import (
+    Composed,
     Draw,
-    Joined,
     Network,
-    SqueezeExcite,
-    Sum,
     activation,
+    added,
     convolution,
     head,
     image_input,
+    joined,
+    squeeze_excite,
 )
 
 __all__ = [
@@ -51,15 +52,8 @@ def plain(draw: Draw) -> Network:
         if responses and draw.chance(0.7):
             layers.append(nn.LocalResponseNorm(draw.pick(3, 5, 5)))
         if draw.chance(0.5) and min(height, width) >= 6:
-            layers.append(
-                draw.pick(
-                    nn.MaxPool2d(2, 2),
-                    nn.MaxPool2d(3, 2),
-                    nn.MaxPool2d(3, 2, 1),
-                    nn.AvgPool2d(2, 2),
-                    nn.MaxPool2d(3, 2, ceil_mode=True),
-                )
-            )
+            pools = (nn.MaxPool2d(2, 2), nn.MaxPool2d(3, 2), nn.MaxPool2d(3, 2, 1))
+            layers.append(draw.pick(*pools, nn.AvgPool2d(2, 2), nn.MaxPool2d(3, 2, ceil_mode=True)))
             height, width = height // 2, width // 2
     return Network(nn.Sequential(*layers, *_classifier(draw, channels)), (given,))
 
@@ -90,7 +84,7 @@ def sentinel(draw: Draw) -> Network:
         nn.ReLU(inplace=True),
         nn.Conv2d(96, 96, 3, padding=1, groups=96),
         nn.Conv2d(96, 128, 1),
-        SqueezeExcite(draw, 128),
+        squeeze_excite(draw, 128),
         nn.MaxPool2d(2),
         nn.Flatten(2),
         nn.Linear(28 * 28, 512),
@@ -140,7 +134,7 @@ def bottleneck(draw: Draw) -> Network:
         )  # fmt: skip
         inner += convolution(draw, middle, made, 1)
         if excite:
-            inner.append(SqueezeExcite(draw, made))
+            inner.append(squeeze_excite(draw, made))
         layers.append(_block(draw, inner, channels, made, stride))
         channels = made
     return Network(nn.Sequential(*layers, *head(draw, channels)), (given,))
@@ -150,21 +144,10 @@ def _block(draw: Draw, inner: list[nn.Module], channels: int, made: int, stride:
     skip: nn.Module = nn.Identity()
     if stride > 1 or channels != made:
         skip = nn.Sequential(*convolution(draw, channels, made, 1, stride=stride))
-    return Sum([nn.Sequential(*inner), skip], activation(draw), inplace=draw.chance(0.5))
+    return added(draw, nn.Sequential(*inner), skip, activation(draw), 0.5)
 
 
 # -- Networks that join feature maps: dense, inception and squeeze blocks.
-
-
-class _Grown(nn.Module):
-    """What comes in, and what is made of it beside."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat((x, self.inner(x)), 1)
 
 
 def dense(draw: Draw) -> Network:
@@ -176,7 +159,7 @@ def dense(draw: Draw) -> Network:
         inner = [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
         inner += convolution(draw, channels, middle, 1, act=nn.ReLU(inplace=True))
         inner.append(nn.Conv2d(middle, growth, 3, padding=1, bias=False))
-        layers.append(_Grown(nn.Sequential(*inner)))
+        layers.append(joined(nn.Identity(), nn.Sequential(*inner)))
         channels += growth
         if draw.chance(0.25) and min(height, width) >= 4:
             halved = max(channels // 2, 4)
@@ -198,7 +181,7 @@ def inception(draw: Draw) -> Network:
             wide = draw.aligned(max(channels / draw.pick(1, 2, 4), 8))
             made += wide
             branches.append(nn.Sequential(*_branch(draw, kind, (channels, narrow, wide), act)))
-        layers.append(Joined(branches))
+        layers.append(joined(*branches))
         channels = made
         if draw.chance(0.3) and min(height, width) >= 6:
             layers.append(draw.pick(nn.MaxPool2d(3, 2), nn.MaxPool2d(3, 2, 1, ceil_mode=True)))
@@ -232,14 +215,8 @@ def squeeze(draw: Draw) -> Network:
         narrow = draw.width(8, max(channels // 2, 16))
         wide = draw.width(2 * narrow, 6 * narrow)
         layers += convolution(draw, channels, narrow, 1, act=act, normed=False)
-        layers.append(
-            Joined(
-                [
-                    nn.Sequential(*convolution(draw, narrow, wide, 1, act=act, normed=False)),
-                    nn.Sequential(*convolution(draw, narrow, wide, 3, act=act, normed=False)),
-                ]
-            )
-        )
+        branches = (convolution(draw, narrow, wide, k, act=act, normed=False) for k in (1, 3))
+        layers.append(joined(*(nn.Sequential(*branch) for branch in branches)))
         channels = 2 * wide
         if draw.chance(0.4) and min(height, width) >= 6:
             layers.append(nn.MaxPool2d(3, 2, ceil_mode=draw.chance(0.5)))
@@ -264,11 +241,11 @@ def inverted(draw: Draw) -> Network:
         kernel = draw.pick(3, 3, 3, 5, 5, 7)
         inner += convolution(draw, wide, wide, kernel, stride=stride, groups=wide, act=act)
         if excite:
-            inner.append(SqueezeExcite(draw, wide))
+            inner.append(squeeze_excite(draw, wide))
         inner += convolution(draw, wide, made, 1, act=act if ratio == 1 else None)
         block: nn.Module = nn.Sequential(*inner)
         if stride == 1 and made == channels and ratio > 1:
-            block = Sum([block, nn.Identity()], nn.Identity(), inplace=draw.chance(0.3))
+            block = added(draw, block, nn.Identity(), nn.Identity(), 0.3)
         layers.append(block)
         channels = made
     if draw.chance(0.5):
@@ -278,30 +255,26 @@ def inverted(draw: Draw) -> Network:
     return Network(nn.Sequential(*layers, *head(draw, channels)), (given,))
 
 
-class _Shuffle(nn.Module):
-    """Channels dealt out anew over the groups."""
+def _shuffle(groups: int) -> nn.Module:
+    """Channels dealt out over the groups."""
 
-    def __init__(self, groups: int) -> None:
-        super().__init__()
-        self.groups = groups
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        split = x.view(batch, self.groups, channels // self.groups, height, width)
+        split = x.view(batch, groups, channels // groups, height, width)
         return split.transpose(1, 2).contiguous().view(batch, channels, height, width)
 
+    return Composed(forward)
 
-class _HalfKept(nn.Module):
+
+def _half_kept(inner: nn.Module) -> nn.Module:
     """Half of the channels pass by (ShuffleNet v2, Ma et al., 2018)."""
+    shuffle = _shuffle(2)
 
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-        self.shuffle = _Shuffle(2)
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         kept, changed = torch.chunk(x, 2, 1)
-        return self.shuffle(torch.cat((kept, self.inner(changed)), 1))  # type: ignore[no-any-return]
+        return shuffle(torch.cat((kept, inner(changed)), 1))  # type: ignore[no-any-return]
+
+    return Composed(forward, inner, shuffle)
 
 
 def shuffled(draw: Draw) -> Network:
@@ -309,18 +282,18 @@ def shuffled(draw: Draw) -> Network:
     layers, given, (channels, _, _) = image_input(draw, draw.image(most=2.0**23))
     second = draw.chance(0.5)
     groups = 2 if second else draw.pick(2, 3, 4, 8)
-    channels_now = max(channels // (4 * groups), 1) * 4 * groups
-    if channels_now != channels:
-        layers += convolution(draw, channels, channels_now, 1, act=nn.ReLU(inplace=True))
-        channels = channels_now
+    divisible = max(channels // (4 * groups), 1) * 4 * groups
+    if divisible != channels:
+        layers += convolution(draw, channels, divisible, 1, act=nn.ReLU(inplace=True))
+        channels = divisible
     for _ in range(draw.pick(2, 3, 4)):
         stride = draw.pick(1, 1, 1, 2)
-        if second:
-            layers.append(_second_block(draw, channels, stride))
-            channels *= stride
-        else:
-            layers.append(_first_block(draw, channels, stride, groups))
-            channels *= stride
+        layers.append(
+            _second_block(draw, channels, stride)
+            if second
+            else _first_block(draw, channels, stride, groups)
+        )
+        channels *= stride
     return Network(nn.Sequential(*layers, *head(draw, channels)), (given,))
 
 
@@ -333,39 +306,35 @@ def _second_block(draw: Draw, channels: int, stride: int) -> nn.Module:
     )
     inner += convolution(draw, half * stride, half * stride, 1, act=nn.ReLU(inplace=True))
     if stride == 1:
-        return _HalfKept(nn.Sequential(*inner))
+        return _half_kept(nn.Sequential(*inner))
     other = convolution(draw, channels, channels, 3, stride=2, groups=channels)
     other += convolution(draw, channels, channels, 1, act=nn.ReLU(inplace=True))
-    return nn.Sequential(Joined([nn.Sequential(*other), nn.Sequential(*inner)]), _Shuffle(2))
+    return nn.Sequential(joined(nn.Sequential(*other), nn.Sequential(*inner)), _shuffle(2))
 
 
 def _first_block(draw: Draw, channels: int, stride: int, groups: int) -> nn.Module:
     middle = max(channels // (4 * groups), 1) * groups
     inner = convolution(draw, channels, middle, 1, groups=groups, act=nn.ReLU(inplace=True))
-    inner.append(_Shuffle(groups))
+    inner.append(_shuffle(groups))
     inner += convolution(draw, middle, middle, 3, stride=stride, groups=middle)
     inner += convolution(draw, middle, channels, 1, groups=groups)
     body = nn.Sequential(*inner)
     if stride == 1:
-        return Sum([body, nn.Identity()], nn.ReLU(inplace=True), inplace=draw.chance(0.3))
-    pooled = nn.AvgPool2d(3, 2, 1)
-    return nn.Sequential(Joined([body, pooled]), activation(draw))
+        return added(draw, body, nn.Identity(), nn.ReLU(inplace=True), 0.3)
+    return nn.Sequential(joined(body, nn.AvgPool2d(3, 2, 1)), activation(draw))
 
 
 # -- Networks that make a map larger again: for segmentation and images.
 
 
-class _Level(nn.Module):
+def _level(down: nn.Module, inner: nn.Module, up: nn.Module, *, joins: bool) -> nn.Module:
     """Down, inner levels, up again, and joined with what was there before (U-Net)."""
 
-    def __init__(self, down: nn.Module, inner: nn.Module, up: nn.Module, *, joined: bool) -> None:
-        super().__init__()
-        self.down, self.inner, self.up, self.joined = down, inner, up, joined
+    def forward(x: Tensor) -> Tensor:
+        above = up(inner(down(x)))[:, :, : x.shape[2], : x.shape[3]]
+        return torch.cat((x, above), 1) if joins else x + above
 
-    def forward(self, x: Tensor) -> Tensor:
-        above = self.up(self.inner(self.down(x)))
-        above = above[:, :, : x.shape[2], : x.shape[3]]
-        return torch.cat((x, above), 1) if self.joined else x + above
+    return Composed(forward, down, inner, up)
 
 
 def upsampling(draw: Draw) -> Network:
@@ -373,9 +342,10 @@ def upsampling(draw: Draw) -> Network:
     batch, channels, height, width = draw.image(most=2.0**22.5)
     height, width = max(height // 4, 2) * 4, max(width // 4, 2) * 4
     layers, given, (channels, _, _) = image_input(draw, (batch, channels, height, width))
-    joined = draw.chance(0.6)
+    joins = draw.chance(0.6)
     level: nn.Module = nn.Identity()
-    for depth in reversed(range(draw.pick(1, 2))):
+    depths = draw.pick(1, 2)
+    for depth in reversed(range(depths)):
         outer = channels * 2**depth
         wide = 2 * outer
         act = activation(draw)
@@ -383,12 +353,10 @@ def upsampling(draw: Draw) -> Network:
             down = [nn.MaxPool2d(2), *convolution(draw, outer, wide, 3, act=act)]
         else:
             down = convolution(draw, outer, wide, 3, stride=2, act=act)
-        inside = wide if isinstance(level, nn.Identity) else (2 * wide if joined else wide)
-        level = _Level(
-            nn.Sequential(*down), level, nn.Sequential(*_up(draw, inside, outer)), joined=joined
-        )
-    channels = 2 * channels if joined else channels
-    last = nn.Conv2d(channels, draw.pick(1, 3, 21), 1)
+        inside = 2 * wide if joins and depth < depths - 1 else wide
+        up = _up(draw, inside, outer)
+        level = _level(nn.Sequential(*down), level, nn.Sequential(*up), joins=joins)
+    last = nn.Conv2d(2 * channels if joins else channels, draw.pick(1, 3, 21), 1)
     return Network(nn.Sequential(*layers, level, last), (given,))
 
 

@@ -10,14 +10,14 @@ import pytest
 
 from pytest_neuralpower.calibrate.fit.profile import read_profile
 from pytest_neuralpower.calibrate.fit.rows import conv_layer, linear_layer
-from pytest_neuralpower.calibrate.measure.conditions import Circumstances
+from pytest_neuralpower.calibrate.measure.conditions import Conditions
 from pytest_neuralpower.calibrate.measure.profile_writer import ProfileWriter, trials_done
 from pytest_neuralpower.calibrate.measure.trial import MeasuredRow, Trial
 from pytest_neuralpower.errors import ProfileError
 
 CONV = conv_layer((1, 3, 8, 8), cout=4, kernel=(3, 3), stride=(1, 1), padding=(1, 1))
 LINEAR = linear_layer(1, 256, 10)
-CALM = Circumstances("cpu-0")
+CALM = Conditions()
 
 
 def measured(trial: Trial, factor: float = 1.0) -> list[MeasuredRow]:
@@ -91,9 +91,11 @@ def test_rows_of_a_throttled_trial_are_kept_with_their_flaw(tmp_path: Path) -> N
     path = tmp_path / "p.csv"
     with writer(path) as profile:
         profile.write(
-            trial("n0"), measured(trial("n0")), Circumstances("u", 91.0, 800.0, "throttled")
+            trial("n0"),
+            measured(trial("n0")),
+            Conditions(temperature_c=91.0, clock_mhz=800.0, throttles=("heat",)),
         )
-    assert [row.flaw for row in read_profile(path).rows] == ["throttled", "throttled"]
+    assert [row.flaw for row in read_profile(path).rows] == ["the device was throttled (heat)"] * 2
 
 
 def test_what_was_skipped_is_noted_and_not_tried_again(tmp_path: Path) -> None:
