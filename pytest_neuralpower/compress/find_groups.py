@@ -262,47 +262,58 @@ def group_channels(couplings: Sequence[Coupling], order: Mapping[str, int]) -> l
         dict.fromkeys(axis for pair in couplings for axis in (pair.root, pair.axis)),
         key=lambda axis: (order.get(axis.path, last), axis.path, axis.axis == "in"),
     )
-    ends = np.cumsum([axis.size for axis in axes]).tolist()
-    starts = dict(zip(axes, [0, *ends], strict=False))
-    labels = _components(couplings, axes, starts)
+    sizes = [axis.size for axis in axes]
+    starts = dict(zip(axes, np.cumsum([0, *sizes]).tolist(), strict=False))
+    labels = _labels(couplings, starts)
     reasons = _reasons(couplings, starts, labels)
-    found = []
-    for through, units in _alike(axes, labels):
-        written = [axis for axis in through if axis.axis == "out" and axis.kind in _WRITERS]
+    owners = np.repeat(np.arange(len(axes)), sizes)
+    by_label = np.argsort(labels, kind="stable")
+    # Units that run through the same axes, with equally many channels of each: one group.
+    alike: dict[tuple[int, ...], list[NDArray[np.intp]]] = {}
+    for unit in np.split(by_label, np.flatnonzero(np.diff(labels[by_label])) + 1):
+        alike.setdefault(tuple(owners[unit].tolist()), []).append(unit)
+    groups = []
+    for owning, units in alike.items():
+        through = {owner: axes[owner] for owner in owning}
+        written = [o for o, axis in through.items() if axis.axis == "out" and axis.kind in _WRITERS]
         if not written:
             continue
-        shared = [_LEFT_ALONE[axis.kind] for axis in through if axis.kind in _LEFT_ALONE]
-        shared += [reasons[unit] for unit in units.tolist() if unit in reasons]
-        found.append(
-            _group(
-                [written[0], *(axis for axis in through if axis is not written[0])],
-                {axis: labels[starts[axis] : starts[axis] + axis.size] for axis in through},
-                units,
-                frozen=shared[0] if shared else "",
+        frozen = [_LEFT_ALONE[axis.kind] for axis in through.values() if axis.kind in _LEFT_ALONE]
+        frozen += [reasons[label] for unit in units if (label := labels[unit[0]]) in reasons]
+        channels = np.stack(units)
+        channels = channels[np.argsort(channels[:, owning.index(written[0])])]
+        slots = tuple(
+            Slot(
+                path=axis.path,
+                axis=axis.axis,
+                kind=axis.kind,
+                indices=channels[:, np.equal(owning, owner)] - starts[axis],
+                dim=axis.dim,
             )
+            for owner, axis in sorted(through.items(), key=lambda item: item[0] != written[0])
         )
-    return sorted(found, key=lambda group: order.get(group.slots[0].path, last))
+        name, counted = slots[0].path, slots[0].indices
+        if counted.size != through[written[0]].size:
+            name += f"[{counted.min()}:{counted.max() + 1}]"
+        groups.append(
+            ChannelGroup(name, slots, len(units), counted.shape[1], frozen[0] if frozen else "")
+        )
+    return sorted(groups, key=lambda group: order.get(group.slots[0].path, last))
 
 
-def _components(
-    couplings: Sequence[Coupling], axes: Sequence[Axis], starts: Mapping[Axis, int]
-) -> NDArray[np.intp]:
+def _labels(couplings: Sequence[Coupling], starts: Mapping[Axis, int]) -> NDArray[np.intp]:
     """Label of every channel of every axis; equal labels belong together."""
     edges = []
     for pair in couplings:
         known = pair.root_channels >= 0
-        edges.append(
-            (
-                starts[pair.root] + pair.root_channels[known],
-                starts[pair.axis] + pair.channels[known],
-            )
-        )
-    for axis in axes:
+        roots, channels = pair.root_channels[known], pair.channels[known]
+        edges.append((starts[pair.root] + roots, starts[pair.axis] + channels))
+    for axis, start in starts.items():
         if axis.groups > 1 and axis.size % axis.groups == 0:
             # Each group of a grouped convolution must keep equally many: the same positions.
-            places = starts[axis] + np.arange(axis.size).reshape(axis.groups, -1)
+            places = start + np.arange(axis.size).reshape(axis.groups, -1)
             edges.append((places[:-1].ravel(), places[1:].ravel()))
-    labels = np.arange(sum(axis.size for axis in axes))
+    labels = np.arange(sum(axis.size for axis in starts))
     if not edges:
         return labels
     first, second = (np.concatenate(ends) for ends in zip(*edges, strict=True))
@@ -321,61 +332,15 @@ def _reasons(
     couplings: Sequence[Coupling], starts: Mapping[Axis, int], labels: NDArray[np.intp]
 ) -> dict[int, str]:
     """Label -> why its channels may not change, as far as the operations on their way tell."""
-    found: dict[int, str] = {}
+    reasons: dict[int, str] = {}
     for pair in couplings:
         reason = pair.through and f"{pair.through} moves its channels"
         if (pair.root_channels < 0).any():
             reason = "its channels are repeated for several attention heads"
         if reason:
             for label in labels[starts[pair.root] + np.arange(pair.root.size)].tolist():
-                found.setdefault(label, reason)
-    return found
-
-
-def _alike(
-    axes: Sequence[Axis], labels: NDArray[np.intp]
-) -> list[tuple[list[Axis], NDArray[np.intp]]]:
-    """Axes in order, with the labels that run through just these with equally many channels."""
-    owners = np.repeat(np.arange(len(axes)), [axis.size for axis in axes])
-    cells, counts = np.unique(np.stack([labels, owners]), axis=1, return_counts=True)
-    through: dict[int, list[tuple[int, int]]] = {}
-    for label, owner, count in zip(*cells.tolist(), counts.tolist(), strict=True):
-        through.setdefault(label, []).append((owner, count))
-    alike: dict[tuple[tuple[int, int], ...], list[int]] = {}
-    for label, key in through.items():
-        alike.setdefault(tuple(key), []).append(label)
-    return [
-        ([axes[owner] for owner, _ in key], np.array(units, dtype=np.intp))
-        for key, units in alike.items()
-    ]
-
-
-def _group(
-    through: Sequence[Axis],
-    labels: Mapping[Axis, NDArray[np.intp]],
-    units: NDArray[np.intp],
-    *,
-    frozen: str,
-) -> ChannelGroup:
-    """The group of these units; its width counts the channels of the first axis."""
-    first = labels[through[0]]
-    ordered = first[np.isin(first, units)]  # units in the order of the channels that are counted
-    _, places = np.unique(ordered, return_index=True)
-    ordered = ordered[np.sort(places)]
-    rank = np.full(int(units.max()) + 1, -1, dtype=np.intp)
-    rank[ordered] = np.arange(len(ordered))
-    slots = []
-    for axis in through:
-        mine = np.flatnonzero(np.isin(labels[axis], units))
-        indices = mine[np.argsort(rank[labels[axis][mine]], kind="stable")]
-        slots.append(
-            Slot(axis.path, axis.axis, axis.kind, indices.reshape(len(units), -1), axis.dim)
-        )
-    counted = slots[0].indices
-    name = through[0].path
-    if counted.size != through[0].size:
-        name += f"[{counted.min()}:{counted.max() + 1}]"
-    return ChannelGroup(name, tuple(slots), len(units), counted.shape[1], frozen)
+                reasons.setdefault(label, reason)
+    return reasons
 
 
 # -- Find the channel groups, and check each.
