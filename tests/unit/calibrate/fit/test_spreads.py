@@ -25,10 +25,11 @@ from pytest_neuralpower.estimators.selection import Selection, select
 from pytest_neuralpower.estimators.terms import Regime
 from pytest_neuralpower.platform.catalog import load_fitted
 from pytest_neuralpower.platform.intervals import Intervals, Spread
-from pytest_neuralpower.platform.price import Fallback
+from pytest_neuralpower.platform.price import Fallback, FittedPlatform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from pytest_neuralpower.estimators.features import Columns, FloatArray
 
@@ -161,6 +162,28 @@ def test_rows_of_one_shape_are_no_neighbours_that_err_alike() -> None:
     assert family_spread(residuals, values, shapes, outside=None).correlation < 0.35
 
 
+#: Linear layers of 2 x 64 x 64 x width FLOPs, at 1 GFLOP/s but for how far (log) they are off.
+NETWORKS = """\
+import math
+from typing import NamedTuple
+from torch import nn
+
+class Network(NamedTuple):
+    width: int
+    off: float
+    input_shape: tuple = (64, 64)
+
+    @property
+    def paper_ms(self):
+        return 2 * 64 * 64 * self.width / 1e6 * math.exp(self.off)
+
+    def factory(self):
+        return nn.Linear(64, self.width)
+
+NETWORKS = (Network(32, 0.1), Network(64, -0.1), Network(96, 1.0))
+"""
+
+
 class Said(Estimator):
     """Runtime at a rate that is given, not fitted, or power: ``rate x flops^2 / runtime_ms``."""
 
@@ -255,3 +278,22 @@ class TestWithIntervals:
         found = self.intervals({"linear": self.fit()}, accuracy=known, tiers={"power": tier})
         assert found.power is not None
         assert found.power.other == pytest.approx(Spread(distance, distance, 0.25), abs=2e-4)
+
+    def test_the_whole_is_what_measured_networks_err_by_beyond_their_layers(
+        self, tmp_path: Path
+    ) -> None:
+        """Networks of one layer, known to e^0.1: two are off by that, one by e.
+
+        Student's t of 3 degrees of freedom at 95% is 2.3534, so that networks are known to 2.3534
+        x sqrt((0.01 + 0.01 + 1) / 3) = 1.3722, of which sqrt(1.3722^2 - 0.01) is not their
+        layers'. Without the third they would be known to 2.920 x 0.1, too little to hold it.
+        """
+        (tmp_path / "nets.py").write_text(NETWORKS)
+        recipe = Recipe("mine", "Mine", "as it runs", {}, networks="nets.py", folder=tmp_path)
+        platform = FittedPlatform(
+            "mine", "Mine", "float32", "as it runs", {}, {}, {}, Fallback(1e9, 1.0, 1e-9), None
+        )
+        found = with_intervals(platform, recipe, {"linear": self.fit()}, {})
+        assert found.intervals is not None
+        assert found.intervals.runtime.whole == pytest.approx(1.3686, abs=1e-3)
+        assert found.accuracy["intervals"]["networks"]["runtime"] == {"inside": 2, "networks": 3}
