@@ -63,7 +63,9 @@ def compare_command(
     sides = read_pair(base, head, folder)
     found = compare_sources(*sides, platforms=platform or (), tolerance=allowed)
     if as_json:
-        print_json(found)
+        from msgspec import to_builtins
+
+        print_json(to_builtins(found))
     elif markdown:
         from pytest_neuralpower.report.markdown import compare_markdown
 

@@ -152,6 +152,15 @@ class Comparison(Struct, frozen=True):
     layers: tuple[LayerChange, ...]
     unchanged: int
 
+    @property
+    def changed(self) -> bool:
+        """Whether there is anything to tell: a layer that differs, or another calibration."""
+        return bool(self.layers) or self.recalibrated
+
+    def main_change(self) -> TotalChange:
+        """Of the call's energy, or of its runtime where energy is not known."""
+        return next(iter(self.known().values()))
+
     def known(self) -> dict[Compared, TotalChange]:
         """The quantities that both sides know, energy first."""
         found: dict[Compared, TotalChange] = {}

@@ -7,25 +7,24 @@ import subprocess
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 
 from pytest_neuralpower.errors import BaselineError, CompareError, NeuralPowerError, PlatformError
 from pytest_neuralpower.guard.baseline import Baseline, parse_baseline, read_baseline
-from pytest_neuralpower.guard.compare import compare_predictions, judge
+from pytest_neuralpower.guard.compare import Comparison, compare_predictions, judge
 from pytest_neuralpower.guard.finding import Finding, read_report
 from pytest_neuralpower.layer_codec import priced_layers
 from pytest_neuralpower.platform.catalog import load_platform
 from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.guard.compare import Comparison
     from pytest_neuralpower.guard.tolerance import Tolerance
     from pytest_neuralpower.platform.protocol import Platform
 
 __all__ = [
+    "Compared",
     "Key",
     "compare_sources",
     "exit_code",
@@ -160,10 +159,24 @@ def _parsed(content: bytes, name: str) -> Baseline:
 # -- Compare two sets of predictions, each model with itself.
 
 
+Outcome = Literal["ok", "regressed", "new", "removed", "failed"]
+
+
+class Compared(Struct, frozen=True):
+    """One model of two sets of predictions; ``comparison`` is None where it is in one alone or
+    could not be compared, and ``error`` then says why not."""
+
+    name: str
+    platform: str
+    outcome: Outcome
+    comparison: Comparison | None = None
+    error: str | None = None
+
+
 def compare_sources(
     base: Source, head: Source, *, platforms: Sequence[str], tolerance: Tolerance
-) -> list[dict[str, Any]]:
-    """What :func:`~pytest_neuralpower.report.compare.compare_text` shows, sorted by name.
+) -> list[Compared]:
+    """Every model of both, sorted by name.
 
     Parameters
     ----------
@@ -181,25 +194,18 @@ def compare_sources(
             f"{_named(base)}, HEAD has {_named(head)}"
         )
     loaded = {each.name: each for each in map(load_platform, platforms)}
-    found = []
+    found: list[Compared] = []
     for key in sorted({*base, *head}):
-        result: dict[str, Any] = {
-            "name": key.name,
-            "platform": key.platform,
-            "outcome": "ok",
-            "comparison": None,
-            "error": None,
-        }
         if key not in base or key not in head:
-            result["outcome"] = "removed" if key in base else "new"
+            found.append(Compared(*key, outcome="removed" if key in base else "new"))
+            continue
+        try:
+            comparison = judge(_compare(base[key], head[key], loaded), tolerance)
+        except NeuralPowerError as error:
+            found.append(Compared(*key, outcome="failed", error=str(error)))
         else:
-            try:
-                comparison = judge(_compare(base[key], head[key], loaded), tolerance)
-                result["comparison"] = msgspec.to_builtins(comparison)
-                result["outcome"] = "regressed" if comparison.breaches else "ok"
-            except NeuralPowerError as error:
-                result.update(outcome="failed", error=str(error))
-        found.append(result)
+            outcome: Outcome = "regressed" if comparison.breaches else "ok"
+            found.append(Compared(*key, outcome=outcome, comparison=comparison))
     return found
 
 
@@ -238,7 +244,7 @@ def _as_stored(baseline: Baseline) -> Prediction:
     )
 
 
-def exit_code(found: Sequence[Mapping[str, Any]]) -> int:
+def exit_code(found: Sequence[Compared]) -> int:
     """2 if any could not be compared, 1 if any costs too much more, 0 otherwise."""
-    outcomes = {each["outcome"] for each in found}
+    outcomes = {each.outcome for each in found}
     return 2 if "failed" in outcomes else 1 if "regressed" in outcomes else 0

@@ -183,6 +183,11 @@ class Finding(Struct, frozen=True):
     notes: tuple[str, ...] = ()
     layers: msgspec.Raw | UnsetType = UNSET
 
+    def tightest(self, quantity: Quantity) -> Verdict | None:
+        """The verdict of the tightest budget of one quantity: of a broken one, if there is any."""
+        found = [each for each in self.budgets if each.quantity == quantity]
+        return max(found, key=lambda each: each.value / each.limit, default=None)
+
     def record(self) -> dict[str, Any]:
         """JSON types for plugins: what the JSON report has of it, layers as a list."""
         found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))

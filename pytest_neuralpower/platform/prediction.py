@@ -123,8 +123,8 @@ class Prediction:
         flagged = [each.cost for each in self.layers if not wanted.isdisjoint(each.flags)]
         return sum(flagged) / total if total else 0.0
 
-    def dearest(self, count: int) -> tuple[LayerPrediction, ...]:
-        """The ``count`` layers with most energy (most runtime without power), dearest first."""
+    def top(self, count: int) -> tuple[LayerPrediction, ...]:
+        """The ``count`` layers with most energy (most runtime without power), descending."""
         return tuple(sorted(self.layers, key=attrgetter("cost"), reverse=True)[:count])
 
 

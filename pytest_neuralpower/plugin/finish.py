@@ -6,15 +6,21 @@ import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import pytest
 from msgspec import UNSET
 from msgspec.structs import replace
 
+from pytest_neuralpower import __version__
 from pytest_neuralpower.errors import BaselineError, NeuralPowerError
-from pytest_neuralpower.guard.baseline import BaselineStore, read_baseline, write_baseline
-from pytest_neuralpower.guard.finding import BaselineState, Finding, findings_from_text
+from pytest_neuralpower.guard.baseline import (
+    BaselineStore,
+    read_baseline,
+    torch_version,
+    write_baseline,
+)
+from pytest_neuralpower.guard.finding import BaselineState, Finding, Report, findings_from_text
 from pytest_neuralpower.plugin.session import pytest_command
 
 if TYPE_CHECKING:
@@ -36,8 +42,8 @@ def show_findings(texts: Mapping[str, str], terminalreporter: pytest.TerminalRep
 
     findings = {nodeid: findings_from_text(text) for nodeid, text in texts.items()}
     terminalreporter.section("predicted energy and runtime (neuralpower)")
-    records = [_record(each) for found in findings.values() for each in found]
-    for line in summary_lines(records, whole_ids=verbosity > 0):
+    shown = [each for found in findings.values() for each in found]
+    for line in summary_lines(shown, whole_ids=verbosity > 0):
         terminalreporter.line(line)
     measured = [
         (nodeid, each.measured)
@@ -51,14 +57,6 @@ def show_findings(texts: Mapping[str, str], terminalreporter: pytest.TerminalRep
             terminalreporter.line(f"{nodeid}: {call.model} on {call.platform}")
             for line in call.lines():
                 terminalreporter.line(f"  {line}")
-
-
-def _record(finding: Finding) -> dict[str, Any]:
-    """A finding as the renderers of reports take it: layers stay text."""
-    record = replace(finding, layers=UNSET).record()
-    if finding.layers is not UNSET:
-        record["layers"] = bytes(finding.layers)[1:-1].decode()
-    return record
 
 
 def finish(
@@ -97,8 +95,13 @@ def finish(
     if settings.reports:
         from pytest_neuralpower.report.formats import write_reports  # noqa: PLC0415
 
-        records = {nodeid: [_record(each) for each in found] for nodeid, found in findings.items()}
-        written, broken = write_reports(settings.reports, records, stale, config)
+        report = Report(
+            plugin=__version__,
+            torch=torch_version(),
+            stale_baselines=stale,
+            predictions=tuple(each for found in findings.values() for each in found),
+        )
+        written, broken = write_reports(settings.reports, report, config)
         lines += written
         failed = failed or broken
     if failed and session.exitstatus == pytest.ExitCode.OK:

@@ -95,7 +95,8 @@ def add_options(parser: pytest.Parser) -> None:
         "--np-top",
         type=int,
         metavar="N",
-        help=f"show the N dearest layers of a broken budget (default {DEFAULT_TOP}, 0 shows all)",
+        help="show the N most expensive layers of a broken budget "
+        f"(default {DEFAULT_TOP}, 0 shows all)",
     )
     group.addoption(
         "--np-strict",

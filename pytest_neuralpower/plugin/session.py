@@ -492,7 +492,7 @@ class GuardSession:
 
         item.stash[FINDINGS] = findings_to_text(findings)
         records = [finding.record() for finding in findings]
-        item.user_properties.extend(properties(records))
+        item.user_properties.extend(properties(findings))
         seen = item.ihook.pytest_neuralpower_prediction
         for predicted, record in zip(guard.predicted, records, strict=True):
             del record["name"]
@@ -682,7 +682,7 @@ class GuardSession:
         from pytest_neuralpower.report.compare import regression_text  # noqa: PLC0415
 
         text = regression_text(
-            msgspec.to_builtins(comparison),
+            comparison,
             platform=prediction.platform,
             path=shown,
             top=self.settings.top,

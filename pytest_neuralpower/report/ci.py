@@ -1,4 +1,4 @@
-"""What a GitHub workflow shows: a step summary, and an annotation at each test that broke.
+"""What CI servers show: GitHub's step summary and annotations, and properties in JUnit's XML.
 
 https://docs.github.com/actions/reference/workflow-commands-for-github-actions
 """
@@ -6,11 +6,16 @@ https://docs.github.com/actions/reference/workflow-commands-for-github-actions
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import UNSET
 
 from pytest_neuralpower.report.markdown import render
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.guard.finding import Finding, Report
 
 __all__ = [
     "SUMMARY_VARIABLE",
@@ -37,7 +42,7 @@ _TITLES: Final = {
 }
 
 
-def publish(report: Mapping[str, Any], rootpath: Path) -> tuple[list[str], bool]:
+def publish(report: Report, rootpath: Path) -> tuple[list[str], bool]:
     """Append the Markdown report to the step summary.
 
     Returns
@@ -69,17 +74,17 @@ def _fitted(text: str, room: int) -> str:
     return f"{text.splitlines()[0]}\n\nToo long to show here: write it with --np-report=report.md\n"
 
 
-def error_commands(report: Mapping[str, Any], rootpath: Path) -> list[str]:
+def error_commands(report: Report, rootpath: Path) -> list[str]:
     """One workflow command for each prediction that broke something, at its test."""
-    return [_annotation(each, rootpath) for each in report["predictions"] if each["failure"]]
+    return [_annotation(each, rootpath) for each in report.predictions if each.failure]
 
 
-def _annotation(record: Mapping[str, Any], rootpath: Path) -> str:
-    title = _TITLES.get(record["outcome"], record["outcome"])
+def _annotation(finding: Finding, rootpath: Path) -> str:
+    title = _TITLES.get(finding.outcome, finding.outcome)
     properties = {
-        "file": _path(rootpath / record["file"]),
-        "line": record["line"],
-        "title": f"{title}: {record['model'] or record['test']} on {record['platform']}",
+        "file": _path(rootpath / finding.file),
+        "line": finding.line,
+        "title": f"{title}: {finding.model or finding.test} on {finding.platform}",
     }
     written = ",".join(
         f"{name}={_escaped(str(value), ':', ',')}"
@@ -87,7 +92,7 @@ def _annotation(record: Mapping[str, Any], rootpath: Path) -> str:
         if value is not None
     )
     # The table of layers is in the log and the summary: an annotation has little room.
-    message = record["failure"].partition("\n\n")[0]
+    message = finding.failure.partition("\n\n")[0]
     return f"::error {written}::{_escaped(message)}"
 
 
@@ -107,8 +112,6 @@ def _escaped(text: str, *more: str) -> str:
     return text
 
 
-# -- Properties of a test in JUnit's XML: what CI servers show beside its outcome.
-
 _FACTS: Final = ("platform", "platform_sha256", "model", "batch", "outcome")
 _VALUES: Final = ("energy_mj", "runtime_ms", "power_w")
 _BUDGETS: Final = {
@@ -118,12 +121,12 @@ _BUDGETS: Final = {
 }
 
 
-def properties(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
+def properties(findings: Sequence[Finding]) -> list[tuple[str, Any]]:
     """Pairs for ``item.user_properties``, which xdist carries to the process that writes the XML.
 
     Parameters
     ----------
-    records
+    findings
         Of one test; with more than one, names are numbered: ``neuralpower.2.energy_mj``.
 
     Returns
@@ -132,19 +135,16 @@ def properties(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
         Scalars only; ``baseline_energy_mj`` and ``baseline_runtime_ms`` are those of the baseline,
         predicted again with the platform of now. What is not known is left out.
     """
-    pairs = []
-    for number, record in enumerate(records, 1):
-        prefix = "neuralpower" if len(records) == 1 else f"neuralpower.{number}"
-        found = {name: record[name] for name in (*_FACTS, *_VALUES)}
+    pairs: list[tuple[str, Any]] = []
+    for number, finding in enumerate(findings, 1):
+        prefix = "neuralpower" if len(findings) == 1 else f"neuralpower.{number}"
+        found = {name: getattr(finding, name) for name in (*_FACTS, *_VALUES)}
         found |= {
-            f"{_BUDGETS[budget['quantity']]}_per_{budget['per']}": budget["limit"]
-            for budget in record["budgets"]
+            f"{_BUDGETS[each.quantity]}_per_{each.per}": each.limit for each in finding.budgets
         }
-        comparison = record.get("comparison") or {}
-        found |= {
-            f"baseline_{name}": comparison[quantity]["base"]
-            for quantity, name in (("energy", "energy_mj"), ("runtime", "runtime_ms"))
-            if comparison.get(quantity)
-        }
+        if finding.comparison is not UNSET:
+            names = {"energy": "baseline_energy_mj", "runtime": "baseline_runtime_ms"}
+            for quantity, total in finding.comparison.known().items():
+                found[names[quantity]] = total.base
         pairs += [(f"{prefix}.{name}", value) for name, value in found.items() if value is not None]
     return pairs

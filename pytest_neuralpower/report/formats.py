@@ -1,7 +1,8 @@
-"""The report of one session as plain data: what every format is made of.
+"""Report formats by the suffix of the file, and GitHub's: what ``--np-report`` can write.
 
-It has no dates, durations or names of machines: the same models on the same platforms give the same
-report, byte for byte, on one process or on many. ``docs/report-format.md`` says what each field is.
+A report has no dates, durations or names of machines: the same models on the same platforms give
+the same report, byte for byte, on one process or on many. ``docs/report-format.md`` says what each
+field is.
 """
 
 from __future__ import annotations
@@ -13,138 +14,38 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
-from pytest_neuralpower import __version__
+import msgspec
+from msgspec import UNSET, structs
+
 from pytest_neuralpower.errors import ReportError
-from pytest_neuralpower.guard.baseline import baseline_name, torch_version, without_platform
-from pytest_neuralpower.layer_codec import layers_json, rounded
+from pytest_neuralpower.files import write_atomically
 
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_neuralpower.platform.intervals import Interval
-    from pytest_neuralpower.platform.prediction import Prediction
+    from pytest_neuralpower.guard.finding import Finding, Report
 
 __all__ = [
-    "FORMAT",
     "GITHUB",
     "RENDERERS",
-    "VERSION",
     "Formats",
     "Renderer",
     "check_targets",
-    "details",
     "known_formats",
-    "layers_text",
     "need_layers",
     "render",
-    "session_report",
-    "with_layers",
     "write_reports",
 ]
-
-
-FORMAT: Final = "pytest-neuralpower report"
-VERSION: Final = 1
-
-
-def session_report(
-    records: Mapping[str, Sequence[Mapping[str, Any]]], stale: Sequence[str]
-) -> dict[str, Any]:
-    """The report of records by node id, sorted by test and platform.
-
-    Parameters
-    ----------
-    stale
-        Paths of baselines that no test predicts any more.
-    """
-    predictions = [
-        {"name": _name(record, number), **record}
-        for nodeid in sorted(records)
-        for number, record in enumerate(records[nodeid], 1)
-    ]
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "plugin": __version__,
-        "torch": torch_version(),
-        "predictions": predictions,
-        "stale_baselines": list(stale),
-    }
-
-
-def _name(record: Mapping[str, Any], number: int) -> str:
-    """What a prediction is compared by: its baseline's name, or its test's."""
-    if "baseline" in record:
-        return str(record["baseline"]["name"])
-    return baseline_name(without_platform(record["test"], record["platform"]), number)
-
-
-def details(prediction: Prediction) -> dict[str, Any]:
-    """What a report has beside the record of a verdict and the layers: intervals and notes."""
-    return {
-        "energy_interval_mj": _interval(prediction.energy_interval_mj),
-        "runtime_interval_ms": _interval(prediction.runtime_interval_ms),
-        "power_interval_w": _interval(prediction.power_interval_w),
-        "energy_basis": prediction.energy_basis,
-        "notes": list(prediction.notes),
-    }
-
-
-def layers_text(prediction: Prediction) -> str:
-    """Every layer as JSON, one a line: lists of thousands of objects would be slow to send from
-    an xdist worker, and to keep."""
-    return layers_json(prediction.layers)[1:-1].decode()
-
-
-def with_layers(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The report with lists of layers instead of their text."""
-    predictions = [
-        {**each, "layers": json.loads(f"[{each['layers']}]")} if "layers" in each else each
-        for each in report["predictions"]
-    ]
-    return {**report, "predictions": predictions}
-
-
-def _interval(interval: Interval | None) -> list[float | None] | None:
-    return None if interval is None else [rounded(each) for each in interval]
-
-
-# -- The report for machines; ``docs/report-format.md`` describes it.
-
-
-def render(report: Mapping[str, Any]) -> str:
-    """The whole report, fields in the order in which they are described, one layer a line."""
-    content = {key: value for key, value in report.items() if key != "predictions"}
-    predictions = ",\n".join(_prediction(each) for each in report["predictions"])
-    return f'{_open(content)},\n "predictions": [\n{predictions}\n ]\n}}\n'
-
-
-def _prediction(record: Mapping[str, Any]) -> str:
-    content = {key: value for key, value in record.items() if key != "layers"}
-    layers = record["layers"].replace("\n", "\n  ")
-    return f'{_open(content)},\n "layers": [\n  {layers}\n ]\n}}'
-
-
-def _open(content: Mapping[str, Any]) -> str:
-    """An object that is not closed yet."""
-    return _text(content, indent=1).removesuffix("\n}")
-
-
-def _text(content: Any, indent: int | None = None) -> str:
-    return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-# -- Report formats by the suffix of the file, and GitHub's: what ``--np-report`` can write.
 
 #: Not a path: the step summary and annotations of a GitHub workflow.
 GITHUB: Final = "github"
 
-#: Takes what :func:`~pytest_neuralpower.report.formats.session_report` made.
+#: A plugin's renderer takes the report in JSON types, layers as lists.
 Renderer: TypeAlias = Callable[[Mapping[str, Any]], str]
 #: By suffix; a text is the ``module:function`` of a renderer.
 Formats: TypeAlias = Mapping[str, str | Renderer]
 
-#: Suffix -> ``module:function`` of its :data:`Renderer`; loaded when a report is written.
+#: Suffix -> ``module:function`` that renders a :class:`Report`; loaded when one is written.
 RENDERERS: dict[str, str] = {
     ".json": "pytest_neuralpower.report.formats:render",
     ".md": "pytest_neuralpower.report.markdown:render",
@@ -208,27 +109,21 @@ def check_targets(targets: Sequence[str], formats: Formats) -> None:
 
 
 def write_reports(
-    targets: Sequence[str],
-    records: Mapping[str, Sequence[Mapping[str, Any]]],
-    stale: Sequence[str],
-    config: pytest.Config,
+    targets: Sequence[str], report: Report, config: pytest.Config
 ) -> tuple[list[str], bool]:
     """Write every report; lines for the terminal, and whether any could not be written."""
-    from pytest_neuralpower.files import write_atomically  # noqa: PLC0415
-
-    content = session_report(records, stale)
     lines, failed = list[str](), False
     formats = known_formats(config)
     for target in targets:
         if target == GITHUB:
             from pytest_neuralpower.report.ci import publish  # noqa: PLC0415
 
-            shown, broken = publish(content, config.rootpath)
+            shown, broken = publish(report, config.rootpath)
             lines += shown
             failed = failed or broken
             continue
         try:
-            write_atomically(Path(target), _rendered(formats[Path(target).suffix], content))
+            write_atomically(Path(target), _rendered(formats[Path(target).suffix], report))
             lines.append(f"report written: {target}")
         except OSError as error:
             reason = error.strerror or str(error)
@@ -238,12 +133,33 @@ def write_reports(
 
 
 def need_layers(targets: Sequence[str]) -> bool:
-    """Whether any of the reports shows layers: making their records takes time."""
+    """Whether any of the reports shows layers: making their text takes time."""
     return any(target != GITHUB and Path(target).suffix != ".md" for target in targets)
 
 
-def _rendered(renderer: str | Renderer, content: Mapping[str, Any]) -> str:
+def _rendered(renderer: str | Renderer, report: Report) -> str:
     if not isinstance(renderer, str):
-        return renderer(with_layers(content))
+        return renderer(msgspec.json.decode(msgspec.json.encode(report)))
     module, _, name = renderer.partition(":")
-    return cast("Renderer", getattr(importlib.import_module(module), name))(content)
+    ours = cast("Callable[[Report], str]", getattr(importlib.import_module(module), name))
+    return ours(report)
+
+
+def render(report: Report) -> str:
+    """The JSON report, fields in the order in which they are described, one layer a line."""
+    content = msgspec.to_builtins(structs.replace(report, predictions=()))
+    del content["predictions"]
+    predictions = ",\n".join(map(_prediction, report.predictions))
+    return f'{_open(content)},\n "predictions": [\n{predictions}\n ]\n}}\n'
+
+
+def _prediction(finding: Finding) -> str:
+    content = msgspec.to_builtins(structs.replace(finding, layers=UNSET))
+    layers = bytes(finding.layers or b"[]")[1:-1].decode().replace("\n", "\n  ")
+    return f'{_open(content)},\n "layers": [\n  {layers}\n ]\n}}'
+
+
+def _open(content: Mapping[str, Any]) -> str:
+    """An object that is not closed yet."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    return text.removesuffix("\n}")

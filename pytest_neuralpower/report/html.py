@@ -6,13 +6,19 @@ import base64
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from string import Template
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from msgspec import UNSET, Struct, structs
 
 from pytest_neuralpower.errors import MissingExtraError
-from pytest_neuralpower.report.formats import with_layers
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.guard.compare import Comparison, LayerChange
+    from pytest_neuralpower.guard.finding import Finding, Report
 
 __all__ = [
     "check_plotly",
@@ -21,21 +27,31 @@ __all__ = [
 ]
 
 
-# -- What the page needs of a report, laid out by column so that thousands of layers stay small.
+#: Fields of a finding, and of its comparison, that are laid out by column.
+_LAID_OUT: Final = ("name", "measured", "comparison", "layers")
+_COMPARISON_LAID_OUT: Final = ("model", "breaches", "layers", "unchanged")
 
-#: Fields of a prediction that the page takes as they are.
-_FACTS: Final = (
-    "test", "platform", "platform_sha256", "model", "batch", "energy_mj", "runtime_ms", "power_w",
-    "untrusted_share", "budgets", "outcome", "failure", "baseline", "file", "line", "energy_basis",
-    "energy_interval_mj", "runtime_interval_ms", "power_interval_w", "notes", "provenance",
-    "estimated_power",
-)  # fmt: skip
 
-_NUMBERS: Final = ("energy_mj", "runtime_ms", "power_w", "flops", "bytes")
-_INTERVALS: Final = ("energy_interval_mj", "runtime_interval_ms")
+class _Layer(Struct, rename={"inputs": "in", "outputs": "out"}):
+    """A layer of the JSON report."""
 
-#: Fields of a comparison that the page takes as they are; its layers are laid out anew.
-_COMPARED: Final = ("recalibrated", "stored_sha256", "batches", "energy", "runtime", "causes")
+    path: str
+    op: str
+    kind: str
+    dtype: str
+    inputs: list[str]
+    weights: list[str]
+    outputs: list[str]
+    params: dict[str, Any]
+    runtime_ms: float | None
+    power_w: float | None
+    energy_mj: float | None
+    flops: int
+    bytes: int
+    flags: list[str]
+    estimator: str
+    runtime_interval_ms: list[float] | None
+    energy_interval_mj: list[float] | None
 
 
 class _Texts:
@@ -54,7 +70,7 @@ class _Texts:
         return list(self._numbers)
 
 
-def page_data(report: Mapping[str, Any]) -> dict[str, Any]:
+def page_data(report: Report) -> dict[str, Any]:
     """The page's data.
 
     Returns
@@ -66,47 +82,60 @@ def page_data(report: Mapping[str, Any]) -> dict[str, Any]:
         before.
     """
     texts = _Texts()
-    predictions = [_prediction(each, texts) for each in report["predictions"]]
+    predictions = [_prediction(each, texts) for each in report.predictions]
     return {
-        **{name: report[name] for name in ("plugin", "torch", "stale_baselines")},
+        "plugin": report.plugin,
+        "torch": report.torch,
+        "stale_baselines": report.stale_baselines,
         "predictions": predictions,
         "texts": texts.all(),
     }
 
 
-def _prediction(record: Mapping[str, Any], texts: _Texts) -> dict[str, Any]:
-    comparison = record.get("comparison")
+def _prediction(finding: Finding, texts: _Texts) -> dict[str, Any]:
+    layers = msgspec.json.decode(finding.layers or b"[]", type=list[_Layer])
+    facts = structs.replace(finding, comparison=UNSET, layers=UNSET)
+    compared = None
+    if finding.comparison is not UNSET:
+        compared = _comparison(finding.comparison, len(layers), texts)
     return {
-        **{name: record[name] for name in _FACTS if name in record},
-        "layers": _columns(record["layers"], texts),
-        "comparison": None
-        if comparison is None
-        else _comparison(comparison, len(record["layers"]), texts),
+        **{k: v for k, v in msgspec.to_builtins(facts).items() if k not in _LAID_OUT},
+        "layers": _columns(layers, texts),
+        "comparison": compared,
     }
 
 
-def _columns(layers: Sequence[Mapping[str, Any]], texts: _Texts) -> dict[str, Any]:
-    columns: dict[str, Any] = {
-        name: texts.column(each[name] for each in layers)
-        for name in ("path", "op", "kind", "dtype", "estimator")
-    }
-    columns["out"] = texts.column(", ".join(each["out"]) for each in layers)
-    columns["configuration"] = texts.column(map(_configuration, layers))
-    columns["flags"] = texts.column(" ".join(each["flags"]) for each in layers)
-    for name in _NUMBERS:
-        columns[name] = [each[name] for each in layers]
-    for name in _INTERVALS:
+def _columns(layers: Sequence[_Layer], texts: _Texts) -> dict[str, Any]:
+    return {
+        "path": texts.column(each.path for each in layers),
+        "op": texts.column(each.op for each in layers),
+        "kind": texts.column(each.kind for each in layers),
+        "dtype": texts.column(each.dtype for each in layers),
+        "estimator": texts.column(each.estimator for each in layers),
+        "out": texts.column(", ".join(each.outputs) for each in layers),
+        "configuration": texts.column(map(_configuration, layers)),
+        "flags": texts.column(" ".join(each.flags) for each in layers),
+        "energy_mj": [each.energy_mj for each in layers],
+        "runtime_ms": [each.runtime_ms for each in layers],
+        "power_w": [each.power_w for each in layers],
+        "flops": [each.flops for each in layers],
+        "bytes": [each.bytes for each in layers],
         # One coverage holds for the whole of a prediction, where it is shown.
-        columns[name] = [each[name] and each[name][:2] for each in layers]
-    return columns
+        "energy_interval_mj": [
+            each.energy_interval_mj and each.energy_interval_mj[:2] for each in layers
+        ],
+        "runtime_interval_ms": [
+            each.runtime_interval_ms and each.runtime_interval_ms[:2] for each in layers
+        ],
+    }
 
 
-def _configuration(layer: Mapping[str, Any]) -> str:
-    parts = [f"in {', '.join(layer['in'])}"]
-    if layer["weights"]:
-        parts.append(f"weights {', '.join(layer['weights'])}")
-    parts.append(f"out {', '.join(layer['out'])}")
-    parts += [f"{name} {_value(value)}" for name, value in layer["params"].items()]
+def _configuration(layer: _Layer) -> str:
+    parts = [f"in {', '.join(layer.inputs)}"]
+    if layer.weights:
+        parts.append(f"weights {', '.join(layer.weights)}")
+    parts.append(f"out {', '.join(layer.outputs)}")
+    parts += [f"{name} {_value(value)}" for name, value in layer.params.items()]
     return "; ".join(parts)
 
 
@@ -114,48 +143,51 @@ def _value(value: Any) -> str:
     return "x".join(map(_value, value)) if isinstance(value, list) else str(value).lower()
 
 
-def _comparison(found: Mapping[str, Any], layers: int, texts: _Texts) -> dict[str, Any]:
+def _comparison(found: Comparison, layers: int, texts: _Texts) -> dict[str, Any]:
     changed, gone = {}, []
-    places = _heads_by_base(found["layers"], layers)
-    for each in found["layers"]:
+    heads = _heads_by_base(found.layers, layers)
+    for each in found.layers:
         entry: dict[str, Any] = {
-            "energy_mj": _stored(each["energy_mj"][0]),
-            "runtime_ms": _stored(each["runtime_ms"][0]),
-            "new": each["base_index"] is None,
-            "causes": texts.column(_cause(cause) for cause in each["causes"]),
-            "breaches": each["breaches"],
+            "energy_mj": _six_digits(each.energy_mj[0]),
+            "runtime_ms": _six_digits(each.runtime_ms[0]),
+            "new": each.base_index is None,
+            "causes": texts.column(
+                f"{cause.name}: {cause.detail}" if cause.detail else cause.name
+                for cause in each.causes
+            ),
+            "breaches": each.breaches,
         }
-        if each["head_index"] is None:
-            names = {name: texts.number(each[name]) for name in ("path", "op", "kind")}
-            stood_after = max((base for base in places if base < each["base_index"]), default=None)
-            at = 0 if stood_after is None else places[stood_after] + 1
-            gone.append({**entry, **names, "at": at})
-        else:
-            changed[each["head_index"]] = entry
-    return {**{name: found[name] for name in _COMPARED}, "changed": changed, "gone": gone}
+        if each.head_index is not None:
+            changed[each.head_index] = entry
+            continue
+        assert each.base_index is not None  # a layer is on one side at least
+        stood_after = max((base for base in heads if base < each.base_index), default=None)
+        entry |= {name: texts.number(getattr(each, name)) for name in ("path", "op", "kind")}
+        gone.append({**entry, "at": 0 if stood_after is None else heads[stood_after] + 1})
+    facts = msgspec.to_builtins(found)
+    kept = {name: value for name, value in facts.items() if name not in _COMPARISON_LAID_OUT}
+    return {**kept, "changed": changed, "gone": gone}
 
 
-def _heads_by_base(changes: Sequence[Mapping[str, Any]], layers: int) -> dict[int, int]:
+def _heads_by_base(changes: Sequence[LayerChange], layers: int) -> dict[int, int]:
     """Index of each layer that still exists: in the baseline, and now.
 
     Layers that are equal are not listed among the changes; they are paired in order.
     """
-    pairs = [(each["base_index"], each["head_index"]) for each in changes]
-    listed_bases, listed_heads = ({pair[side] for pair in pairs} - {None} for side in (0, 1))
+    listed_bases = {each.base_index for each in changes} - {None}
+    listed_heads = {each.head_index for each in changes} - {None}
     heads = [index for index in range(layers) if index not in listed_heads]
     count = len(heads) + len(listed_bases)
     bases = [index for index in range(count) if index not in listed_bases]
     return dict(zip(bases, heads, strict=True)) | {
-        base: head for base, head in pairs if base is not None and head is not None
+        each.base_index: each.head_index
+        for each in changes
+        if each.base_index is not None and each.head_index is not None
     }
 
 
-def _stored(value: float | None) -> float | None:
+def _six_digits(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.6g}")
-
-
-def _cause(cause: Mapping[str, Any]) -> str:
-    return f"{cause['name']}: {cause['detail']}" if cause["detail"] else str(cause["name"])
 
 
 # -- One self-contained page: the template, our style and scripts, the data, and plotly's script.
@@ -184,7 +216,7 @@ def check_plotly() -> None:
         )
 
 
-def render(report: Mapping[str, Any]) -> str:
+def render(report: Report) -> str:
     """The page of a session's report; the same report gives the same bytes.
 
     Raises
@@ -199,7 +231,7 @@ def render(report: Mapping[str, Any]) -> str:
     return Template(_asset("page.html")).substitute(
         policy=_policy(ours, plotly),
         style=_asset("style.css"),
-        data=_embedded(page_data(with_layers(report))),
+        data=_embedded(page_data(report)),
         script=ours,
         plotly=plotly,
     )

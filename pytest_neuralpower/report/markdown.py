@@ -1,102 +1,24 @@
-"""The report for a pull request or a step summary: short, details folded."""
+"""Markdown for a pull request or a step summary: short, details folded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final
 
-from pytest_neuralpower.report.compare import change_cell, changes_text, signed_percent
-from pytest_neuralpower.units import Quantity, show, show_in
+from msgspec import UNSET
 
-__all__ = [
-    "compare_markdown",
-    "escape",
-    "render",
-]
+from pytest_neuralpower.report.compare import changes_text, signed_percent, total_cells
+from pytest_neuralpower.units import Quantity, show
 
+if TYPE_CHECKING:
+    from pytest_neuralpower.guard.compare_sources import Compared
+    from pytest_neuralpower.guard.finding import Finding, Report
+
+__all__ = ["compare_markdown", "escape", "render"]
 
 #: Outcome of a prediction -> what its row starts with.
 _ICONS: Final = {"ok": "✅", "failed": "💥", "unbounded": "", "misused": "💥"}
 _BROKEN: Final = "❌"
-_QUANTITIES: Final[tuple[tuple[Quantity, str], ...]] = (
-    ("energy", "energy_mj"), ("runtime", "runtime_ms"), ("power", "power_w"),
-)  # fmt: skip
-
-#: Layers that the details of a changed model show.
-_TOP: Final = 5
-
-
-def render(report: Mapping[str, Any]) -> str:
-    """One row a prediction; what has changed since the baseline, and failures, folded below."""
-    predictions: Sequence[Mapping[str, Any]] = report["predictions"]
-    broken = [each for each in predictions if each["failure"]]
-    count = len(predictions)
-    verdict = f"{count - len(broken)} of {count} within budget and baseline"
-    lines = [f"### Predicted energy and runtime: {verdict}", ""]
-    if predictions:
-        lines += [
-            "| | test | platform | energy of one call | runtime | power | since baseline |",
-            "|---|---|---|---|---|---|---|",
-            *map(_row, predictions),
-        ]
-    for each in broken:
-        lines += _folded(f"{each['test']}: {each['outcome']}", each["failure"])
-    for each in predictions:
-        comparison = each.get("comparison")
-        if comparison is None or each["failure"]:
-            continue
-        if comparison["layers"] or comparison["recalibrated"]:
-            lines += _folded(f"{each['test']}: what changed", changes_text(comparison, top=_TOP))
-    if report["stale_baselines"]:
-        stale = ", ".join(f"`{each}`" for each in report["stale_baselines"])
-        lines += ["", f"Stale baselines, of tests that predict no more: {stale}"]
-    return "\n".join(lines) + "\n"
-
-
-def _row(prediction: Mapping[str, Any]) -> str:
-    icon = _ICONS.get(prediction["outcome"], _BROKEN)
-    cells = [_cell(prediction, quantity, field) for quantity, field in _QUANTITIES]
-    cells = [icon, f"`{prediction['test']}`", prediction["platform"], *cells, _since(prediction)]
-    return "| " + " | ".join(map(escape, cells)) + " |"
-
-
-def _cell(prediction: Mapping[str, Any], quantity: Quantity, field: str) -> str:
-    if prediction[field] is None:
-        return "-"
-    budgets = [each for each in prediction["budgets"] if each["quantity"] == quantity]
-    if not budgets:
-        return show(quantity, prediction[field])
-    tightest = max(budgets, key=lambda each: each["value"] / each["limit"])
-    value, limit = (
-        show_in(quantity, tightest[name], tightest["unit"]) for name in ("value", "limit")
-    )
-    return f"{value} of {limit}" + (" per sample" if tightest["per"] == "sample" else "")
-
-
-def _since(prediction: Mapping[str, Any]) -> str:
-    comparison = prediction.get("comparison")
-    if comparison is None:
-        status = prediction.get("baseline", {}).get("status")
-        return {"missing": "no baseline", "written": "accepted"}.get(status, "")
-    whole = comparison["energy"] or comparison["runtime"]
-    return signed_percent(whole["base"], whole["head"])
-
-
-def _folded(title: str, text: str) -> list[str]:
-    return [
-        "",
-        f"<details><summary>{title}</summary>",
-        "",
-        "```",
-        text.strip("\n"),
-        "```",
-        "",
-        "</details>",
-    ]
-
-
-# -- What has changed since a baseline, as Markdown for a pull request.
-
 _COMPARED_ICONS: Final = {
     "ok": "✅",
     "regressed": "❌",
@@ -105,16 +27,67 @@ _COMPARED_ICONS: Final = {
     "failed": "⚠️",
 }
 
-
-def escape(text: str) -> str:
-    """Text that stays in one cell of a table."""
-    return text.replace("|", "\\|").replace("\n", " ")
+#: Layers that the details of a changed model show.
+_TOP: Final = 5
 
 
-def compare_markdown(found: Sequence[Mapping[str, Any]], *, top: int) -> str:
+def render(report: Report) -> str:
+    """One row a prediction; what has changed since the baseline, and failures, folded below."""
+    broken = [each for each in report.predictions if each.failure]
+    count = len(report.predictions)
+    verdict = f"{count - len(broken)} of {count} within budget and baseline"
+    lines = [f"### Predicted energy and runtime: {verdict}", ""]
+    if report.predictions:
+        lines += [
+            "| | test | platform | energy of one call | runtime | power | since baseline |",
+            "|---|---|---|---|---|---|---|",
+            *map(_finding_row, report.predictions),
+        ]
+    for each in broken:
+        lines += _folded(f"{each.test}: {each.outcome}", each.failure)
+    for each in report.predictions:
+        if each.comparison is not UNSET and each.comparison.changed and not each.failure:
+            text = changes_text(each.comparison, top=_TOP)
+            lines += _folded(f"{each.test}: what changed", text)
+    if report.stale_baselines:
+        stale = ", ".join(f"`{each}`" for each in report.stale_baselines)
+        lines += ["", f"Stale baselines, of tests that predict no more: {stale}"]
+    return "\n".join(lines) + "\n"
+
+
+def _finding_row(finding: Finding) -> str:
+    values: dict[Quantity, float | None] = {
+        "energy": finding.energy_mj,
+        "runtime": finding.runtime_ms,
+        "power": finding.power_w,
+    }
+    cells = [_cell(finding, quantity, value) for quantity, value in values.items()]
+    icon = _ICONS.get(finding.outcome, _BROKEN)
+    return _row([icon, f"`{finding.test}`", finding.platform, *cells, _since(finding)])
+
+
+def _cell(finding: Finding, quantity: Quantity, value: float | None) -> str:
+    if value is None:
+        return "-"
+    verdict = finding.tightest(quantity)
+    if verdict is None:
+        return show(quantity, value)
+    per = " per sample" if verdict.per == "sample" else ""
+    return f"{verdict.show(verdict.value)} of {verdict.show(verdict.limit)}{per}"
+
+
+def _since(finding: Finding) -> str:
+    if finding.comparison is UNSET:
+        status = "" if finding.baseline is UNSET else finding.baseline.status
+        return {"missing": "no baseline", "written": "accepted"}.get(status, "")
+    total = finding.comparison.main_change()
+    return signed_percent(total.base, total.head)
+
+
+def compare_markdown(found: Sequence[Compared], *, top: int) -> str:
     """The table of :func:`~pytest_neuralpower.report.compare.compare_text`, details folded."""
-    worse = sum(each["outcome"] == "regressed" for each in found)
-    failed = sum(each["outcome"] == "failed" for each in found)
+    worse = sum(each.outcome == "regressed" for each in found)
+    failed = sum(each.outcome == "failed" for each in found)
     verdict = f"{worse} of {len(found)} cost more than the tolerance allows" if worse else (
         "nothing costs more than the tolerance allows"
     )  # fmt: skip
@@ -128,30 +101,23 @@ def compare_markdown(found: Sequence[Mapping[str, Any]], *, top: int) -> str:
     ]
     details = []
     for each in found:
-        comparison = each["comparison"]
-        cells = ["-", "-"]
-        if comparison is not None:
-            cells = [
-                change_cell(comparison["energy"], "energy"),
-                change_cell(comparison["runtime"], "runtime"),
-            ]
-            if comparison["layers"] or comparison["recalibrated"]:
-                details += _details(each, top)
-        elif each["outcome"] == "failed":
-            cells = [each["error"], "-"]
-        row = [_COMPARED_ICONS[each["outcome"]], f"`{each['name']}`", each["platform"], *cells]
-        lines.append("| " + " | ".join(map(escape, row)) + " |")
+        cells = total_cells(each) if each.error is None else (each.error, "-")
+        lines.append(_row([_COMPARED_ICONS[each.outcome], f"`{each.name}`", each.platform, *cells]))
+        if each.comparison is not None and each.comparison.changed:
+            title = f"{each.name} on {each.platform}: what changed"
+            details += _folded(title, changes_text(each.comparison, top=top))
     return "\n".join([*lines, *details]) + "\n"
 
 
-def _details(each: Mapping[str, Any], top: int) -> list[str]:
-    return [
-        "",
-        f"<details><summary>{each['name']} on {each['platform']}: what changed</summary>",
-        "",
-        "```",
-        changes_text(each["comparison"], top=top).strip("\n"),
-        "```",
-        "",
-        "</details>",
-    ]
+def escape(text: str) -> str:
+    """Text that stays in one cell of a table."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(map(escape, cells)) + " |"
+
+
+def _folded(title: str, text: str) -> list[str]:
+    summary = f"<details><summary>{title}</summary>"
+    return ["", summary, "", "```", text.strip("\n"), "```", "", "</details>"]

@@ -7,12 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import UNSET
+
 from pytest_neuralpower.platform.prediction import EXTRAPOLATED, FALLBACK, UNCOVERED, UNTRUSTED
 from pytest_neuralpower.report.compare import signed_percent
-from pytest_neuralpower.units import Quantity, show, show_in, show_percent
+from pytest_neuralpower.units import Quantity, show, show_percent
 
 if TYPE_CHECKING:
     from pytest_neuralpower.guard.budget import Verdict
+    from pytest_neuralpower.guard.finding import Finding
     from pytest_neuralpower.layers import Layer, TensorSpec, Trace
     from pytest_neuralpower.platform.intervals import Interval
     from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
@@ -26,7 +29,7 @@ __all__ = [
 
 #: Lines stay within this; a nested module path keeps its end, where layers differ.
 _WIDTH = 80
-_LEAST_PATH_WIDTH = 20
+_LEAST_WIDTH = 20
 
 #: Flag of a layer -> (its letter in a table, what it means).
 _FLAG_NOTES = {
@@ -84,7 +87,7 @@ def _table(rows: Sequence[tuple[Any, ...]], headers: Sequence[str], align: str, 
 
     widths = [max(map(len, column)) for column in zip(*[row[:-1] for row in rows], strict=True)]
     widths = [max(pair) for pair in zip(widths, map(len, headers), strict=False)]
-    left = max(_WIDTH - indent - sum(widths) - 2 * len(widths), _LEAST_PATH_WIDTH)
+    left = max(_WIDTH - indent - sum(widths) - 2 * len(widths), _LEAST_WIDTH)
     text = tabulate(
         [(*row[:-1], _path_text(row[-1], left)) for row in rows],
         headers,
@@ -97,20 +100,16 @@ def _table(rows: Sequence[tuple[Any, ...]], headers: Sequence[str], align: str, 
 
 def trace_text(trace: Trace) -> str:
     """Every layer of a trace in order, with its operations and bytes, and the totals."""
-    rows = []
-    for layer in trace:
-        cost = layer.cost
-        rows.append(
-            (
-                layer.op,
-                shape_text(layer.inputs),
-                shape_text(layer.weights),
-                shape_text(layer.outputs),
-                _count_text(cost.flops) if layer.covered else UNCOVERED,
-                _count_text(cost.bytes_moved),
-                layer,
-            )
+    rows = [
+        (
+            layer.op,
+            *map(shape_text, (layer.inputs, layer.weights, layer.outputs)),
+            _count_text(layer.cost.flops) if layer.covered else UNCOVERED,
+            _count_text(layer.cost.bytes_moved),
+            layer,
         )
+        for layer in trace
+    ]
     headers = ("operation", "input", "weight", "output", "FLOPs", "bytes", "layer")
     notes = [f"note: {note}" for note in trace.notes]
     notes += [f"note: no shape rule for {fallback}" for fallback in trace.fallbacks]
@@ -147,12 +146,12 @@ def caveats(prediction: Prediction) -> list[str]:
 
 def totals_text(prediction: Prediction) -> str:
     """What is known of energy, runtime and power of one call, in one line."""
-    values: tuple[tuple[Quantity, float | None], ...] = (
-        ("energy", prediction.energy_mj),
-        ("runtime", prediction.runtime_ms),
-        ("power", prediction.power_w),
-    )
-    return ", ".join(show(quantity, value) for quantity, value in values if value is not None)
+    values: dict[Quantity, float | None] = {
+        "energy": prediction.energy_mj,
+        "runtime": prediction.runtime_ms,
+        "power": prediction.power_w,
+    }
+    return ", ".join(show(name, value) for name, value in values.items() if value is not None)
 
 
 def basis_text(prediction: Prediction) -> str:
@@ -179,9 +178,9 @@ def call_text(prediction: Prediction) -> str:
 
 
 def prediction_text(prediction: Prediction, top: int) -> str:
-    """The whole prediction for people: totals, the ``top`` dearest layers (0: all in order)."""
-    shown = prediction.dearest(top) if top else prediction.layers
-    order = "dearest first" if top else "in order of execution"
+    """The whole prediction: totals, and the ``top`` most expensive layers (0: all in order)."""
+    shown = prediction.top(top) if top else prediction.layers
+    order = "most expensive first" if top else "in order of execution"
     lines = [
         f"{prediction.model} on {prediction.platform}: {totals_text(prediction)}",
         f"predicted for {call_text(prediction)} ({basis_text(prediction)})",
@@ -232,12 +231,12 @@ def failure_text(
         if verdict.judge != "point":
             end = "lower" if verdict.judge == "certain" else "upper"
             lines.append(f"  judged by  its {end} end (np_judge={verdict.judge})")
-    shown = prediction.dearest(top) if top else prediction.layers
+    shown = prediction.top(top) if top else prediction.layers
     lines += [
         f"  {call_text(prediction)}: {totals_text(prediction)}",
         f"  ({basis_text(prediction)})",
         "",
-        f"  the {len(shown)} dearest of {len(prediction.layers)} layers:"
+        f"  the {len(shown)} most expensive of {len(prediction.layers)} layers:"
         if top and len(shown) < len(prediction.layers)
         else "  layers:",
         layer_table(shown, prediction, indent=2),
@@ -291,7 +290,7 @@ def epr_text(ranked: Sequence[Ranked], *, platform: str, alpha: float) -> str:
 
 def strict_text(prediction: Prediction, share: float, limit: float, again: tuple[str, str]) -> str:
     """Why ``--np-strict`` failed a test: the share, and the layers that make it up."""
-    flagged = [item for item in prediction.dearest(len(prediction.layers)) if item.flags]
+    flagged = [item for item in prediction.top(len(prediction.layers)) if item.flags]
     return "\n".join(
         [
             f"prediction not trusted: {prediction.model} on {prediction.platform}",
@@ -305,12 +304,7 @@ def strict_text(prediction: Prediction, share: float, limit: float, again: tuple
     )
 
 
-# -- The summary section: what each guarded test predicted, beside its budgets.
-
-_SUMMARY_WIDTH: Final = 80
-_LEAST_WIDTH: Final = 20
-
-#: Outcome of a record -> how a summary line starts.
+#: Outcome of a prediction -> how a summary line starts.
 _STATUS = {
     "ok": "ok",
     "over": "OVER",
@@ -323,25 +317,26 @@ _STATUS = {
 }
 
 
-def summary_lines(records: Sequence[Mapping[str, Any]], *, whole_ids: bool = False) -> list[str]:
-    """What each guarded test predicted (records of session.judge), in lines of 80 columns.
+def summary_lines(findings: Sequence[Finding], *, whole_ids: bool = False) -> list[str]:
+    """What each guarded test predicted, in lines of 80 columns.
 
     One aligned line a prediction, its test last; where one would be too long, all take two, the
     test first. A test's id too long for a line is shortened, unless ``whole_ids``.
     """
     rows = [
         [
-            _STATUS[record["outcome"]],
-            *_cells(record),
-            _since_baseline(record),
-            f"{record['untrusted_share']:.0%} unsure" if record["untrusted_share"] > 0 else "",
-            record["platform"],
-            record["test"],
+            _STATUS[each.outcome],
+            *_total_cells(each),
+            _since_baseline(each),
+            f"{each.untrusted_share:.0%} unsure" if each.untrusted_share > 0 else "",
+            each.platform,
+            each.test,
         ]
-        for record in sorted(records, key=_order)
+        # By test, so that a run on xdist reads the same; its workers finish in any order.
+        for each in sorted(findings, key=lambda each: (each.test, each.platform))
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    if sum(width + 2 for width in widths if width) - 2 <= _SUMMARY_WIDTH:
+    if sum(width + 2 for width in widths if width) - 2 <= _WIDTH:
         return [
             "  ".join(
                 f"{cell:{width}}" for cell, width in zip(row, widths, strict=True) if width
@@ -351,19 +346,18 @@ def summary_lines(records: Sequence[Mapping[str, Any]], *, whole_ids: bool = Fal
     indent = widths[0] + 2
     lines = []
     for status, *cells, test in rows:
-        shown = test if whole_ids else short_id(test, _SUMMARY_WIDTH - indent)
+        shown = test if whole_ids else short_id(test, _WIDTH - indent)
         lines += [f"{status:{indent}}{shown}", " " * indent + "  ".join(filter(None, cells))]
     return lines
 
 
-def _since_baseline(record: Mapping[str, Any]) -> str:
-    """How the model's cost stands to its baseline; empty where it has none to do with one."""
-    comparison = record.get("comparison")
-    if comparison is None:
-        missing = record.get("baseline", {}).get("status") == "missing"
+def _since_baseline(finding: Finding) -> str:
+    """How the model's cost stands to its baseline; empty where it has none."""
+    if finding.comparison is UNSET:
+        missing = finding.baseline is not UNSET and finding.baseline.status == "missing"
         return "no baseline" if missing else ""
-    whole = comparison["energy"] or comparison["runtime"]
-    change = signed_percent(whole["base"], whole["head"])
+    total = finding.comparison.main_change()
+    change = signed_percent(total.base, total.head)
     return "as baseline" if change == "+0.0%" else f"{change} on baseline"
 
 
@@ -390,34 +384,27 @@ def short_id(nodeid: str, width: int) -> str:
     return f"{last[:start]}…{last[start + 1 - width :]}"
 
 
-def _order(record: Mapping[str, Any]) -> tuple[str, str]:
-    """By test, so that a run on xdist reads the same; its workers finish in any order."""
-    return record["test"], record["platform"]
-
-
 #: Whether the limit lies outside the interval -> what the summary adds.
-_SURE: Mapping[bool | None, str] = {None: "", True: " (sure)", False: " (not sure)"}
+_SURE: Final[Mapping[bool | None, str]] = {None: "", True: " (sure)", False: " (not sure)"}
 
 
-def _cells(record: Mapping[str, Any]) -> list[str]:
-    values: tuple[tuple[Quantity, str], ...] = (
-        ("energy", "energy_mj"), ("runtime", "runtime_ms"), ("power", "power_w"),
-    )  # fmt: skip
+def _total_cells(finding: Finding) -> list[str]:
+    """Energy, runtime and power; next to the tightest budget of each, if it has one."""
+    values: dict[Quantity, float | None] = {
+        "energy": finding.energy_mj,
+        "runtime": finding.runtime_ms,
+        "power": finding.power_w,
+    }
     cells = []
-    for quantity, key in values:
-        budgets = [each for each in record["budgets"] if each["quantity"] == quantity]
-        if budgets:
-            # Of several budgets of one quantity the tightest is shown: a broken one, if any.
-            budget = max(budgets, key=lambda each: each["value"] / each["limit"])
-            per = ""
-            if budget["per"] == "sample":
-                per = f" per sample of {budget['samples'] or record['batch']}"
-            value, limit = (
-                show_in(quantity, budget[name], budget["unit"]) for name in ("value", "limit")
-            )
-            cells.append(f"{value} of {limit}{per}{_SURE[budget['sure']]}")
+    for quantity, value in values.items():
+        verdict = finding.tightest(quantity)
+        if verdict is None:
+            cell = _known(quantity, value)
         else:
-            cells.append("" if record[key] is None else show(quantity, record[key]))
-        if cells[-1] and quantity != "runtime" and record.get("estimated_power"):
-            cells[-1] += " estimated"
+            samples = verdict.samples or finding.batch
+            per = f" per sample of {samples}" if verdict.per == "sample" else ""
+            value_and_limit = f"{verdict.show(verdict.value)} of {verdict.show(verdict.limit)}"
+            cell = f"{value_and_limit}{per}{_SURE[verdict.sure]}"
+        estimated = cell and quantity != "runtime" and finding.estimated_power
+        cells.append(f"{cell} estimated" if estimated else cell)
     return cells

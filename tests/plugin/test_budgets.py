@@ -38,7 +38,7 @@ def test_a_budget_in_any_unit_fails_only_the_dearer_model(repo, marker, outcome)
     repo.run("--np-platform=titanx").assert_outcomes(**{outcome: 1})
 
 
-def test_the_failure_says_budget_prediction_excess_and_dearest_layers(repo):
+def test_the_failure_says_budget_prediction_excess_and_top_layers(repo):
     repo.write(GUARDED.format(marker="energy_budget(mj=0.5)"))
     result = repo.run("--np-platform=titanx")
     result.stdout.fnmatch_lines(

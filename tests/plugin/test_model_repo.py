@@ -157,6 +157,6 @@ def test_recalibrate_the_platform(model_repo, pytester):
     result.stdout.fnmatch_lines(["*as baseline*"])
     compared = model_repo.compare()
     assert compared.exit_code == 0
-    assert "calibrated anew" in compared.output
+    assert "recalibrated" in compared.output
     assert "(-33.3%), model +0.00 µJ (+0.0%)" in compared.output
     assert "the model is unchanged: 68 layers" in compared.output

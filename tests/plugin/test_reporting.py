@@ -94,7 +94,7 @@ def test_top_limits_the_layers_and_says_how_to_see_the_rest(repo):
     result = repo.run("--np-platform=titanx", "--np-top=2")
     result.stdout.fnmatch_lines(
         [
-            "  the 2 dearest of 4 layers:",
+            "  the 2 most expensive of 4 layers:",
             "  every layer: pytest --np-platform=titanx --np-top=0 test_guard.py::test_over",
         ]
     )
@@ -219,6 +219,6 @@ def test_a_prediction_prints_short(repo):
             prediction = neuralpower.predict(small(), image())
             assert len(repr(prediction)) < 100
             assert "Sequential on titanx" in repr(prediction)
-            assert repr(prediction.dearest(1)[0]).startswith("<conv2d ")
+            assert repr(prediction.top(1)[0]).startswith("<conv2d ")
     """)
     repo.run("--np-platform=titanx").assert_outcomes(passed=1)

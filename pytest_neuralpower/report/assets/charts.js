@@ -29,7 +29,7 @@ function layout(more) {
 
 const CONFIG = { responsive: true, displaylogo: false, displayModeBar: false };
 
-/** Kinds of layers, dearest first, each with its colour. */
+/** Kinds of layers, most expensive first, each with its colour. */
 function kindColours(layers, field) {
   const sums = new Map();
   for (const layer of layers) sums.set(layer.kind, (sums.get(layer.kind) ?? 0) + (layer[field] ?? 0));

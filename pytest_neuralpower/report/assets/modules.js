@@ -1,6 +1,6 @@
 // The tree of modules: what each costs with all that is inside it.
 
-/** The tree by module path, dearest first; a module with one layer alone is that layer. */
+/** The tree by module path, most expensive first; a module with one layer alone is that layer. */
 function moduleTree(prediction, layers, field) {
   const root = { name: prediction.model || "model", path: "", value: 0, base: 0, children: new Map(), layers: [] };
   for (const layer of layers) {

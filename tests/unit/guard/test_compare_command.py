@@ -83,7 +83,7 @@ def test_a_recalibration_is_told_from_the_model(store):
     store("b", "net", [32])
     result = compare("a", "b")
     assert result.exit_code == 0
-    assert "calibrated anew" in result.output
+    assert "recalibrated" in result.output
     assert "the model is unchanged" in result.output
 
 

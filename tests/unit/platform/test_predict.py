@@ -208,7 +208,7 @@ class TestCost:
 
     def test_is_energy(self) -> None:
         found = Prediction((self.LONG, self.HOT, self.PLAIN), "toy", "0" * 64)
-        assert found.dearest(2) == (self.HOT, self.PLAIN)
+        assert found.top(2) == (self.HOT, self.PLAIN)
         assert [found.share(each) for each in (EXTRAPOLATED, FALLBACK, UNCOVERED)] == [
             5 / 8,
             0.5,
@@ -222,7 +222,7 @@ class TestCost:
             for each in (self.HOT, self.LONG, self.PLAIN)
         )
         found = Prediction(layers, "toy", "0" * 64)
-        assert found.dearest(1) == (layers[1],)
+        assert found.top(1) == (layers[1],)
         assert [found.share(each) for each in (EXTRAPOLATED, FALLBACK)] == [0.9, 0.1]
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from pytest_neuralpower.calibrate.fit.power import constant_power
 from pytest_neuralpower.calibrate.fit.recipe import Recipe
 from pytest_neuralpower.calibrate.fit.rows import conv_layer
 from pytest_neuralpower.errors import ProfileError
+from pytest_neuralpower.guard.finding import Finding
 from pytest_neuralpower.platform.price import Fallback, FittedPlatform
 from pytest_neuralpower.report.terminal import prediction_text, summary_lines
 
@@ -35,12 +37,12 @@ def test_the_text_of_a_prediction_says_estimated() -> None:
 
 
 def test_a_line_of_the_summary_says_estimated() -> None:
-    record = {
-        "test": "t.py::test", "platform": "toy", "outcome": "unbounded", "budgets": [],
-        "energy_mj": 65.0, "runtime_ms": 1.0, "power_w": 65.0, "untrusted_share": 0.0, "batch": 1,
-    }  # fmt: skip
-    (measured,) = summary_lines([record])
-    (estimated,) = summary_lines([{**record, "estimated_power": True}])
+    finding = Finding(
+        name="t", test="t.py::test", platform="toy", platform_sha256="", model="Toy", batch=1,
+        energy_mj=65.0, runtime_ms=1.0, power_w=65.0,
+    )  # fmt: skip
+    (measured,) = summary_lines([finding])
+    (estimated,) = summary_lines([structs.replace(finding, estimated_power=True)])
     assert "estimated" not in measured
     assert "65.0 mJ estimated" in estimated
     assert "65.0 W estimated" in estimated
