@@ -221,7 +221,7 @@ class Pruned:
                     done.number,
                     show(self.budget.quantity, done.target),
                     show(self.budget.quantity, done.reached),
-                    "" if done.score is None else f"{done.score:.4g}",
+                    None if done.score is None else f"{done.score:.4g}",
                     "undone" if not done.kept else "kept" if saves else "saves nothing more",
                 )
             )

@@ -130,14 +130,19 @@ def follow(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[Coupling]:
     """
     library = _library()
     graph = library.DependencyGraph()
+    outputs: list[torch.Tensor] = []  # keep the graph: torch 2.9 names no node of a freed one
+
+    def forward(followed: nn.Module, _: Any) -> list[torch.Tensor]:
+        outputs.extend(_differentiable(run(followed)))
+        return outputs
+
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
         try:
             graph.build_dependency(
                 model,
                 example_inputs=None,
-                forward_fn=lambda followed, _: run(followed),
-                output_transform=_differentiable,
+                forward_fn=forward,
                 verbose=False,
             )
             return list(_couplings(graph, library))

@@ -145,14 +145,14 @@ class EyerissPlatform:
         if kind not in KINDS:
             raise PlatformError(f"unknown kind of layer {kind!r}; known: {', '.join(KINDS)}")
         costs, bits = self.costs, self.bits
-        rows: list[tuple[str | float, ...]] = [
+        rows: list[tuple[str | float | None, ...]] = [
             (name.replace("_", " "), level.input_map, level.weight, level.output_map)
             for name, level in ((name, getattr(costs, name)) for name in _LEVELS)
         ]
         return Explanation(
             (f"{kind} on {self.name}", self.device),
             _how_priced(kind),
-            costs=(*rows, ("MAC", costs.mac, "", "")),
+            costs=(*rows, ("MAC", costs.mac, None, None)),
             remarks=(
                 f"in 16-bit multiply-accumulates (MACs) of {costs.pj_per_mac:g} pJ, for 16 "
                 "bits; linear in the bits",

@@ -56,7 +56,7 @@ class Explanation(NamedTuple):
     title: tuple[str, ...]
     text: tuple[str, ...] = ()
     equations: tuple[Equation, ...] = ()
-    costs: tuple[tuple[str | float, ...], ...] = ()
+    costs: tuple[tuple[str | float | None, ...], ...] = ()
     remarks: tuple[str, ...] = ()
 
 

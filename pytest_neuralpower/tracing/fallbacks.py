@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Parameter, functional
 
 from pytest_neuralpower.layers import TensorSpec
 from pytest_neuralpower.tracing.torch_private import TorchDispatchMode, base_of, qualified_name
@@ -259,6 +259,9 @@ def _ask(func: Any, op: str, args: Any, kwargs: Any) -> tuple[str, Any, bool]:
     how = "torch's meta kernel"
     try:
         result = func(*meta_args, **meta_kwargs)
+        if func is functional.embedding and meta_args and meta_args[0].is_floating_point():
+            # The meta kernel of torch 2.9 takes what the real one refuses.
+            raise TypeError("'indices' of an embedding must have an integer scalar type")
         operands = meta_args
     except Exception as meta_error:
         operands, result = _on_zeros(func, op, args, kwargs, meta_error)

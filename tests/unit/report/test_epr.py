@@ -132,7 +132,7 @@ def test_the_plot_is_one_file_with_its_script_inside(tmp_path):
     write_page(energy_error_figure(rank(ALL), platform="titanx", alpha=1), page)
     text = page.read_text()
     assert "Plotly.newPlot" in text
-    assert 'src="http' not in text
+    assert ' src="http' not in text  # no element loads anything
     assert all(each.name in text for each in ALL)
 
 

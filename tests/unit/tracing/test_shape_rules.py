@@ -99,7 +99,7 @@ def check(
         warnings.simplefilter("ignore")
         try:
             expected = function(*real(args), **{name: real(item) for name, item in kwargs.items()})
-        except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError):
+        except (RuntimeError, IndexError, ValueError, TypeError, AssertionError):
             expected = None
         try:
             found = answer(function, recorder, *args, **kwargs)
