@@ -13,16 +13,35 @@ from pytest_neuralpower.errors import MissingExtraError, ReportError
 from pytest_neuralpower.files import write_atomically
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.calibrate.fit.accuracy import Point
     from pytest_neuralpower.report.epr import Ranked
 
 __all__ = [
-    "Dot",
+    "Point",
     "scatter_svg",
 ]
 
 
 _HEIGHT = 620
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One measured value and what was predicted without it.
+
+    Attributes
+    ----------
+    group
+        The layer's family, or ``networks``.
+    text
+        The layer, or the network's name.
+    measured, predicted
+        ms.
+    """
+
+    group: str
+    text: str
+    measured: float
+    predicted: float
 
 
 def check_page(path: Path) -> None:
@@ -160,16 +179,7 @@ _MOST_DOTS: Final = 300
 NETWORKS: Final = "networks"
 
 
-@dataclass(frozen=True, slots=True)
-class Dot:
-    """One value, measured and predicted, ms."""
-
-    group: str
-    measured: float
-    predicted: float
-
-
-def scatter_svg(dots: Sequence[Dot], *, title: str) -> str:
+def scatter_svg(dots: Sequence[Point], *, title: str) -> str:
     """A logarithmic chart with the diagonal and a factor of 1.2 to both sides of it.
 
     Of groups with more than 300 dots every n-th is drawn.

@@ -5,15 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pytest_neuralpower.calibrate.fit.rows import SENTINEL
 from pytest_neuralpower.calibrate.measure.run_trial import on_bench, replayed, run_trial
 from pytest_neuralpower.calibrate.measure.timers import CudaTimer
-from pytest_neuralpower.calibrate.measure.trial import (
-    SENTINEL,
-    Bench,
-    Hardware,
-    Trial,
-    TrialSkipped,
-)
+from pytest_neuralpower.calibrate.measure.trial import Bench, Hardware, Trial, TrialSkipped
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device: torch sees none here"

@@ -7,26 +7,26 @@ energy, so `neuralpower accuracy` shows all of them by the energy that they lead
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from pytest_neuralpower.calibrate.fit.fit import Fitted, fit_recipe
+from pytest_neuralpower.calibrate.fit.fit import fit_recipe
 from pytest_neuralpower.calibrate.fit.power import load_networks
 from pytest_neuralpower.calibrate.fit.recipe import read_recipe
 from pytest_neuralpower.errors import FitError, ProfileError
 from pytest_neuralpower.estimators.selection import Score, baseline_makers, held_out
 from pytest_neuralpower.platform.catalog import list_platforms
+from pytest_neuralpower.report.charts import Point
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.calibrate.fit.uncertainty import FamilyFit
+    from pytest_neuralpower.calibrate.fit.uncertainty import FamilyFit, Fitted
     from pytest_neuralpower.estimators.features import FloatArray
     from pytest_neuralpower.layers import Layer
 
 __all__ = [
-    "Point",
     "accuracy_shown",
     "find_calibration",
     "measure",
@@ -93,26 +93,6 @@ def _predicted(fit: FamilyFit) -> tuple[str, dict[str, FloatArray]]:
 
 #: Where calibration folders are, in a checkout.
 CALIBRATION: Final = Path("calibration")
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One measured value and what was predicted without it.
-
-    Attributes
-    ----------
-    group
-        The layer's family, or ``networks``.
-    text
-        The layer, or the network's name.
-    measured, predicted
-        ms.
-    """
-
-    group: str
-    text: str
-    measured: float
-    predicted: float
 
 
 def find_calibration(name: str) -> Path:

@@ -13,11 +13,13 @@ from tabulate import tabulate
 
 from pytest_neuralpower.calibrate.fit.rows import (
     CLOSING,
+    SENTINEL,
+    MeasuredRow,
     Measurement,
     at_usual_speed,
+    repeatability,
     usual_probe_ms,
 )
-from pytest_neuralpower.calibrate.measure.trial import SENTINEL, MeasuredRow, repeatability
 from pytest_neuralpower.files import write_atomically
 from pytest_neuralpower.report.accuracy import (
     intervals_table,
@@ -29,11 +31,11 @@ from pytest_neuralpower.report.accuracy import (
     power_table,
     split_table,
 )
-from pytest_neuralpower.report.charts import NETWORKS, Dot, scatter_svg
+from pytest_neuralpower.report.charts import NETWORKS, Point, scatter_svg
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.calibrate.fit.fit import Fitted
     from pytest_neuralpower.calibrate.fit.profile import Profile
+    from pytest_neuralpower.calibrate.fit.uncertainty import Fitted
     from pytest_neuralpower.platform.price import FittedPlatform
 
 __all__ = [
@@ -179,13 +181,13 @@ def write_figure(fitted: Fitted, directory: Path) -> None:
     if not platform.provenance.get("calibration"):
         return
     dots = [
-        Dot(name, row.runtime_ms, predicted)
+        Point(name, "", row.runtime_ms, predicted)
         for name, fit in fitted.families.items()
         for row, predicted in zip(fit.rows, fit.runtime.held_out.tolist(), strict=True)
     ]
     trials = platform.accuracy.get("intervals", {}).get("trials", {})
     pairs = zip(trials.get("measured_ms", ()), trials.get("predicted_ms", ()), strict=True)
-    dots += [Dot(NETWORKS, measured, predicted) for measured, predicted in pairs]
+    dots += [Point(NETWORKS, "", measured, predicted) for measured, predicted in pairs]
     title = f"Runtime on {platform.name}: held-out shapes, and random networks as their sums"
     write_atomically(directory / FIGURE, scatter_svg(dots, title=title))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +25,12 @@ from pytest_neuralpower.calibrate.fit.profile import read_profile
 from pytest_neuralpower.calibrate.fit.readers import READERS
 from pytest_neuralpower.calibrate.fit.readers.neusight import judge_overhead
 from pytest_neuralpower.calibrate.fit.recipe import Recipe, read_recipe
-from pytest_neuralpower.calibrate.fit.uncertainty import FamilyFit, learn_totals, with_intervals
+from pytest_neuralpower.calibrate.fit.uncertainty import (
+    FamilyFit,
+    Fitted,
+    learn_totals,
+    with_intervals,
+)
 from pytest_neuralpower.errors import FitError, PlatformError, ProfileError
 from pytest_neuralpower.estimators.base import refuse_bad_rows
 from pytest_neuralpower.estimators.features import Columns, FloatArray, columns, family
@@ -130,14 +135,6 @@ def fit_directory(
 ) -> FittedPlatform:
     """The platform of :func:`fit_recipe` for the recipe in ``directory``; raises as that does."""
     return fit_recipe(read_recipe(directory), data_root=data_root, candidates=candidates).platform
-
-
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """A platform, and by family the rows and the held-out predictions it was chosen by."""
-
-    platform: FittedPlatform
-    families: Mapping[str, FamilyFit]
 
 
 def fit_recipe(
@@ -257,13 +254,6 @@ def _read_source(recipe: Recipe, source: Any, data_root: Path | None) -> Sequenc
     if not found:
         raise ProfileError(f"recipe of {recipe.name}: no row of {source['path']} is selected")
     return found
-
-
-def fit_platform(
-    rows: Iterable[Row], recipe: Recipe, *, candidates: Collection[str] = ()
-) -> FittedPlatform:
-    """The platform of :func:`fit_rows`; raises as that does."""
-    return fit_rows(rows, recipe, candidates=candidates).platform
 
 
 def fit_rows(

@@ -236,6 +236,14 @@ class FamilyFit:
         return [row.shape_group for row in self.rows]
 
 
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A platform, and by family the rows and the held-out predictions it was chosen by."""
+
+    platform: FittedPlatform
+    families: Mapping[str, FamilyFit]
+
+
 def with_intervals(
     platform: FittedPlatform,
     recipe: Recipe,
@@ -411,12 +419,16 @@ def _learn_whole(
         points = np.array([each.errors.amounts(quantity).sum() for each in predicted])  # type: ignore[union-attr,arg-type]
         layers = np.array([each.errors.total(quantity)[1] for each in predicted])  # type: ignore[union-attr,arg-type]
         errors[quantity] = np.log(values / points), np.log(layers / points)
-        wholes[quantity] = _beyond(*errors[quantity])
+        off, own = errors[quantity]
+        wholes[quantity] = _beyond(few_distance(off), own)
     for quantity, values in measured.items():
         inside = 0
         for index, trace in enumerate(traced):
             rest = np.arange(len(networks)) != index
-            without = {name: _beyond(off[rest], own[rest]) for name, (off, own) in errors.items()}
+            without = {
+                name: _beyond(few_distance(off[rest]), own[rest])
+                for name, (off, own) in errors.items()
+            }
             alone = replace(platform, intervals=_with_whole(intervals, without)).predict(trace)
             low, high = alone.errors.total(quantity)  # type: ignore[union-attr,arg-type]
             inside += bool(low <= values[index] <= high)
@@ -424,9 +436,9 @@ def _learn_whole(
     return _with_whole(intervals, wholes), scores
 
 
-def _beyond(off: FloatArray, layers: FloatArray) -> float:
+def _beyond(distance: float, layers: FloatArray) -> float:
     """What the networks' errors show beyond what their layers' errors add up to."""
-    squared = few_distance(off) ** 2 - float((layers**2).mean())
+    squared = distance**2 - float((layers**2).mean())
     return float(f"{max(squared, 0.0) ** 0.5:.4g}")
 
 
@@ -463,9 +475,9 @@ def learn_totals(
     off = np.abs(np.log(measured / points))
     platform = _platform_with_whole(_correlated(platform, networks, off), 0.0)
     own = _layers_parts(platform, networks)
-    whole = _beyond_distance(conformal_distance(off, list(range(len(off)))), own)
+    whole = _beyond(conformal_distance(off, list(range(len(off)))), own)
     inside = sum(
-        bool(off[each] <= np.hypot(own[each], _beyond_distance(_left_out(off, each), own)))
+        bool(off[each] <= np.hypot(own[each], _beyond(_left_out(off, each), own)))
         for each in range(len(networks))
     )
     found: dict[str, Any] = {
@@ -535,16 +547,9 @@ def _left_out(off: FloatArray, index: int) -> float:
     return conformal_distance(rest, list(range(len(rest))))
 
 
-def _beyond_distance(distance: float, layers: FloatArray) -> float:
-    """What is left of the networks' error beside what their layers' errors add up to."""
-    squared = distance**2 - float((layers**2).mean())
-    return float(f"{max(squared, 0.0) ** 0.5:.4g}")
-
-
 def _platform_with_whole(platform: FittedPlatform, whole: float) -> FittedPlatform:
     assert platform.intervals is not None
-    intervals = platform.intervals
-    intervals = replace(intervals, runtime=replace(intervals.runtime, whole=whole))
-    if intervals.energy is not None:
-        intervals = replace(intervals, energy=replace(intervals.energy, whole=whole))
-    return replace(platform, intervals=intervals)
+    wholes = dict.fromkeys(
+        ("runtime", "energy") if platform.intervals.energy else ("runtime",), whole
+    )
+    return replace(platform, intervals=_with_whole(platform.intervals, wholes))

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
 import msgspec
 
+from pytest_neuralpower.calibrate.fit.rows import SENTINEL
 from pytest_neuralpower.calibrate.measure.meters.base import METERS
-from pytest_neuralpower.calibrate.measure.trial import SENTINEL, Hardware, Trial
+from pytest_neuralpower.calibrate.measure.trial import Hardware, Trial
 from pytest_neuralpower.errors import OptionError
 
 if TYPE_CHECKING:

@@ -23,8 +23,9 @@ from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.layer_codec import params_text, tensors_text
 
 if TYPE_CHECKING:
+    from pytest_neuralpower.calibrate.fit.rows import MeasuredRow
     from pytest_neuralpower.calibrate.measure.conditions import Conditions
-    from pytest_neuralpower.calibrate.measure.trial import MeasuredRow, Trial
+    from pytest_neuralpower.calibrate.measure.trial import Trial
 
 __all__ = ["ProfileWriter", "only_writer", "trials_done"]
 

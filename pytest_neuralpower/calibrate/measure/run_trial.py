@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
+from pytest_neuralpower.calibrate.fit.rows import MeasuredRow
 from pytest_neuralpower.calibrate.measure import timers
 from pytest_neuralpower.calibrate.measure.in_place import (
     Calls,
@@ -23,7 +24,7 @@ from pytest_neuralpower.calibrate.measure.in_place import (
 )
 from pytest_neuralpower.calibrate.measure.networks import build
 from pytest_neuralpower.calibrate.measure.timers import SpeedProbe, Timer, time_call
-from pytest_neuralpower.calibrate.measure.trial import MeasuredRow, Trial, TrialSkipped
+from pytest_neuralpower.calibrate.measure.trial import Trial, TrialSkipped
 from pytest_neuralpower.tracing.torch_private import tree_leaves
 
 if TYPE_CHECKING:

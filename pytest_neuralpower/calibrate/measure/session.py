@@ -8,17 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from pytest_neuralpower.calibrate.measure.progress import Status
-from pytest_neuralpower.calibrate.measure.run_trial import run_trial
-from pytest_neuralpower.calibrate.measure.trial import (
+from pytest_neuralpower.calibrate.fit.rows import (
     SENTINEL,
     MeasuredRow,
     Repeatability,
-    Trial,
-    TrialSkipped,
     drift,
     repeatability,
 )
+from pytest_neuralpower.calibrate.measure.progress import Status
+from pytest_neuralpower.calibrate.measure.run_trial import run_trial
+from pytest_neuralpower.calibrate.measure.trial import Trial, TrialSkipped
 from pytest_neuralpower.errors import DeviceLost, ReadingVoid
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from pytest_neuralpower.errors import OptionError, ProfileError
 from pytest_neuralpower.units import show
 
 if TYPE_CHECKING:
+    from pytest_neuralpower.calibrate.fit.rows import MeasuredRow
     from pytest_neuralpower.calibrate.measure.device import Device
     from pytest_neuralpower.calibrate.measure.progress import Progress
-    from pytest_neuralpower.calibrate.measure.trial import MeasuredRow
     from pytest_neuralpower.platform.protocol import Platform
 
 __all__ = [

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_neuralpower import load_platform
 from pytest_neuralpower.calibrate.fit.card import card_text
-from pytest_neuralpower.calibrate.fit.fit import fit_command, fit_directory, fit_platform
+from pytest_neuralpower.calibrate.fit.fit import fit_command, fit_directory, fit_rows
 from pytest_neuralpower.calibrate.fit.recipe import Recipe, read_recipe
 from pytest_neuralpower.calibrate.fit.rows import Row, linear_layer, streaming_layer
 from pytest_neuralpower.errors import FitError, PlatformError, ProfileError
@@ -54,7 +54,7 @@ def recipe(folder: Path = Path(), **fields: object) -> Recipe:
 
 @pytest.fixture(scope="module")
 def fitted() -> FittedPlatform:
-    return fit_platform(measured(), recipe())
+    return fit_rows(measured(), recipe()).platform
 
 
 class TestPlatform:
@@ -78,7 +78,7 @@ class TestPlatform:
         assert accuracy["chosen"] == "neuralpower-relative"  # the toy has no tiles to fill
 
     def test_learns_power_from_rows_that_have_it(self) -> None:
-        fitted = fit_platform(measured(power=True), recipe())
+        fitted = fit_rows(measured(power=True), recipe()).platform
         layer = linear_layer(100, 200, 300)
         _, watts = device(layer.cost.flops, layer.cost.bytes_moved)
         assert fitted.predict([layer]).power_w == pytest.approx(watts, rel=0.1)
@@ -100,26 +100,26 @@ class TestPlatform:
         assert fallback.floor_ms == min(row.runtime_ms for row in measured())
 
     def test_is_the_same_each_time(self, fitted: FittedPlatform) -> None:
-        assert fit_platform(measured(), recipe()).to_json() == fitted.to_json()
+        assert fit_rows(measured(), recipe()).platform.to_json() == fitted.to_json()
 
 
 class TestRefusals:
     def test_no_rows(self) -> None:
         with pytest.raises(FitError, match="no measured rows"):
-            fit_platform([], recipe())
+            fit_rows([], recipe())
 
     def test_a_bad_row_by_platform_family_and_line(self) -> None:
         rows = measured()
         rows[4] = Row(rows[4].layer, float("nan"), None, rows[4].line)
         with pytest.raises(FitError, match=r"^toy, linear: .* at line 4: remove"):
-            fit_platform(rows, recipe())
+            fit_rows(rows, recipe())
 
     def test_a_family_measured_in_one_shape(self) -> None:
         rows = [
             Row(linear_layer(batch, 64, 64), 0.1 * batch, None, batch) for batch in range(1, 40)
         ]
         with pytest.raises(FitError, match="toy, linear: 1 different layer shapes, 3 are needed"):
-            fit_platform(rows, recipe())
+            fit_rows(rows, recipe())
 
 
 class TestDirectory:

@@ -6,17 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_neuralpower.calibrate.fit.rows import SENTINEL
 from pytest_neuralpower.calibrate.measure.in_place import list_calls, repeated_call, time_calls
 from pytest_neuralpower.calibrate.measure.meters.base import Reading
 from pytest_neuralpower.calibrate.measure.run_trial import run_trial
 from pytest_neuralpower.calibrate.measure.timers import CpuTimer
-from pytest_neuralpower.calibrate.measure.trial import (
-    SENTINEL,
-    Bench,
-    Hardware,
-    Trial,
-    TrialSkipped,
-)
+from pytest_neuralpower.calibrate.measure.trial import Bench, Hardware, Trial, TrialSkipped
 
 BENCH = Bench("cpu", "float32", Hardware(peak_gflops=100.0, bandwidth_gbs=10.0))
 

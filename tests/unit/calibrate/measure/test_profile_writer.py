@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pytest_neuralpower.calibrate.fit.profile import read_profile
-from pytest_neuralpower.calibrate.fit.rows import conv_layer, linear_layer
+from pytest_neuralpower.calibrate.fit.rows import MeasuredRow, conv_layer, linear_layer
 from pytest_neuralpower.calibrate.measure.conditions import Conditions
 from pytest_neuralpower.calibrate.measure.profile_writer import ProfileWriter, trials_done
-from pytest_neuralpower.calibrate.measure.trial import MeasuredRow, Trial
+from pytest_neuralpower.calibrate.measure.trial import Trial
 from pytest_neuralpower.errors import ProfileError
 
 CONV = conv_layer((1, 3, 8, 8), cout=4, kernel=(3, 3), stride=(1, 1), padding=(1, 1))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_neuralpower.calibrate.fit.rows import streaming_layer
-from pytest_neuralpower.calibrate.measure.trial import MeasuredRow, drift, repeatability
+from pytest_neuralpower.calibrate.fit.rows import MeasuredRow, drift, repeatability, streaming_layer
 
 LAYER = streaming_layer("activation", "relu", [(1, 8)], (1, 8))
 
