@@ -3,21 +3,68 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pytest_neuralpower.layers import TensorSpec
-from pytest_neuralpower.tracing.fallbacks import tensors_in
+from pytest_neuralpower.tracing.fallbacks import NeedsForward, map_tensors, meta_like, tensors_in
 from pytest_neuralpower.tracing.rules.conv import full
-from pytest_neuralpower.tracing.torch_private import FakeTensor, TorchDispatchMode, qualified_name
+from pytest_neuralpower.tracing.torch_private import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    TorchDispatchMode,
+    qualified_name,
+    without_torch_function,
+)
 
 if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
 
-__all__ = ["AtenRecorder"]
+__all__ = ["call_script", "dispatched", "fake_like"]
+
+
+@contextmanager
+def dispatched(recorder: Recorder, fakes: FakeTensorMode, caller: str) -> Iterator[None]:
+    """List every ATen operation; tensors without data answer it.
+
+    Raises
+    ------
+    NeedsForward
+        ``caller`` depends on values.
+    """
+    try:
+        with fakes, AtenRecorder(recorder):
+            yield
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise NeedsForward(f"{caller} depends on values ({error})") from error
+
+
+def fake_like(fakes: FakeTensorMode, tensor: Tensor) -> Tensor:
+    """A tensor on the CPU that has no data but within ``fakes``."""
+    with fakes:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+
+
+def call_script(recorder: Recorder, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Result of TorchScript, whose code runs outside Python: each call is listed at ATen level."""
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def to_fake(tensor: Tensor) -> Tensor:
+        return fake_like(fakes, tensor) if tensor.is_meta else tensor
+
+    with without_torch_function():
+        given, named = map_tensors(to_fake, args), map_tensors(to_fake, kwargs)
+        # The profiling executor would fuse what we want to see.
+        unoptimised = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+        with unoptimised, dispatched(recorder, fakes, "a TorchScript call"):
+            result = call(*given, **named)
+        return map_tensors(meta_like, result)
 
 
 # -- Operations whose configuration matters: products, convolutions, pooling.

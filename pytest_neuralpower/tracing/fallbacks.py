@@ -250,12 +250,7 @@ def _ask(func: Any, op: str, args: Any, kwargs: Any) -> tuple[str, Any, bool]:
     """How it was answered, the outline of the result, whether it is a view of an argument."""
     kwargs = {name: value for name, value in kwargs.items() if name != "device"}
     # In place, the copies are changed and not the model's own tensors.
-    stand_ins: dict[int, Tensor] = {}
-
-    def to_meta(tensor: Tensor) -> Tensor:
-        return _stand_in(stand_ins, tensor, _empty_meta)
-
-    meta_args, meta_kwargs = map_tensors(to_meta, args), map_tensors(to_meta, kwargs)
+    meta_args, meta_kwargs = map_tensors(_once(_empty_meta), (args, kwargs))
     how = "torch's meta kernel"
     try:
         result = func(*meta_args, **meta_kwargs)
@@ -288,12 +283,7 @@ def _on_zeros(func: Any, op: str, args: Any, kwargs: Any, meta_error: Exception)
         raise NeedsForward(f"{op} depends on values ({message})") from None
     if sum(tensor.numel() for tensor in tensors) > _ZEROS:
         raise mismatch(op, args, kwargs, meta_error) from meta_error
-    stand_ins: dict[int, Tensor] = {}
-
-    def to_zeros(tensor: Tensor) -> Tensor:
-        return _stand_in(stand_ins, tensor, _zeros)
-
-    real_args, real_kwargs = map_tensors(to_zeros, args), map_tensors(to_zeros, kwargs)
+    real_args, real_kwargs = map_tensors(_once(_zeros), (args, kwargs))
     try:
         with _RefuseDynamic(op):
             return real_args, func(*real_args, **real_kwargs)
@@ -303,11 +293,16 @@ def _on_zeros(func: Any, op: str, args: Any, kwargs: Any, meta_error: Exception)
         raise mismatch(op, args, kwargs, error) from error
 
 
-def _stand_in(made: dict[int, Tensor], tensor: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
-    found = made.get(id(tensor))
-    if found is None:
-        found = made[id(tensor)] = make(tensor)
-    return found
+def _once(make: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """One stand-in for each tensor, however often it is given."""
+    made: dict[int, Tensor] = {}
+
+    def stand_in(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            made[id(tensor)] = make(tensor)
+        return made[id(tensor)]
+
+    return stand_in
 
 
 def _empty_meta(tensor: Tensor) -> Tensor:

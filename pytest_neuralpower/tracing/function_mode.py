@@ -234,7 +234,7 @@ class FunctionTracer(TorchFunctionMode):
             given = {name: kwargs[name] for name in kwargs if name not in _OF_VALUES}
             result = func(*args, **{**given, "device": "meta"})
         if op not in FREE:
-            self.recorder.record("memory", op, (), (result,))
+            self.recorder.record("memory", op, (), result)
         return result
 
     def _wrap(self, func: Any, op: str, args: Any, kwargs: Any) -> Any:

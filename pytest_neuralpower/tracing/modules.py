@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Module
 
-from pytest_neuralpower.tracing.fallbacks import NeedsForward, NoRule, describe, map_tensors
+from pytest_neuralpower.tracing.fallbacks import NoRule, describe
 from pytest_neuralpower.tracing.rules import (
     conv,
     elementwise,
@@ -32,9 +32,6 @@ from pytest_neuralpower.tracing.torch_private import (
     PARAMETERS,
     POST_HOOKS,
     PRE_HOOKS,
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
     any_global_hook,
     children_of,
     parameters_of,
@@ -309,35 +306,13 @@ LEAVES: Final[dict[type, tuple[str, Leaf]]] = {
 }
 
 
-# -- TorchScript: its code runs outside Python, so each call is listed at ATen level.
+# -- TorchScript.
 
 
 def _call_script(recorder: Recorder, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    from pytest_neuralpower.tracing.aten import AtenRecorder  # noqa: PLC0415 - few need it
+    from pytest_neuralpower.tracing.aten import call_script  # noqa: PLC0415 - few need it
 
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-
-    def to_fake(tensor: Tensor) -> Tensor:
-        if not tensor.is_meta:
-            return tensor
-        with fake_mode:
-            return torch.empty_strided(
-                tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu"
-            )
-
-    def from_fake(tensor: Tensor) -> Tensor:
-        return recorder.new(tuple(tensor.shape), tensor.dtype, tensor.stride())
-
-    with without_torch_function():
-        given, named = map_tensors(to_fake, args), map_tensors(to_fake, kwargs)
-        try:
-            # The profiling executor would fuse what we want to see.
-            unoptimised = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
-            with unoptimised, fake_mode, AtenRecorder(recorder):
-                result = call(*given, **named)
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            raise NeedsForward(f"a TorchScript call depends on values ({error})") from error
-        return map_tensors(from_fake, result)
+    return call_script(recorder, call, args, kwargs)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from pytest_neuralpower.tracing.torch_private import any_autocast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    Output = TypeVar("Output", Tensor, Sequence[Tensor])
 
 __all__ = ["META", "REMEMBERED", "Plan", "Recorder", "dtype_name", "planned", "spec_of"]
 
@@ -137,13 +139,11 @@ class Recorder:
         weights: Iterable[TensorSpec],
         outputs: Iterable[TensorSpec],
         params: Params = (),
-        dtype: str | None = None,
     ) -> None:
-        """List one layer from finished specs; ``dtype`` defaults to the first output's."""
+        """List one layer from finished specs; its dtype is its first output's."""
         outputs = tuple(outputs)
         inputs = tuple(inputs)
-        if dtype is None:
-            dtype = (outputs or inputs or (TensorSpec((), "float32"),))[0].dtype
+        dtype = (outputs or inputs or (TensorSpec((), "float32"),))[0].dtype
         self.layers.append(
             Layer(kind, op, self.path, inputs, tuple(weights), outputs, dtype, params)
         )
@@ -158,15 +158,12 @@ class Recorder:
         return _new(shape, strides, dtype=result, device=META)
 
     def record(
-        self,
-        kind: str,
-        op: str,
-        tensors: Sequence[Any],
-        outputs: Sequence[Tensor],
-        dtype: str | None = None,
-        **params: ParamValue,
-    ) -> None:
-        """List one layer; parameters among ``tensors`` become its weights."""
+        self, kind: str, op: str, tensors: Sequence[Any], output: Output, **params: ParamValue
+    ) -> Output:
+        """List one layer and return its output, a tensor or several.
+
+        Parameters among ``tensors`` become its weights.
+        """
         inputs = []
         weights = []
         for tensor in tensors:
@@ -175,15 +172,18 @@ class Recorder:
                 weights.append(self.spec(tensor))
             elif isinstance(tensor, Tensor):
                 inputs.append(self.spec(tensor))
+        outputs = (output,) if isinstance(output, Tensor) else output
         self.add(
-            kind,
-            op,
-            inputs,
-            weights,
-            [self.spec(output) for output in outputs],
+            kind, op, inputs, weights, [self.spec(each) for each in outputs],
             tuple(sorted(params.items())) if params else (),
-            dtype,
-        )
+        )  # fmt: skip
+        return output
+
+    def result(
+        self, kind: str, op: str, tensors: Sequence[Any], shape: Ints, dtype: torch.dtype
+    ) -> Tensor:
+        """List one layer of these tensors and return its result, a contiguous tensor."""
+        return self.record(kind, op, tensors, self.new(shape, dtype))
 
     def weight_specs(self, *weights: Tensor | None) -> tuple[TensorSpec, ...]:
         """Specs of the weights that are there; marks them as read."""

@@ -35,8 +35,6 @@ from pytest_neuralpower.tracing.state import WriteJournal, global_state, module_
 from pytest_neuralpower.tracing.torch_private import (
     COMPILER,
     ORIGINAL,
-    DataDependentOutputException,
-    DynamicOutputShapeException,
     FakeTensorMode,
     parameters_of,
 )
@@ -63,17 +61,14 @@ def _trace_functions(model: nn.Module, args: Any, kwargs: Any, paths: ModulePath
     recorder = Recorder(device.type)
     journal = WriteJournal()
     calls = ModuleCalls(recorder, paths, journal, compute=False)
-    with global_state(), module_state(paths.modules), torch.no_grad(), _eager_only():
+    with _as_it_was(paths, journal), torch.no_grad():
         given, named = abstract_inputs(args), abstract_inputs(kwargs)
-        try:
-            with (
-                watched_calls(calls.replacement),
-                watched_script_functions(recorder),
-                FunctionTracer(recorder, journal, device),
-            ):
-                model(*given, **named)
-        finally:
-            journal.undo()
+        with (
+            watched_calls(calls.replacement),
+            watched_script_functions(recorder),
+            FunctionTracer(recorder, journal, device),
+        ):
+            model(*given, **named)
     _note_unseen(recorder, calls)
     return recorder
 
@@ -87,6 +82,16 @@ def home_device(model: nn.Module, args: Any, kwargs: Any) -> torch.device:
     if parameter is not None and parameter.device.type != "meta":
         return parameter.device
     return torch.device("cpu")
+
+
+@contextmanager
+def _as_it_was(paths: ModulePaths, journal: WriteJournal) -> Iterator[None]:
+    """The process and the model, after the run as before it."""
+    with global_state(), module_state(paths.modules), _eager_only():
+        try:
+            yield
+        finally:
+            journal.undo()
 
 
 def _eager_only() -> AbstractContextManager[Any]:
@@ -140,19 +145,16 @@ def _trace_forward(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
     journal = WriteJournal()
     paths = ModulePaths(model)
     calls = ModuleCalls(recorder, paths, journal, compute=True)
-    with global_state(), module_state(paths.modules), _gradients(model), _eager_only():
+    with _gradients(model), _as_it_was(paths, journal):
         # Copies: a cache is extended, an input may be written to.
         given, named = map_inputs(args, _copy), map_inputs(kwargs, _copy)
         for buffer in model.buffers():
             journal.keep(buffer)  # batch norm writes its statistics inside the kernel
-        try:
-            with (
-                watched_calls(calls.replacement),
-                FunctionTracer(recorder, journal, device, compute=True),
-            ):
-                model(*given, **named)
-        finally:
-            journal.undo()
+        with (
+            watched_calls(calls.replacement),
+            FunctionTracer(recorder, journal, device, compute=True),
+        ):
+            model(*given, **named)
     return recorder
 
 
@@ -208,19 +210,16 @@ def _trace_aten(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
     NeedsForward
         The model's next step depends on values.
     """
-    from pytest_neuralpower.tracing.aten import AtenRecorder  # noqa: PLC0415 - few need it
+    from pytest_neuralpower.tracing.aten import dispatched, fake_like  # noqa: PLC0415 - few need it
 
     recorder = Recorder()
     journal = WriteJournal()
     paths = ModulePaths(model)
     calls = ModuleCalls(recorder, paths, journal, compute=True)
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
 
     def to_fake(tensor: Tensor) -> Tensor:
-        with fake_mode:
-            fake = torch.empty_strided(
-                tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu"
-            )
+        fake = fake_like(fakes, tensor)
         if isinstance(tensor, nn.Parameter):
             return nn.Parameter(fake, requires_grad=tensor.requires_grad)
         return fake.requires_grad_() if tensor.requires_grad else fake
@@ -230,15 +229,10 @@ def _trace_aten(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
         name: to_fake(tensor)
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
-    with global_state(), module_state(paths.modules), _eager_only():
+    with _as_it_was(paths, journal):
         given, named = map_inputs(args, to_fake), map_inputs(kwargs, to_fake)
-        try:
-            with watched_calls(calls.replacement), fake_mode, AtenRecorder(recorder):
-                torch.func.functional_call(model, stand_ins, given, named)
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            raise NeedsForward(f"it depends on values ({error})") from error
-        finally:
-            journal.undo()
+        with watched_calls(calls.replacement), dispatched(recorder, fakes, "it"):
+            torch.func.functional_call(model, stand_ins, given, named)
     return recorder
 
 

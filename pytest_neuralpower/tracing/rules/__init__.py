@@ -29,22 +29,22 @@ from pytest_neuralpower.tracing.rules import (
 from pytest_neuralpower.tracing.rules.table import FUNCTIONS, PROPERTIES, Entry, Rule
 from pytest_neuralpower.tracing.torch_private import NATIVE_CLASS, NATIVE_MODULE
 
-__all__ = ["Entry", "entry_of"]
+__all__ = ["Entry", "entry_of", "merged"]
 
 _UNKNOWN: Final = Entry("unknown", "")
 
 
-def _merged(*tables: Mapping[Any, str | Rule]) -> dict[Any, str | Rule]:
+def merged(*tables: Mapping[Any, str | Rule]) -> dict[Any, str | Rule]:
     """One table of all; ValueError for a function that two of them name."""
-    merged: dict[Any, str | Rule] = {}
+    whole: dict[Any, str | Rule] = {}
     for table in tables:
-        if doubled := merged.keys() & table.keys():
-            raise ValueError(f"named in two tables of rules: {sorted(map(str, doubled))}")
-        merged.update(table)
-    return merged
+        if doubled := whole.keys() & table.keys():
+            raise ValueError(f"named in two tables of rules: {', '.join(map(str, doubled))}")
+        whole.update(table)
+    return whole
 
 
-_TREATMENTS: Final = _merged(
+_TREATMENTS: Final = merged(
     FUNCTIONS,
     attention.RULES,
     conv.RULES,

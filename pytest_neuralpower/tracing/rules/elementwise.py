@@ -283,9 +283,7 @@ def _in_place_operator(recorder: Recorder, op: str, input: Tensor, other: Any) -
 def _prelu(recorder: Recorder, op: str, input: Tensor, weight: Tensor) -> Tensor:
     if weight.numel() not in (1, input.shape[1] if input.ndim > 1 else 1):
         raise NoRule
-    output = recorder.like(input)
-    recorder.record("activation", op, (input, weight), (output,))
-    return output
+    return recorder.record("activation", op, (input, weight), recorder.like(input))
 
 
 def _clamp(
@@ -304,9 +302,7 @@ def _glu(recorder: Recorder, op: str, input: Tensor, dim: int = -1) -> Tensor:
     if shape[dim] % 2:
         raise NoRule
     shape[dim] //= 2
-    output = recorder.new(tuple(shape), input.dtype)
-    recorder.record("activation", op, (input,), (output,))
-    return output
+    return recorder.result("activation", op, (input,), tuple(shape), input.dtype)
 
 
 def _where(recorder: Recorder, op: str, condition: Tensor, input: Any, other: Any) -> Tensor:

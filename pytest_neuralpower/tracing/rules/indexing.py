@@ -89,9 +89,7 @@ def _getitem(recorder: Recorder, op: str, input: Tensor, index: Any) -> Tensor:
         return input[index]
     shape, tensors = found
     # Torch may keep a permuted source's order of dimensions; a contiguous result is assumed.
-    output = recorder.new(shape, input.dtype)
-    recorder.record("memory", op, (input, *tensors), (output,))
-    return output
+    return recorder.result("memory", op, (input, *tensors), shape, input.dtype)
 
 
 def _setitem(recorder: Recorder, op: str, input: Tensor, index: Any, value: Any) -> None:
@@ -104,14 +102,7 @@ def _setitem(recorder: Recorder, op: str, input: Tensor, index: Any, value: Any)
             own = own[1:]
         if broadcast_shapes(own, shape) != shape:
             raise NoRule
-    written = recorder.new(shape, input.dtype)
-    recorder.record("memory", op, (value, *tensors), (written,))
-
-
-def _pick(recorder: Recorder, op: str, input: Tensor, index: Tensor, shape: Ints) -> Tensor:
-    output = recorder.new(shape, input.dtype)
-    recorder.record("memory", op, (input, index), (output,))
-    return output
+    recorder.result("memory", op, (value, *tensors), shape, input.dtype)
 
 
 def _index_select(recorder: Recorder, op: str, input: Tensor, dim: int, index: Tensor) -> Tensor:
@@ -119,7 +110,7 @@ def _index_select(recorder: Recorder, op: str, input: Tensor, dim: int, index: T
     if index.ndim > 1 or not -len(shape) <= dim < len(shape):
         raise NoRule
     shape[dim] = index.numel()
-    return _pick(recorder, op, input, index, tuple(shape))
+    return recorder.result("memory", op, (input, index), tuple(shape), input.dtype)
 
 
 def _gather(
@@ -133,7 +124,7 @@ def _gather(
 ) -> Tensor:
     if input.ndim != index.ndim:
         raise NoRule
-    return _pick(recorder, op, input, index, tuple(index.shape))
+    return recorder.result("memory", op, (input, index), tuple(index.shape), input.dtype)
 
 
 def _take_along_dim(
@@ -146,7 +137,7 @@ def _take_along_dim(
         indices.shape[axis] if axis == dim else max(size, indices.shape[axis])
         for axis, size in enumerate(input.shape)
     ]
-    return _pick(recorder, op, input, indices, tuple(shape))
+    return recorder.result("memory", op, (input, indices), tuple(shape), input.dtype)
 
 
 def scatter(
@@ -158,11 +149,9 @@ def scatter(
     if not tensors or not isinstance(given[0], int) or input.ndim == 0:
         raise NoRule
     if inplace:
-        recorder.record("memory", op, tensors, (tensors[-1],))
+        recorder.record("memory", op, tensors, tensors[-1])
         return input
-    output = recorder.like(input)
-    recorder.record("memory", op, (input, *tensors), (output,))
-    return output
+    return recorder.record("memory", op, (input, *tensors), recorder.like(input))
 
 
 def _ranked(recorder: Recorder, op: str, input: Tensor, dim: int, size: int | None) -> Any:

@@ -136,9 +136,8 @@ def _outer(recorder: Recorder, op: str, input: Tensor, vec2: Tensor) -> Tensor:
 
 def _spread(recorder: Recorder, op: str, left: Tensor, right: Tensor, out: Ints) -> Tensor:
     """A product that sums over nothing: torch multiplies elementwise, and so it is counted."""
-    output = recorder.new(out, torch.promote_types(left.dtype, right.dtype))
-    recorder.record("elementwise", op, (left, right), (output,))
-    return output
+    dtype = torch.promote_types(left.dtype, right.dtype)
+    return recorder.result("elementwise", op, (left, right), out, dtype)
 
 
 def _einsum(recorder: Recorder, op: str, equation: Any, *operands: Any) -> Tensor:

@@ -29,12 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["CASTS", "RULES", "cast", "flatten", "rearrange"]
 
 
-def _move(recorder: Recorder, op: str, tensors: Any, shape: Ints, dtype: torch.dtype) -> Tensor:
-    output = recorder.new(shape, dtype)
-    recorder.record("memory", op, tensors, (output,))
-    return output
-
-
 def _cat(
     recorder: Recorder,
     op: str,
@@ -72,8 +66,7 @@ def _cat(
     last = all(is_channels_last(part.shape, part.stride()) for part in parts)
     strides = channels_last_strides(tuple(shape)) if last else None
     output = recorder.new(tuple(shape), dtype, strides)
-    recorder.record("memory", op, tensors, (output,), dim=dim)
-    return output
+    return recorder.record("memory", op, tensors, output, dim=dim)
 
 
 def _stack(recorder: Recorder, op: str, tensors: Any, dim: int = 0, *, out: Any = None) -> Tensor:
@@ -87,7 +80,7 @@ def _stack(recorder: Recorder, op: str, tensors: Any, dim: int = 0, *, out: Any 
             raise NoRule
         dtype = torch.promote_types(dtype, tensor.dtype)
     dim %= rank
-    return _move(recorder, op, tensors, (*shape[:dim], len(tensors), *shape[dim:]), dtype)
+    return recorder.result("memory", op, tensors, (*shape[:dim], len(tensors), *shape[dim:]), dtype)
 
 
 def _cat_along(recorder: Recorder, op: str, tensors: Any, axis: int) -> Tensor:
@@ -119,8 +112,7 @@ def _copy(
         if len(shape) != (4 if memory_format is torch.channels_last else 5):
             raise NoRule
         output = recorder.new(shape, dtype, channels_last_strides(shape))
-    recorder.record("memory", op, (input,), (output,))
-    return output
+    return recorder.record("memory", op, (input,), output)
 
 
 def _contiguous(
@@ -210,7 +202,7 @@ def _reshape(recorder: Recorder, input: Tensor, shape: Ints) -> Tensor:
         return input.view(shape)
     if view_strides(tuple(input.shape), input.stride(), shape) is not None:
         return input.view(shape)
-    return _move(recorder, "reshape", (input,), shape, input.dtype)
+    return recorder.result("memory", "reshape", (input,), shape, input.dtype)
 
 
 def _reshape_to(recorder: Recorder, op: str, input: Tensor, *shape: Any, **named: Any) -> Tensor:
@@ -265,11 +257,8 @@ def _pad(
         raise NoRule  # a crop copies its view, whose layout decides
     else:
         output = recorder.formatted(input, tuple(shape), input.dtype)
-    recorder.record(
-        "memory", "pad", (input,), (output,), mode=mode if isinstance(mode, str) else "constant",
-        padding=pad,
-    )  # fmt: skip
-    return output
+    named = mode if isinstance(mode, str) else "constant"
+    return recorder.record("memory", op, (input,), output, mode=named, padding=pad)
 
 
 def _interpolate(
@@ -302,8 +291,7 @@ def _interpolate(
     if len(spatial) != dims or min(spatial) <= 0:
         raise NoRule
     output = recorder.formatted(input, (*shape[:2], *spatial), input.dtype)
-    recorder.record("memory", op, (input,), (output,), mode=mode)
-    return output
+    return recorder.record("memory", op, (input,), output, mode=mode)
 
 
 def _upsample(
@@ -330,7 +318,7 @@ def _grid_sample(
     if input.ndim != grid.ndim or input.shape[0] != grid.shape[0] or input.ndim not in (4, 5):
         raise NoRule
     shape = (*input.shape[:2], *grid.shape[1:-1])
-    return _move(recorder, op, (input, grid), shape, input.dtype)
+    return recorder.result("memory", op, (input, grid), shape, input.dtype)
 
 
 def _repeat(recorder: Recorder, op: str, input: Tensor, *repeats: Any) -> Tensor:
@@ -340,7 +328,7 @@ def _repeat(recorder: Recorder, op: str, input: Tensor, *repeats: Any) -> Tensor
         raise NoRule
     shape = (1,) * missing + tuple(input.shape)
     out = tuple(size * int(time) for size, time in zip(shape, times, strict=True))
-    return _move(recorder, "repeat", (input,), out, input.dtype)
+    return recorder.result("memory", "repeat", (input,), out, input.dtype)
 
 
 def _tile(recorder: Recorder, op: str, input: Tensor, *dims: Any) -> Tensor:
@@ -372,7 +360,7 @@ def _repeat_interleave(
         shape[dim] = count if repeats.numel() > 1 else shape[dim] * count
     else:
         raise NoRule
-    return _move(recorder, op, (input,), tuple(shape), input.dtype)
+    return recorder.result("memory", op, (input,), tuple(shape), input.dtype)
 
 
 def rearrange(
@@ -395,8 +383,7 @@ def _copy_over(
 ) -> Tensor:
     if isinstance(src, Tensor) and broadcast_shapes(input.shape, src.shape) != input.shape:
         raise NoRule
-    recorder.record("memory", op, (src,), (input,))
-    return input
+    return recorder.record("memory", op, (src,), input)
 
 
 def _pixel_shuffle(recorder: Recorder, op: str, input: Tensor, upscale_factor: int) -> Tensor:
@@ -407,7 +394,7 @@ def _pixel_shuffle(recorder: Recorder, op: str, input: Tensor, upscale_factor: i
         *lead, channels // upscale_factor**2, height * upscale_factor, width * upscale_factor,
     )  # fmt: skip
     # The CPU keeps channels_last here, CUDA and the meta kernel do not.
-    return _move(recorder, op, (input,), shape, input.dtype)
+    return recorder.result("memory", op, (input,), shape, input.dtype)
 
 
 def _pixel_unshuffle(recorder: Recorder, op: str, input: Tensor, downscale_factor: int) -> Tensor:
@@ -418,7 +405,7 @@ def _pixel_unshuffle(recorder: Recorder, op: str, input: Tensor, downscale_facto
         *lead, channels * downscale_factor**2, height // downscale_factor,
         width // downscale_factor,
     )  # fmt: skip
-    return _move(recorder, op, (input,), shape, input.dtype)
+    return recorder.result("memory", op, (input,), shape, input.dtype)
 
 
 def _pair(value: Any) -> Ints:
@@ -447,7 +434,7 @@ def _unfold(
             raise NoRule
         positions *= steps
     out = (*shape[:-3], shape[-3] * math.prod(kernel), positions)
-    return _move(recorder, op, (input,), out, input.dtype)
+    return recorder.result("memory", op, (input,), out, input.dtype)
 
 
 def _fold(
@@ -464,13 +451,13 @@ def _fold(
     if input.ndim not in (2, 3) or input.shape[-2] % math.prod(kernel):
         raise NoRule
     shape = (*input.shape[:-2], input.shape[-2] // math.prod(kernel), *_pair(output_size))
-    return _move(recorder, op, (input,), shape, input.dtype)
+    return recorder.result("memory", op, (input,), shape, input.dtype)
 
 
 def _one_hot(recorder: Recorder, op: str, tensor: Tensor, num_classes: int = -1) -> Tensor:
     if num_classes < 0:
         raise NoRule  # the largest value decides
-    return _move(recorder, op, (tensor,), (*tensor.shape, num_classes), torch.int64)
+    return recorder.result("memory", op, (tensor,), (*tensor.shape, num_classes), torch.int64)
 
 
 #: Methods that convert; ``None`` moves and keeps the dtype.

@@ -114,13 +114,14 @@ def _list_norm(
     op: str,
     input: Tensor,
     weights: tuple[Tensor | None, ...],
-    dtype: torch.dtype,
+    output: Tensor,
     *params: tuple[str, Any],
-) -> None:
+) -> Tensor:
     recorder.add(
         "norm", op, (recorder.spec(input),), recorder.weight_specs(*weights),
-        (spec_of(input.shape, dtype),), params,
+        (recorder.spec(output),), params,
     )  # fmt: skip
+    return output
 
 
 def _rms_norm(
@@ -136,9 +137,8 @@ def _rms_norm(
         raise NoRule
     if weight is not None and weight.shape != wanted:
         raise NoRule
-    dtype = recorder.autocast_up(input.dtype)
-    _list_norm(recorder, op, input, (weight,), dtype, ("normalized_shape", wanted))
-    return recorder.like(input, dtype)
+    output = recorder.like(input, recorder.autocast_up(input.dtype))
+    return _list_norm(recorder, op, input, (weight,), output, ("normalized_shape", wanted))
 
 
 def group_norm(
@@ -157,9 +157,8 @@ def group_norm(
         raise NoRule
     if weight is not None and weight.shape != shape[1:2]:
         raise NoRule
-    dtype = recorder.autocast_up(input.dtype)
-    _list_norm(recorder, op, input, (weight, bias), dtype, ("groups", num_groups))
-    return recorder.formatted(input, tuple(shape), dtype)
+    output = recorder.formatted(input, tuple(shape), recorder.autocast_up(input.dtype))
+    return _list_norm(recorder, op, input, (weight, bias), output, ("groups", num_groups))
 
 
 def _instance_norm(
@@ -179,8 +178,7 @@ def _instance_norm(
     if len(shape) < 3 or (weight is not None and weight.shape != shape[1:2]):
         raise NoRule
     weights = (weight, bias) if use_input_stats else (weight, bias, running_mean, running_var)
-    _list_norm(recorder, op, input, weights, input.dtype)
-    return recorder.new(shape, input.dtype)
+    return _list_norm(recorder, op, input, weights, recorder.new(shape, input.dtype))
 
 
 def _local_response_norm(
@@ -194,8 +192,7 @@ def _local_response_norm(
 ) -> Tensor:
     if input.ndim < 3:
         raise NoRule
-    _list_norm(recorder, op, input, (), input.dtype, ("size", size))
-    return recorder.like(input)
+    return _list_norm(recorder, op, input, (), recorder.like(input), ("size", size))
 
 
 def _normalize(
@@ -209,15 +206,12 @@ def _normalize(
 ) -> Tensor:
     if out is not None:
         raise NoRule
-    _list_norm(recorder, op, input, (), input.dtype)
-    return recorder.like(input)
+    return _list_norm(recorder, op, input, (), recorder.like(input))
 
 
 def _weight_norm(recorder: Recorder, op: str, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """Rescales a weight on every call, old style (a hook) and new (a parametrization)."""
-    result = recorder.like(v)
-    recorder.record("norm", op, (v, g), (result,))
-    return result
+    return recorder.record("norm", op, (v, g), recorder.like(v))
 
 
 RULES: Final[dict[Any, Rule]] = {

@@ -46,14 +46,6 @@ def _reduced_shape(shape: Any, dim: Any, keepdim: bool) -> Ints:
     return tuple(size for axis, size in enumerate(shape) if axis not in axes)
 
 
-def _listed(
-    recorder: Recorder, op: str, tensors: tuple[Any, ...], shape: Ints, dtype: torch.dtype
-) -> Tensor:
-    output = recorder.new(shape, dtype)
-    recorder.record("reduction", op, tensors, (output,))
-    return output
-
-
 def _result(op: str, dtype: torch.dtype) -> torch.dtype:
     """Dtype of a reduction or scan; sums and products widen small integers."""
     if op in ("argmax", "argmin", "count_nonzero"):
@@ -101,7 +93,7 @@ def _reduce(
         if not isinstance(keepdim, bool):  # Tensor.amax(0, 1) and the like do not exist
             raise NoRule
     shape = _reduced_shape(input.shape, dim, keepdim)
-    return _listed(recorder, op, (input,), shape, dtype or _result(op, input.dtype))
+    return recorder.result("reduction", op, (input,), shape, dtype or _result(op, input.dtype))
 
 
 def _extremum(
@@ -120,7 +112,7 @@ def _extremum(
         return pointwise(recorder, f"{op}imum", (input, other))
     shape = _reduced_shape(input.shape, dim, keepdim)
     if dim is None:
-        return _listed(recorder, op, (input,), shape, input.dtype)
+        return recorder.result("reduction", op, (input,), shape, input.dtype)
     values, indices = recorder.new(shape, input.dtype), recorder.new(shape, torch.int64)
     recorder.record("reduction", op, (input,), (values, indices))
     return getattr(torch.return_types, op)((values, indices))
@@ -129,7 +121,7 @@ def _extremum(
 def _histc(
     recorder: Recorder, op: str, input: Tensor, bins: int = 100, min: float = 0, max: float = 0
 ) -> Tensor:
-    return _listed(recorder, op, (input,), (bins,), input.dtype)
+    return recorder.result("reduction", op, (input,), (bins,), input.dtype)
 
 
 def _norm(
@@ -145,7 +137,7 @@ def _norm(
     if out is not None or p == "nuc" or not input.dtype.is_floating_point:
         raise NoRule
     shape = _reduced_shape(input.shape, dim, keepdim)
-    return _listed(recorder, op, (input,), shape, dtype or input.dtype)
+    return recorder.result("reduction", op, (input,), shape, dtype or input.dtype)
 
 
 def _vector_norm(
@@ -166,7 +158,9 @@ def _scan(
 ) -> Tensor:
     if not -max(input.ndim, 1) <= dim < max(input.ndim, 1):
         raise NoRule
-    return _listed(recorder, op, (input,), input.shape, dtype or _result(op, input.dtype))
+    return recorder.result(
+        "reduction", op, (input,), input.shape, dtype or _result(op, input.dtype)
+    )
 
 
 def softmax(
@@ -208,7 +202,7 @@ def _loss(
         shape = ()
     elif reduction != "none":
         raise NoRule
-    return _listed(recorder, op, tensors, shape, tensors[0].dtype)
+    return recorder.result("reduction", op, tensors, shape, tensors[0].dtype)
 
 
 def _pointwise_loss(

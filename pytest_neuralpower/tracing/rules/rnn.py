@@ -126,8 +126,8 @@ def _pack_padded_sequence(
         raise NoRule
     times = [int(length) for length in lengths.tolist()]
     sizes = [sum(1 for time in times if time > step) for step in range(max(times))]
-    data = recorder.new((sum(times), *input.shape[2:]), input.dtype)
-    recorder.record("memory", op, (input,), (data,))
+    shape = (sum(times), *input.shape[2:])
+    data = recorder.result("memory", op, (input,), shape, input.dtype)
     return data, torch.tensor(sizes, dtype=torch.int64)
 
 
@@ -148,8 +148,8 @@ def _pad_packed_sequence(
     if batch_first:
         swapped = padded.transpose(0, 1)
         padded = recorder.new(swapped.shape, data.dtype, swapped.stride())
+    recorder.record("memory", op, (data,), padded)
     lengths = [sum(1 for size in sizes if size > row) for row in range(sizes[0])]
-    recorder.record("memory", op, (data,), (padded,))
     return padded, torch.tensor(lengths, dtype=torch.int64)
 
 

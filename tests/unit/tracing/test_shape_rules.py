@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pytest_neuralpower.tracing.fallbacks import tensors_in
 from pytest_neuralpower.tracing.recorder import Recorder
-from pytest_neuralpower.tracing.rules import entry_of
+from pytest_neuralpower.tracing.rules import entry_of, merged
 
 small = settings(
     max_examples=25,
@@ -456,3 +456,34 @@ def test_recurrent(  # noqa: PLR0917 - likewise
     assert [spec.shape for spec in layer.outputs] == [
         tuple(tensor.shape) for tensor in (output, hidden, cell)
     ]
+
+
+def test_a_function_has_one_rule() -> None:
+    with pytest.raises(ValueError, match="named in two tables of rules: relu"):
+        merged({"relu": "view", "gelu": "view"}, {"relu": "plain"})
+
+
+@pytest.mark.parametrize(
+    ("function", "treatment", "op"),
+    [
+        (torch.relu, "rule", "relu"),
+        (torch.relu_, "rule", "relu"),
+        (torch.Tensor.__rsub__, "rule", "sub"),
+        (torch.Tensor.__ipow__, "rule", "pow"),
+        (torch.rand, "factory", "rand"),
+        (torch.Tensor.unfold, "view", "unfold"),
+        (F.unfold, "rule", "unfold"),
+        (torch.Tensor.shape.__get__, "plain", "shape"),  # type: ignore[attr-defined]
+        (torch.Tensor.grad.__set__, "assign", "grad"),  # type: ignore[attr-defined]
+        (torch.linalg.svd, "unknown", ""),
+    ],
+)
+def test_every_spelling_of_a_function_is_found(function: Any, treatment: str, op: str) -> None:
+    assert entry_of(function)[:2] == (treatment, op)
+
+
+def test_another_function_of_the_same_name_is_not_torchs() -> None:
+    def relu(x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    assert entry_of(relu).treatment == "unknown"
