@@ -267,19 +267,19 @@ def advise_groups(
     most = {group.name: _most_units(group, channels) for group in groups.changeable}
     reach = {name: units + _BEYOND for name, units in most.items()}
     examined = prices.examine(reach, effort or Effort(math.inf))
-    found = [
+    advised = [
         advice
         for group in groups.changeable
         for advice in _advice_on(group, prices, most[group.name], examined[group.name])
     ]
     shrinking = sorted(
-        (advice for advice in found if advice.action == "shrink"),
+        (advice for advice in advised if advice.action == "shrink"),
         key=lambda advice: (
             (advice.runtime_change_ms if by_runtime else advice.energy_change_mj) or 0.0
         ),
     )
     expanding = sorted(
-        (advice for advice in found if advice.action == "expand"),
+        (advice for advice in advised if advice.action == "expand"),
         key=lambda advice: advice.width - advice.to_width,
     )
     widths = _paying(shrinking, prices)

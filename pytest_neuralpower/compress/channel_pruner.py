@@ -230,8 +230,8 @@ class ChannelPruner(Pruner):
             for group in self.groups.changeable
             if (ranking := self._rank(group, grams)) is not None
         }
-        units = {name: sorted(each.errors, reverse=True) for name, each in ranked.items()}
-        errors = {name: [each.errors[at] for at in units[name]] for name, each in ranked.items()}
+        units = {name: sorted(group.errors, reverse=True) for name, group in ranked.items()}
+        errors = {name: [group.errors[at] for at in units[name]] for name, group in ranked.items()}
         steps = {name: self.groups[name].step for name in ranked}
 
         def widths(choice: Choice) -> dict[str, int]:
@@ -329,7 +329,7 @@ class ChannelPruner(Pruner):
             layer = self.model.get_submodule(path)
             if isinstance(layer, RECONSTRUCTED):
                 present = outputs.get(path, torch.arange(layer.weight.shape[0]))
-                stays = [each for each in range(len(present)) if each not in channels]
+                stays = [channel for channel in range(len(present)) if channel not in channels]
                 outputs[path] = present[stays]
         remove_units(self.model, removed)
         self.kept, self.outputs = kept, outputs

@@ -203,8 +203,8 @@ class NarrowedCopy:
         """Trace the copy as it is."""
         outputs: list[Sizes] = []
 
-        def record(_module: nn.Module, _inputs: Any, found: Any) -> None:
-            outputs[:] = _shapes(found)
+        def record(_module: nn.Module, _inputs: Any, returned: Any) -> None:
+            outputs[:] = _shapes(returned)
 
         handle = self.model.register_forward_hook(record)
         try:
@@ -493,12 +493,12 @@ def _without_products(copy: NarrowedCopy, groups: ChannelGroups) -> ChannelGroup
         except Exception as error:
             raise UnsupportedGraphError(f"{cannot}{error}") from error
         expected = groups.layers_at({g.name: half[g.name] * g.step for g in groups.changeable})
-        found = seen.trace.layers
-        if len(found) != len(expected):
+        layers = seen.trace.layers
+        if len(layers) != len(expected):
             raise UnsupportedGraphError(
-                f"{cannot}narrower, it runs {len(found)} operations instead of {len(expected)}"
+                f"{cannot}narrower, it runs {len(layers)} operations instead of {len(expected)}"
             )
-        pairs = enumerate(zip(expected, found, strict=True))
+        pairs = enumerate(zip(expected, layers, strict=True))
         wrong = {place for place, (one, other) in pairs if one != other}
         if not wrong:
             return groups

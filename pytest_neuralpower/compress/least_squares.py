@@ -187,9 +187,8 @@ def solve_kept(
     weights, saliency = torch.zeros_like(prior), torch.zeros_like(prior)
     unknowns = prior.shape[2]
     eye = torch.eye(unknowns, dtype=torch.float64)
-    for group, each in enumerate(gram.ridge(ridge)):
-        # An input that is always zero leaves its weight to the ridge; all of them, to this floor.
-        amount = each.clamp_min(1e-12)
+    # An input that is always zero leaves its weight to the ridge; all of them, to this floor.
+    for group, amount in enumerate(gram.ridge(ridge).clamp_min(1e-12)):
         system = gram.inputs[group] + amount * eye
         wanted = gram.cross[group].mT + amount * prior[group]
         counts = kept[group].sum(1)
@@ -307,8 +306,11 @@ def sampled_grams(
     outputs
         Channels of the reference's outputs that the model's layer still has, by path.
     """
-    layers = {path: cast("Reconstructed", model.get_submodule(path)) for path in paths}
-    layers = {path: each for path, each in layers.items() if unknowns_of(each) <= MOST_UNKNOWNS}
+    layers = {
+        path: layer
+        for path in paths
+        if unknowns_of(layer := cast("Reconstructed", model.get_submodule(path))) <= MOST_UNKNOWNS
+    }
     still_there = outputs or {}
     generator = torch.Generator().manual_seed(seed)
     grams: dict[str, Gram] = {}

@@ -140,9 +140,9 @@ def _words(model: torch.nn.Module, call: Call, root: Path) -> list[str]:
     origin = origin_of(model) or _of_its_class(model)
     words = [_UNKNOWN_MODEL]
     if origin is not None:
-        place, arguments = _place(origin.factory, root), _named(origin)
-        if place is not None and arguments is not None:
-            words = [place, *arguments]
+        path, arguments = _import_path(origin.factory, root), _arguments(origin)
+        if path is not None and arguments is not None:
+            words = [path, *arguments]
     for text in input_texts(call, unknown="SHAPE"):
         words += ["--input", text]
     return [shlex.quote(word) for word in words]
@@ -164,7 +164,7 @@ def _of_its_class(model: torch.nn.Module) -> Origin | None:
     return Origin(kind, (), {}) if same else None
 
 
-def _place(factory: Callable[..., Any], root: Path) -> str | None:
+def _import_path(factory: Callable[..., Any], root: Path) -> str | None:
     """``package.module:name``, or ``path/to/file.py:name`` where no package has it."""
     name = getattr(factory, "__qualname__", "")
     module = sys.modules.get(getattr(factory, "__module__", None) or "")
@@ -179,7 +179,7 @@ def _place(factory: Callable[..., Any], root: Path) -> str | None:
     return f"{file.relative_to(root) if file.is_relative_to(root) else file}:{name}"
 
 
-def _named(origin: Origin) -> list[str] | None:
+def _arguments(origin: Origin) -> list[str] | None:
     """``--arg name=value`` for each argument; None where one cannot be written down."""
     try:
         bound = inspect.signature(origin.factory).bind(*origin.args, **origin.kwargs)
@@ -191,11 +191,11 @@ def _named(origin: Origin) -> list[str] | None:
         if kind is inspect.Parameter.VAR_POSITIONAL:
             return None
         pairs = value.items() if kind is inspect.Parameter.VAR_KEYWORD else [(name, value)]
-        for key, each in pairs:
-            text = _yaml(each)
+        for keyword, argument in pairs:
+            text = _yaml(argument)
             if text is None:
                 return None
-            words += ["--arg", f"{key}={text}"]
+            words += ["--arg", f"{keyword}={text}"]
     return words
 
 

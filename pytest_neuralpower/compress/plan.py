@@ -168,28 +168,31 @@ def apply_plan(
     CompressError
         The plan is of another model, or the weights are not those that came out of it.
     """
-    found = plan if isinstance(plan, Plan) else read_plan(plan)
-    if structure_hash(model) != found.structure:
+    if not isinstance(plan, Plan):
+        plan = read_plan(plan)
+    if structure_hash(model) != plan.structure:
         raise CompressError(
-            f"the plan was made for another {found.model}: modules or shapes of this "
+            f"the plan was made for another {plan.model}: modules or shapes of this "
             f"{type(model).__name__} differ; build the model as it was, or prune again"
         )
     work = model if inplace else copy.deepcopy(model)
-    if found.granularity == "channel":
-        _remove_channels(work, found, inputs)
+    if plan.granularity == "channel":
+        _remove_channels(work, plan, inputs)
     with torch.no_grad():
-        for name, mask in found.masks.items():
+        for name, mask in plan.masks.items():
             values = work.get_parameter(name)
             values.copy_(torch.where(mask.tensor().to(values.device), values, 0.0))
     if weights is not None:
         state = weights if isinstance(weights, Mapping) else load_state(weights)
-        if weights_hash(state) != found.pruned_weights:
+        if weights_hash(state) != plan.pruned_weights:
             raise CompressError(
                 "the weights are not those that this plan came with; give the file that "
                 "`neuralpower prune` wrote with it"
             )
         # A model on the meta device, as `neuralpower.build` makes it, has no values to copy into.
-        work.load_state_dict(state, assign=any(each.is_meta for each in work.parameters()))
+        work.load_state_dict(
+            state, assign=any(parameter.is_meta for parameter in work.parameters())
+        )
     return work
 
 

@@ -126,11 +126,11 @@ def choose_most_expensive_first(
             for name, curve in errors.items()
         }
 
-    found = bisect_left(tolerances, True, key=lambda each: cost(allowed(each)) <= limit)
-    if found == len(tolerances):
+    least = bisect_left(tolerances, True, key=lambda each: cost(allowed(each)) <= limit)
+    if least == len(tolerances):
         return {name: len(curve) - 1 for name, curve in errors.items()}
-    choice = allowed(tolerances[found - 1]) if found else dict.fromkeys(errors, 0)
-    wanted = allowed(tolerances[found])
+    choice = allowed(tolerances[least - 1]) if least else dict.fromkeys(errors, 0)
+    wanted = allowed(tolerances[least])
     for name in parts:
         while choice[name] < wanted[name] and cost(choice) > limit:
             choice[name] += 1

@@ -157,13 +157,13 @@ def follow(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[Coupling]:
 
 
 def _differentiable(outputs: Any) -> list[Tensor]:
-    found = [tensor for tensor in output_tensors(outputs) if tensor.grad_fn is not None]
-    if not found:
+    followed = [tensor for tensor in output_tensors(outputs) if tensor.grad_fn is not None]
+    if not followed:
         raise UnsupportedGraphError(
             "cannot tell which widths belong together: no output of the model depends on its "
             "weights by operations that autograd follows"
         )
-    return found
+    return followed
 
 
 def output_tensors(outputs: Any) -> list[Tensor]:
@@ -197,8 +197,8 @@ def _couplings(graph: Any, library: Any) -> Iterator[Coupling]:
             axis = _axis(graph, types, names, node, "in" if only_reads else "out")
             roots = [-1 if index is None else index for index in item.root_idxs]
             covered.setdefault(axis, set()).update(item.idxs)
-            roots_array, channels = (np.array(each, dtype=np.intp) for each in (roots, item.idxs))
-            yield Coupling(root, roots_array, axis, channels, through)
+            pairs = np.array([roots, item.idxs], dtype=np.intp)
+            yield Coupling(root, pairs[0], axis, pairs[1], through)
 
 
 def _axis(
@@ -249,8 +249,8 @@ def _operation(error: BaseException) -> str:
         for value in frame.f_locals.values():
             if hasattr(value, "grad_fn") and hasattr(value, "dependencies"):
                 return f"{value.name} [{_name(value)}]"
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{place.name} ({place.line})" if place.line else place.name
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.name} ({last.line})" if last.line else last.name
 
 
 def first_line(error: BaseException) -> str:
@@ -306,7 +306,7 @@ class WithoutKernels(TorchFunctionMode):
         if not any(tensor.is_meta for tensor in operands):
             return func(*args, **kwargs)
         planned = _plan(entry.op, entry.rule, args, kwargs)
-        if type(planned) is not Tensor or any(planned is each for each in operands):
+        if type(planned) is not Tensor or any(planned is operand for operand in operands):
             return func(*args, **kwargs)
         if entry.op == "cat":
             dim = _cat_dim(*args, **kwargs) % planned.dim()

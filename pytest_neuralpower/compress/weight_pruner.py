@@ -223,16 +223,15 @@ def map_zeros(model: nn.Module, layers: Sequence[Layer], calls: Sequence[Call]) 
     }
 
     def visit(path: str, given: torch.Tensor, made: torch.Tensor) -> None:
-        found = counts[path]
-        found[0] += int((given == 0).sum())
-        found[1] += given.numel()
-        found[2] += int((made <= 0 if path in rectified else made == 0).sum())
-        found[3] += made.numel()
+        zeros = (given == 0, made <= 0 if path in rectified else made == 0)
+        for at, zero in enumerate(zeros):
+            counts[path][at] += int(zero.sum())
+            counts[path][at + 2] += zero.numel()
 
     each_map(model, counts, calls, visit)
     return {
         path: (zero_in / all_in, zero_out / all_out)
-        for path, (zero_in, all_in, zero_out, all_out) in counts.items()
+        for path, (zero_in, zero_out, all_in, all_out) in counts.items()
         if all_in and all_out
     }
 
@@ -393,12 +392,12 @@ class WeightPruner(Pruner):
         present, kept = self._density(path), self.kept[path]
         densities = [density for density in GRID if density < present]
         layer = self._layer(path)
-        found = (
+        narrower = (
             points_by_size(matrix_of(layer), kept, densities, unknowns_of(layer))
             if gram is None
             else points(self.weights(path, gram), kept, densities, self.criterion)
         )
-        return [Point(present, kept, 0.0), *found]
+        return [Point(present, kept, 0.0), *narrower]
 
     def apply(self, path: str, kept: torch.Tensor) -> None:
         """Mask one layer, and refit it to what the reference gives for the inputs it sees now."""

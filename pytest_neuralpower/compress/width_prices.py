@@ -108,26 +108,26 @@ def shrinkage(curve: Curve, most: int) -> int | None:
     Best is what saves most beyond its channels' share; None where no edge saves really more.
     """
     here = int(curve.widths[curve.now])
-    found = [
+    saving = [
         place
         for place in edges(curve)
         if here - most <= curve.widths[place] < here
         and curve.saving(place) >= _REAL_SAVING * curve.share(place)
     ]
-    return max(found, key=lambda place: curve.saving(place) - curve.share(place), default=None)
+    return max(saving, key=lambda place: curve.saving(place) - curve.share(place), default=None)
 
 
 def expansion(curve: Curve, most: int) -> int | None:
     """Place of the widest edge at most ``most`` channels above the present width that costs next
     to nothing, or less than now; None where there is no free capacity."""
     here = int(curve.widths[curve.now])
-    found = [
+    free = [
         place
         for place in edges(curve)
         if here < curve.widths[place] <= here + most
         and -curve.saving(place) <= _FREE * curve.share(place)
     ]
-    return max(found, default=None)
+    return max(free, default=None)
 
 
 def descent(curve: Curve) -> list[int]:
@@ -139,15 +139,15 @@ def descent(curve: Curve) -> list[int]:
     prices, widths = curve.prices, curve.widths
     at_edge = set(edges(curve))
     slope = _WORTH * (prices[curve.now] - prices[0]) / max(int(widths[curve.now] - widths[0]), 1)
-    found = []
+    steps = []
     last = curve.now
     for place in range(curve.now - 1, -1, -1):
         saved = prices[last] - prices[place]
         far = place in at_edge or widths[place] <= _FALL * widths[last]
         if saved > 0 and ((far and saved >= slope * (widths[last] - widths[place])) or not place):
-            found.append(place)
+            steps.append(place)
             last = place
-    return found
+    return steps
 
 
 def widest_as_cheap(curve: Curve) -> int:
@@ -196,11 +196,12 @@ class LayerPrices:
         return Prices(energy, runtime, distrusted == 0)
 
     def _price(self, new: Mapping[tuple[Any, ...], Layer]) -> None:
-        for key, each in zip(new, self.platform.predict(tuple(new.values())).layers, strict=True):
+        priced = self.platform.predict(tuple(new.values())).layers
+        for key, layer in zip(new, priced, strict=True):
             self._places[key] = len(self._rows)
-            energy = math.nan if each.energy_mj is None else each.energy_mj
-            runtime = math.nan if each.runtime_ms is None else each.runtime_ms
-            distrusted = any(flag in each.flags for flag in UNTRUSTED)
+            energy = math.nan if layer.energy_mj is None else layer.energy_mj
+            runtime = math.nan if layer.runtime_ms is None else layer.runtime_ms
+            distrusted = any(flag in layer.flags for flag in UNTRUSTED)
             self._rows.append((energy, runtime, distrusted))
 
 
@@ -234,10 +235,10 @@ class WidthPrices:
 
     def most_expensive_first(self) -> list[ChannelGroup]:
         """The groups that may change, by what the layers that they reach cost now."""
-        found = self.groups.changeable
-        sets = [self.groups.layers_at({}, group.gains) for group in found]
+        groups = self.groups.changeable
+        sets = [self.groups.layers_at({}, group.gains) for group in groups]
         order = np.argsort(-self._prices.of(sets).of(self.quantity), kind="stable")
-        return [found[place] for place in order.tolist()]
+        return [groups[place] for place in order.tolist()]
 
     def at(
         self, name: str, widths: Sequence[int], others: Mapping[str, int] | None = None
