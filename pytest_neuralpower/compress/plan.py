@@ -92,7 +92,7 @@ class Plan(
         Share of each layer's weights, or of each group's channels, that stays.
     """
 
-    version: Literal[1] = VERSION
+    version: Literal[1]
     model: str
     structure: str
     weights: str

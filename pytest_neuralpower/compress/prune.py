@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from pytest_neuralpower.compress.channel_pruner import ChannelPruner
 from pytest_neuralpower.compress.plan import (
+    VERSION,
     Granularity,
     Mask,
     Plan,
@@ -421,6 +422,7 @@ def prune_to_budget(
         model.__dict__.update(pruner.model.__dict__)
     kept = [done for done in history if done.kept]
     plan = Plan(
+        version=VERSION,
         model=type(model).__name__,
         structure=structure,
         weights=weights,

@@ -25,7 +25,7 @@ def plan():
     model = nn.Linear(5, 3)
     mask = torch.rand(3, 5, generator=torch.Generator().manual_seed(0)) < 0.5
     return Plan(
-        model="Linear", structure=structure_hash(model),
+        version=1, model="Linear", structure=structure_hash(model),
         weights=weights_hash(model.state_dict()), pruned_weights="0" * 64,
         platform="eyeriss", platform_sha256="1" * 64, granularity="weight", quantity="energy",
         limit=1.0, batch=2, inputs=("2,5",), before=2.0, after=0.9, met=True,
@@ -77,7 +77,14 @@ def broken(plan, tmp_path, change):
             "format is 'report'; there are pytest-neuralpower plan;",
         ),
         (lambda data: data.update(version=9), "version is 9; there are 1; make the plan again"),
+        (lambda data: data.pop("version"), "field 'version' is missing"),
         (lambda data: data.pop("masks"), "field 'masks' is missing"),
+        (lambda data: data.update(batch="four"), "batch must be a whole number, not 'four'"),
+        (
+            lambda data: data.update(granularity="layer"),
+            "granularity is 'layer'; there are channel, weight",
+        ),
+        (lambda data: data.update(more=1), "unknown field 'more'"),
         (
             lambda data: data["masks"]["weight"].update(kept=1),
             r"masks\.weight: a mask has 11 bits set, not 1;",
@@ -87,7 +94,17 @@ def broken(plan, tmp_path, change):
             r"masks\.weight: its bits are damaged",
         ),
     ],
-    ids=["format", "version", "missing", "count", "bits"],
+    ids=[
+        "format",
+        "version",
+        "unversioned",
+        "missing",
+        "type",
+        "choice",
+        "unknown",
+        "count",
+        "bits",
+    ],
 )
 def test_one_line_says_what_is_wrong_with_a_file(plan, tmp_path, change, message):
     with pytest.raises(CompressError, match=message) as caught:
