@@ -78,9 +78,9 @@ class Explained(Priced, Protocol):
     @property
     def estimator(self) -> str: ...
     @property
-    def runtime_interval_ms(self) -> Sequence[float] | None: ...
+    def runtime_interval_ms(self) -> tuple[float, float, float] | None: ...
     @property
-    def energy_interval_mj(self) -> Sequence[float] | None: ...
+    def energy_interval_mj(self) -> tuple[float, float, float] | None: ...
 
 
 Item = TypeVar("Item", bound=Priced)
@@ -177,14 +177,16 @@ def layer_texts(items: Iterable[Item], more: Callable[[Item], str] | None = None
         Writes further fields of a layer, each with a comma before it. What has the same
         configuration and costs the same is written once: models repeat their blocks.
     """
-    known: dict[object, str] = {}
+    known: dict[object, tuple[Layer, str]] = {}
     texts = []
     for item in items:
         layer = item.layer
-        key = layer.configuration, item.runtime_ms, item.power_w, item.energy_mj
-        fields = known.get(key)
-        if fields is None:
-            fields = known[key] = _fields_text(item) + (more(item) if more else "")
+        # What costs the same is mostly configured alike: far sooner told than by configurations.
+        key = item.runtime_ms, item.power_w, item.energy_mj
+        alike, fields = known.get(key, (None, ""))
+        if alike is None or alike.configuration != layer.configuration:
+            fields = _fields_text(item) + (more(item) if more else "")
+            known[key] = layer, fields
         path = layer.path
         shown = f'"{path}"' if _PLAIN.fullmatch(path) else flow(path)
         texts.append(f'{{"path": {shown}, {fields}}}')
@@ -199,38 +201,36 @@ def layers_json(items: Iterable[Explained]) -> bytes:
 def _more_text(item: Explained) -> str:
     cost = item.layer.cost
     return (
-        f', "flops": {cost.flops}, "bytes": {cost.bytes_moved}, "flags": {flow(list(item.flags))}, '
-        f'"estimator": {flow(item.estimator)}, '
+        f', "flops": {cost.flops}, "bytes": {cost.bytes_moved}, '
+        f'"flags": {flow(item.flags) if item.flags else "[]"}, '
+        f'"estimator": {_quoted(item.estimator)}, '
         f'"runtime_interval_ms": {_interval_text(item.runtime_interval_ms)}, '
         f'"energy_interval_mj": {_interval_text(item.energy_interval_mj)}'
     )
 
 
-def _interval_text(interval: Sequence[float] | None) -> str:
-    return "null" if interval is None else f"[{', '.join([f'{each:.6g}' for each in interval])}]"
+def _interval_text(interval: tuple[float, float, float] | None) -> str:
+    return "null" if interval is None else "[{:.6g}, {:.6g}, {:.6g}]".format(*interval)
 
 
 def _fields_text(item: Priced) -> str:
     """All of a layer but its path, without braces."""
     layer = item.layer
-    dtype, params = layer.dtype, layer.params
-    # What YAML reads otherwise is in few parameters: the rest is written at once.
-    simple = all(type(value) in (int, bool, tuple) for _, value in params)
-    write: Callable[[Any], str] = json.dumps if simple else flow
+    dtype = layer.dtype
     return (
-        f"{_names_text(layer.op, layer.kind, dtype, write)}, "
+        f'"op": {_quoted(layer.op)}, "kind": "{layer.kind}", "dtype": {_quoted(dtype)}, '
         f'"in": {_tensors_json(layer.inputs, dtype)}, '
         f'"weights": {_tensors_json(layer.weights, dtype)}, '
         f'"out": {_tensors_json(layer.outputs, dtype)}, '
-        f'"params": {write(dict(params)) if params else "{}"}, '
+        f'"params": {_params_json(layer.params)}, '
         f'"runtime_ms": {_cost_text(item.runtime_ms)}, "power_w": {_cost_text(item.power_w)}, '
         f'"energy_mj": {_cost_text(item.energy_mj)}'
     )
 
 
-@lru_cache(maxsize=1024)
-def _names_text(op: str, kind: str, dtype: str, write: Callable[[Any], str]) -> str:
-    return f'"op": {write(op)}, "kind": {write(kind)}, "dtype": {write(dtype)}'
+@lru_cache(maxsize=4096)
+def _quoted(text: str) -> str:
+    return flow(text)
 
 
 def _tensors_json(tensors: Sequence[TensorSpec], dtype: str) -> str:
@@ -239,11 +239,26 @@ def _tensors_json(tensors: Sequence[TensorSpec], dtype: str) -> str:
     return '["' + '", "'.join([_tensor_text(each, dtype) for each in tensors]) + '"]'
 
 
+def _params_json(params: Params) -> str:
+    texts = []
+    for name, value in params:
+        kind = type(value)
+        if kind is int:
+            text = str(value)
+        elif kind is bool:
+            text = "true" if value else "false"
+        else:
+            text = flow(value)
+        texts.append(f"{_quoted(name)}: {text}")
+    return f"{{{', '.join(texts)}}}"
+
+
 def _cost_text(value: float | None) -> str:
     if value is None:
         return "null"
-    text = repr(float(f"{value:.{_DIGITS}g}"))
-    return text if "e" not in text else _with_point(text)
+    text = f"{value:.{_DIGITS}g}"
+    # With a point and no exponent it is what its float is written as.
+    return text if "." in text and "e" not in text else _with_point(repr(float(text)))
 
 
 def _with_point(text: str) -> str:
@@ -258,6 +273,8 @@ def flow(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{flow(key)}: {flow(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list | tuple):
+        if all(type(each) is int for each in value):
+            return str(list(value))
         return "[" + ", ".join(map(flow, value)) + "]"
     if value is None:
         return "null"

@@ -11,10 +11,10 @@ import importlib.metadata
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -73,7 +73,7 @@ class _Facts(Struct, frozen=True):
     torch: str
 
 
-class Baseline(_Facts, frozen=True):
+class Baseline(_Facts, frozen=True, dict=True):
     """What one call of one model was predicted to cost when that was accepted.
 
     Attributes
@@ -92,13 +92,13 @@ class Baseline(_Facts, frozen=True):
         In order of execution.
     """
 
-    layers: tuple[PricedLayer, ...]
+    layers: Sequence[Priced]
 
-    @property
+    @cached_property
     def totals(self) -> Totals:
-        """Sums over the layers, as they are stored."""
-        runtime_ms = add_known([item.runtime_ms for item in self.layers])
-        energy_mj = add_known([item.energy_mj for item in self.layers])
+        """Sums over the layers, each rounded as it is stored."""
+        runtime_ms = add_known([rounded(item.runtime_ms) for item in self.layers])
+        energy_mj = add_known([rounded(item.energy_mj) for item in self.layers])
         return Totals(energy_mj, runtime_ms, mean_power(energy_mj, runtime_ms))
 
     def repredict(self, platform: Platform) -> Prediction:
@@ -120,7 +120,7 @@ class Baseline(_Facts, frozen=True):
 
 
 def baseline_of(prediction: Prediction, *, test: str, torch: str) -> Baseline:
-    """The baseline that accepts a prediction; values are rounded as they are stored."""
+    """The baseline that accepts a prediction."""
     return Baseline(
         test=test,
         model=prediction.model,
@@ -128,18 +128,7 @@ def baseline_of(prediction: Prediction, *, test: str, torch: str) -> Baseline:
         platform=prediction.platform,
         platform_sha256=prediction.platform_sha256,
         torch=torch,
-        layers=_as_stored(prediction.layers),
-    )
-
-
-def _as_stored(layers: Iterable[Priced]) -> tuple[PricedLayer, ...]:
-    return tuple(
-        [
-            PricedLayer(
-                each.layer, rounded(each.runtime_ms), rounded(each.power_w), rounded(each.energy_mj)
-            )
-            for each in layers
-        ]
+        layers=prediction.layers,
     )
 
 
@@ -245,11 +234,11 @@ def parse_baseline(text: str, name: str, expected: Prediction | None = None) -> 
     lines = body.removesuffix("\n").split("\n")
     plain = found and all(line.startswith("- {") for line in lines)
     header = _plain_header(head) if plain else None
-    layers = None
+    layers: Sequence[Priced] | None = None
     if header is not None:
         file = _checked(header, name)
         if expected is not None and body == _body(expected.layers):
-            layers = _as_stored(expected.layers)
+            layers = expected.layers
         with suppress(msgspec.DecodeError):  # it is not JSON, but may be YAML
             text = ",".join([line[2:] for line in lines])
             layers = layers or _layers(f"[{text}]", name, head.count("\n") + 3)

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import replace
 
 from pytest_neuralpower.errors import CompareError
 from pytest_neuralpower.guard.budget import Verdict
@@ -189,8 +190,8 @@ class Finding(Struct, frozen=True):
         return max(found, key=lambda each: each.value / each.limit, default=None)
 
     def record(self) -> dict[str, Any]:
-        """JSON types for plugins: what the JSON report has of it, layers as a list."""
-        found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        """What the JSON report has of it but its layers, in JSON types."""
+        found: dict[str, Any] = msgspec.to_builtins(replace(self, layers=UNSET))
         return found
 
 

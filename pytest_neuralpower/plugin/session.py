@@ -491,13 +491,13 @@ class GuardSession:
         from pytest_neuralpower.report.ci import properties  # noqa: PLC0415
 
         item.stash[FINDINGS] = findings_to_text(findings)
-        records = [finding.record() for finding in findings]
         item.user_properties.extend(properties(findings))
         seen = item.ihook.pytest_neuralpower_prediction
-        for predicted, record in zip(guard.predicted, records, strict=True):
-            del record["name"]
-            record.pop("layers", None)
-            seen(item=item, prediction=predicted.prediction, record=record)
+        if seen.get_hookimpls():
+            for predicted, finding in zip(guard.predicted, findings, strict=True):
+                record = finding.record()
+                del record["name"]
+                seen(item=item, prediction=predicted.prediction, record=record)
         if not failed:
             raise_failures(findings)
 
