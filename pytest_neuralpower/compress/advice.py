@@ -321,17 +321,17 @@ def _advice_on(
     """The edges near one width, one below and one above, where there are any."""
     curve, priced = prices.curve(group, examined)
     parameters = prices.groups.parameters
-    places: tuple[tuple[Action, int | None], ...] = (
+    chosen: tuple[tuple[Action, int | None], ...] = (
         ("shrink", shrinkage(curve, most * group.step)),
         ("expand", expansion(curve, most * group.step)),
     )
-    for action, place in places:
-        if place is None:
+    for action, index in chosen:
+        if index is None:
             continue
-        to_width = int(curve.widths[place])
-        trusted = bool(priced.trusted[place] and priced.trusted[curve.now])
+        to_width = int(curve.widths[index])
+        trusted = bool(priced.trusted[index] and priced.trusted[curve.now])
         energy, runtime = (
-            None if math.isnan(values[place]) else float(values[place] - values[curve.now])
+            None if math.isnan(values[index]) else float(values[index] - values[curve.now])
             for values in (priced.energy_mj, priced.runtime_ms)
         )
         yield Advice(

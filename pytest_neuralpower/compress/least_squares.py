@@ -293,7 +293,7 @@ def sampled_grams(
     outputs: Mapping[str, torch.Tensor] | None = None,
     seed: int = 0,
 ) -> Mapping[str, Gram]:
-    """Sums that tell how to make layers of ``model`` give what those of ``reference`` give.
+    """Sums that tell how to make layers of ``model`` return what those of ``reference`` return.
 
     Inputs are those that the layer sees in ``model`` as it is now, with the errors of the layers
     before it; outputs are those of the same layer in ``reference``. Of each call the same rows
@@ -317,7 +317,7 @@ def sampled_grams(
     wanted: dict[str, list[tuple[torch.Tensor | None, torch.Tensor]]] = {}
 
     def choose_rows(path: str, _given: torch.Tensor, made: torch.Tensor) -> None:
-        """Choose rows of what the reference's layer gives."""
+        """Choose rows of what the reference's layer returns."""
         layer = layers[path]
         if path in still_there:
             axis = -1 if isinstance(layer, nn.Linear) else 1

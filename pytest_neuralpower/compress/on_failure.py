@@ -185,17 +185,18 @@ def _arguments(origin: Origin) -> list[str] | None:
         bound = inspect.signature(origin.factory).bind(*origin.args, **origin.kwargs)
     except (TypeError, ValueError):
         return None
-    words = []
-    for name, value in bound.arguments.items():
-        kind = bound.signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
+    arguments = dict(bound.arguments)
+    for name, parameter in bound.signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL and name in arguments:
             return None
-        pairs = value.items() if kind is inspect.Parameter.VAR_KEYWORD else [(name, value)]
-        for keyword, argument in pairs:
-            text = _yaml(argument)
-            if text is None:
-                return None
-            words += ["--arg", f"{keyword}={text}"]
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments |= arguments.pop(name, {})
+    words = []
+    for name, value in arguments.items():
+        text = _yaml(value)
+        if text is None:
+            return None
+        words += ["--arg", f"{name}={text}"]
     return words
 
 

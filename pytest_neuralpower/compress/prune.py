@@ -132,7 +132,7 @@ def run_rounds(
     return tuple(history), first
 
 
-# -- What pruning to a budget gives back.
+# -- The result of pruning to a budget.
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Pruner(ABC):
 
     @abstractmethod
     def trained(self) -> None:
-        """After the user has trained the model: what it gives now is what it is to keep giving."""
+        """After the user has trained the model: its outputs now are the ones to keep."""
 
     @property
     @abstractmethod

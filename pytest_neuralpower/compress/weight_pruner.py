@@ -400,7 +400,7 @@ class WeightPruner(Pruner):
         return [Point(present, kept, 0.0), *narrower]
 
     def apply(self, path: str, kept: torch.Tensor) -> None:
-        """Mask one layer, and refit it to what the reference gives for the inputs it sees now."""
+        """Mask one layer, and refit it to what the reference returns for the inputs it sees now."""
         layer = self._layer(path)
         gram = self.grams([path]).get(path)
         if gram is None:

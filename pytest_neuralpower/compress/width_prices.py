@@ -73,25 +73,25 @@ _WORTH: Final = 0.5
 class Curve(NamedTuple):
     """Price of all layers that one width reaches, at ascending widths.
 
-    ``now`` is the place of the present width.
+    ``now`` is the index of the present width.
     """
 
     widths: NDArray[np.intp]
     prices: FloatArray
     now: int
 
-    def share(self, place: int) -> float:
-        """Share of the present price that goes with the channels between ``place`` and now."""
-        changed = abs(int(self.widths[place]) - int(self.widths[self.now]))
+    def share(self, index: int) -> float:
+        """Share of the present price that goes with the channels between ``index`` and now."""
+        changed = abs(int(self.widths[index]) - int(self.widths[self.now]))
         return float(self.prices[self.now]) * changed / int(self.widths[self.now])
 
-    def saving(self, place: int) -> float:
-        """What the width at ``place`` costs less than the present one."""
-        return float(self.prices[self.now] - self.prices[place])
+    def saving(self, index: int) -> float:
+        """What the width at ``index`` costs less than the present one."""
+        return float(self.prices[self.now] - self.prices[index])
 
 
 def edges(curve: Curve) -> list[int]:
-    """Places at the cheap side of a jump: the last width before a rise, the first after a fall."""
+    """Indices at the cheap side of a jump: the last width before a rise, the first after a fall."""
     steps = np.diff(curve.prices)
     if not len(steps):
         return []
@@ -103,35 +103,35 @@ def edges(curve: Curve) -> list[int]:
 
 
 def shrinkage(curve: Curve, most: int) -> int | None:
-    """Place of the best edge at most ``most`` channels below the present width.
+    """Index of the best edge at most ``most`` channels below the present width.
 
     Best is what saves most beyond its channels' share; None where no edge saves really more.
     """
     here = int(curve.widths[curve.now])
     saving = [
-        place
-        for place in edges(curve)
-        if here - most <= curve.widths[place] < here
-        and curve.saving(place) >= _REAL_SAVING * curve.share(place)
+        index
+        for index in edges(curve)
+        if here - most <= curve.widths[index] < here
+        and curve.saving(index) >= _REAL_SAVING * curve.share(index)
     ]
-    return max(saving, key=lambda place: curve.saving(place) - curve.share(place), default=None)
+    return max(saving, key=lambda index: curve.saving(index) - curve.share(index), default=None)
 
 
 def expansion(curve: Curve, most: int) -> int | None:
-    """Place of the widest edge at most ``most`` channels above the present width that costs next
+    """Index of the widest edge at most ``most`` channels above the present width that costs next
     to nothing, or less than now; None where there is no free capacity."""
     here = int(curve.widths[curve.now])
     free = [
-        place
-        for place in edges(curve)
-        if here < curve.widths[place] <= here + most
-        and -curve.saving(place) <= _FREE * curve.share(place)
+        index
+        for index in edges(curve)
+        if here < curve.widths[index] <= here + most
+        and -curve.saving(index) <= _FREE * curve.share(index)
     ]
     return max(free, default=None)
 
 
 def descent(curve: Curve) -> list[int]:
-    """Places below the present width to step to, falling.
+    """Indices below the present width to step to, falling.
 
     They are edges, and a twentieth less where the price falls evenly. A step inside a plateau saves
     nothing, and is none; the least width always is one if it is the cheapest.
@@ -141,17 +141,17 @@ def descent(curve: Curve) -> list[int]:
     slope = _WORTH * (prices[curve.now] - prices[0]) / max(int(widths[curve.now] - widths[0]), 1)
     steps = []
     last = curve.now
-    for place in range(curve.now - 1, -1, -1):
-        saved = prices[last] - prices[place]
-        far = place in at_edge or widths[place] <= _FALL * widths[last]
-        if saved > 0 and ((far and saved >= slope * (widths[last] - widths[place])) or not place):
-            steps.append(place)
-            last = place
+    for index in range(curve.now - 1, -1, -1):
+        saved = prices[last] - prices[index]
+        far = index in at_edge or widths[index] <= _FALL * widths[last]
+        if saved > 0 and ((far and saved >= slope * (widths[last] - widths[index])) or not index):
+            steps.append(index)
+            last = index
     return steps
 
 
 def widest_as_cheap(curve: Curve) -> int:
-    """Place of the widest width that costs no more than the present one: more channels can even
+    """Index of the widest width that costs no more than the present one: more channels can even
     run faster."""
     return int(np.flatnonzero(curve.prices <= curve.prices[curve.now]).max())
 
@@ -177,18 +177,18 @@ class LayerPrices:
 
     def __init__(self, platform: Platform) -> None:
         self.platform = platform
-        self._places: dict[tuple[Any, ...], int] = {}
+        self._rows_of: dict[tuple[Any, ...], int] = {}
         #: Energy, runtime, and 1 where it is not trusted, of each configuration.
         self._rows: list[tuple[float, float, float]] = []
 
     def of(self, sets: Sequence[Sequence[Layer]]) -> Prices:
         """The sum over each set of layers; a set without layers costs nothing."""
         layers = [(layer.configuration, layer) for each in sets for layer in each]
-        new = {key: layer for key, layer in layers if key not in self._places}
+        new = {key: layer for key, layer in layers if key not in self._rows_of}
         if new:
             self._price(new)
-        places = [self._places[key] for key, _ in layers]
-        columns = np.array(self._rows, dtype=float).reshape(-1, 3)[places].T
+        rows = [self._rows_of[key] for key, _ in layers]
+        columns = np.array(self._rows, dtype=float).reshape(-1, 3)[rows].T
         owners = np.repeat(np.arange(len(sets)), [len(each) for each in sets])
         energy, runtime, distrusted = (
             np.bincount(owners, column, minlength=len(sets)).astype(float) for column in columns
@@ -198,7 +198,7 @@ class LayerPrices:
     def _price(self, new: Mapping[tuple[Any, ...], Layer]) -> None:
         priced = self.platform.predict(tuple(new.values())).layers
         for key, layer in zip(new, priced, strict=True):
-            self._places[key] = len(self._rows)
+            self._rows_of[key] = len(self._rows)
             energy = math.nan if layer.energy_mj is None else layer.energy_mj
             runtime = math.nan if layer.runtime_ms is None else layer.runtime_ms
             distrusted = any(flag in layer.flags for flag in UNTRUSTED)
@@ -238,7 +238,7 @@ class WidthPrices:
         groups = self.groups.changeable
         sets = [self.groups.layers_at({}, group.gains) for group in groups]
         order = np.argsort(-self._prices.of(sets).of(self.quantity), kind="stable")
-        return [groups[place] for place in order.tolist()]
+        return [groups[index] for index in order.tolist()]
 
     def at(
         self, name: str, widths: Sequence[int], others: Mapping[str, int] | None = None

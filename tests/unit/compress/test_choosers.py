@@ -1,4 +1,4 @@
-"""Planners meet the limit with the least harm, and step over flat stretches."""
+"""Choosers meet the limit with the least harm, and step over flat stretches."""
 
 from __future__ import annotations
 
