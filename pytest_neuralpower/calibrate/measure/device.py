@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from msgspec.structs import replace
 
 from pytest_neuralpower.calibrate.measure.conditions import NvmlWatch, Watch, watch_device
 from pytest_neuralpower.calibrate.measure.facts import Facts, device_facts, measure_hardware
@@ -89,7 +87,6 @@ def open_device(
     meter: str = "none",
     watts: float | None = None,
     warm_up_s: tuple[float, float] | None = None,
-    sysfs: Path = Path("/sys"),
 ) -> Device:
     """Check the device, read its facts and ceilings, and choose a meter under load.
 
@@ -98,8 +95,6 @@ def open_device(
     warm_up_s
         Run a GPU under load for at least, and at most, so long, until its temperature holds still;
         its idle power is read before.
-    sysfs
-        Where the kernel's files are.
 
     Raises
     ------
@@ -118,7 +113,7 @@ def open_device(
     hardware = measure_hardware(device, dtype)
     bench = Bench(device, dtype, hardware, mode="graph" if mode == "graph" else "eager")
     load = _load(device, dtype)
-    chosen = choose_meter(meter, device, load=load, watts=watts, sysfs=sysfs)
+    chosen = choose_meter(meter, device, load=load, watts=watts)
     watch = watch_device(device)
     idle_w = preheated = None
     if warm_up_s is not None and chosen.source == "measured":
@@ -126,8 +121,7 @@ def open_device(
     if warm_up_s is not None and isinstance(watch, NvmlWatch):
         least_s, most_s = warm_up_s
         preheated = str(preheat(load, watch.temperature_c, least_s=least_s, most_s=most_s))
-    facts = replace(
-        facts,
+    facts = facts.also(
         idle_w=None if idle_w is None else f"{idle_w:.4g}",
         preheated=preheated,
         dtype=dtype,

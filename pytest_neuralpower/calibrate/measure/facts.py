@@ -7,13 +7,13 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import torch
 
 from pytest_neuralpower.calibrate.measure.meters.base import file_text
@@ -24,70 +24,47 @@ from pytest_neuralpower.errors import MeterRefused, ReadingVoid
 __all__ = ["Facts", "cpu_facts", "device_facts", "measure_hardware", "nvml_facts"]
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A device, its software and how it is measured: the provenance lines of a profile, as texts.
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A device, its software and how it is measured: enough to tell when rows no longer hold.
 
-    Enough to tell when measurements no longer hold. What the device or driver does not tell is
-    None, not guessed.
+    Attributes
+    ----------
+    lines
+        Provenance lines of a profile, by name; what the device or driver does not tell is left out,
+        not guessed.
     """
 
-    device: str
-    cores: str | None = None
-    torch_threads: str | None = None
-    instructions: str | None = None
-    onednn: str | None = None
-    governor: str | None = None
-    compute_capability: str | None = None
-    multiprocessors: str | None = None
-    memory_mib: str | None = None
-    cuda: str | None = None
-    cudnn: str | None = None
-    cudnn_benchmark: str | None = None
-    cudnn_tf32: str | None = None
-    driver: str | None = None
-    ecc: str | None = None
-    power_limit_w: str | None = None
-    default_power_limit_w: str | None = None
-    sm_clock_mhz: str | None = None
-    most_sm_clock_mhz: str | None = None
-    memory_clock_mhz: str | None = None
-    temperature_c: str | None = None
-    torch: str
-    matmul_precision: str
-    python: str
-    system: str
-    pytest_neuralpower: str
-    device_uuid: str
-    idle_w: str | None = None
-    preheated: str | None = None
-    dtype: str | None = None
-    mode: str | None = None
-    threads: str | None = None
-    meter: str | None = None
-    meter_method: str | None = None
-    torch_device: str | None = None
-    meter_source: str | None = None
-    plan: str | None = None
-    started: str | None = None
+    lines: Mapping[str, str]
 
     @property
-    def lines(self) -> dict[str, str]:
-        """What is known, by its name in a profile."""
-        return {name: text for name, text in msgspec.to_builtins(self).items() if text is not None}
+    def device(self) -> str:
+        """Its model."""
+        return self.lines["device"]
+
+    @property
+    def uuid(self) -> str:
+        """Of this very device."""
+        return self.lines["device_uuid"]
+
+    def also(self, **lines: str | None) -> Facts:
+        """With further lines; None where something is not known."""
+        known = {name: text for name, text in lines.items() if text is not None}
+        return Facts({**self.lines, **known})
 
 
 def device_facts(device: str) -> Facts:
     """Facts of a torch device, of the software and its flags."""
-    own = _cuda_facts(device) if device.startswith("cuda") else cpu_facts()
-    own.setdefault("device_uuid", _machine_uuid(own["device"]))
-    return Facts(
-        **own,
-        torch=str(torch.__version__),
-        matmul_precision=torch.get_float32_matmul_precision(),
-        python=platform.python_version(),
-        system=f"{platform.system()} {platform.release()}",
-        pytest_neuralpower=version("pytest-neuralpower"),
-    )
+    facts = _cuda_facts(device) if device.startswith("cuda") else cpu_facts()
+    facts |= {
+        "torch": torch.__version__,
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "pytest_neuralpower": version("pytest-neuralpower"),
+    }
+    facts.setdefault("device_uuid", _machine_uuid(facts["device"]))
+    return Facts(facts)
 
 
 def cpu_facts(*, sysfs: Path = Path("/sys"), proc: Path = Path("/proc")) -> dict[str, str]:
@@ -169,19 +146,17 @@ _COPY_MB: Final = 256
 
 def measure_hardware(device: str, dtype: str) -> Hardware:
     """Ceilings of a torch device, by a large matrix product and a large copy; sizes as it tells."""
-    peak_gflops, bandwidth_gbs = _ceilings(torch.device(device), getattr(torch, dtype))
+    ceilings = _ceilings(torch.device(device), getattr(torch, dtype))
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(device)
         return Hardware(
-            peak_gflops=peak_gflops,
-            bandwidth_gbs=bandwidth_gbs,
+            *ceilings,
             multiprocessors=properties.multi_processor_count,
             l2_mb=properties.L2_cache_size / 1e6,
         )
     caches = {level: round(size / 1e6, 3) for level, size in _cache_bytes(_CACHES).items()}
     return Hardware(
-        peak_gflops=peak_gflops,
-        bandwidth_gbs=bandwidth_gbs,
+        *ceilings,
         threads=1,
         vector_floats=_VECTOR_FLOATS.get(torch.backends.cpu.get_cpu_capability(), 4),
         l2_mb=caches.get(2),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -138,18 +138,16 @@ class ProfileWriter:
             They could not be written (the disk is full): the file is as it was before.
         """
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        when = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        for row in sorted(rows, key=lambda each: each.whole):
-            cells = _cells(trial, row, self._dtype)
-            cells |= {
-                "when": when,
-                "device_uuid": self._uuid,
-                "temperature_c": _number(conditions.temperature_c),
-                "clock_mhz": _number(conditions.clock_mhz),
-                "flaw": conditions.void or "",
-            }
-            writer.writerow([cells[name] for name in COLUMNS])
+        writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+        seen = {
+            "when": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "device_uuid": self._uuid,
+            "temperature_c": _number(conditions.temperature_c),
+            "clock_mhz": _number(conditions.clock_mhz),
+            "flaw": conditions.void,
+        }
+        for row in sorted(rows, key=lambda row: row.whole):
+            writer.writerow(_cells(trial, row, self._dtype) | seen)
         self._append(text.getvalue())
 
     def skip(self, trial: Trial, reason: str) -> None:
@@ -171,7 +169,8 @@ class ProfileWriter:
 def trials_done(path: Path) -> frozenset[str]:
     """Ids of the trials that a repaired profile holds, measured or skipped."""
     done = set()
-    for line in _table(path.read_text(encoding="utf-8").splitlines()):
+    lines, names = path.read_text(encoding="utf-8").splitlines(), ",".join(COLUMNS)
+    for line in lines[lines.index(names) + 1 :] if names in lines else ():
         if line.startswith(_SKIPPED):
             done.add(line.removeprefix(_SKIPPED).partition(":")[0])
         else:
@@ -179,33 +178,30 @@ def trials_done(path: Path) -> frozenset[str]:
     return frozenset(done)
 
 
-def _table(lines: Iterable[str]) -> list[str]:
-    """Lines below the columns' names."""
-    kept = list(lines)
-    names = ",".join(COLUMNS)
-    return kept[kept.index(names) + 1 :] if names in kept else []
-
-
-def _cells(trial: Trial, row: MeasuredRow, dtype: str) -> dict[str, str]:
+def _cells(trial: Trial, row: MeasuredRow, dtype: str) -> dict[str, object]:
+    """What is not there stays empty."""
     layer = row.layer
-    own = dtype if layer is None or layer.dtype == dtype else layer.dtype
-    return {
-        "kind": NETWORK if layer is None else layer.kind,
-        "op": trial.template if layer is None else layer.op,
-        "inputs": "" if layer is None else tensors_text(layer.inputs, own),
-        "weights": "" if layer is None else tensors_text(layer.weights, own),
-        "outputs": "" if layer is None else tensors_text(layer.outputs, own),
-        "params": "" if layer is None else params_text(layer.params),
-        "dtype": "" if own == dtype else own,
-        "runtime_ms": f"{row.runtime_ms:.6g}",
+    cells: dict[str, object] = {"kind": NETWORK, "op": trial.template}
+    if layer is not None:
+        cells = {
+            "kind": layer.kind,
+            "op": layer.op,
+            "inputs": tensors_text(layer.inputs, layer.dtype),
+            "weights": tensors_text(layer.weights, layer.dtype),
+            "outputs": tensors_text(layer.outputs, layer.dtype),
+            "params": params_text(layer.params),
+            "dtype": "" if layer.dtype == dtype else layer.dtype,
+        }
+    return cells | {
+        "runtime_ms": _number(row.runtime_ms),
         "power_w": _number(row.power_w),
         "trial": trial.id,
         "what": trial.what,
         "network": row.network,
-        "seed": str(trial.seed),
-        "index": str(row.index),
-        "calls": str(row.calls),
-        "pass": str(row.pass_),
+        "seed": trial.seed,
+        "index": row.index,
+        "calls": row.calls,
+        "pass": row.pass_,
         "wall_ms": _number(row.wall_ms),
         "probe_ms": _number(row.probe_ms),
     }

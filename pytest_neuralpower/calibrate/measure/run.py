@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import yaml
-from msgspec.structs import replace
 
 from pytest_neuralpower.calibrate.fit.card import LEAST_REPEATABLE, repeatability_text
 from pytest_neuralpower.calibrate.fit.profile import read_provenance
@@ -62,12 +61,8 @@ class Calibrated:
     repeatable: bool
 
 
-def calibrate(
-    options: CalibrationOptions, progress: Progress, *, sysfs: Path = Path("/sys")
-) -> Calibrated:
+def calibrate(options: CalibrationOptions, progress: Progress) -> Calibrated:
     """Measure a device and fit its platform; the caller holds the folder's lock.
-
-    ``sysfs`` is where the kernel's files are.
 
     Raises
     ------
@@ -79,7 +74,7 @@ def calibrate(
     from pytest_neuralpower.calibrate.fit.fit import fit_command  # noqa: PLC0415 - imports scipy
 
     began = time.monotonic()
-    outcome = measure_profile(options, progress, sysfs=sysfs)
+    outcome = measure_profile(options, progress)
     measured_s = time.monotonic() - began
     progress.say(f"fitting the rows of {options.profile}")
     path, platform = fit_command(options.directory, options.platform)
@@ -87,12 +82,8 @@ def calibrate(
     return Calibrated(path, platform, outcome, measured_s, fitted_s, is_repeatable(platform))
 
 
-def measure_profile(
-    options: CalibrationOptions, progress: Progress, *, sysfs: Path = Path("/sys")
-) -> Outcome:
+def measure_profile(options: CalibrationOptions, progress: Progress) -> Outcome:
     """Measure a device's profile and write its recipe; the caller holds the folder's lock.
-
-    ``sysfs`` is where the kernel's files are.
 
     Raises
     ------
@@ -106,16 +97,14 @@ def measure_profile(
         meter=header.get("meter", options.meter) if options.meter == "auto" else options.meter,
         watts=options.watts,
         warm_up_s=_WARM_UP_S[options.preset],
-        sysfs=sysfs,
     )
     try:
         for note in device.meter.notes:
             progress.say(note)
-        facts = replace(device.facts, torch_device=device.bench.device)
+        facts = device.facts.also(torch_device=device.bench.device)
         _refuse_other(options, header, facts.lines)
         plan = make_plan(_plan_recipe(options, device, header))
-        facts = replace(
-            facts,
+        facts = facts.also(
             meter_source=device.meter.source or "",
             plan=json.dumps(plan.recipe.to_json()),
             started=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
@@ -250,16 +239,16 @@ def dump_recipe(content: Mapping[str, Any], path: Path) -> None:
 
 def recipe_content(options: CalibrationOptions, device: Device, plan: Plan) -> dict[str, Any]:
     """The recipe in YAML's types."""
-    bench, facts, source = device.bench, device.facts, device.meter.source
+    bench, facts, source = device.bench, device.facts.lines, device.meter.source
     clock = "CUDA events" if bench.is_cuda else "thread time of one thread, freed memory kept"
     hardware = {name: float(size) for name, size in msgspec.to_builtins(bench.hardware).items()}
-    if facts.power_limit_w is not None:
-        hardware["limit_w"] = float(facts.power_limit_w)
+    if "power_limit_w" in facts:
+        hardware["limit_w"] = float(facts["power_limit_w"])
     content: dict[str, Any] = {
         "name": options.name,
-        "device": facts.device,
+        "device": facts["device"],
         "dtype": bench.dtype,
-        "mode": f"PyTorch {facts.torch} {bench.mode}, inference mode, layers timed in place "
+        "mode": f"PyTorch {facts['torch']} {bench.mode}, inference mode, layers timed in place "
         f"inside random networks, {clock}",
         "tiers": {"runtime": "measured"} | ({"power": source} if source is not None else {}),
         "hardware": hardware,

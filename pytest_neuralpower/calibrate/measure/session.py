@@ -53,21 +53,14 @@ class Outcome:
         Trials of this session.
     left
         Trials of the plan that did not fit the time.
-    rerun, suspect
-        Trials between sentinels that differ: measured again, and not for want of time.
-    drifts
-        Change of each sentinel against the one before.
-    void
-        Trials whose rows carry a flaw: throttled, or the clock moved.
+    rerun
+        Trials between sentinels that differ, measured again.
     """
 
     measured: int = 0
     skipped: int = 0
     left: int = 0
     rerun: int = 0
-    suspect: int = 0
-    void: int = 0
-    drifts: list[float] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -140,9 +133,9 @@ class Session:
         for trial in self._in_time(suspects, deadline):
             self._measure(trial)
             outcome.rerun += 1
-        outcome.suspect = len(suspects) - outcome.rerun
-        if outcome.suspect:
-            self.progress.say(f"time is up: {outcome.suspect} suspect trials stay")
+        if outcome.rerun < len(suspects):
+            stay = len(suspects) - outcome.rerun
+            self.progress.say(f"time is up: {stay} suspect trials stay")
 
     def _in_time(self, trials: Sequence[Trial], deadline: float) -> Iterator[Trial]:
         """The trials that begin before the deadline; each is shown first."""
@@ -154,7 +147,6 @@ class Session:
             yield trial
 
     def _drifted(self, change: float, block: Sequence[Trial]) -> bool:
-        self.outcome.drifts.append(change)
         limit = DRIFT_LIMIT["cuda" if self.device.bench.is_cuda else "cpu"]
         if abs(change) <= limit or not block:
             return False
@@ -184,7 +176,6 @@ class Session:
             self._seen = watched.conditions
             self.writer.write(trial, rows, self._seen)
             self.outcome.measured += 1
-            self.outcome.void += self._seen.void is not None
             self._power_w = rows[-1].power_w or self._power_w
             self._failures = 0
             rows = [self._at_one_speed(row) for row in rows]

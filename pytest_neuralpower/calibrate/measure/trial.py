@@ -13,7 +13,7 @@ from pytest_neuralpower.errors import NeuralPowerError
 __all__ = ["Bench", "Hardware", "Trial", "TrialSkipped"]
 
 
-class Hardware(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Hardware(msgspec.Struct, frozen=True, omit_defaults=True):
     """Ceilings and sizes of a device, as a fit needs them.
 
     Attributes

@@ -203,7 +203,7 @@ def verify(chosen: Platform, progress: Progress, *, seconds: float = 100.0) -> V
     device = open_device(device_of(platform), platform.dtype, mode=mode_of(platform))
     try:
         records = platform.provenance["calibration"]
-        uuid = device.facts.device_uuid
+        uuid = device.facts.uuid
         record = next((each for each in records if _uuid(each) == uuid), records[0])
         if not record["verify"]:
             raise ProfileError(

@@ -13,7 +13,7 @@ from pytest_neuralpower.calibrate.measure.run_trial import run_trial
 from pytest_neuralpower.calibrate.measure.timers import CpuTimer
 from pytest_neuralpower.calibrate.measure.trial import Bench, Hardware, Trial, TrialSkipped
 
-BENCH = Bench("cpu", "float32", Hardware(peak_gflops=100.0, bandwidth_gbs=10.0))
+BENCH = Bench("cpu", "float32", Hardware(100.0, 10.0))
 
 
 class Blocks(nn.Module):
