@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cache
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ from pytest_neuralpower.tracing.function_mode import FunctionTracer
 from pytest_neuralpower.tracing.recorder import Recorder
 from pytest_neuralpower.tracing.rules import entry_of
 from pytest_neuralpower.tracing.state import WriteJournal
-from pytest_neuralpower.tracing.torch_private import tree_flatten, tree_unflatten
+from pytest_neuralpower.tracing.torch_private import tree_leaves, tree_map
 from pytest_neuralpower.tracing.tracer import home_device
 
 if TYPE_CHECKING:
@@ -38,16 +39,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.timers import SpeedProbe, Timer
     from pytest_neuralpower.layers import Layer, Trace
 
-__all__ = [
-    "CallTime",
-    "Calls",
-    "list_calls",
-    "mode_ms",
-    "repeated_call",
-    "rotating",
-    "time_calls",
-]
-
+__all__ = ["CallTime", "Calls", "list_calls", "mode_ms", "repeated_call", "time_calls"]
 
 #: Share of the traced layers that a real run must list, too.
 _LEAST_MATCHED: Final = 0.8
@@ -79,19 +71,6 @@ class Calls:
 
     functions: tuple[Any, ...]
     layers: tuple[tuple[Layer | None, ...], ...]
-
-    def place_of(self, layer: Layer) -> int:
-        """Which call lists this layer alone.
-
-        Raises
-        ------
-        TrialSkipped
-            None does.
-        """
-        for place, listed in enumerate(self.layers):
-            if len(listed) == 1 and listed[0] is layer:
-                return place
-        raise TrialSkipped(f"no call lists {layer.op} {layer.path} alone")
 
 
 class CallTime(NamedTuple):
@@ -167,10 +146,10 @@ class _TimingMode(TorchFunctionMode):
         """Of every call, the mean of the probes before and after it."""
         if self._probe is None:
             return [None] * len(self.marks)
-        found: list[float | None] = []
+        probes_ms: list[float | None] = []
         for (_, before), (until, after) in pairwise(self.probes):
-            found += [(before + after) / 2] * (until - len(found))
-        return found
+            probes_ms += [(before + after) / 2] * (until - len(probes_ms))
+        return probes_ms
 
 
 def _lists_nothing(func: Any) -> bool:
@@ -193,22 +172,20 @@ def list_calls(model: nn.Module, inputs: Sequence[Any]) -> tuple[Trace, Calls, A
     with _ListingTracer(recorder, WriteJournal(), device) as tracer:
         output = model(*inputs)
     known = _matched(traced.layers, recorder.layers)
-    if sum(each is not None for each in known) < _LEAST_MATCHED * len(traced):
+    if sum(layer is not None for layer in known) < _LEAST_MATCHED * len(traced):
         raise TrialSkipped(
             f"{traced.model}: a real run lists {len(recorder.layers)} layers, tracing lists "
             f"{len(traced)}, and too few are the same: its calls cannot be matched"
         )
-    layers, place = [], 0
-    for count in tracer.counts:
-        layers.append(tuple(known[place : place + count]))
-        place += count
-    return traced, Calls(tuple(tracer.functions), tuple(layers)), output
+    rest = iter(known)
+    layers = tuple(tuple(islice(rest, count)) for count in tracer.counts)
+    return traced, Calls(tuple(tracer.functions), layers), output
 
 
 def _matched(traced: Sequence[Layer], listed: Sequence[Layer]) -> list[Layer | None]:
     """For each layer of the real run, the traced one: not all are there, as a kernel may return
     a tensor laid out in another way than the rule says, which makes a copy or saves one."""
-    first, second = ([_configuration(each) for each in layers] for layers in (traced, listed))
+    first, second = ([_configuration(layer) for layer in layers] for layers in (traced, listed))
     known: list[Layer | None] = [None] * len(listed)
     matcher = SequenceMatcher(None, first, second, autojunk=False)
     for here, there, size in matcher.get_matching_blocks():
@@ -252,7 +229,7 @@ def time_calls(
 
 @cache
 def mode_ms(timer: Timer) -> float:
-    """What the timing itself adds to every call, ms: the least of many runs of nothing much."""
+    """What the timing itself adds to every call, ms: the least of many runs of next to nothing."""
     value = torch.zeros(1)
 
     def run() -> None:
@@ -280,66 +257,54 @@ _MOST_COPIES: Final = 64
 
 
 class _Taking(TorchFunctionMode):
-    """Keeps the arguments of one call, as they are before it."""
+    """Keeps the arguments of the last of the calls, as they are before it."""
 
-    def __init__(self, calls: Calls, place: int) -> None:
+    def __init__(self, functions: Sequence[Any]) -> None:
         super().__init__()
-        self._calls, self._place = calls, place
-        self._next = 0
+        self._awaited = deque(functions)
         self.taken: tuple[Any, Any, Any] | None = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        functions = self._calls.functions
-        if self._next < len(functions) and func is functions[self._next]:
-            if self._next == self._place:
+        if self._awaited and func is self._awaited[0]:
+            self._awaited.popleft()
+            if not self._awaited:
                 self.taken = (func, *_copied((args, kwargs)))
-            self._next += 1
         return func(*args, **kwargs)
 
 
 def repeated_call(
     model: Any, inputs: Sequence[Any], calls: Calls, layer: Layer, *, cache_bytes: float
 ) -> Callable[[], Any]:
-    """What repeats the call that lists a layer of the network's trace, its operands rotating.
+    """What repeats the call that lists a layer of the network's trace.
+
+    Copies of its operands take turns, as caches would be cold.
 
     Raises
     ------
     TrialSkipped
         No call lists that layer alone.
     """
-    place = calls.place_of(layer)
-    with _Taking(calls, place) as mode:
+    alone = [len(listed) == 1 and listed[0] is layer for listed in calls.layers]
+    if not any(alone):
+        raise TrialSkipped(f"no call lists {layer.op} {layer.path} alone")
+    with _Taking(calls.functions[: alone.index(True) + 1]) as mode:
         model(*inputs)
     if mode.taken is None:
         raise TrialSkipped(f"{type(model).__name__}: {layer.op} {layer.path} was not called again")
-    func, args, kwargs = mode.taken
-    return rotating(func, args, kwargs, cache_bytes=cache_bytes)
-
-
-def rotating(
-    func: Callable[..., Any], args: Any, kwargs: Any, *, cache_bytes: float
-) -> Callable[[], Any]:
-    """Calls ``func`` with copies of its operands, one after the other, as caches would be cold."""
-    leaves, _ = tree_flatten((args, kwargs))
-    size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor)) or 1
+    func, *operands = mode.taken
+    size = sum(leaf.nbytes for leaf in tree_leaves(operands) if isinstance(leaf, Tensor)) or 1
     copies = min(max(math.ceil(_TIMES_CACHE * cache_bytes / size), 1), _MOST_COPIES)
-    operands = [(args, kwargs), *(_copied((args, kwargs)) for _ in range(copies - 1))]
-    turn = 0
+    turns = cycle([operands, *(_copied(operands) for _ in range(copies - 1))])
 
     def call() -> Any:
-        nonlocal turn
-        given, named = operands[turn % copies]
-        turn += 1
-        return func(*given, **named)
+        args, kwargs = next(turns)
+        return func(*args, **kwargs)
 
     return call
 
 
-def _copied(value: Any) -> Any:
-    leaves, spec = tree_flatten(value)
-    return tree_unflatten(
-        [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], spec
-    )
+def _copied(operands: Any) -> Any:
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, operands)

@@ -13,12 +13,7 @@ from typing import IO, TYPE_CHECKING, Final
 
 from filelock import FileLock, Timeout
 
-from pytest_neuralpower.calibrate.fit.profile import (
-    CALIBRATED,
-    NETWORK,
-    OPTIONAL,
-    REQUIRED,
-)
+from pytest_neuralpower.calibrate.fit.profile import CALIBRATED, NETWORK, OPTIONAL, REQUIRED
 from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.layer_codec import params_text, tensors_text
 

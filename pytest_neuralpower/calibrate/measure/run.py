@@ -20,7 +20,7 @@ from pytest_neuralpower.calibrate.measure.plan import Dtype, Plan, PlanRecipe, m
 from pytest_neuralpower.calibrate.measure.profile_writer import ProfileWriter, trials_done
 from pytest_neuralpower.calibrate.measure.session import Outcome, Session, Stopped
 from pytest_neuralpower.errors import CalibrationStopped, OptionError, ProfileError
-from pytest_neuralpower.files import write_atomically
+from pytest_neuralpower.files import decode, write_atomically
 
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.facts import Facts
@@ -146,13 +146,13 @@ def _plan_recipe(
     options: CalibrationOptions, device: Device, header: Mapping[str, str]
 ) -> PlanRecipe:
     if "plan" in header:
-        try:
-            return msgspec.json.decode(header["plan"], type=PlanRecipe)
-        except msgspec.DecodeError as error:
-            raise ProfileError(
-                f"profile {options.profile}: its plan cannot be read ({error}); measure into "
-                "another folder (--out)"
-            ) from None
+        return decode(
+            PlanRecipe,
+            header["plan"],
+            file=f"profile {options.profile}: plan",
+            error=ProfileError,
+            renew="measure into another folder (--out)",
+        )
     return PlanRecipe(
         seed=options.seed,
         device=device.bench.device,

@@ -6,7 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 from statistics import fmean, geometric_mean
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +19,6 @@ from pytest_neuralpower.calibrate.measure.in_place import (
     Calls,
     list_calls,
     repeated_call,
-    rotating,
     time_calls,
 )
 from pytest_neuralpower.calibrate.measure.networks import build
@@ -32,14 +31,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.trial import Bench
     from pytest_neuralpower.layers import Trace
 
-__all__ = [
-    "on_bench",
-    "power_under",
-    "replayed",
-    "run_trial",
-    "time_network",
-    "timer_of",
-]
+__all__ = ["on_bench", "power_under", "replayed", "run_trial", "time_network", "timer_of"]
 
 #: Runs of one network in one pass, each way: as many as fit the time (ms).
 _REPEATS: Final = (2, 4)
@@ -223,7 +215,7 @@ def _metered(
         call = repeated_call(model, inputs, calls, layer, cache_bytes=cache_bytes)
     else:
         layer = None
-        call = rotating(model, inputs, {}, cache_bytes=0.0)
+        call = partial(model, *inputs)
     _refuse_not_finite(call())
     count = max(round(STEP_MS / time_call(call, timer)[0]), 1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -28,8 +28,8 @@ class Hardware(msgspec.Struct, frozen=True, omit_defaults=True):
         Caches, where the system tells them.
     """
 
-    peak_gflops: float
-    bandwidth_gbs: float
+    peak_gflops: Annotated[float, msgspec.Meta(gt=0)]
+    bandwidth_gbs: Annotated[float, msgspec.Meta(gt=0)]
     multiprocessors: int | None = None
     threads: int | None = None
     vector_floats: int | None = None

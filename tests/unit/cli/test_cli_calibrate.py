@@ -141,6 +141,25 @@ def test_rows_of_two_devices_are_never_mixed(neuralpower, here, header, args, sa
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("plan", "says"),
+    [
+        ('{"seed": 1', "profile x/profile.csv: plan: "),
+        ('{"seed": 1, "device": "cpu", "dtype": "int8"}', "'int8'"),
+        ('{"seed": 1, "device": "cpu", "dtype": "float32"}', "hardware"),
+    ],
+)
+def test_a_plan_that_cannot_be_read_is_one_line(neuralpower, here, plan, says) -> None:
+    profile = here / "x" / "profile.csv"
+    profile.parent.mkdir()
+    profile.write_text(f"# torch_device: cpu\n# plan: {plan}\nkind,inputs,outputs,runtime_ms\n")
+    code, _, err = neuralpower("calibrate", "x", "--resume", "--meter", "none")
+    assert code == 2
+    assert says in err
+    assert err.endswith("; measure into another folder (--out)\n")
+    assert len(err.splitlines()) == 1
+
+
 @pytest.mark.parametrize("command", ["verify", "measure"])
 def test_a_platform_from_tables_cannot_be_measured_again(neuralpower, call, command) -> None:
     given = ["titanx"] if command == "verify" else [*call, "--platform", "titanx"]

@@ -13,13 +13,12 @@ from typing import Final, NamedTuple
 
 from pytest_neuralpower.calibrate.measure.meters.base import (
     NO_METER,
-    Meter,
     PowerWindow,
     SampledMeter,
     Step,
     file_text,
 )
-from pytest_neuralpower.calibrate.measure.meters.probe import USUAL_PROBE, Probe, check_under_load
+from pytest_neuralpower.calibrate.measure.meters.probe import USUAL_PROBE, Probe
 from pytest_neuralpower.errors import DeviceLost, MeterRefused
 
 __all__ = ["open_ina3221"]
@@ -43,7 +42,7 @@ def open_ina3221(
     probe: Probe = USUAL_PROBE,
     least_s: float = _LEAST_S,
     sysfs: Path = Path("/sys"),
-) -> Meter:
+) -> SampledMeter:
     """A meter over the board's total input, proven under ``load``.
 
     Raises
@@ -76,7 +75,7 @@ def open_ina3221(
         read=read_w,
         poll_s=_POLL_S,
     )
-    check_under_load(meter, load, probe, advice=_STILL)  # a short look: does it read at all?
+    probe.check_under_load(meter, load, advice=_STILL)  # a short look: does it read at all?
     meter.least_s = least_s
     return meter
 

@@ -12,19 +12,11 @@ from typing import Any, Final, NamedTuple
 
 from pytest_neuralpower.calibrate.measure.meters.base import (
     CounterWindow,
-    Meter,
     PowerWindow,
     SampledMeter,
     Step,
 )
-from pytest_neuralpower.calibrate.measure.meters.probe import (
-    USUAL_PROBE,
-    Probe,
-    check_against_power,
-    check_idle,
-    check_rises,
-    check_under_load,
-)
+from pytest_neuralpower.calibrate.measure.meters.probe import USUAL_PROBE, Probe
 from pytest_neuralpower.errors import DeviceLost, MeterRefused, ReadingVoid
 
 __all__ = ["NvmlDevice", "cuda_uuid", "open_nvml"]
@@ -254,7 +246,7 @@ _STILL: Final = (
 )
 
 
-def open_nvml(uuid: str, *, load: Step, probe: Probe = USUAL_PROBE) -> Meter:
+def open_nvml(uuid: str, *, load: Step, probe: Probe = USUAL_PROBE) -> SampledMeter:
     """The best meter NVML has for the device, proven under ``load``.
 
     Raises
@@ -275,7 +267,7 @@ def open_nvml(uuid: str, *, load: Step, probe: Probe = USUAL_PROBE) -> Meter:
         raise
 
 
-def _proven(device: NvmlDevice, load: Step, probe: Probe) -> Meter:
+def _proven(device: NvmlDevice, load: Step, probe: Probe) -> SampledMeter:
     if device.read("mig"):
         raise MeterRefused(
             f"nvml: {device.uuid} is split by MIG and counts the whole board's energy; switch "
@@ -290,16 +282,16 @@ def _proven(device: NvmlDevice, load: Step, probe: Probe) -> Meter:
     sensor = next((name for name in sensors if device.read(name) is not None), None)
     counts = device.read("energy_mj") is not None
     meter = _counter(device, probe) if counts else _sensor(device, sensor)
-    idle_w = check_idle(meter, lambda: device.read("utilization"), probe)
+    idle_w = probe.check_idle(meter, lambda: device.read("utilization"))
     if counts and sensor is not None:
-        load_w = check_against_power(meter, load, device.reader(sensor), probe)
+        load_w = probe.check_against_power(meter, load, device.reader(sensor))
     else:
-        load_w = check_under_load(meter, load, probe, advice=_STILL)
-    check_rises(meter, idle_w=idle_w, load_w=load_w)
+        load_w = probe.check_under_load(meter, load, advice=_STILL)
+    probe.check_rises(meter, idle_w=idle_w, load_w=load_w)
     return meter
 
 
-def _counter(device: NvmlDevice, probe: Probe) -> Meter:
+def _counter(device: NvmlDevice, probe: Probe) -> SampledMeter:
     return SampledMeter(
         name="nvml",
         method="NVML energy counter, read at its edges",
@@ -311,7 +303,7 @@ def _counter(device: NvmlDevice, probe: Probe) -> Meter:
     )
 
 
-def _sensor(device: NvmlDevice, name: str | None) -> Meter:
+def _sensor(device: NvmlDevice, name: str | None) -> SampledMeter:
     if name is None:
         raise MeterRefused(
             f"nvml: {device.uuid} gives neither energy nor power; use --meter ina3221 on a "

@@ -12,14 +12,7 @@ from typing import Final
 from pytest_neuralpower.calibrate.measure.meters.base import NO_METER, Meter, Sampler, Step
 from pytest_neuralpower.errors import MeterRefused, ReadingVoid
 
-__all__ = [
-    "USUAL_PROBE",
-    "Probe",
-    "check_against_power",
-    "check_idle",
-    "check_rises",
-    "check_under_load",
-]
+__all__ = ["USUAL_PROBE", "Probe"]
 
 _IDLE_WINDOWS: Final = 3
 _MOST_IDLE_UTILIZATION: Final = 0.02
@@ -31,7 +24,7 @@ _POWER_POLL_S: Final = 0.02
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """How long a meter is probed.
+    """What a meter must show before it is used, and how long it is looked at.
 
     Attributes
     ----------
@@ -51,76 +44,72 @@ class Probe:
     patience_s: float = 20.0
     still_s: float = 1.0
 
+    def check_idle(self, meter: Meter, utilization: Callable[[], float | None]) -> float:
+        """Idle power in watts; refuses a device that somebody else uses.
 
+        Process ids tell nothing inside a container, so it is seen by what the device does.
+
+        ``utilization`` gives the share of time the device was busy, or None where it cannot say.
+        """
+        windows: deque[tuple[float, float]] = deque(maxlen=_IDLE_WINDOWS)
+        give_up = perf_counter() + self.patience_s
+        while True:
+            power_w = meter.idle_w(self.idle_s / _IDLE_WINDOWS)
+            assert power_w is not None
+            windows.append((power_w, utilization() or 0.0))
+            if len(windows) < _IDLE_WINDOWS:
+                continue
+            powers = [power for power, _ in windows]
+            spread = (max(powers) - min(powers)) / fmean(powers)
+            busy = max(share for _, share in windows)
+            if spread <= _MOST_IDLE_SPREAD and busy <= _MOST_IDLE_UTILIZATION:
+                return fmean(powers)
+            if perf_counter() > give_up:
+                break
+        if busy > _MOST_IDLE_UTILIZATION:
+            raise MeterRefused(
+                f"{meter.name}: the idle device is {busy:.0%} busy, at most "
+                f"{_MOST_IDLE_UTILIZATION:.0%} is allowed; stop what else runs on it"
+            )
+        raise MeterRefused(
+            f"{meter.name}: idle power moves by {spread:.0%} within {self.idle_s:g} s "
+            f"({min(powers):.1f} to {max(powers):.1f} W), at most {_MOST_IDLE_SPREAD:.0%} is "
+            "allowed; stop what else runs on the device, or wait until it has cooled"
+        )
+
+    def check_under_load(self, meter: Meter, load: Step, *, advice: str) -> float:
+        """Power in watts under load; refuses a meter that stands still, ending with ``advice``."""
+        try:
+            reading = meter.measure(load, seconds=self.load_s, settle_s=self.settle_s)
+        except ReadingVoid as void:
+            raise MeterRefused(f"{void}; {advice}") from None
+        assert reading.power_w is not None
+        return reading.power_w
+
+    def check_against_power(self, meter: Meter, load: Step, read_w: Callable[[], float]) -> float:
+        """Power in watts under load; refuses a counter that the power sensor contradicts."""
+        with Sampler(read_w, every_s=_POWER_POLL_S) as sensor:
+            reading = meter.measure(load, seconds=self.load_s, settle_s=self.settle_s)
+        start = sensor.samples[-1].at_s - reading.seconds
+        shown_w = fmean(sample.value for sample in sensor.samples if sample.at_s >= start)
+        assert reading.power_w is not None
+        if abs(reading.power_w - shown_w) > _MOST_DISAGREEMENT * shown_w:
+            raise MeterRefused(
+                f"{meter.name}: the energy counter says {reading.power_w:.1f} W under load and the "
+                f"power sensor {shown_w:.1f} W, more than {_MOST_DISAGREEMENT:.0%} apart; "
+                f"{NO_METER}"
+            )
+        return reading.power_w
+
+    @staticmethod
+    def check_rises(meter: Meter, *, idle_w: float, load_w: float) -> None:
+        """Refuse a sensor that is stuck: it shows the same whatever the device does."""
+        if load_w < _LEAST_RISE * idle_w:
+            raise MeterRefused(
+                f"{meter.name}: power is {load_w:.1f} W under load and {idle_w:.1f} W idle, so the "
+                f"meter does not see the load; {NO_METER}"
+            )
+
+
+#: As long as a meter is worth waiting for.
 USUAL_PROBE: Final = Probe()
-
-
-def check_idle(meter: Meter, utilization: Callable[[], float | None], probe: Probe) -> float:
-    """Idle power in watts; refuses a device that somebody else uses.
-
-    Process ids tell nothing inside a container, so it is seen by what the device does.
-
-    ``utilization`` gives the share of time the device was busy, or None where it cannot say.
-    """
-    windows: deque[tuple[float, float]] = deque(maxlen=_IDLE_WINDOWS)
-    give_up = perf_counter() + probe.patience_s
-    while True:
-        power_w = meter.idle_w(probe.idle_s / _IDLE_WINDOWS)
-        assert power_w is not None
-        windows.append((power_w, utilization() or 0.0))
-        if len(windows) < _IDLE_WINDOWS:
-            continue
-        powers = [power for power, _ in windows]
-        spread = (max(powers) - min(powers)) / fmean(powers)
-        busy = max(share for _, share in windows)
-        if spread <= _MOST_IDLE_SPREAD and busy <= _MOST_IDLE_UTILIZATION:
-            return fmean(powers)
-        if perf_counter() > give_up:
-            break
-    if busy > _MOST_IDLE_UTILIZATION:
-        raise MeterRefused(
-            f"{meter.name}: the idle device is {busy:.0%} busy, at most "
-            f"{_MOST_IDLE_UTILIZATION:.0%} is allowed; stop what else runs on it"
-        )
-    raise MeterRefused(
-        f"{meter.name}: idle power moves by {spread:.0%} within {probe.idle_s:g} s "
-        f"({min(powers):.1f} to {max(powers):.1f} W), at most {_MOST_IDLE_SPREAD:.0%} is allowed; "
-        "stop what else runs on the device, or wait until it has cooled"
-    )
-
-
-def check_under_load(meter: Meter, load: Step, probe: Probe, *, advice: str) -> float:
-    """Power in watts under load; refuses a meter that stands still, ending with ``advice``."""
-    try:
-        reading = meter.measure(load, seconds=probe.load_s, settle_s=probe.settle_s)
-    except ReadingVoid as void:
-        raise MeterRefused(f"{void}; {advice}") from None
-    assert reading.power_w is not None
-    return reading.power_w
-
-
-def check_rises(meter: Meter, *, idle_w: float, load_w: float) -> None:
-    """Refuse a sensor that is stuck: it shows the same whatever the device does."""
-    if load_w < _LEAST_RISE * idle_w:
-        raise MeterRefused(
-            f"{meter.name}: power is {load_w:.1f} W under load and {idle_w:.1f} W idle, so the "
-            f"meter does not see the load; {NO_METER}"
-        )
-
-
-def check_against_power(
-    meter: Meter, load: Step, read_w: Callable[[], float], probe: Probe
-) -> float:
-    """Power in watts under load; refuses a counter that the power sensor contradicts."""
-    with Sampler(read_w, every_s=_POWER_POLL_S) as sensor:
-        reading = meter.measure(load, seconds=probe.load_s, settle_s=probe.settle_s)
-    start = sensor.samples[-1].at_s - reading.seconds
-    shown_w = fmean(sample.value for sample in sensor.samples if sample.at_s >= start)
-    assert reading.power_w is not None
-    if abs(reading.power_w - shown_w) > _MOST_DISAGREEMENT * shown_w:
-        raise MeterRefused(
-            f"{meter.name}: the energy counter says {reading.power_w:.1f} W under load and the "
-            f"power sensor {shown_w:.1f} W, more than {_MOST_DISAGREEMENT:.0%} apart; "
-            f"{NO_METER}"
-        )
-    return reading.power_w

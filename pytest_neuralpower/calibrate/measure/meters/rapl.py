@@ -12,12 +12,11 @@ from typing import Final
 from pytest_neuralpower.calibrate.measure.meters.base import (
     NO_METER,
     CounterWindow,
-    Meter,
     SampledMeter,
     Step,
     file_text,
 )
-from pytest_neuralpower.calibrate.measure.meters.probe import USUAL_PROBE, Probe, check_under_load
+from pytest_neuralpower.calibrate.measure.meters.probe import USUAL_PROBE, Probe
 from pytest_neuralpower.errors import DeviceLost, MeterRefused
 
 __all__ = ["open_rapl"]
@@ -26,7 +25,9 @@ _POLL_S: Final = 0.02
 _STILL: Final = f"RAPL counts nothing inside most virtual machines; {NO_METER}"
 
 
-def open_rapl(*, load: Step, probe: Probe = USUAL_PROBE, sysfs: Path = Path("/sys")) -> Meter:
+def open_rapl(
+    *, load: Step, probe: Probe = USUAL_PROBE, sysfs: Path = Path("/sys")
+) -> SampledMeter:
     """A meter over the processor's packages and memory, proven under ``load``.
 
     Raises
@@ -67,7 +68,7 @@ def open_rapl(*, load: Step, probe: Probe = USUAL_PROBE, sysfs: Path = Path("/sy
         poll_s=_POLL_S,
         still_s=probe.still_s,
     )
-    check_under_load(meter, load, probe, advice=_STILL)
+    probe.check_under_load(meter, load, advice=_STILL)
     return meter
 
 

@@ -9,13 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from pytest_neuralpower.calibrate.measure.meters.base import (
-    CounterWindow,
-    Meter,
-    SampledMeter,
-    Step,
-)
-from pytest_neuralpower.calibrate.measure.meters.probe import USUAL_PROBE, Probe, check_under_load
+from pytest_neuralpower.calibrate.measure.meters.base import CounterWindow, SampledMeter, Step
+from pytest_neuralpower.calibrate.measure.meters.probe import USUAL_PROBE, Probe
 from pytest_neuralpower.errors import MeterRefused, MissingExtraError, ReadingVoid
 
 __all__ = ["open_zeus"]
@@ -26,7 +21,7 @@ _STILL: Final = "zeus counts no energy of this device; use --meter none"
 _APPLE_PARTS: Final = ("cpu_total_mj", "gpu_mj", "gpu_sram_mj", "dram_mj", "ane_mj")
 
 
-def open_zeus(device: str, *, load: Step, probe: Probe = USUAL_PROBE) -> Meter:
+def open_zeus(device: str, *, load: Step, probe: Probe = USUAL_PROBE) -> SampledMeter:
     """A meter over what zeus finds, proven under ``load``.
 
     Raises
@@ -59,7 +54,7 @@ def open_zeus(device: str, *, load: Step, probe: Probe = USUAL_PROBE) -> Meter:
         poll_s=_POLL_S,
         still_s=probe.still_s,
     )
-    check_under_load(meter, load, probe, advice=_STILL)
+    probe.check_under_load(meter, load, advice=_STILL)
     return meter
 
 
