@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from pytest_neuralpower.tracing.fallbacks import meta_like
 from pytest_neuralpower.tracing.rules.table import REAL_ELEMENTS
 
-__all__ = ["abstract_inputs", "batch_size", "input_tensors", "map_inputs", "not_a_tensor"]
+__all__ = ["batch_size", "input_tensors", "map_inputs", "not_a_tensor", "without_data"]
 
 
 def without_data(tensor: Tensor) -> Tensor:
@@ -24,13 +24,11 @@ def without_data(tensor: Tensor) -> Tensor:
     return tensor if real else meta_like(tensor)
 
 
-def abstract_inputs(value: Any) -> Any:
-    """Arguments with every tensor replaced, in containers and in objects such as a cache."""
-    return map_inputs(value, without_data)
-
-
 def map_inputs(value: Any, change: Any) -> Any:
-    """Arguments with every tensor changed; containers and objects are copied, never altered."""
+    """Arguments with every tensor changed, in containers and in objects such as a cache.
+
+    Containers and objects are copied, never altered.
+    """
     if isinstance(value, Tensor):
         return change(value)
     kind = type(value)

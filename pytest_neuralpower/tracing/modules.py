@@ -220,7 +220,8 @@ def _embedding(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) 
 def _max_pool(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
     return pooling.max_pool(
         recorder, op, input, own["kernel_size"], own["stride"], own["padding"],
-        own["dilation"], own["ceil_mode"], own["return_indices"],
+        own["dilation"], own["ceil_mode"],
+        indices=own["return_indices"],
     )  # fmt: skip
 
 
@@ -235,7 +236,10 @@ def _adaptive_avg_pool(recorder: Recorder, op: str, own: dict[str, Any], input: 
 
 
 def _activation(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
-    return elementwise.activation(recorder, op, input, inplace=own.get("inplace", False))
+    if not input.dtype.is_floating_point:
+        raise NoRule
+    inplace = own.get("inplace", False)
+    return elementwise.unary(recorder, "activation", op, input, input.dtype, inplace)
 
 
 def _softmax(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
@@ -296,11 +300,10 @@ LEAVES: Final[dict[type, tuple[str, Leaf]]] = {
     nn.Tanh: ("tanh", _activation),
     nn.Softplus: ("softplus", _activation),
     nn.Softmax: ("softmax", _softmax),
-    nn.Dropout: ("dropout", _dropout),
-    nn.Dropout1d: ("dropout", _dropout),
-    nn.Dropout2d: ("dropout", _dropout),
-    nn.Dropout3d: ("dropout", _dropout),
-    nn.AlphaDropout: ("dropout", _dropout),
+    **dict.fromkeys(
+        (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
+        ("dropout", _dropout),
+    ),
     nn.Identity: ("identity", _identity),
     nn.Flatten: ("flatten", _flatten),
 }

@@ -18,11 +18,11 @@ from pytest_neuralpower.layers import Trace
 from pytest_neuralpower.tracing.fallbacks import NeedsAten, NeedsForward, ShapeMismatch
 from pytest_neuralpower.tracing.function_mode import FunctionTracer
 from pytest_neuralpower.tracing.inputs import (
-    abstract_inputs,
     batch_size,
     input_tensors,
     map_inputs,
     not_a_tensor,
+    without_data,
 )
 from pytest_neuralpower.tracing.modules import (
     ModuleCalls,
@@ -62,7 +62,7 @@ def _trace_functions(model: nn.Module, args: Any, kwargs: Any, paths: ModulePath
     journal = WriteJournal()
     calls = ModuleCalls(recorder, paths, journal, compute=False)
     with _as_it_was(paths, journal), torch.no_grad():
-        given, named = abstract_inputs(args), abstract_inputs(kwargs)
+        given, named = map_inputs(args, without_data), map_inputs(kwargs, without_data)
         with (
             watched_calls(calls.replacement),
             watched_script_functions(recorder),

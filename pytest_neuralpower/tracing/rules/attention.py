@@ -1,8 +1,5 @@
 """Attention: the fused call, and multi-head attention as its projections and one attention."""
 
-# ruff: noqa: ARG001, PLR0917
-# A rule has the signature of its torch function, names, order and unused arguments included.
-
 from __future__ import annotations
 
 from functools import lru_cache

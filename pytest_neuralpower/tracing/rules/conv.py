@@ -1,8 +1,5 @@
 """Convolutions, plain and transposed, in one to three dimensions."""
 
-# ruff: noqa: A002, PLR0917
-# A rule has the signature of its torch function, names, order and unused arguments included.
-
 from __future__ import annotations
 
 from functools import lru_cache

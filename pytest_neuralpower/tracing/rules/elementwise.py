@@ -1,11 +1,8 @@
 """Pointwise operations and activations: broadcasting, type promotion, the operands' layout."""
 
-# ruff: noqa: A002, ARG001, PLR0917
-# A rule has the signature of its torch function, names, order and unused arguments included.
-
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.rules.table import Rule
 
-__all__ = ["DROPOUTS", "IN_PLACE", "RULES", "activation", "pointwise", "unary"]
+__all__ = ["DROPOUTS", "IN_PLACE", "RULES", "pointwise", "unary"]
 
 #: Of a layer that writes over its first operand: on a processor it takes half the time.
 _WRITES_OVER: Final = (("inplace", True),)
@@ -180,100 +177,67 @@ def _category(dtype: torch.dtype) -> int:
     return 0 if dtype is torch.bool else 1
 
 
-def _refuse_tensors(args: tuple[Any, ...], named: dict[str, Any]) -> None:
-    """Further arguments are numbers; a tensor among them makes another operation."""
+def _unary(
+    recorder: Recorder,
+    op: str,
+    input: Tensor,
+    *args: Any,
+    becomes: str = "same",
+    inplace: bool = False,
+    **named: Any,
+) -> Tensor:
+    """One operand; ``becomes`` says of what dtype the result is.
+
+    ``"activation"`` keeps it, of floats alone (an integer is torch's error, which a fallback then
+    says); ``"float"`` turns integers into floats; ``"bool"`` answers booleans.
+    """
+    dtype = input.dtype
+    kind = "elementwise"
+    if becomes == "activation":
+        if not dtype.is_floating_point:
+            raise NoRule
+        kind = "activation"
+    elif becomes == "float":
+        if not (dtype.is_floating_point or dtype.is_complex):
+            dtype = torch.get_default_dtype()
+        kind = "activation" if op in ("sigmoid", "tanh") else "elementwise"
+    elif becomes == "bool":
+        dtype = torch.bool
+    elif dtype.is_complex or (dtype is torch.bool and op != "bitwise_not"):
+        raise NoRule  # refused, or (abs of complex) of another dtype
+    # Further arguments are numbers; a tensor among them makes another operation.
     if named.get("out") is not None or any(isinstance(arg, Tensor) for arg in args):
         raise NoRule
-
-
-def activation(
-    recorder: Recorder, op: str, input: Tensor, *args: Any, inplace: bool = False, **named: Any
-) -> Tensor:
-    """Of a floating tensor; an integer is torch's error (a fallback then says so)."""
-    if not input.dtype.is_floating_point:
-        raise NoRule
-    if args or named:
-        _refuse_tensors(args, named)
-    return unary(recorder, "activation", op, input, input.dtype, inplace)
-
-
-def _to_float(
-    recorder: Recorder, op: str, input: Tensor, *args: Any, inplace: bool = False, **named: Any
-) -> Tensor:
-    """Integers become floats."""
-    dtype = input.dtype
-    if not (dtype.is_floating_point or dtype.is_complex):
-        dtype = torch.get_default_dtype()
-    if args or named:
-        _refuse_tensors(args, named)
-    kind = "activation" if op in ("sigmoid", "tanh") else "elementwise"
     return unary(recorder, kind, op, input, dtype, inplace)
 
 
-def _to_same(
-    recorder: Recorder, op: str, input: Tensor, *args: Any, inplace: bool = False, **named: Any
-) -> Tensor:
-    dtype = input.dtype
-    if dtype.is_complex or (dtype is torch.bool and op != "bitwise_not"):
-        raise NoRule  # refused, or (abs of complex) of another dtype
-    if args or named:
-        _refuse_tensors(args, named)
-    return unary(recorder, "elementwise", op, input, dtype, inplace)
+_activation, _to_float = partial(_unary, becomes="activation"), partial(_unary, becomes="float")
+_to_same, _to_boolean = partial(_unary, becomes="same"), partial(_unary, becomes="bool")
 
 
-def _to_boolean(
-    recorder: Recorder, op: str, input: Tensor, *args: Any, inplace: bool = False, **named: Any
-) -> Tensor:
-    if args or named:
-        _refuse_tensors(args, named)
-    return unary(recorder, "elementwise", op, input, torch.bool, inplace)
-
-
-def _promoted(
+def _several(
     recorder: Recorder,
     op: str,
     input: Any,
     *others: Any,
+    becomes: torch.dtype | str = "promoted",
     inplace: bool = False,
     out: Tensor | None = None,
+    rounding_mode: str | None = None,
     alpha: Any = None,
     value: Any = None,
     **named: Any,
 ) -> Tensor:
+    """Several operands; ``becomes`` is the ``result`` of :func:`pointwise`."""
     if out is not None:
         raise NoRule
-    return pointwise(recorder, op, (input, *others, *named.values()), inplace)
+    if rounding_mode is not None:  # rounding division of integers stays among integers
+        becomes = "promoted"
+    return pointwise(recorder, op, (input, *others, *named.values()), inplace, becomes)
 
 
-def _quotient(
-    recorder: Recorder,
-    op: str,
-    input: Any,
-    *others: Any,
-    inplace: bool = False,
-    out: Tensor | None = None,
-    rounding_mode: str | None = None,
-    **named: Any,
-) -> Tensor:
-    """Integers become floats, but stay among themselves in a rounding division."""
-    if out is not None:
-        raise NoRule
-    result = "promoted" if rounding_mode is not None else "float"
-    return pointwise(recorder, op, (input, *others, *named.values()), inplace, result)
-
-
-def _comparison(
-    recorder: Recorder,
-    op: str,
-    input: Any,
-    *others: Any,
-    inplace: bool = False,
-    out: Tensor | None = None,
-    **named: Any,
-) -> Tensor:
-    if out is not None:
-        raise NoRule
-    return pointwise(recorder, op, (input, *others, *named.values()), inplace, torch.bool)
+_promoted, _quotient = partial(_several, becomes="promoted"), partial(_several, becomes="float")
+_comparison = partial(_several, becomes=torch.bool)
 
 
 def _in_place_operator(recorder: Recorder, op: str, input: Tensor, other: Any) -> Tensor:
@@ -346,7 +310,7 @@ DROPOUTS: Final = (
 
 #: Rules that also answer for the function's form in place, ``relu_``.
 IN_PLACE: Final = (
-    activation, _to_float, _to_same, _to_boolean, _promoted, _quotient, _comparison, _clamp,
+    _activation, _to_float, _to_same, _to_boolean, _promoted, _quotient, _comparison, _clamp,
     _masked_fill, _dropout,
 )  # fmt: skip
 
@@ -355,7 +319,7 @@ RULES: Final[dict[Any, Rule]] = {
         ("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish",
          "hardsigmoid", "hardtanh", "softplus", "softsign", "tanhshrink", "hardshrink",
          "softshrink", "threshold", "_threshold", "rrelu", "logsigmoid", "log_sigmoid"),
-        activation,
+        _activation,
     ),
     **dict.fromkeys(
         ("sigmoid", "tanh", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt",

@@ -1,8 +1,5 @@
 """Indexing, gathering and scattering."""
 
-# ruff: noqa: A002, ARG001, PLR0917
-# A rule has the signature of its torch function, names, order and unused arguments included.
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final

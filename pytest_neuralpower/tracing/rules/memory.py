@@ -1,8 +1,5 @@
 """What moves data without computing: copies, concatenation, padding, resampling."""
 
-# ruff: noqa: A002, ARG001, PLR0917
-# A rule has the signature of its torch function, names, order and unused arguments included.
-
 from __future__ import annotations
 
 import math
@@ -13,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pytest_neuralpower.tracing.fallbacks import NoRule
+from pytest_neuralpower.tracing.rules.conv import full
 from pytest_neuralpower.tracing.rules.elementwise import unary
 from pytest_neuralpower.tracing.strides import (
     Ints,
@@ -294,18 +292,6 @@ def _interpolate(
     return recorder.record("memory", op, (input,), output, mode=mode)
 
 
-def _upsample(
-    recorder: Recorder,
-    op: str,
-    input: Tensor,
-    size: Any = None,
-    scale_factor: Any = None,
-    mode: str = "nearest",
-    align_corners: bool | None = None,
-) -> Tensor:
-    return _interpolate(recorder, op, input, size, scale_factor, mode)
-
-
 def _grid_sample(
     recorder: Recorder,
     op: str,
@@ -408,10 +394,6 @@ def _pixel_unshuffle(recorder: Recorder, op: str, input: Tensor, downscale_facto
     return recorder.result("memory", op, (input,), shape, input.dtype)
 
 
-def _pair(value: Any) -> Ints:
-    return (value, value) if isinstance(value, int) else tuple(value)
-
-
 def _unfold(
     recorder: Recorder,
     op: str,
@@ -425,7 +407,8 @@ def _unfold(
     shape = tuple(input.shape)
     if len(shape) not in (3, 4):
         raise NoRule
-    kernel, dilation, padding, stride = map(_pair, (kernel_size, dilation, padding, stride))
+    kernel, dilation = full(kernel_size, 2), full(dilation, 2)
+    padding, stride = full(padding, 2), full(stride, 2)
     positions = 1
     for axis in range(2):
         reach = dilation[axis] * (kernel[axis] - 1)
@@ -447,10 +430,10 @@ def _fold(
     padding: Any = 0,
     stride: Any = 1,
 ) -> Tensor:
-    kernel = _pair(kernel_size)
+    kernel = full(kernel_size, 2)
     if input.ndim not in (2, 3) or input.shape[-2] % math.prod(kernel):
         raise NoRule
-    shape = (*input.shape[:-2], input.shape[-2] // math.prod(kernel), *_pair(output_size))
+    shape = (*input.shape[:-2], input.shape[-2] // math.prod(kernel), *full(output_size, 2))
     return recorder.result("memory", op, (input,), shape, input.dtype)
 
 
@@ -483,8 +466,9 @@ RULES: Final[dict[Any, Rule]] = {
     "reshape_as": _reshape_as,
     **dict.fromkeys(("flatten", "ravel"), flatten),
     **dict.fromkeys(("pad", "_pad", "constant_pad_nd"), _pad),
-    "interpolate": _interpolate,
-    **dict.fromkeys(("upsample", "upsample_nearest", "upsample_bilinear"), _upsample),
+    **dict.fromkeys(
+        ("interpolate", "upsample", "upsample_nearest", "upsample_bilinear"), _interpolate
+    ),
     **dict.fromkeys(("grid_sample", "grid_sampler"), _grid_sample),
     "repeat": _repeat,
     "tile": _tile,

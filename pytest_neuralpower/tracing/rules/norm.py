@@ -1,8 +1,5 @@
 """Normalisations."""
 
-# ruff: noqa: A002, ARG001, PLR0917
-# A rule has the signature of its torch function, names, order and unused arguments included.
-
 from __future__ import annotations
 
 import math

@@ -1,11 +1,8 @@
 """Pooling: maximum, average, power-average, and the adaptive ones."""
 
-# ruff: noqa: A002, ARG001, PLR0917
-# A rule has the signature of its torch function, names, order and unused arguments included.
-
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -34,28 +31,21 @@ def max_pool(
     dilation: Any = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
+    *,
+    indices: bool = False,
 ) -> Any:
-    """A window sliding over as many last dimensions as ``op`` names."""
+    """A window sliding over as many last dimensions as ``op`` names.
+
+    ``indices`` says what is returned: torch has a function for either, whatever it is told.
+    """
     dims = int(op[-2])
     kernel = full(kernel_size, dims)
     stride = kernel if stride is None or stride in ((), []) else full(stride, dims)
     plan = _plan(
         op, dims, input.shape, input.stride(), input.dtype, kernel, stride, full(padding, dims),
-        full(dilation, dims), ceil_mode, return_indices,
+        full(dilation, dims), ceil_mode, indices,
     )  # fmt: skip
-    return _follow(recorder, plan, return_indices)
-
-
-def _max_pool_values(recorder: Recorder, op: str, input: Tensor, *args: Any, **named: Any) -> Any:
-    """``torch.max_pool2d`` takes no ``return_indices``, the functional passes it on as false."""
-    named.pop("return_indices", None)
-    return max_pool(recorder, op, input, *args[:5], **named)
-
-
-def _max_pool_with_indices(
-    recorder: Recorder, op: str, input: Tensor, *args: Any, **named: Any
-) -> Any:
-    return max_pool(recorder, op, input, *args[:5], **{**named, "return_indices": True})
+    return _follow(recorder, plan, indices)
 
 
 def avg_pool(
@@ -149,28 +139,20 @@ def _finish(
 
 
 def adaptive_pool(
-    recorder: Recorder, op: str, input: Tensor, output_size: Any, return_indices: bool = False
+    recorder: Recorder,
+    op: str,
+    input: Tensor,
+    output_size: Any,
+    return_indices: bool = False,
+    *,
+    indices: bool = False,
 ) -> Any:
     """Pooling to a given size; ``None`` keeps a dimension."""
     dims = int(op[-2])
     size = output_size
     wanted = tuple(size) if isinstance(size, (tuple, list)) else (size,) * dims
-    plan = _plan_adaptive(
-        op, dims, input.shape, input.stride(), input.dtype, wanted, return_indices
-    )
-    return _follow(recorder, plan, return_indices)
-
-
-def _adaptive_values(
-    recorder: Recorder, op: str, input: Tensor, output_size: Any, return_indices: bool = False
-) -> Any:
-    return adaptive_pool(recorder, op, input, output_size)
-
-
-def _adaptive_with_indices(
-    recorder: Recorder, op: str, input: Tensor, output_size: Any, return_indices: bool = True
-) -> Any:
-    return adaptive_pool(recorder, op, input, output_size, True)
+    plan = _plan_adaptive(op, dims, input.shape, input.stride(), input.dtype, wanted, indices)
+    return _follow(recorder, plan, indices)
 
 
 @lru_cache(REMEMBERED)
@@ -204,8 +186,11 @@ _MAXIMA: Final = ("max_pool1d", "max_pool2d", "max_pool3d")
 _ADAPTIVE_MAXIMA: Final = ("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
 WITH_INDICES: Final = (*_MAXIMA, *_ADAPTIVE_MAXIMA)
 
+_max_pool_with_indices = partial(max_pool, indices=True)
+_adaptive_with_indices = partial(adaptive_pool, indices=True)
+
 RULES: Final[dict[Any, Rule]] = {
-    **dict.fromkeys(_MAXIMA, _max_pool_values),
+    **dict.fromkeys(_MAXIMA, max_pool),
     **{f"{name}_with_indices": _max_pool_with_indices for name in _MAXIMA},
     **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), avg_pool),
     **dict.fromkeys(("lp_pool1d", "lp_pool2d", "lp_pool3d"), _lp_pool),
@@ -215,5 +200,5 @@ RULES: Final[dict[Any, Rule]] = {
     # Torch's own function returns both; the functional of that name the values alone.
     **dict.fromkeys(_ADAPTIVE_MAXIMA, _adaptive_with_indices),
     **{f"{name}_with_indices": _adaptive_with_indices for name in _ADAPTIVE_MAXIMA},
-    **{getattr(torch.nn.functional, name): _adaptive_values for name in _ADAPTIVE_MAXIMA},
+    **{getattr(torch.nn.functional, name): adaptive_pool for name in _ADAPTIVE_MAXIMA},
 }

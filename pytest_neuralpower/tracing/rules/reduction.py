@@ -1,8 +1,5 @@
 """Reductions, scans, softmax and losses."""
 
-# ruff: noqa: A002, ARG001, PLR0917
-# A rule has the signature of its torch function, names, order and unused arguments included.
-
 from __future__ import annotations
 
 from functools import lru_cache
