@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from real_networks import BATCHES, NETWORKS, RealNetwork
 from tabulate import tabulate
 
@@ -107,7 +107,9 @@ def _refitted(fitted: Fitted, make: Callable[[str], Estimator | None]) -> Fitted
                 estimator.fit(fit.columns, fit.runtime_ms, groups=fit.groups)
             except FitError:  # copies have no operations to count: priced as the platform does
                 continue
-            families[name] = replace(families[name], estimators={"runtime": estimator})
+            families[name] = replace(
+                families[name], runtime=estimator, power=None, energy=None, power_range_w=None
+            )
     return replace(fitted.platform, families=families, intervals=None)
 
 

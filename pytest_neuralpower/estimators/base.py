@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
+from msgspec import Meta, Struct, to_builtins
 
 from pytest_neuralpower.errors import FitError, MissingExtraError
 
@@ -19,19 +19,27 @@ if TYPE_CHECKING:
 _NAMED_LINES = 5
 
 
-class Estimator(ABC):
+#: Numbers of files: rates and sizes that cannot be negative, ceilings that cannot be 0.
+NonNegative: TypeAlias = Annotated[float, Meta(ge=0)]
+Positive: TypeAlias = Annotated[float, Meta(gt=0)]
+
+
+class Estimator(
+    Struct,
+    tag_field="estimator",
+    forbid_unknown_fields=True,
+    rename=lambda name: name.rstrip("_"),
+    eq=False,
+):
     """Predicts one quantity (runtime in ms, power in W, energy in mJ) of one family of layers.
 
-    Constructor arguments are hyper-parameters; attributes that end in ``_`` exist once it is
-    fitted. Fitting may need the extra ``calibrate``; predicting needs numpy only.
+    Fields are hyper-parameters; those that end in ``_`` are set once it is fitted. Together they
+    are what a platform file stores, under their names without ``_``. Fitting may need the extra
+    ``calibrate``; predicting needs numpy only.
     """
 
     #: Name in recipes, platform files and reports.
     name: ClassVar[str]
-
-    #: Columns in which predictions never fall: a layer that has more of one of them, all other
-    #: columns as they were and within one :meth:`part`, is never predicted less.
-    never_falls_in: ClassVar[tuple[str, ...]] = ()
 
     def fit(
         self,
@@ -69,37 +77,38 @@ class Estimator(ABC):
         refuse_constant(self, columns, target)
         return self
 
-    def _tune(  # noqa: B027 - most estimators have nothing to choose
-        self, columns: Columns, target: FloatArray, groups: Sequence[Hashable]
-    ) -> None:
+    def _tune(self, columns: Columns, target: FloatArray, groups: Sequence[Hashable]) -> None:
         """Choose hyper-parameters by grouped cross-validation, where there are any to choose."""
 
-    @abstractmethod
     def _fit(self, columns: Columns, target: FloatArray) -> None:
         """Set the fitted attributes; ``target`` is finite and positive."""
+        raise NotImplementedError
 
-    @abstractmethod
     def predict(self, columns: Columns) -> FloatArray:
         """Predicted values, shape ``(rows,)``."""
+        raise NotImplementedError
 
-    def part(self, columns: Columns) -> NDArray[np.intp]:
-        """Which part of the estimator (regime, leaf) predicts each row, shape ``(rows,)``."""
-        return np.zeros(len(columns["flops"]), dtype=np.intp)
-
-    @abstractmethod
-    def to_json(self) -> dict[str, Any]:
-        """Plain data from which :meth:`from_json` makes an estimator of the same bits."""
-
-    @classmethod
-    @abstractmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The estimator that :meth:`to_json` described.
+    def evaluate_all(self, columns: Columns) -> None:
+        """Use every column that any row might need.
 
         Raises
         ------
-        KeyError, TypeError, ValueError
-            The data is not such a description; the platform's loader words the message.
+        KeyError
+            There is no such column: the estimator is of another family.
+        ValueError
+            It asks for a term or an input that there is not.
         """
+        self.predict(columns)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as a platform file stores it."""
+        found: dict[str, Any] = to_builtins(self)
+        return found
+
+
+def some_rows(columns: Columns, rows: NDArray[Any]) -> dict[str, FloatArray]:
+    """The columns of some rows: a mask, or their numbers."""
+    return {name: values[rows] for name, values in columns.items()}
 
 
 def refuse_bad_rows(

@@ -12,16 +12,17 @@ import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from functools import cache, cached_property, partial
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
+from msgspec import field
 
 from pytest_neuralpower.errors import FitError
-from pytest_neuralpower.estimators.base import Estimator, need_extra
+from pytest_neuralpower.estimators.base import Estimator, need_extra, some_rows
 from pytest_neuralpower.estimators.physical import Physical
 from pytest_neuralpower.estimators.selection import MIN_GROUPS, grouped_folds, whole_groups
-from pytest_neuralpower.estimators.utilization import Shares
+from pytest_neuralpower.estimators.utilization import Utilization
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,7 +96,7 @@ class BoostedTrees:
             result[start : start + _CHUNK] = self.leaves.take(reached + first).sum(axis=0)
         return result.astype(np.float64) * UNIT
 
-    def to_json(self) -> list[str]:
+    def lines(self) -> list[str]:
         """One line a tree: ``input:threshold`` of each node (``*`` where all go to the first
         child), then its leaves."""
         return [
@@ -106,8 +107,8 @@ class BoostedTrees:
         ]
 
     @classmethod
-    def from_json(cls, lines: Sequence[str], depth: int, inputs: int) -> BoostedTrees:
-        """The trees that :meth:`to_json` wrote, of this depth over so many inputs.
+    def of(cls, lines: Sequence[str], depth: int, inputs: int) -> BoostedTrees:
+        """The trees that :meth:`lines` wrote, of this depth over so many inputs.
 
         Raises
         ------
@@ -155,7 +156,7 @@ def _reached(above: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def no_trees(depth: int) -> BoostedTrees:
     """A sum of nothing."""
-    return BoostedTrees.from_json([], depth, 1)
+    return BoostedTrees.of([], depth, 1)
 
 
 def _node(chosen: int, threshold: np.float32) -> str:
@@ -323,11 +324,8 @@ MIN_ROWS: Final = 80
 _TUNING_FOLDS: Final = 3
 _TUNING_ROWS: Final = 2500
 
-#: What the residual may be added to.
-_BASES: Final[dict[str, type[Estimator]]] = {each.name: each for each in (Physical, Shares)}
 
-
-class Boosted(Estimator):
+class Boosted(Estimator, tag="boosted", dict=True):
     """``base x exp(residual)``, the residual a sum of small trees that sees sizes and alignment.
 
     The base knows how cost grows; the trees know what it leaves out where there were rows. Trees
@@ -338,9 +336,9 @@ class Boosted(Estimator):
     Parameters
     ----------
     base
-        Unfitted physical estimator (runtime, energy) or shares (power).
+        Physical estimator (runtime, energy) or utilization (power); fitted with the trees.
     inputs
-        What the trees ask about (:mod:`pytest_neuralpower.estimators.boosted`).
+        What the trees ask about (:func:`evaluate_input`).
     ranges
         Columns whose calibrated range bounds the residual.
     trees, least_rows
@@ -349,39 +347,31 @@ class Boosted(Estimator):
 
     Attributes
     ----------
-    base_
-        Fitted.
-    constant_, trees_
-        The residual, natural logarithm.
-    ranges_
-        Smallest and largest calibrated value by column.
+    constant_, residual_
+        The residual, natural logarithm: a constant and the trees, one line each.
+    calibrated_
+        Smallest and largest calibrated value by column of ``ranges``.
     spread_
         Standard deviation of the residual over the rows it was fitted to.
     """
 
     name: ClassVar[str] = "boosted"
 
-    def __init__(
-        self,
-        base: Estimator,
-        inputs: Sequence[str],
-        ranges: Sequence[str],
-        *,
-        trees: int | None = None,
-        least_rows: int | None = None,
-    ) -> None:
-        if base.name not in _BASES:
-            raise ValueError(f"boosted starts from {' or '.join(_BASES)}, not {base.name!r}")
-        self.base = base
-        self.inputs = tuple(inputs)
-        self.ranges = tuple(ranges)
-        self.trees = trees
-        self.least_rows = least_rows
-        self.base_ = base
-        self.constant_ = 0.0
-        self.trees_ = no_trees(DEPTH)
-        self.ranges_: dict[str, tuple[float, float]] = {}
-        self.spread_ = 0.0
+    base: Physical | Utilization
+    inputs: tuple[str, ...]
+    ranges: tuple[str, ...]
+    trees: int | None = None
+    least_rows: int | None = None
+    spread_: float = 0.0
+    calibrated_: dict[str, tuple[float, float]] = field(default_factory=dict)
+    constant_: float = 0.0
+    depth: int = DEPTH
+    residual_: list[str] = field(default_factory=list)
+
+    @cached_property
+    def trees_(self) -> BoostedTrees:
+        """The trees that ``residual_`` describes."""
+        return BoostedTrees.of(self.residual_, self.depth, len(self.inputs))
 
     def _tune(self, columns: Columns, target: FloatArray, groups: Sequence[Hashable]) -> None:
         counts = TREES if self.trees is None else (self.trees,)
@@ -393,12 +383,12 @@ class Boosted(Estimator):
         some = [groups[row] for row in kept.tolist()]
         if len(counts) * len(sizes) == 1 or len(set(some)) < MIN_GROUPS:
             return
-        columns, target = _part(columns, kept), target[kept]
+        columns, target = some_rows(columns, kept), target[kept]
         fold = grouped_folds(some, _TUNING_FOLDS)
         errors = np.zeros((len(sizes), len(counts)))
         for number in range(int(fold.max()) + 1):
             seen = fold != number
-            known, held_out = _part(columns, seen), _part(columns, ~seen)
+            known, held_out = some_rows(columns, seen), some_rows(columns, ~seen)
             base = deepcopy(self.base).fit(known, target[seen])
             left = _residual(base, known, target[seen])
             plain = base.predict(held_out)
@@ -419,19 +409,20 @@ class Boosted(Estimator):
     def _fit(self, columns: Columns, target: FloatArray) -> None:
         if self.trees is None or self.least_rows is None:  # pragma: no cover - fit() tunes first
             raise FitError("boosted: neither trees nor least_rows was chosen")
-        self.base_ = deepcopy(self.base).fit(columns, target)
-        self.ranges_ = {
+        self.base = deepcopy(self.base).fit(columns, target)
+        self.calibrated_ = {
             name: (float(columns[name].min()), float(columns[name].max())) for name in self.ranges
         }
+        self.constant_, self.residual_ = 0.0, []
+        self.__dict__.clear()  # the trees of an earlier fit
         if not self.trees:
-            self.constant_, self.trees_ = 0.0, no_trees(DEPTH)
             return
         model = Boosting(trees=self.trees, depth=DEPTH, least_rows=self.least_rows)
-        model.fit(self._values(columns), _residual(self.base_, columns, target))
-        constant, self.trees_ = model.trees(self.trees)
-        self.constant_ = float(f"{constant:.6g}")
+        model.fit(self._values(columns), _residual(self.base, columns, target))
+        constant, trees = model.trees(self.trees)
+        self.constant_, self.residual_ = float(f"{constant:.6g}"), trees.lines()
         self.spread_ = float(f"{float(self._sum(columns).std()):.3g}")
-        if getattr(self.base, "rescale", False):
+        if isinstance(self.base, Physical) and self.base.rescale:
             # As in the base: logarithms alone make the total of noisy rows too low.
             total = float(target.sum() / self.predict(columns).sum())
             self.constant_ = float(f"{self.constant_ + np.log(total):.6g}")
@@ -445,58 +436,24 @@ class Boosted(Estimator):
     def fade(self, columns: Columns) -> FloatArray:
         """Weight of the residual, 1 inside the calibrated ranges, towards 0 beyond them."""
         distance: FloatArray = np.zeros(len(columns["flops"]))
-        for name, (low, high) in self.ranges_.items():
+        for name, (low, high) in self.calibrated_.items():
             values = np.maximum(columns[name], 1e-30)
             beyond = np.maximum(values / max(high, 1e-30), max(low, 1e-30) / values)
             distance += np.log2(np.maximum(beyond, 1.0)) ** 2
         return np.asarray(np.exp2(-distance), dtype=np.float64)
 
     def predict(self, columns: Columns) -> FloatArray:
-        base = self.base_.predict(columns)
-        if not len(self.trees_):
+        base = self.base.predict(columns)
+        if not self.residual_:
             return base
         found = base * np.exp(self.fade(columns) * self._sum(columns))
-        # The board's limit holds for the residual too, where the base is of power and knows one.
-        limit = getattr(self.base_, "limit_w", None)
+        # The board's limit holds for the residual too.
+        limit = self.base.limit_w if isinstance(self.base, Utilization) else None
         return np.asarray(found if limit is None else np.minimum(found, limit))
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "estimator": self.name,
-            "base": self.base_.to_json(),
-            "inputs": list(self.inputs),
-            "ranges": {name: list(ends) for name, ends in self.ranges_.items()},
-            "least_rows": self.least_rows,
-            "spread": self.spread_,
-            "constant": self.constant_,
-            "depth": self.trees_.depth,
-            "trees": self.trees_.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        kind = data["base"]["estimator"]
-        if kind not in _BASES:
-            raise ValueError(f"boosted starts from {' or '.join(_BASES)}, not {kind!r}")
-        inputs = [str(name) for name in data["inputs"]]
-        estimator = cls(
-            _BASES[kind].from_json(data["base"]),
-            inputs,
-            [str(name) for name in data["ranges"]],
-            trees=len(data["trees"]),
-            least_rows=int(data["least_rows"]),
-        )
-        estimator.ranges_ = {
-            str(name): (float(low), float(high)) for name, (low, high) in data["ranges"].items()
-        }
-        estimator.spread_ = float(data["spread"])
-        estimator.constant_ = float(data["constant"])
-        estimator.trees_ = BoostedTrees.from_json(data["trees"], int(data["depth"]), len(inputs))
-        return estimator
-
-
-def _part(columns: Columns, rows: NDArray[Any]) -> dict[str, FloatArray]:
-    return {name: values[rows] for name, values in columns.items()}
+    def evaluate_all(self, columns: Columns) -> None:
+        self.base.evaluate_all(columns)
+        self.predict(columns)
 
 
 def _residual(base: Estimator, columns: Columns, target: FloatArray) -> FloatArray:

@@ -110,7 +110,7 @@ def columns(family_name: str, layers: Sequence[Layer]) -> dict[str, FloatArray]:
     family_name
         What :func:`family` says of each of ``layers``.
     layers
-        At least one layer.
+        The layers; of none there are empty columns.
 
     Returns
     -------
@@ -163,7 +163,7 @@ _COST_NAMES: Final = ("flops", "bytes_in", "bytes_out", "bytes_weight", "bytes_w
 
 
 def _table(names: Sequence[str], rows: Sequence[tuple[float, ...]]) -> dict[str, FloatArray]:
-    matrix = np.array(rows, dtype=np.float64)
+    matrix = np.array(rows, dtype=np.float64).reshape(len(rows), len(names))
     return {name: np.ascontiguousarray(matrix[:, index]) for index, name in enumerate(names)}
 
 

@@ -9,15 +9,18 @@ degree 2 over the sizes and their logarithms.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from functools import cache
 from itertools import combinations_with_replacement
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
+from msgspec import field
 
 from pytest_neuralpower.estimators.base import Estimator, need_extra
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pytest_neuralpower.estimators.features import Columns, FloatArray
 
 #: The authors' predictor never answers less than this, ms.
@@ -54,7 +57,28 @@ SPECIAL: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
 }
 
 
-def regressors(family: str, quantity: str, columns: Columns) -> dict[str, FloatArray]:
+@cache
+def _factors(family: str, quantity: str) -> dict[str, tuple[str, ...]]:
+    """The sizes whose product each of the authors' regressors is, by its name."""
+    # inH and inW of a fully connected layer are two regressors although both are 1.
+    sizes = SIZES[family]
+    if quantity == "power":
+        sizes += tuple(f"log2({name})" for name in sizes)
+    degree = 2 if quantity == "power" else DEGREE[family]
+    products = {}
+    for order in range(1, degree + 1):
+        for places in combinations_with_replacement(range(len(sizes)), order):
+            label = "*".join(f"{sizes[place]}.{place}" for place in places)
+            products[label] = tuple(sizes[place] for place in places)
+    if family != "linear" or quantity != "power":  # power of a fully connected layer has none
+        for number, names in enumerate(SPECIAL[family], start=1):
+            products[f"special{number}:{'*'.join(names)}"] = names
+    return products
+
+
+def regressors(
+    family: str, quantity: str, columns: Columns, names: Iterable[str] | None = None
+) -> dict[str, FloatArray]:
     """The authors' regressors without the intercept, by name, each of shape ``(rows,)``.
 
     Parameters
@@ -66,32 +90,21 @@ def regressors(family: str, quantity: str, columns: Columns) -> dict[str, FloatA
         regressors of runtime.
     columns
         What :func:`pytest_neuralpower.estimators.features.columns` made of the layers.
-
-    Returns
-    -------
-    dict
-        127 of conv, 21 (runtime) and 65 (power) of linear, 86 and 93 of pool.
+    names
+        Those wanted; by default all: 127 of conv, 21 (runtime) and 65 (power) of linear, 86 and 93
+        of pool.
     """
+    factors = _factors(family, quantity)
     base = {**columns, "one": np.ones_like(columns["flops"])}
-    # inH and inW of a fully connected layer are two regressors although both are 1.
-    sizes = [(name, base[name]) for name in SIZES[family]]
     if quantity == "power":
-        sizes += [(f"log2({name})", np.log2(values)) for name, values in sizes]
-    degree = 2 if quantity == "power" else DEGREE[family]
-    products: dict[str, FloatArray] = {}
-    for order in range(1, degree + 1):
-        for places in combinations_with_replacement(range(len(sizes)), order):
-            label = "*".join(f"{sizes[place][0]}.{place}" for place in places)
-            products[label] = np.prod([sizes[place][1] for place in places], axis=0)
-    if family != "linear" or quantity != "power":  # power of a fully connected layer has none
-        for number, names in enumerate(SPECIAL[family], start=1):
-            products[f"special{number}:{'*'.join(names)}"] = np.prod(
-                [base[name] for name in names], axis=0
-            )
-    return products
+        base |= {f"log2({name})": np.log2(base[name]) for name in SIZES[family]}
+    return {
+        name: np.prod([base[size] for size in factors[name]], axis=0)
+        for name in (factors if names is None else names)
+    }
 
 
-class NeuralPower(Estimator):
+class NeuralPower(Estimator, tag="neuralpower"):
     """The paper's model: Lasso on absolute error, penalty by 10-fold cross-validation.
 
     Parameters
@@ -111,13 +124,17 @@ class NeuralPower(Estimator):
 
     name: ClassVar[str] = "neuralpower"
 
-    def __init__(self, family: str, quantity: str = "runtime") -> None:
-        if family not in SIZES:
-            raise ValueError(f"neuralpower models {', '.join(SIZES)}, not {family!r}")
-        self.family = family
-        self.quantity = quantity
-        self.coefficients_: dict[str, float] = {}
-        self.intercept_ = 0.0
+    family: str
+    quantity: str = "runtime"
+    intercept_: float = 0.0
+    coefficients_: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.family not in SIZES:
+            raise ValueError(f"neuralpower models {', '.join(SIZES)}, not {self.family!r}")
+        for name in self.coefficients_:
+            if name not in _factors(self.family, self.quantity):
+                raise ValueError(f"unknown regressor {name!r}")
 
     def _fit(self, columns: Columns, target: FloatArray) -> None:
         try:
@@ -159,45 +176,17 @@ class NeuralPower(Estimator):
         return FLOOR_MS if self.quantity == "runtime" else None
 
     def _line(self, columns: Columns) -> FloatArray:
-        terms = regressors(self.family, self.quantity, columns)
+        terms = regressors(self.family, self.quantity, columns, self.coefficients_)
         total = np.full(len(columns["flops"]), self.intercept_)
         for name, weight in self.coefficients_.items():
             total += weight * terms[name]
         return total
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "estimator": self.name,
-            "family": self.family,
-            "quantity": self.quantity,
-            "intercept": self.intercept_,
-            "coefficients": self.coefficients_,
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        estimator = cls(str(data["family"]), str(data["quantity"]))
-        estimator.intercept_ = float(data["intercept"])
-        estimator.coefficients_ = {
-            str(name): float(weight) for name, weight in data["coefficients"].items()
-        }
-        known = _names(estimator.family, estimator.quantity)
-        for name in estimator.coefficients_:
-            if name not in known:
-                raise ValueError(f"unknown regressor {name!r}")
-        return estimator
-
-
-def _names(family: str, quantity: str) -> Sequence[str]:
-    one = np.ones(1)
-    needed = {*SIZES[family], *(name for names in SPECIAL[family] for name in names), "flops"}
-    return list(regressors(family, quantity, dict.fromkeys(needed, one)))
-
 
 # -- NeuralPower's regressors with the two changes that make them usable outside the paper.
 
 
-class NeuralPowerRelative(NeuralPower):
+class NeuralPowerRelative(NeuralPower, tag="neuralpower-relative"):
     """The paper's regressors, weighted 1/y, with non-negative coefficients.
 
     Absolute errors let the largest layers decide and leave small ones off by multiples; free signs
@@ -221,10 +210,6 @@ class NeuralPowerRelative(NeuralPower):
     """
 
     name: ClassVar[str] = "neuralpower-relative"
-    # Products of sizes, and of their logarithms, which are not negative for sizes from 1.
-    never_falls_in: ClassVar[tuple[str, ...]] = (
-        *("batch", "cin", "cout", "channels", "h", "w", "oh", "ow", "kh", "kw", "m", "n", "k"),
-    )
 
     def _fit(self, columns: Columns, target: FloatArray) -> None:
         try:

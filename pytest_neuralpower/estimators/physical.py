@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
+from msgspec.structs import replace
 
 from pytest_neuralpower.errors import FitError
-from pytest_neuralpower.estimators.base import Estimator, need_extra
+from pytest_neuralpower.estimators.base import Estimator, Positive, need_extra, some_rows
 from pytest_neuralpower.estimators.terms import Regime, assign, evaluate
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from pytest_neuralpower.estimators.features import Columns, FloatArray
 
 #: A rate seen in fewer rows than this is noise: its term is dropped from the regime.
@@ -28,16 +27,7 @@ _FEW_TERMS: Final = ("launch", "bytes_moved")
 _REWEIGHINGS: Final = 4
 
 
-class _Fitted(NamedTuple):
-    """Rates of one regime, and the range of time over roofline that its rows had."""
-
-    rates: dict[str, float]
-    scale: float
-    low: float
-    high: float
-
-
-class Physical(Estimator):
+class Physical(Estimator, tag="physical", omit_defaults=True):
     """Non-negative least squares on physical terms, weighted 1/y, one fit per regime.
 
     Relative weights, because the errors that matter are relative; non-negative rates, because
@@ -64,43 +54,24 @@ class Physical(Estimator):
         to the row alone, which would make the fit too low; of rows not much longer than this, the
         absolute error does, as they are mostly dispatch.
 
-    Attributes
-    ----------
-    fitted_
-        Rates (ms per unit of the term), scale and clip per regime.
+    Once fitted, ``regimes`` hold their rates (ms, or mJ, per unit of the term).
     """
 
     name: ClassVar[str] = "physical"
-    # Non-negative rates of terms that grow with work, between multiples of a roofline that does.
-    never_falls_in: ClassVar[tuple[str, ...]] = (
-        *("flops", "bytes_in", "bytes_out", "bytes_weight", "bytes_workspace", "bytes_moved"),
-    )
 
-    def __init__(
-        self,
-        regimes: Sequence[Regime],
-        *,
-        multiprocessors: int = 1,
-        peak_gflops: float,
-        bandwidth_gbs: float,
-        rescale: bool = True,
-        merge: bool = False,
-        noise_ms: float | None = None,
-    ) -> None:
-        self.merge = merge
-        self.noise_ms = noise_ms
-        self.regimes = tuple(regimes)
-        self.multiprocessors = multiprocessors
-        self.peak_gflops = peak_gflops
-        self.bandwidth_gbs = bandwidth_gbs
-        self.rescale = rescale
-        self.fitted_: tuple[_Fitted, ...] = ()
+    regimes: list[Regime]
+    peak_gflops: Positive
+    bandwidth_gbs: Positive
+    multiprocessors: int = 1
+    rescale: bool = True
+    merge: bool = False
+    noise_ms: float | None = None
 
     def _fit(self, columns: Columns, target: FloatArray) -> None:
         if self.merge:
             self.regimes = _large_enough(self.regimes, columns)
         chosen = assign(self.regimes, columns)
-        regimes, fitted = [], []
+        fitted = []
         for index, regime in enumerate(self.regimes):
             mask = chosen == index
             if self.merge and mask.sum() < _FEW_ROWS:  # the last, for whatever no other holds for
@@ -112,13 +83,11 @@ class Physical(Estimator):
                         f"physical: {count} rows in regime {regime.name!r}, {MIN_ACTIVE_ROWS} are "
                         "needed: measure more, or merge the regime"
                     )
-                regime = regime._replace(terms=_FEW_TERMS)  # noqa: PLW2901
-            part = {name: values[mask] for name, values in columns.items()}
-            regimes.append(regime)
-            fitted.append(self._fit_regime(regime, part, target[mask]))
-        self.regimes, self.fitted_ = tuple(regimes), tuple(fitted)
+                regime = replace(regime, terms=_FEW_TERMS, rates={})  # noqa: PLW2901
+            fitted.append(self._fit_regime(regime, some_rows(columns, mask), target[mask]))
+        self.regimes = fitted
 
-    def _fit_regime(self, regime: Regime, columns: Columns, target: FloatArray) -> _Fitted:
+    def _fit_regime(self, regime: Regime, columns: Columns, target: FloatArray) -> Regime:
         try:
             from scipy.optimize import nnls  # noqa: PLC0415 - only fitting needs it
         except ImportError:
@@ -131,96 +100,52 @@ class Physical(Estimator):
         for _ in range(1 if self.noise_ms is None else _REWEIGHINGS):
             relative = matrix / weighed[:, None]
             size = np.linalg.norm(relative, axis=0)
-            rates, _ = nnls(relative / size, target / weighed)
-            rates = rates / size
-            predicted = matrix @ rates
+            found, _ = nnls(relative / size, target / weighed)
+            found = found / size
+            predicted = matrix @ found
             if self.noise_ms is not None:
                 weighed = np.sqrt(target * np.maximum(predicted, target / 10)) + self.noise_ms
         scale = float(target.sum() / predicted.sum()) if self.rescale else 1.0
         ratio = target / self._roofline(columns)
-        return _Fitted(
-            {
-                regime.terms[index]: _rounded(rate)
-                for index, rate in zip(active, rates, strict=True)
-                if rate > 0
-            },
-            _rounded(scale),
-            _rounded(float(ratio.min())),
-            _rounded(float(ratio.max())),
-        )
+        rates = {
+            regime.terms[index]: _rounded(rate)
+            for index, rate in zip(active, found, strict=True)
+            if rate > 0
+        }
+        seen = (_rounded(float(ratio.min())), _rounded(float(ratio.max())))
+        return replace(regime, rates=rates, scale=_rounded(scale), time_over_roofline=seen)
 
     def _roofline(self, columns: Columns) -> FloatArray:
         """Ideal time in ms: operations at the peak after bytes at the full bandwidth."""
         compute = columns["flops"] / (self.peak_gflops * 1e6)
         return np.asarray(compute + columns["bytes_moved"] / (self.bandwidth_gbs * 1e6))
 
-    def part(self, columns: Columns) -> NDArray[np.intp]:
-        return assign(self.regimes, columns)
-
     def predict(self, columns: Columns) -> FloatArray:
         chosen = assign(self.regimes, columns)
         roofline = self._roofline(columns)
         result = np.zeros(len(roofline))
         values: dict[str, FloatArray] = {}
-        for index, fitted in enumerate(self.fitted_):
+        for index, regime in enumerate(self.regimes):
             mask = chosen == index
             if not mask.any():
                 continue
             total = np.zeros(len(roofline))
-            for term, rate in fitted.rates.items():
+            for term, rate in regime.rates.items():
                 if term not in values:
                     values[term] = evaluate(term, columns, self.multiprocessors)
                 total += rate * values[term]
-            clipped = np.clip(total * fitted.scale, fitted.low * roofline, fitted.high * roofline)
+            low, high = regime.time_over_roofline
+            clipped = np.clip(total * regime.scale, low * roofline, high * roofline)
             result[mask] = clipped[mask]
         return result
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "estimator": self.name,
-            "multiprocessors": self.multiprocessors,
-            "peak_gflops": self.peak_gflops,
-            "bandwidth_gbs": self.bandwidth_gbs,
-            "rescale": self.rescale,
-            "regimes": [
-                {
-                    **regime.to_json(),
-                    "rates": fitted.rates,
-                    "scale": fitted.scale,
-                    "time_over_roofline": [fitted.low, fitted.high],
-                }
-                for regime, fitted in zip(self.regimes, self.fitted_, strict=True)
-            ],
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        estimator = cls(
-            [Regime.from_json(each) for each in data["regimes"]],
-            multiprocessors=int(data["multiprocessors"]),
-            peak_gflops=float(data["peak_gflops"]),
-            bandwidth_gbs=float(data["bandwidth_gbs"]),
-            rescale=bool(data["rescale"]),
-        )
-        for regime, each in zip(estimator.regimes, data["regimes"], strict=True):
-            for term in each["rates"]:
-                if term not in regime.terms:
-                    raise ValueError(
-                        f"rate of {term!r}, which is no term of regime {regime.name!r}"
-                    )
-        estimator.fitted_ = tuple(
-            _Fitted(
-                {str(term): float(rate) for term, rate in each["rates"].items()},
-                float(each["scale"]),
-                float(each["time_over_roofline"][0]),
-                float(each["time_over_roofline"][1]),
-            )
-            for each in data["regimes"]
-        )
-        return estimator
+    def evaluate_all(self, columns: Columns) -> None:
+        self.predict(columns)
+        for term in {term for regime in self.regimes for term in regime.rates}:
+            evaluate(term, columns, self.multiprocessors)
 
 
-def _large_enough(regimes: Sequence[Regime], columns: Columns) -> tuple[Regime, ...]:
+def _large_enough(regimes: Sequence[Regime], columns: Columns) -> list[Regime]:
     """The regimes without those that have too few rows, dropped one by one from the first, as each
     leaves its rows to a later one. An operation's own is kept with a few rows: the regime that
     would take them is of whatever is left, and has nothing in common with it."""
@@ -233,7 +158,7 @@ def _large_enough(regimes: Sequence[Regime], columns: Columns) -> tuple[Regime, 
             del kept[place]
         else:
             place += 1
-    return tuple(kept)
+    return kept
 
 
 def _rounded(value: float) -> float:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 
@@ -85,13 +84,12 @@ class _OneRate(Estimator):
         ms per unit of work.
     """
 
-    def __init__(self) -> None:
-        self.launch_ = 0.0
-        self.rate_ = 0.0
+    launch_: float = 0.0
+    rate_: float = 0.0
 
-    @abstractmethod
     def _work(self, columns: Columns) -> FloatArray:
         """What one rate prices, shape ``(rows,)``."""
+        raise NotImplementedError
 
     def _fit(self, columns: Columns, target: FloatArray) -> None:
         try:
@@ -107,13 +105,6 @@ class _OneRate(Estimator):
     def predict(self, columns: Columns) -> FloatArray:
         return np.asarray(self.launch_ + self.rate_ * self._work(columns))
 
-    def to_json(self) -> dict[str, Any]:
-        return {"estimator": self.name, "launch": self.launch_, "rate": self.rate_}
-
-    def _restore(self, data: dict[str, Any]) -> Self:
-        self.launch_, self.rate_ = float(data["launch"]), float(data["rate"])
-        return self
-
 
 class FlopsOnly(_OneRate):
     """Runtime from the number of operations alone, as FLOP counters are commonly read.
@@ -126,12 +117,8 @@ class FlopsOnly(_OneRate):
     def _work(self, columns: Columns) -> FloatArray:
         return columns["flops"] * 1e-9
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        return cls()._restore(data)
 
-
-class Roofline(_OneRate):
+class Roofline(_OneRate, kw_only=True):
     """The longer of computing at the peak and moving every tensor once, over one efficiency.
 
     Williams, Waterman, Patterson, "Roofline: An Insightful Visual Performance Model", CACM 2009.
@@ -145,26 +132,13 @@ class Roofline(_OneRate):
 
     name: ClassVar[str] = "roofline"
 
-    def __init__(self, *, peak_gflops: float, bandwidth_gbs: float) -> None:
-        super().__init__()
-        self.peak_gflops = peak_gflops
-        self.bandwidth_gbs = bandwidth_gbs
+    peak_gflops: float
+    bandwidth_gbs: float
 
     def _work(self, columns: Columns) -> FloatArray:
         compute = columns["flops"] / (self.peak_gflops * 1e6)
         traffic = columns["bytes_moved"] / (self.bandwidth_gbs * 1e6)
         return np.asarray(np.maximum(compute, traffic))
-
-    def to_json(self) -> dict[str, Any]:
-        ceilings = {"peak_gflops": self.peak_gflops, "bandwidth_gbs": self.bandwidth_gbs}
-        return {**super().to_json(), **ceilings}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        estimator = cls(
-            peak_gflops=float(data["peak_gflops"]), bandwidth_gbs=float(data["bandwidth_gbs"])
-        )
-        return estimator._restore(data)
 
 
 #: Names of the baselines, in the order in which reports show them.

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
+from msgspec import Struct, field
 
+from pytest_neuralpower.estimators.base import NonNegative
 from pytest_neuralpower.estimators.features import op_code
 
 if TYPE_CHECKING:
@@ -33,168 +36,33 @@ _TILE_COST: Final = {128: 1.0, 64: 1.15, 32: 1.35}
 #: but not as fast. Where both were measured (v100, p100, t4) rates fitted to 3x3 convolutions of
 #: stride 1 alone err least on the others with it: by 54, 22 and 30%; with 1 by 105, 47 and 64%.
 _PLAIN_COST: Final = 0.5
-_TILE: Final = re.compile(r"(\w+)\[(\d+)x(\d+)\]")
-_SIZE: Final = re.compile(r"(\w+)\[(\d+)\]")
+
+_Values: TypeAlias = "Callable[..., FloatArray]"
 
 
-def _tiles(columns: Columns, rows: int, cols: int) -> FloatArray:
-    across = np.ceil(columns["m"] / rows) * np.ceil(columns["n"] / cols)
-    return np.asarray(across * columns["groups"])
+def _sum_of(*names: str, factor: float = _MEGA) -> _Values:
+    def term(columns: Columns) -> FloatArray:
+        return np.asarray(sum((columns[name] for name in names[1:]), columns[names[0]]) * factor)
+
+    return term
 
 
-_PLAIN: Final[dict[str, Callable[[Columns], FloatArray]]] = {
-    # One kernel launch, ms.
-    "launch": lambda columns: np.ones_like(columns["flops"]),
-    # GFLOP and MB.
-    "flops": lambda columns: columns["flops"] * _GIGA,
-    "pointwise_flops": lambda columns: np.where(
-        columns["kernel_area"] == 1, columns["flops"] * _GIGA, 0.0
-    ),
-    "bytes_in": lambda columns: columns["bytes_in"] * _MEGA,
-    "bytes_out": lambda columns: columns["bytes_out"] * _MEGA,
-    "bytes_weight": lambda columns: columns["bytes_weight"] * _MEGA,
-    "bytes_moved": lambda columns: columns["bytes_moved"] * _MEGA,
-    # MB written to memory of its own, not over an input.
-    "bytes_new": lambda columns: np.where(
-        columns["inplace"] > 0, 0.0, columns["bytes_out"] * _MEGA
-    ),
-    # Inputs and outputs, without parameters, MB.
-    "bytes_io": lambda columns: (columns["bytes_in"] + columns["bytes_out"]) * _MEGA,
-    "bytes_workspace": lambda columns: columns["bytes_workspace"] * _MEGA,
-    # What was done per unit of time, for power: TFLOP/s and GB/s. Need the column runtime_ms.
-    "flop_rate": lambda columns: columns["flops"] / columns["runtime_ms"] * _GIGA,
-    "io_rate": lambda columns: (
-        (columns["bytes_in"] + columns["bytes_out"]) / columns["runtime_ms"] * _MEGA
-    ),
-    "weight_rate": lambda columns: columns["bytes_weight"] / columns["runtime_ms"] * _MEGA,
-    # Products that a library is called for: of a convolution one a sample and group.
-    "samples": lambda columns: columns.get("batch", 1.0) * columns["groups"],
-    # Elements of the left operand, of the right one and of the result of all products, millions.
-    "left": lambda columns: columns["m"] * columns["k"] * columns["groups"] * _MEGA,
-    "right": lambda columns: columns["n"] * columns["k"] * columns["groups"] * _MEGA,
-    "products": lambda columns: columns["m"] * columns["n"] * columns["groups"] * _MEGA,
-    # Rows that a norm or softmax treats alike, millions: one block or warp each.
-    "rows": lambda columns: columns["rows"] * _MEGA,
-    # MB that raising to a constant power writes: it computes more per element than it moves.
-    "pow_bytes": lambda columns: np.where(columns["pow"] > 0, columns["bytes_out"] * _MEGA, 0.0),
-    # GFLOP of an attention without the scores that its causal mask skips.
-    "scored_flops": lambda columns: columns["scored_flops"] * _GIGA,
-    # Scores of an attention, millions: each is exponentiated.
-    "scores": lambda columns: columns["scored_flops"] / np.maximum(4 * columns["width"], 1) * _MEGA,
-    # Steps of one multiprocessor through the reduction: nothing hides them in a small product.
-    "depth": lambda columns: columns["k"] * 1e-3,
-    # A bias added by a kernel of its own reads and writes the output once more, MB.
-    "bias_pass": lambda columns: 2 * (columns["bias"] > 0) * columns["bytes_out"] * _MEGA,
-    # Channels-last tensors turned for a channels-first library and back, MB: input, weight and
-    # output are read and written once more; a 1x1 convolution of stride 1 needs no turning.
-    "layout_pass": lambda columns: np.where(
-        columns["kernel_area"] * columns["stride"] > 1, 2 * columns["bytes_moved"] * _MEGA, 0.0
-    ),
-}
-
-
-def evaluate(name: str, columns: Columns, multiprocessors: int) -> FloatArray:
-    """Values of one term, shape ``(rows,)``.
-
-    Parameters
-    ----------
-    name
-        A plain term (``launch``, ``flops``, ``bytes_out``, ...), or a term with its size:
-
-        - ``bytes_over[6]``: MB of inputs, outputs and weights beyond a cache of 6 MB;
-        - ``io_over[6]``, ``weight_over[6]``: the same of inputs and outputs, of weights;
-        - ``fresh_out[33]``, ``fresh_workspace[33]``: MB of outputs, of workspace, where they are
-          33 MB or larger: an allocator gets these from the system anew each time, page by page;
-        - ``unaligned_in[16]``, ``unaligned_out[16]``, ``unaligned_weight[16]``: MB of a
-          convolution's input, output, weights where its channels are no multiple of 16: libraries
-          that keep blocks of channels side by side pad them on the way;
-        - ``unaligned_flops[8]``: GFLOP where the depth or the columns of the product are no
-          multiple of 8, so that no vector unit or matrix unit of that width can be used fully;
-
-        or a tile term with its tile:
-
-        - ``tile_flops[128x64]``: GFLOP with rows and columns padded to the tile;
-        - ``wave_flops[128x64]``: the same with the last wave of tiles filled up;
-        - ``split_wave_flops[128x64]``: the same with a long reduction cut into pieces that run side
-          by side, as matrix-product libraries do;
-        - ``chosen_wave_flops[128x32]``: ``wave_flops`` of the cheapest of tiles 128, 64 and 32
-          columns wide, narrower ones dearer per operation;
-        - ``wave_depth[128x64]``: waves x reduction length, thousands;
-        - ``tiles[128x64]``: thousands of tiles;
-        - ``reread[128x64]``: MB of both operands as the tiles read them;
-        - ``winograd_flops[2x32]``: GFLOP of a 3x3 convolution of stride 1 as Winograd's minimal
-          filtering computes it in output tiles of 2 x 2, channels padded to 32; of others, plain
-          GFLOP;
-        - ``filtered_flops[4x32]``: the same, but of others half their GFLOP, which run that much
-          faster: to price them where only the former were measured;
-        - ``padded_flops[8x16]``: GFLOP of a convolution with input channels padded to 8 and output
-          channels to 16, as libraries that keep blocks of channels side by side compute it;
-        - ``wide_bytes[1x1024]``: MB read of rows wider than 1024, which a block of threads reads
-          again for each of its passes;
-        - ``attention_flops[128x128]``: GFLOP of an attention with queries and keys padded to the
-          tile, scores above a causal mask's diagonal skipped by whole tiles, and the last wave
-          of query tiles filled up.
-    multiprocessors
-        Tiles that run at once.
-
-    Raises
-    ------
-    ValueError
-        There is no such term.
-    """
-    plain = _PLAIN.get(name)
-    if plain is not None:
-        return plain(columns)
-    sized = _SIZE.fullmatch(name)
-    if sized is not None and sized[1] in _SIZED:
-        return _SIZED[sized[1]](columns, int(sized[2]))
-    match = _TILE.fullmatch(name)
-    if match is None or match[1] not in _TILED:
-        raise ValueError(f"unknown term {name!r}; there are {', '.join(term_names())}")
-    return _TILED[match[1]](columns, int(match[2]), int(match[3]), multiprocessors)
-
-
-def term_names() -> tuple[str, ...]:
-    """Every term's name, without the sizes that some take."""
-    return (*_PLAIN, *_SIZED, *_TILED)
-
-
-def is_term(name: str) -> bool:
-    """Whether :func:`evaluate` knows the term."""
-    sized, tiled = _SIZE.fullmatch(name), _TILE.fullmatch(name)
-    return (
-        name in _PLAIN
-        or (sized is not None and sized[1] in _SIZED)
-        or (tiled is not None and tiled[1] in _TILED)
-    )
-
-
-def _bytes_over(columns: Columns, megabytes: int) -> FloatArray:
-    return np.maximum(columns["bytes_moved"] * _MEGA - megabytes, 0.0)
-
-
-def _unaligned_flops(columns: Columns, width: int) -> FloatArray:
-    aligned = (columns["k"] % width == 0) & (columns["n"] % width == 0)
-    return np.where(aligned, 0.0, columns["flops"] * _GIGA)
-
-
-def _beyond(*names: str) -> Callable[[Columns, int], FloatArray]:
+def _beyond(*names: str) -> _Values:
     def term(columns: Columns, megabytes: int) -> FloatArray:
-        total = sum(columns[name] for name in names)
+        total = sum((columns[name] for name in names[1:]), columns[names[0]])
         return np.asarray(np.maximum(total * _MEGA - megabytes, 0.0))
 
     return term
 
 
-def _fresh(name: str) -> Callable[[Columns, int], FloatArray]:
-    def term(columns: Columns, megabytes: int) -> FloatArray:
-        found = columns[name] * _MEGA
-        return np.where(found >= megabytes, found, 0.0)
+def _where(holds: Callable[[Columns], Any], name: str, factor: float = _MEGA) -> _Values:
+    def term(columns: Columns) -> FloatArray:
+        return np.where(holds(columns), columns[name] * factor, 0.0)
 
     return term
 
 
-def _unaligned(name: str, *channels: str) -> Callable[[Columns, int], FloatArray]:
+def _unaligned(name: str, *channels: str) -> _Values:
     def term(columns: Columns, width: int) -> FloatArray:
         aligned = np.logical_and.reduce([columns[each] % width == 0 for each in channels])
         return np.where(aligned, 0.0, columns[name] * _MEGA)
@@ -202,17 +70,16 @@ def _unaligned(name: str, *channels: str) -> Callable[[Columns, int], FloatArray
     return term
 
 
-_SIZED: Final[dict[str, Callable[[Columns, int], FloatArray]]] = {
-    "bytes_over": _bytes_over,
-    "io_over": _beyond("bytes_in", "bytes_out"),
-    "weight_over": _beyond("bytes_weight"),
-    "fresh_out": _fresh("bytes_out"),
-    "fresh_workspace": _fresh("bytes_workspace"),
-    "unaligned_in": _unaligned("bytes_in", "cin"),
-    "unaligned_out": _unaligned("bytes_out", "cout"),
-    "unaligned_weight": _unaligned("bytes_weight", "cin", "cout"),
-    "unaligned_flops": _unaligned_flops,
-}
+def _product(*names: str) -> _Values:
+    def term(columns: Columns) -> FloatArray:
+        return np.asarray(columns[names[0]] * columns[names[1]] * columns["groups"] * _MEGA)
+
+    return term
+
+
+def _tiles(columns: Columns, rows: int, cols: int) -> FloatArray:
+    across = np.ceil(columns["m"] / rows) * np.ceil(columns["n"] / cols)
+    return np.asarray(across * columns["groups"])
 
 
 def _tile_flops(columns: Columns, rows: int, cols: int, _: int) -> FloatArray:
@@ -295,95 +162,205 @@ def _reread(columns: Columns, rows: int, cols: int, _: int) -> FloatArray:
     return np.asarray((left + right) * columns["k"] * columns["groups"] * 4.0 * _MEGA)
 
 
-_TILED: Final[dict[str, Callable[[Columns, int, int, int], FloatArray]]] = {
-    "tile_flops": _tile_flops,
-    "wave_flops": _wave_flops,
-    "split_wave_flops": _split_wave_flops,
-    "chosen_wave_flops": _chosen_wave_flops,
-    "winograd_flops": _winograd_flops,
-    "filtered_flops": _filtered_flops,
-    "wave_depth": _wave_depth,
-    "tiles": _tile_count,
-    "reread": _reread,
-    "wide_bytes": _wide_bytes,
-    "padded_flops": _padded_flops,
-    "attention_flops": _attention_flops,
-}
+class Term(NamedTuple):
+    """One physical term.
 
+    Attributes
+    ----------
+    values
+        Its values, shape ``(rows,)``, of columns; of a term with one size, of columns and the size;
+        of a tile term, of columns, both sizes and the number of tiles that run at once.
+    factor, unit
+        How to read it: a value over ``factor`` is a number of ``unit``.
+    text
+        What it is, in words.
+    sizes
+        How many sizes its name takes: ``bytes_over[6]`` has one, ``tile_flops[128x64]`` two.
+    """
 
-# -- How to read physical terms: in base units (operations, bytes), in words.
-
-
-class Meaning(NamedTuple):
-    """How to read a term: its value over ``factor`` is a number of ``unit``."""
-
+    values: _Values
     factor: float
     unit: str
     text: str
+    sizes: int = 0
 
 
-_MEANINGS: Final[dict[str, Meaning]] = {
-    "launch": Meaning(1.0, "", "once a layer"),
-    "flops": Meaning(_GIGA, "FLOPs", "operations, 2 per multiply-accumulate"),
-    "pointwise_flops": Meaning(_GIGA, "FLOPs", "operations of a convolution of kernel 1 x 1"),
-    "bytes_in": Meaning(_MEGA, "bytes", "inputs"),
-    "bytes_out": Meaning(_MEGA, "bytes", "outputs"),
-    "bytes_weight": Meaning(_MEGA, "bytes", "parameters"),
-    "bytes_moved": Meaning(_MEGA, "bytes", "inputs, outputs and parameters"),
-    "bytes_new": Meaning(_MEGA, "bytes", "outputs that are not written over an input"),
-    "bytes_io": Meaning(_MEGA, "bytes", "inputs and outputs"),
-    "bytes_workspace": Meaning(_MEGA, "bytes", "unfolded input, or score matrix"),
-    "bytes_over": Meaning(_MEGA, "bytes", "all tensors beyond a cache of so many MB"),
-    "io_over": Meaning(_MEGA, "bytes", "inputs and outputs beyond a cache of so many MB"),
-    "weight_over": Meaning(_MEGA, "bytes", "parameters beyond a cache of so many MB"),
-    "fresh_out": Meaning(_MEGA, "bytes", "outputs of so many MB or more, memory got anew"),
-    "fresh_workspace": Meaning(_MEGA, "bytes", "workspace of so many MB or more, got anew"),
-    "unaligned_in": Meaning(_MEGA, "bytes", "inputs whose channels are no multiple of that"),
-    "unaligned_out": Meaning(_MEGA, "bytes", "outputs whose channels are no multiple of that"),
-    "unaligned_weight": Meaning(_MEGA, "bytes", "parameters with channels no multiple of that"),
-    "samples": Meaning(1.0, "", "once a sample and group"),
-    "left": Meaning(_MEGA, "", "elements of the left operands of all products"),
-    "right": Meaning(_MEGA, "", "elements of the right operands of all products"),
-    "products": Meaning(_MEGA, "", "elements of the results of all products"),
-    "unaligned_flops": Meaning(
-        _GIGA, "FLOPs", "operations where depth or columns are no multiple of that"
+#: Every term by its name without sizes.
+TERMS: Final[Mapping[str, Term]] = {
+    "launch": Term(lambda columns: np.ones_like(columns["flops"]), 1.0, "", "once a layer"),
+    "flops": Term(
+        _sum_of("flops", factor=_GIGA), _GIGA, "FLOPs", "operations, 2 per multiply-accumulate"
     ),
-    "flop_rate": Meaning(_GIGA, "FLOPs per ms", "operations over runtime"),
-    "io_rate": Meaning(_MEGA, "bytes per ms", "inputs and outputs over runtime"),
-    "weight_rate": Meaning(_MEGA, "bytes per ms", "parameters over runtime"),
-    "rows": Meaning(_MEGA, "", "rows that a norm or softmax treats alike"),
-    "pow_bytes": Meaning(_MEGA, "bytes", "outputs of raising to a constant power"),
-    "wide_bytes": Meaning(_MEGA, "bytes", "inputs whose rows are wider than that"),
-    "padded_flops": Meaning(_GIGA, "FLOPs", "operations with channels padded to blocks"),
-    "scored_flops": Meaning(_GIGA, "FLOPs", "operations without the scores that a mask skips"),
-    "scores": Meaning(_MEGA, "", "scores of an attention"),
-    "attention_flops": Meaning(
-        _GIGA, "FLOPs", "operations padded to tiles and waves, masked ones skipped"
+    "pointwise_flops": Term(
+        _where(lambda columns: columns["kernel_area"] == 1, "flops", _GIGA),
+        *(_GIGA, "FLOPs", "operations of a convolution of kernel 1 x 1"),
     ),
-    "depth": Meaning(1e-3, "", "length of the reduction, k"),
-    "bias_pass": Meaning(_MEGA, "bytes", "outputs read and written once more to add a bias"),
-    "layout_pass": Meaning(_MEGA, "bytes", "tensors turned to channels-first and back"),
-    "tile_flops": Meaning(_GIGA, "FLOPs", "operations with rows and columns padded to the tile"),
-    "wave_flops": Meaning(_GIGA, "FLOPs", "padded operations, the last wave of tiles filled up"),
-    "split_wave_flops": Meaning(
-        _GIGA, "FLOPs", "operations padded to waves, a long reduction cut into pieces side by side"
+    "bytes_in": Term(_sum_of("bytes_in"), _MEGA, "bytes", "inputs"),
+    "bytes_out": Term(_sum_of("bytes_out"), _MEGA, "bytes", "outputs"),
+    "bytes_weight": Term(_sum_of("bytes_weight"), _MEGA, "bytes", "parameters"),
+    "bytes_moved": Term(_sum_of("bytes_moved"), _MEGA, "bytes", "inputs, outputs and parameters"),
+    "bytes_new": Term(
+        _where(lambda columns: ~(columns["inplace"] > 0), "bytes_out"),
+        *(_MEGA, "bytes", "outputs that are not written over an input"),
     ),
-    "chosen_wave_flops": Meaning(
-        _GIGA, "FLOPs", "operations padded to waves of the cheapest of several tiles"
+    "bytes_io": Term(_sum_of("bytes_in", "bytes_out"), _MEGA, "bytes", "inputs and outputs"),
+    "bytes_workspace": Term(
+        _sum_of("bytes_workspace"), _MEGA, "bytes", "unfolded input, or score matrix"
     ),
-    "winograd_flops": Meaning(_GIGA, "FLOPs", "operations of Winograd's minimal filtering"),
-    "filtered_flops": Meaning(
-        _GIGA, "FLOPs", "operations of Winograd's minimal filtering, half of those it does not suit"
+    # Products that a library is called for: of a convolution one a sample and group.
+    "samples": Term(
+        lambda columns: columns.get("batch", 1.0) * columns["groups"],
+        *(1.0, "", "once a sample and group"),
     ),
-    "wave_depth": Meaning(1e-3, "", "waves of tiles x length of the reduction"),
-    "tiles": Meaning(1e-3, "", "tiles of so many rows x columns that cover the product"),
-    "reread": Meaning(_MEGA, "bytes", "both operands as often as the tiles read them"),
+    "left": Term(_product("m", "k"), _MEGA, "", "elements of the left operands of all products"),
+    "right": Term(_product("n", "k"), _MEGA, "", "elements of the right operands of all products"),
+    "products": Term(_product("m", "n"), _MEGA, "", "elements of the results of all products"),
+    # One block or warp each.
+    "rows": Term(_sum_of("rows"), _MEGA, "", "rows that a norm or softmax treats alike"),
+    # It computes more per element than it moves.
+    "pow_bytes": Term(
+        _where(lambda columns: columns["pow"] > 0, "bytes_out"),
+        *(_MEGA, "bytes", "outputs of raising to a constant power"),
+    ),
+    "scored_flops": Term(
+        _sum_of("scored_flops", factor=_GIGA),
+        *(_GIGA, "FLOPs", "operations without the scores that a mask skips"),
+    ),
+    # Each is exponentiated.
+    "scores": Term(
+        lambda columns: columns["scored_flops"] / np.maximum(4 * columns["width"], 1) * _MEGA,
+        *(_MEGA, "", "scores of an attention"),
+    ),
+    # Steps of one multiprocessor: nothing hides them in a small product.
+    "depth": Term(_sum_of("k", factor=1e-3), 1e-3, "", "length of the reduction, k"),
+    "bias_pass": Term(
+        lambda columns: 2 * (columns["bias"] > 0) * columns["bytes_out"] * _MEGA,
+        *(_MEGA, "bytes", "outputs read and written once more to add a bias"),
+    ),
+    # Input, weight and output are read and written once more for a channels-first library; a 1x1
+    # convolution of stride 1 needs no turning.
+    "layout_pass": Term(
+        lambda columns: np.where(
+            columns["kernel_area"] * columns["stride"] > 1, 2 * columns["bytes_moved"] * _MEGA, 0.0
+        ),
+        *(_MEGA, "bytes", "tensors turned to channels-first and back"),
+    ),
+    # With one size.
+    "bytes_over": Term(
+        _beyond("bytes_moved"), _MEGA, "bytes", "all tensors beyond a cache of so many MB", 1
+    ),
+    "io_over": Term(
+        _beyond("bytes_in", "bytes_out"),
+        *(_MEGA, "bytes", "inputs and outputs beyond a cache of so many MB", 1),
+    ),
+    # Libraries that keep blocks of channels side by side pad them on the way.
+    "unaligned_in": Term(
+        _unaligned("bytes_in", "cin"),
+        *(_MEGA, "bytes", "inputs whose channels are no multiple of that", 1),
+    ),
+    "unaligned_out": Term(
+        _unaligned("bytes_out", "cout"),
+        *(_MEGA, "bytes", "outputs whose channels are no multiple of that", 1),
+    ),
+    "unaligned_weight": Term(
+        _unaligned("bytes_weight", "cin", "cout"),
+        *(_MEGA, "bytes", "parameters with channels no multiple of that", 1),
+    ),
+    # With two sizes: rows and columns of a tile, unless the text says otherwise.
+    "tile_flops": Term(
+        _tile_flops, _GIGA, "FLOPs", "operations with rows and columns padded to the tile", 2
+    ),
+    "wave_flops": Term(
+        _wave_flops, _GIGA, "FLOPs", "padded operations, the last wave of tiles filled up", 2
+    ),
+    "split_wave_flops": Term(
+        _split_wave_flops,
+        *(_GIGA, "FLOPs"),
+        *("operations padded to waves, a long reduction cut into pieces side by side", 2),
+    ),
+    # The second size is the narrowest of tiles 128, 64 and 32 columns wide.
+    "chosen_wave_flops": Term(
+        _chosen_wave_flops,
+        *(_GIGA, "FLOPs", "operations padded to waves of the cheapest of several tiles", 2),
+    ),
+    # Output tiles of so many rows and columns, and channels padded to so many.
+    "winograd_flops": Term(
+        _winograd_flops, _GIGA, "FLOPs", "operations of Winograd's minimal filtering", 2
+    ),
+    # To price others, which run that much faster, where only 3x3 of stride 1 were measured.
+    "filtered_flops": Term(
+        _filtered_flops,
+        *(_GIGA, "FLOPs"),
+        *("operations of Winograd's minimal filtering, half of those it does not suit", 2),
+    ),
+    "wave_depth": Term(_wave_depth, 1e-3, "", "waves of tiles x length of the reduction", 2),
+    "tiles": Term(
+        _tile_count, 1e-3, "", "tiles of so many rows x columns that cover the product", 2
+    ),
+    "reread": Term(_reread, _MEGA, "bytes", "both operands as often as the tiles read them", 2),
+    # 1 x a width: a block of threads reads a wider row again for each of its passes.
+    "wide_bytes": Term(_wide_bytes, _MEGA, "bytes", "inputs whose rows are wider than that", 2),
+    # Input channels padded to the first size, output channels to the second.
+    "padded_flops": Term(
+        _padded_flops, _GIGA, "FLOPs", "operations with channels padded to blocks", 2
+    ),
+    # Tiles of queries x keys, scores above a causal mask's diagonal skipped by whole tiles.
+    "attention_flops": Term(
+        _attention_flops,
+        *(_GIGA, "FLOPs", "operations padded to tiles and waves, masked ones skipped", 2),
+    ),
 }
 
+_NAME: Final = re.compile(r"(\w+)(?:\[(\d+)(?:x(\d+))?\])?")
 
-def meaning(name: str) -> Meaning:
-    """How to read a term that :func:`pytest_neuralpower.estimators.terms.evaluate` knows."""
-    return _MEANINGS[name.split("[", maxsplit=1)[0]]
+
+@cache
+def _read(name: str) -> tuple[_Values, tuple[int, ...]]:
+    """What evaluates the term of this name, and the sizes in it."""
+    match = _NAME.fullmatch(name)
+    sizes = tuple(int(size) for size in match.groups()[1:] if size) if match else ()
+    term = TERMS.get(match[1]) if match else None
+    if term is None or term.sizes != len(sizes):
+        raise ValueError(f"unknown term {name!r}; there are {', '.join(TERMS)}")
+    return term.values, sizes
+
+
+def evaluate(name: str, columns: Columns, multiprocessors: int) -> FloatArray:
+    """Values of one term, shape ``(rows,)``.
+
+    Parameters
+    ----------
+    name
+        A name of :data:`TERMS`, with its sizes if it takes any: ``launch``, ``bytes_over[6]`` (MB
+        beyond a cache of 6 MB), ``tile_flops[128x64]`` (GFLOP padded to tiles of 128 x 64).
+    multiprocessors
+        Tiles that run at once.
+
+    Raises
+    ------
+    ValueError
+        There is no such term.
+    KeyError
+        It needs a column that there is not.
+    """
+    values, sizes = _read(name)
+    if len(sizes) == 2:
+        return values(columns, *sizes, multiprocessors)
+    return values(columns, *sizes)
+
+
+def is_term(name: str) -> bool:
+    """Whether :func:`evaluate` knows the term."""
+    try:
+        _read(name)
+    except ValueError:
+        return False
+    return True
+
+
+def meaning(name: str) -> Term:
+    """How to read a term that :func:`evaluate` knows."""
+    return TERMS[name.split("[", maxsplit=1)[0]]
 
 
 # -- Regimes: parts of a family that run on different code, each fitted on its own rows.
@@ -397,7 +374,7 @@ _COMPARE: Final[dict[str, Callable[[FloatArray, float], NDArray[np.bool_]]]] = {
 }
 
 
-class Condition(NamedTuple):
+class Condition(Struct, frozen=True, array_like=True):
     """``column op value``; ``%`` is true of whole multiples of ``value``, ``is`` of the operation's
     name alone (``["op", "is", "gelu"]``)."""
 
@@ -405,9 +382,15 @@ class Condition(NamedTuple):
     op: str
     value: float | str
 
+    def __post_init__(self) -> None:
+        if self.op != "is" and self.op not in _COMPARE:
+            raise ValueError(f"unknown comparison {self.op!r}; there are {', '.join(_COMPARE)}, is")
+        if (self.op == "is") != isinstance(self.value, str):
+            raise ValueError(f"{self.op} cannot compare with {self.value!r}")
+
     def holds(self, columns: Columns) -> NDArray[np.bool_]:
         if isinstance(self.value, str):
-            return np.asarray(columns[self.column] == op_code(self.value))
+            return np.asarray(columns["op"] == op_code(self.value))
         return _COMPARE[self.op](columns[self.column], self.value)
 
     def __str__(self) -> str:
@@ -417,24 +400,8 @@ class Condition(NamedTuple):
             return f"{self.column} is a multiple of {self.value:g}"
         return f"{self.column} {self.op} {self.value:.10g}"
 
-    @classmethod
-    def from_json(cls, data: Sequence[Any]) -> Condition:
-        """The condition ``[column, op, value]``.
 
-        Raises
-        ------
-        TypeError, ValueError
-            It is none, or there is no such comparison.
-        """
-        column, op, value = data
-        if op == "is":
-            return cls("op", "is", str(value))
-        if op not in _COMPARE:
-            raise ValueError(f"unknown comparison {op!r}")
-        return cls(str(column), str(op), float(value))
-
-
-class Regime(NamedTuple):
+class Regime(Struct, frozen=True, forbid_unknown_fields=True):
     """Rows for which all of ``when`` hold, and the physical terms that price them.
 
     Attributes
@@ -445,36 +412,31 @@ class Regime(NamedTuple):
         Names that :func:`pytest_neuralpower.estimators.terms.evaluate` knows.
     when
         Conditions on columns; none holds for every row.
+    rates, scale, time_over_roofline
+        Once fitted: rates per unit of each term that has one; what all are multiplied by; and the
+        range of time over roofline that the rows had.
     """
 
     name: str
     terms: tuple[str, ...]
     when: tuple[Condition, ...] = ()
+    rates: dict[str, NonNegative] = field(default_factory=dict)
+    scale: NonNegative = 1.0
+    time_over_roofline: tuple[NonNegative, NonNegative] = (0.0, 1e300)
+
+    def __post_init__(self) -> None:
+        for term in self.terms:
+            if not is_term(term):
+                raise ValueError(f"unknown term {term!r} in regime {self.name!r}")
+        for term in self.rates:
+            if term not in self.terms:
+                raise ValueError(f"rate of {term!r}, which is no term of regime {self.name!r}")
 
     def holds(self, columns: Columns) -> NDArray[np.bool_]:
         mask = np.ones(len(columns["flops"]), dtype=bool)
         for condition in self.when:
             mask &= condition.holds(columns)
         return mask
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "when": [[each.column, each.op, each.value] for each in self.when],
-            "terms": list(self.terms),
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Regime:
-        try:
-            conditions = tuple(Condition.from_json(each) for each in data["when"])
-        except ValueError as error:
-            raise ValueError(f"{error} in regime {data['name']!r}") from None
-        terms = tuple(str(term) for term in data["terms"])
-        for term in terms:
-            if not is_term(term):
-                raise ValueError(f"unknown term {term!r} in regime {data['name']!r}")
-        return cls(str(data["name"]), terms, conditions)
 
 
 def assign(regimes: Sequence[Regime], columns: Columns) -> NDArray[np.intp]:

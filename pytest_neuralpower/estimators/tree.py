@@ -1,16 +1,18 @@
-"""The nodes of a tree: conditions, and lines in the leaves."""
+"""A tree of range and integer-multiple splits with lines in its leaves (FastDeepIoT)."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, product
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from pytest_neuralpower.errors import FitError
-from pytest_neuralpower.estimators.base import Estimator, need_extra
+from pytest_neuralpower.estimators.base import Estimator, NonNegative, need_extra, some_rows
 from pytest_neuralpower.estimators.selection import MIN_GROUPS, grouped_folds, whole_groups
 from pytest_neuralpower.estimators.terms import Condition, evaluate, is_term
 
@@ -19,80 +21,54 @@ if TYPE_CHECKING:
 
     from pytest_neuralpower.estimators.features import Columns, FloatArray
 
-__all__ = [
-    "Leaf",
-    "Node",
-    "Split",
-    "cut",
-    "leaf_numbers",
-    "leaves",
-    "line_values",
-    "node_of",
-]
 
+class Node(
+    Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, rename={"condition": "if"}
+):
+    """A leaf, or a condition that sends rows to ``yes`` or to ``no``.
 
-class Leaf(NamedTuple):
-    """The line ``sum of rate x term`` (``launch`` is the constant), and how many rows gave it."""
-
-    rates: Mapping[str, float]
-    rows: int
-
-    def to_json(self) -> dict[str, Any]:
-        return {"rows": self.rows, "rates": dict(self.rates)}
-
-
-class Split(NamedTuple):
-    """Rows for which ``condition`` holds go to ``yes``; ``here`` is the leaf that a tree cut off
-    at this node has in its place (None once it is stored)."""
-
-    condition: Condition
-    yes: Node
-    no: Node
-    here: Leaf | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        each = self.condition
-        return {
-            "if": [each.column, each.op, each.value],
-            "yes": self.yes.to_json(),
-            "no": self.no.to_json(),
-        }
-
-
-Node: TypeAlias = Leaf | Split
-
-
-def node_of(data: Mapping[str, Any], terms: Sequence[str]) -> Node:
-    """The node that ``to_json`` described.
-
-    Raises
-    ------
-    KeyError, TypeError, ValueError
-        It describes none, or a leaf has the rate of something that is not among ``terms``.
+    Attributes
+    ----------
+    rows, rates
+        A leaf's line, ``sum of rate x term`` (``launch`` is the constant), and how many rows it was
+        fitted to. A node with a condition has those of the leaf that a tree cut off there has in
+        its place, until it is stored.
+    condition, yes, no
+        None in a leaf.
     """
-    if "if" in data:
-        condition = Condition.from_json(data["if"])
-        return Split(condition, node_of(data["yes"], terms), node_of(data["no"], terms))
-    rates = {str(term): float(rate) for term, rate in data["rates"].items()}
-    for term in rates:
-        if term not in terms:
-            raise ValueError(f"rate of {term!r}, which is no term of the tree")
-    return Leaf(rates, int(data["rows"]))
+
+    rows: int = 0
+    rates: dict[str, NonNegative] = field(default_factory=dict)
+    condition: Condition | None = None
+    yes: Node | None = None
+    no: Node | None = None
+
+    def __post_init__(self) -> None:
+        if (self.condition is None) != (self.yes is None) or (self.yes is None) != (
+            self.no is None
+        ):
+            raise ValueError("a node of a tree has either if, yes and no, or none of them")
 
 
 def cut(node: Node, depth: int) -> Node:
     """The tree with at most ``depth`` conditions above a leaf."""
-    if isinstance(node, Leaf):
+    if node.yes is None or node.no is None:
         return node
     if depth == 0:
-        assert node.here is not None, "only fresh trees are cut"
-        return node.here
-    return Split(node.condition, cut(node.yes, depth - 1), cut(node.no, depth - 1), node.here)
+        return Node(node.rows, node.rates)
+    return replace(node, yes=cut(node.yes, depth - 1), no=cut(node.no, depth - 1))
 
 
-def leaves(node: Node) -> Iterator[Leaf]:
+def _stored(node: Node) -> Node:
+    """The tree without the lines of nodes that are no leaves."""
+    if node.yes is None or node.no is None:
+        return node
+    return Node(condition=node.condition, yes=_stored(node.yes), no=_stored(node.no))
+
+
+def leaves(node: Node) -> Iterator[Node]:
     """The leaves, those for which the first condition holds first."""
-    if isinstance(node, Leaf):
+    if node.yes is None or node.no is None:
         yield node
     else:
         yield from leaves(node.yes)
@@ -110,7 +86,7 @@ def _number(
     node: Node, columns: Columns, rows: NDArray[np.intp], first: int, result: NDArray[np.intp]
 ) -> int:
     """Number the leaves below from ``first``; returns the number after the last."""
-    if isinstance(node, Leaf):
+    if node.condition is None or node.yes is None or node.no is None:
         result[rows] = first
         return first + 1
     column = node.condition.column
@@ -273,9 +249,9 @@ class _Grower:
             return leaf
         condition, holds = found
         yes, no = self.node(rows[holds], depth - 1), self.node(rows[~holds], depth - 1)
-        return Split(condition, yes, no, leaf)
+        return replace(leaf, condition=condition, yes=yes, no=no)
 
-    def leaf(self, rows: NDArray[np.intp]) -> Leaf:
+    def leaf(self, rows: NDArray[np.intp]) -> Node:
         try:
             from scipy.optimize import nnls  # noqa: PLC0415 - only fitting needs it
         except ImportError:
@@ -286,7 +262,7 @@ class _Grower:
         found, _ = nnls(part / size, np.ones(len(rows)))
         rates = found / size / self.scale
         named = zip(self.names, rates.tolist(), strict=True)
-        return Leaf({name: float(f"{rate:.8g}") for name, rate in named if rate > 0}, len(rows))
+        return Node(len(rows), {name: float(f"{rate:.8g}") for name, rate in named if rate > 0})
 
     def best_split(self, rows: NDArray[np.intp]) -> tuple[Condition, NDArray[np.bool_]] | None:
         """The condition whose two sides two lines fit best, if it is worth having."""
@@ -366,7 +342,7 @@ _TUNING_FOLDS: Final = 3
 _TUNING_ROWS: Final = 1200
 
 
-class Tree(Estimator):
+class Tree(Estimator, tag="tree"):
     """A tree of conditions on sizes with non-negative lines in its leaves, weighted 1/y.
 
     Parameters
@@ -389,28 +365,21 @@ class Tree(Estimator):
     """
 
     name: ClassVar[str] = "tree"
-    never_falls_in: ClassVar[tuple[str, ...]] = (
-        *("flops", "bytes_in", "bytes_out", "bytes_weight", "bytes_workspace", "bytes_moved"),
-    )
 
-    def __init__(
-        self,
-        splits: Sequence[str],
-        terms: Sequence[str],
-        *,
-        multiprocessors: int = 1,
-        depth: int | None = None,
-        least_rows: int | None = None,
-    ) -> None:
-        for term in terms:
+    splits: tuple[str, ...]
+    terms: tuple[str, ...]
+    multiprocessors: int = 1
+    depth: int | None = None
+    least_rows: int | None = None
+    root_: Node = field(default_factory=Node)
+
+    def __post_init__(self) -> None:
+        for term in self.terms:
             if not is_term(term):
                 raise ValueError(f"unknown term {term!r} of a tree")
-        self.splits = tuple(splits)
-        self.terms = tuple(terms)
-        self.multiprocessors = multiprocessors
-        self.depth = depth
-        self.least_rows = least_rows
-        self.root_: Node = Leaf({}, 0)
+        for term in {term for leaf in leaves(self.root_) for term in leaf.rates}:
+            if term not in self.terms:
+                raise ValueError(f"rate of {term!r}, which is no term of the tree")
 
     def _tune(self, columns: Columns, target: FloatArray, groups: Sequence[Hashable]) -> None:
         depths = DEPTHS if self.depth is None else (self.depth,)
@@ -420,14 +389,14 @@ class Tree(Estimator):
         some = [groups[row] for row in kept.tolist()]
         if len(depths) * len(sizes) == 1 or len(set(some)) < MIN_GROUPS:
             return
-        columns, target = _part(columns, kept), target[kept]
+        columns, target = some_rows(columns, kept), target[kept]
         fold = grouped_folds(some, _TUNING_FOLDS)
         errors = np.zeros((len(sizes), len(depths)))
         for (row, size), number in product(enumerate(sizes), range(int(fold.max()) + 1)):
             seen = fold != number
             # A deep tree holds the shallow ones: every node knows the leaf in its place.
-            root = self._grow(_part(columns, seen), target[seen], max(depths), size)
-            held_out = _part(columns, ~seen)
+            root = self._grow(some_rows(columns, seen), target[seen], max(depths), size)
+            held_out = some_rows(columns, ~seen)
             terms = self._terms(held_out)
             for column, depth in enumerate(depths):
                 predicted = line_values(cut(root, depth), held_out, terms)
@@ -441,10 +410,9 @@ class Tree(Estimator):
     def _fit(self, columns: Columns, target: FloatArray) -> None:
         if self.depth is None or self.least_rows is None:  # pragma: no cover - fit() tunes first
             raise FitError("tree: neither depth nor least_rows was chosen")
-        self.root_ = self._grow(columns, target, self.depth, self.least_rows)
+        self.root_ = _stored(self._grow(columns, target, self.depth, self.least_rows))
 
     def _grow(self, columns: Columns, target: FloatArray, depth: int, least_rows: int) -> Node:
-
         return grow(
             columns,
             self._terms(columns),
@@ -457,9 +425,6 @@ class Tree(Estimator):
     def _terms(self, columns: Columns) -> dict[str, FloatArray]:
         return {term: evaluate(term, columns, self.multiprocessors) for term in self.terms}
 
-    def part(self, columns: Columns) -> NDArray[np.intp]:
-        return leaf_numbers(self.root_, columns)
-
     def predict(self, columns: Columns) -> FloatArray:
         used = {term for leaf in leaves(self.root_) for term in leaf.rates}
         terms = {
@@ -468,30 +433,3 @@ class Tree(Estimator):
             if term in used
         }
         return line_values(self.root_, columns, terms)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "estimator": self.name,
-            "splits": list(self.splits),
-            "terms": list(self.terms),
-            "multiprocessors": self.multiprocessors,
-            "depth": self.depth,
-            "least_rows": self.least_rows,
-            "root": self.root_.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        estimator = cls(
-            [str(column) for column in data["splits"]],
-            [str(term) for term in data["terms"]],
-            multiprocessors=int(data["multiprocessors"]),
-            depth=int(data["depth"]),
-            least_rows=int(data["least_rows"]),
-        )
-        estimator.root_ = node_of(data["root"], estimator.terms)
-        return estimator
-
-
-def _part(columns: Columns, rows: NDArray[Any]) -> dict[str, FloatArray]:
-    return {name: values[rows] for name, values in columns.items()}

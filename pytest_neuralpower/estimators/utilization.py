@@ -1,212 +1,117 @@
-"""Power between idle and the board's limit, from how busy a layer keeps the device."""
+"""Power from how busy a layer keeps the device: its utilization of peak compute and bandwidth."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 import numpy as np
+from msgspec import field
+from msgspec.structs import replace
 
 from pytest_neuralpower.errors import FitError
-from pytest_neuralpower.estimators.base import Estimator, need_extra
+from pytest_neuralpower.estimators.base import Estimator, NonNegative, Positive, need_extra
 
 if TYPE_CHECKING:
     from pytest_neuralpower.estimators.features import Columns, FloatArray
 
-_RATES: Final = ("busy", "compute", "bandwidth")
+_TERMS: Final = ("base", "compute", "bandwidth")
 
 #: Relative errors beyond this count linearly, not squared: power of short kernels is noisy.
 _OUTLYING: Final = 0.1
 
 
-class Saturating(Estimator):
-    """``idle + (limit - idle) x (1 - exp(-(busy + a x compute share + b x bandwidth share)))``.
+class Utilization(Estimator, tag="utilization"):
+    """``load = base + a x compute utilization + b x bandwidth utilization``, as power.
 
-    Smooth, rising in both shares and never outside idle and limit, so that what one board showed
-    can be scaled to another's limits. A share is what the layer does per second over what the
-    device could, at most 1; of a causal attention only the scores it computes count. Its columns
-    need ``runtime_ms`` beside the layers' own.
+    Without ``idle_w`` the load is the power in W, at most ``limit_w``. With it power saturates
+    between both, ``idle + (limit - idle) x (1 - exp(-load))``: what one board showed can then be
+    scaled to another's limits (:meth:`on`).
 
-    Parameters
-    ----------
-    peak_gflops, bandwidth_gbs
-        The device's ceilings.
-    idle_w, limit_w
-        Power at rest and the most that the board may draw.
-
-    Attributes
-    ----------
-    rates_
-        ``busy``, ``compute`` and ``bandwidth``, each at least 0.
-    """
-
-    name: ClassVar[str] = "saturating"
-
-    def __init__(
-        self, *, peak_gflops: float, bandwidth_gbs: float, idle_w: float, limit_w: float
-    ) -> None:
-        if not 0 <= idle_w < limit_w:
-            raise ValueError(f"idle {idle_w:g} W is not between 0 and the limit, {limit_w:g} W")
-        self.peak_gflops = peak_gflops
-        self.bandwidth_gbs = bandwidth_gbs
-        self.idle_w = idle_w
-        self.limit_w = limit_w
-        self.rates_: dict[str, float] = {}
-
-    def shares(self, columns: Columns) -> tuple[FloatArray, FloatArray]:
-        """Compute and bandwidth share of each layer, 0..1."""
-        done = columns.get("scored_flops", columns["flops"])
-        compute = done / (columns["runtime_ms"] * self.peak_gflops * 1e6)
-        traffic = columns["bytes_moved"] / (columns["runtime_ms"] * self.bandwidth_gbs * 1e6)
-        return np.minimum(compute, 1.0), np.minimum(traffic, 1.0)
-
-    def _fit(self, columns: Columns, target: FloatArray) -> None:
-        self.fit_shares(*self.shares(columns), target)
-
-    def fit_shares(self, compute: FloatArray, traffic: FloatArray, target: FloatArray) -> Self:
-        """Fit to shares and power in W, relative errors, outliers damped.
-
-        Raises
-        ------
-        FitError
-            Fewer measurements than rates.
-        """
-        try:
-            from scipy.optimize import least_squares  # noqa: PLC0415 - only fitting needs it
-        except ImportError:
-            raise need_extra("SciPy") from None
-        if len(target) < len(_RATES):
-            raise FitError(f"saturating: {len(target)} measurements for {len(_RATES)} rates")
-
-        def error(rates: FloatArray) -> FloatArray:
-            return self._power(rates, compute, traffic) / target - 1.0
-
-        start = (0.1, 1.0, 1.0)
-        found = least_squares(error, start, bounds=(0, 20), loss="soft_l1", f_scale=_OUTLYING).x
-        self.rates_ = {
-            name: float(f"{rate:.6g}") for name, rate in zip(_RATES, found.tolist(), strict=True)
-        }
-        return self
-
-    def _power(self, rates: FloatArray, compute: FloatArray, traffic: FloatArray) -> FloatArray:
-        load = rates[0] + rates[1] * compute + rates[2] * traffic
-        return np.asarray(self.idle_w - (self.limit_w - self.idle_w) * np.expm1(-load))
-
-    def predict(self, columns: Columns) -> FloatArray:
-        return self.predict_shares(*self.shares(columns))
-
-    def predict_shares(self, compute: FloatArray, traffic: FloatArray) -> FloatArray:
-        """Power in W at these shares."""
-        return self._power(np.array([self.rates_[name] for name in _RATES]), compute, traffic)
-
-    def on(
-        self, *, peak_gflops: float, bandwidth_gbs: float, idle_w: float, limit_w: float
-    ) -> Self:
-        """The same dependence on the shares of another board."""
-        moved = type(self)(
-            peak_gflops=peak_gflops, bandwidth_gbs=bandwidth_gbs, idle_w=idle_w, limit_w=limit_w
-        )
-        moved.rates_ = dict(self.rates_)
-        return moved
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "estimator": self.name,
-            "peak_gflops": self.peak_gflops,
-            "bandwidth_gbs": self.bandwidth_gbs,
-            "idle_w": self.idle_w,
-            "limit_w": self.limit_w,
-            "rates": self.rates_,
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        estimator = cls(
-            **{
-                name: float(data[name])
-                for name in ("peak_gflops", "bandwidth_gbs", "idle_w", "limit_w")
-            }
-        )
-        estimator.rates_ = {name: float(data["rates"][name]) for name in _RATES}
-        if min(estimator.rates_.values()) < 0:
-            raise ValueError("a rate below 0: power would fall as the device works harder")
-        return estimator
-
-
-# -- Power from how busy a layer keeps the device: its shares of peak compute and of bandwidth.
-
-_FREE: Final = ("base_w", "compute_w", "bandwidth_w")
-
-
-class Shares(Estimator):
-    """``power = base + a x compute share + b x bandwidth share``, at most the board's limit.
-
-    A share is what the layer does per second over what the device could: FLOP/s over the peak,
-    bytes/s over the bandwidth, at most 1 each (Winograd and FFT do with fewer operations than
-    they are credited with). Its columns need ``runtime_ms`` beside the layers' own.
+    A utilization is what the layer does per second over what the device could: FLOP/s over the
+    peak, bytes/s over the bandwidth, at most 1 each (Winograd and FFT do with fewer operations than
+    they are credited with). Where power saturates, only the scores that a causal attention computes
+    count. Its columns need ``runtime_ms`` as well as the layers' own.
 
     Parameters
     ----------
     peak_gflops, bandwidth_gbs
         The device's ceilings.
     limit_w
-        No prediction exceeds it; None for no limit.
+        The most that the board may draw; None for no limit.
+    idle_w
+        Power at rest, where it is to saturate.
     fixed
-        Values (W) of those of ``base_w``, ``compute_w``, ``bandwidth_w`` that are not fitted.
+        Values (W) of those of ``base``, ``compute``, ``bandwidth`` that are not fitted.
 
     Attributes
     ----------
-    watts_
-        All three, fitted and fixed.
+    load_
+        All three, fitted and fixed, each at least 0: in W, or without a unit where power saturates.
     """
 
-    name: ClassVar[str] = "shares"
-    # Of layers that take equally long, the one that does more draws more.
-    never_falls_in: ClassVar[tuple[str, ...]] = ("flops", "bytes_moved")
+    name: ClassVar[str] = "utilization"
 
-    def __init__(
-        self,
-        *,
-        peak_gflops: float,
-        bandwidth_gbs: float,
-        limit_w: float | None = None,
-        fixed: dict[str, float] | None = None,
-    ) -> None:
-        self.peak_gflops = peak_gflops
-        self.bandwidth_gbs = bandwidth_gbs
-        self.limit_w = None if limit_w is None else float(limit_w)
-        self.fixed = dict(fixed or {})
-        self.watts_: dict[str, float] = {}
-        unknown = set(self.fixed) - set(_FREE)
-        if unknown:
-            raise ValueError(f"unknown power terms {sorted(unknown)}; there are {', '.join(_FREE)}")
+    peak_gflops: Positive
+    bandwidth_gbs: Positive
+    limit_w: Positive | None = None
+    idle_w: NonNegative | None = None
+    fixed: dict[str, NonNegative] = field(default_factory=dict)
+    load_: dict[str, NonNegative] = field(default_factory=dict)
 
-    def shares(self, columns: Columns) -> tuple[FloatArray, FloatArray]:
-        """Compute and bandwidth share of each layer, 0..1."""
-        compute = columns["flops"] / (columns["runtime_ms"] * self.peak_gflops * 1e6)
+    def __post_init__(self) -> None:
+        for name in (*self.fixed, *self.load_):
+            if name not in _TERMS:
+                raise ValueError(f"unknown power term {name!r}; there are {', '.join(_TERMS)}")
+        if self.load_ and len(self.load_) < len(_TERMS):
+            raise ValueError(f"load needs {', '.join(_TERMS)}, not {', '.join(self.load_)} alone")
+        if self.idle_w is not None and (self.limit_w is None or self.idle_w >= self.limit_w):
+            raise ValueError(f"idle_w {self.idle_w:g} is not below limit_w, {self.limit_w}")
+
+    def utilization(self, columns: Columns) -> tuple[FloatArray, FloatArray]:
+        """Compute and bandwidth utilization of each layer, 0..1."""
+        done = columns["flops"]
+        if self.idle_w is not None:
+            done = columns.get("scored_flops", done)
+        compute = done / (columns["runtime_ms"] * self.peak_gflops * 1e6)
         traffic = columns["bytes_moved"] / (columns["runtime_ms"] * self.bandwidth_gbs * 1e6)
         return np.minimum(compute, 1.0), np.minimum(traffic, 1.0)
 
     def _fit(self, columns: Columns, target: FloatArray) -> None:
-        compute, traffic = self.shares(columns)
-        self.fit_shares(compute, traffic, target)
+        self.fit_utilization(*self.utilization(columns), target)
 
-    def fit_shares(self, compute: FloatArray, traffic: FloatArray, target: FloatArray) -> Self:
-        """Fit to mean shares, of layers or of whole networks (time-weighted), weighted 1/y.
+    def fit_utilization(self, compute: FloatArray, traffic: FloatArray, target: FloatArray) -> Self:
+        """Fit to power in W at these utilizations, of layers or (time-weighted) of networks.
+
+        Relative errors count. Where power saturates, outliers are damped.
 
         Raises
         ------
         FitError
             Fewer measurements than free terms.
         """
+        free = [name for name in _TERMS if name not in self.fixed]
+        if len(target) < len(free):
+            raise FitError(f"utilization: {len(target)} measurements for {len(free)} free terms")
+        if self.idle_w is None:
+            found, digits = self._fitted_line(free, compute, traffic, target), 8
+        else:
+            found, digits = self._fitted_saturation(compute, traffic, target), 6
+        fitted = {
+            name: float(f"{value:.{digits}g}")
+            for name, value in zip(free, found.tolist(), strict=True)
+        }
+        self.load_ = {name: {**fitted, **self.fixed}[name] for name in _TERMS}
+        return self
+
+    def _fitted_line(
+        self, free: list[str], compute: FloatArray, traffic: FloatArray, target: FloatArray
+    ) -> FloatArray:
         try:
             from scipy.optimize import lsq_linear  # noqa: PLC0415 - only fitting needs it
         except ImportError:
             raise need_extra("SciPy") from None
-        values = {"base_w": np.ones_like(target), "compute_w": compute, "bandwidth_w": traffic}
-        free = [name for name in _FREE if name not in self.fixed]
-        if len(target) < len(free):
-            raise FitError(f"shares: {len(target)} measurements for {len(free)} free terms")
+        values = {"base": np.ones_like(target), "compute": compute, "bandwidth": traffic}
         rest = target - sum(
             (watts * values[name] for name, watts in self.fixed.items()), np.zeros_like(target)
         )
@@ -214,101 +119,45 @@ class Shares(Estimator):
         # No one cause can draw more than what the board may draw beyond the fixed part.
         limit = math.inf if self.limit_w is None else self.limit_w
         most = limit - sum(self.fixed.values())
-        found = lsq_linear(matrix, rest / target, bounds=(0.0, most), tol=1e-12).x
-        fitted = {
-            name: float(f"{watts:.8g}") for name, watts in zip(free, found.tolist(), strict=True)
-        }
-        self.watts_ = {name: {**fitted, **self.fixed}[name] for name in _FREE}
-        return self
+        return np.asarray(lsq_linear(matrix, rest / target, bounds=(0.0, most), tol=1e-12).x)
+
+    def _fitted_saturation(
+        self, compute: FloatArray, traffic: FloatArray, target: FloatArray
+    ) -> FloatArray:
+        try:
+            from scipy.optimize import least_squares  # noqa: PLC0415 - only fitting needs it
+        except ImportError:
+            raise need_extra("SciPy") from None
+
+        def error(load: FloatArray) -> FloatArray:
+            return self._power(load[0] + load[1] * compute + load[2] * traffic) / target - 1.0
+
+        start = (0.1, 1.0, 1.0)
+        found = least_squares(error, start, bounds=(0, 20), loss="soft_l1", f_scale=_OUTLYING)
+        return np.asarray(found.x)
+
+    def _power(self, load: FloatArray) -> FloatArray:
+        """Power in W at a load."""
+        if self.idle_w is not None and self.limit_w is not None:
+            return np.asarray(self.idle_w - (self.limit_w - self.idle_w) * np.expm1(-load))
+        return load if self.limit_w is None else np.minimum(load, self.limit_w)
 
     def predict(self, columns: Columns) -> FloatArray:
-        return self.predict_shares(*self.shares(columns))
+        return self.predict_utilization(*self.utilization(columns))
 
-    def predict_shares(self, compute: FloatArray, traffic: FloatArray) -> FloatArray:
-        """Power in W at these shares."""
-        watts = (
-            self.watts_["base_w"]
-            + self.watts_["compute_w"] * compute
-            + self.watts_["bandwidth_w"] * traffic
+    def predict_utilization(self, compute: FloatArray, traffic: FloatArray) -> FloatArray:
+        """Power in W at these utilizations."""
+        base, by_compute, by_traffic = (self.load_[name] for name in _TERMS)
+        return self._power(base + by_compute * compute + by_traffic * traffic)
+
+    def on(
+        self, *, peak_gflops: float, bandwidth_gbs: float, idle_w: float, limit_w: float
+    ) -> Self:
+        """The same dependence on the utilization of another board."""
+        return replace(
+            self,
+            peak_gflops=peak_gflops,
+            bandwidth_gbs=bandwidth_gbs,
+            idle_w=idle_w,
+            limit_w=limit_w,
         )
-        return watts if self.limit_w is None else np.minimum(watts, self.limit_w)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "estimator": self.name,
-            "peak_gflops": self.peak_gflops,
-            "bandwidth_gbs": self.bandwidth_gbs,
-            "limit_w": self.limit_w,
-            "fixed": self.fixed,
-            "watts": self.watts_,
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        estimator = cls(
-            peak_gflops=float(data["peak_gflops"]),
-            bandwidth_gbs=float(data["bandwidth_gbs"]),
-            limit_w=None if data["limit_w"] is None else float(data["limit_w"]),
-            fixed={str(name): float(watts) for name, watts in data["fixed"].items()},
-        )
-        estimator.watts_ = {name: float(data["watts"][name]) for name in _FREE}
-        return estimator
-
-
-# -- Power as energy over time, where energy is what was learnt.
-
-
-class PerEnergy(Estimator):
-    """``power = energy / runtime``, within the range of power that was measured.
-
-    Energy grows with what a layer does as its runtime does, so it can be learnt in the same way;
-    errors of power and of runtime then do not add up. The range keeps a layer that is far from
-    the calibration from drawing more than anything measured, or nothing. Its columns need
-    ``runtime_ms`` beside the layers' own.
-
-    Parameters
-    ----------
-    energy
-        Estimator of the energy in mJ.
-
-    Attributes
-    ----------
-    low_, high_
-        Least and largest measured power, W.
-    """
-
-    name: ClassVar[str] = "per-energy"
-
-    def __init__(self, energy: Estimator) -> None:
-        self.energy = energy
-        self.low_ = 0.0
-        self.high_ = float("inf")
-
-    def _fit(self, columns: Columns, target: FloatArray) -> None:
-        self.energy.fit(columns, target * columns["runtime_ms"])
-        self.within(target)
-
-    def within(self, power_w: FloatArray) -> Self:
-        """Take the range of these measured powers."""
-        self.low_, self.high_ = float(np.min(power_w)), float(np.max(power_w))
-        return self
-
-    def predict(self, columns: Columns) -> FloatArray:
-        power = self.energy.predict(columns) / columns["runtime_ms"]
-        return np.asarray(np.clip(power, self.low_, self.high_))
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "estimator": self.name,
-            "range_w": [self.low_, self.high_],
-            "energy": self.energy.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        from pytest_neuralpower.estimators import from_json  # noqa: PLC0415 - it loads this module
-
-        estimator = cls(from_json(data["energy"]))
-        low, high = data["range_w"]
-        estimator.low_, estimator.high_ = float(low), float(high)
-        return estimator

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_neuralpower.errors import PlatformError, TraceError
-from pytest_neuralpower.platform.file import read, read_json
-from pytest_neuralpower.platform.price import FittedPlatform, from_content
+from pytest_neuralpower.platform.file import checked, read_json
+from pytest_neuralpower.platform.price import FittedPlatform, check_estimators, of_content
 
 if TYPE_CHECKING:
     from pytest_neuralpower.platform.analytic import EyerissPlatform
@@ -53,7 +53,10 @@ def load_platform(name: str | Path) -> Platform:
         from pytest_neuralpower.platform.analytic import parse_platform  # noqa: PLC0415 - rare
 
         return parse_platform(path, data)
-    return from_content(*read(path, data))
+    fitted = of_content(path, *checked(path, data))
+    if path.parent != _SHIPPED:  # those that ship are tested
+        check_estimators(path, fitted)
+    return fitted
 
 
 def load_fitted(name: str | Path) -> FittedPlatform:

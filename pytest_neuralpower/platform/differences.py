@@ -101,7 +101,7 @@ def _changed(
 ) -> tuple[float, float]:
     """How far a signed sum over two predictions may lie below and above its point."""
     down, up = spread_of_sum(pair, signed, quantity)
-    whole = pair[0]._whole[quantity]
+    model_error = pair[0]._model_errors[quantity]
     # Where the same place of the model is in both, what the sum of layers misses there is common.
     places = [[(item.layer.path, item.layer.kind) for item in each.layers] for each in (base, head)]
     common = set(places[0]) & set(places[1])
@@ -110,7 +110,7 @@ def _changed(
         mask = np.array([place in common for place in where])
         kept += float(amounts[mask].sum())
         alone += float(amounts[~mask].sum()) ** 2
-    missed = float(np.sqrt(kept**2 + alone)) * float(np.expm1(whole))
+    missed = float(np.sqrt(kept**2 + alone)) * float(np.expm1(model_error))
     return float(np.hypot(down, missed)), float(np.hypot(up, missed))
 
 

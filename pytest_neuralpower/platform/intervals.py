@@ -12,26 +12,27 @@ Errors of several layers add up as four parts, independent of one another, each 
   it does not average out;
 - *own* to a configuration: the rest. A configuration that a model runs ten times is off by the
   same ten times over, so it is summed over equal configurations before it is squared;
-- of power beside runtime, where energy is their product;
-- of the *whole*: how far a call is from the sum of its layers, which no layer's rows can tell.
+- of power as well as runtime, where energy is their product;
+- of the *model*: how far a call is from the sum of its layers, which no layer's rows can tell.
 
 In a difference every layer of the base counts negatively, so what both calls have in common
 cancels: equal configurations fully, a family's shared error as far as the family's totals are
-equal, and the error of the whole as far as the same places of the model are in both.
+equal, and the error of the model as far as the same places of the model are in both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+from msgspec import Meta, Struct
+
+from pytest_neuralpower.estimators.features import FloatArray
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pytest_neuralpower.estimators.features import FloatArray
     from pytest_neuralpower.units import Quantity
 
 __all__ = [
@@ -42,7 +43,9 @@ __all__ = [
     "Spread",
 ]
 
-_QUANTITIES: tuple[Literal["runtime", "power", "energy"], ...] = ("runtime", "power", "energy")
+
+# NDArray[np.intp], spelled out: loading numpy.typing would take a millisecond.
+_Indices: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.intp]]
 
 
 class Interval(NamedTuple):
@@ -53,7 +56,11 @@ class Interval(NamedTuple):
     coverage: float
 
 
-class Spread(NamedTuple):
+#: Log of a factor: one of e^10 says nothing any more.
+_Distance: TypeAlias = Annotated[float, Meta(ge=0, le=10)]
+
+
+class Spread(Struct, frozen=True, forbid_unknown_fields=True):
     """How far measured layers lay from what was predicted without them.
 
     Attributes
@@ -66,32 +73,16 @@ class Spread(NamedTuple):
         Share (0..1) of the variance that layers of one family have in common.
     """
 
-    inside: float
-    outside: float
-    correlation: float
+    inside: _Distance
+    outside: _Distance
+    correlation: Annotated[float, Meta(ge=0, le=1)]
 
-    def to_json(self) -> dict[str, float]:
-        return {
-            "inside": self.inside,
-            "outside": self.outside,
-            "correlation": self.correlation,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Spread:
-        found = cls(*(_number(data, name, most) for name, most in _SPREAD_FIELDS))
-        _no_others(data, [name for name, _ in _SPREAD_FIELDS])
-        if found.outside < found.inside:
-            raise ValueError(f"outside {found.outside:g} is less than inside {found.inside:g}")
-        return found
+    def __post_init__(self) -> None:
+        if self.outside < self.inside:
+            raise ValueError(f"outside {self.outside:g} is less than inside {self.inside:g}")
 
 
-#: Fields of a spread with their largest value: a factor of e^10 says nothing any more.
-_SPREAD_FIELDS = (("inside", 10.0), ("outside", 10.0), ("correlation", 1.0))
-
-
-@dataclass(frozen=True, slots=True)
-class QuantitySpreads:
+class QuantitySpreads(Struct, frozen=True, forbid_unknown_fields=True):
     """Spreads of one quantity.
 
     Attributes
@@ -100,33 +91,16 @@ class QuantitySpreads:
         By family of layers.
     other
         Of every family without a spread of its own; None where those are not known.
-    whole
-        Log of the factor by which a call may be off beside its layers' errors.
+    model_error
+        Log of the factor by which a call may be off beyond its layers' errors.
     """
 
-    families: Mapping[str, Spread]
+    families: dict[str, Spread]
     other: Spread | None
-    whole: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "families": {name: spread.to_json() for name, spread in self.families.items()},
-            "other": self.other.to_json() if self.other else None,
-            "whole": self.whole,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> QuantitySpreads:
-        _no_others(data, ("families", "other", "whole"))
-        return cls(
-            {str(name): Spread.from_json(each) for name, each in data["families"].items()},
-            None if data["other"] is None else Spread.from_json(data["other"]),
-            _number(data, "whole", 10.0),
-        )
+    model_error: _Distance = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Intervals:
+class Intervals(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a platform knows of its own errors.
 
     Attributes
@@ -142,39 +116,10 @@ class Intervals:
         cancel. Energy of other families takes the spreads of both.
     """
 
-    coverage: float
+    coverage: Annotated[float, Meta(gt=0, lt=1)]
     runtime: QuantitySpreads
     power: QuantitySpreads | None = None
     energy: QuantitySpreads | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for a platform file."""
-        found: dict[str, Any] = {"coverage": self.coverage}
-        for quantity in _QUANTITIES:
-            spreads: QuantitySpreads | None = getattr(self, quantity)
-            if spreads is not None:
-                found[quantity] = spreads.to_json()
-        return found
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Intervals:
-        """The intervals that :meth:`to_json` described.
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError, AttributeError
-            The data is not such a description; the platform's loader words the message.
-        """
-        _no_others(data, ("coverage", *_QUANTITIES))
-        coverage = _number(data, "coverage", 1.0)
-        if not 0.0 < coverage < 1.0:
-            raise ValueError(f"coverage {coverage:g} is not between 0 and 1")
-        found = {
-            name: QuantitySpreads.from_json(data[name]) for name in _QUANTITIES if name in data
-        }
-        if "runtime" not in found:
-            raise KeyError("runtime")
-        return cls(coverage, **found)
 
     def errors(
         self,
@@ -183,7 +128,7 @@ class Intervals:
         energy_mj: FloatArray | None,
         *,
         outside: NDArray[np.bool_],
-        foreign: NDArray[np.bool_],
+        dtype_mismatch: NDArray[np.bool_],
     ) -> LayerErrors:
         """Errors to expect of predicted layers.
 
@@ -195,40 +140,29 @@ class Intervals:
             Predicted values; energy None where the platform has no power.
         outside
             Layers outside the calibrated ranges.
-        foreign
+        dtype_mismatch
             Layers of a dtype that was never measured: no better known than the fallback's.
         """
         index: dict[str, int] = {}
         which = np.array([index.setdefault(name, len(index)) for name in families], dtype=np.intp)
         names = tuple(index)
-        runtime = _part(self.runtime, names, which, outside, foreign)
+        runtime = _part(self.runtime, names, which, outside, dtype_mismatch)
         parts: dict[str, tuple[_Part, ...]] = {"runtime": (runtime,)}
-        whole = {"runtime": self.runtime.whole}
+        model_errors = {"runtime": self.runtime.model_error}
         if energy_mj is not None and self.power is not None:
-            power = _part(self.power, names, which, outside, foreign)
+            power = _part(self.power, names, which, outside, dtype_mismatch)
             parts["power"] = (power,)
             parts["energy"] = (runtime, power)
-            whole["power"] = self.power.whole
-            whole["energy"] = float(np.hypot(self.runtime.whole, self.power.whole))
+            model_errors["power"] = self.power.model_error
+            model_errors["energy"] = float(
+                np.hypot(self.runtime.model_error, self.power.model_error)
+            )
             if self.energy is not None:
-                whole["energy"] = self.energy.whole
+                model_errors["energy"] = self.energy.model_error
                 known = np.array([name in self.energy.families for name in names])[which]
-                joint = _part(self.energy, names, which, outside, foreign)
+                joint = _part(self.energy, names, which, outside, dtype_mismatch)
                 parts["energy"] = (joint.only(known), runtime.only(~known), power.only(~known))
-        return LayerErrors(self.coverage, names, which, runtime_ms, energy_mj, parts, whole)
-
-
-def _number(data: Mapping[str, Any], name: str, most: float) -> float:
-    value = data[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-        raise ValueError(f"{name} must be a number from 0 to {most:g}, not {value!r}")
-    return float(value)
-
-
-def _no_others(data: Mapping[str, Any], names: Sequence[str]) -> None:
-    unknown = sorted(set(data) - set(names))
-    if unknown:
-        raise ValueError(f"unknown field {unknown[0]!r}")
+        return LayerErrors(self.coverage, names, which, runtime_ms, energy_mj, parts, model_errors)
 
 
 class _Part(NamedTuple):
@@ -255,22 +189,22 @@ def _part(
     names: Sequence[str],
     which: NDArray[np.intp],
     outside: NDArray[np.bool_],
-    foreign: NDArray[np.bool_],
+    dtype_mismatch: NDArray[np.bool_],
 ) -> _Part:
     other = spreads.other or _UNKNOWN
     found = [spreads.families.get(name, other) for name in names]
     inside, beyond, correlation = (
-        np.array([getattr(spread, name) for spread in found])[which] for name, _ in _SPREAD_FIELDS
+        np.array([getattr(spread, name) for spread in found])[which]
+        for name in ("inside", "outside", "correlation")
     )
     distance = np.where(outside, beyond, inside)
-    if foreign.any():
-        distance = np.where(foreign, np.maximum(distance, other.outside), distance)
+    if dtype_mismatch.any():
+        distance = np.where(dtype_mismatch, np.maximum(distance, other.outside), distance)
     own = np.array([name in spreads.families for name in names])
     return _Part(distance, correlation, own[which])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LayerErrors:
+class LayerErrors(Struct, frozen=True, eq=False):
     """Errors to expect of one prediction, layer by layer, before they are summed.
 
     Made by :meth:`Intervals.errors`; arrays have one element a layer.
@@ -278,11 +212,11 @@ class LayerErrors:
 
     coverage: float
     names: tuple[str, ...]
-    family: NDArray[np.intp]
+    family: _Indices
     runtime_ms: FloatArray
     energy_mj: FloatArray | None
     _parts: Mapping[str, tuple[_Part, ...]]
-    _whole: Mapping[str, float]
+    _model_errors: Mapping[str, float]
 
     def layers(self, quantity: Literal["runtime", "energy"]) -> tuple[FloatArray, FloatArray]:
         """Lower and upper end of each layer's interval, in ms or mJ."""
@@ -299,7 +233,7 @@ class LayerErrors:
             self.runtime_ms[which],
             None if self.energy_mj is None else self.energy_mj[which],
             {name: tuple(part.of(which) for part in parts) for name, parts in self._parts.items()},
-            self._whole,
+            self._model_errors,
         )
 
     def amounts(self, quantity: Quantity) -> FloatArray:
@@ -318,7 +252,7 @@ class LayerErrors:
         amounts = self.amounts(quantity)
         value = float(amounts.sum())
         _, up = spread_of_sum([self], [amounts], quantity)
-        high = value + float(np.hypot(up, value * np.expm1(self._whole[quantity])))
+        high = value + float(np.hypot(up, value * np.expm1(self._model_errors[quantity])))
         return value * value / high, high  # as far down as up, as a factor: it never reaches 0
 
 

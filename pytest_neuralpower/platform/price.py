@@ -9,15 +9,18 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import repeat
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
+from msgspec import Struct, field, to_builtins
+from msgspec.structs import replace
 
 from pytest_neuralpower.errors import PlatformError, TraceError
+from pytest_neuralpower.estimators import AnyEstimator, Utilization
+from pytest_neuralpower.estimators.base import NonNegative, Positive
 from pytest_neuralpower.estimators.features import (
     FAMILIES,
     STAND_INS,
@@ -26,10 +29,11 @@ from pytest_neuralpower.estimators.features import (
     columns,
     family,
 )
-from pytest_neuralpower.estimators.terms import evaluate
+from pytest_neuralpower.estimators.terms import evaluate, is_term
+from pytest_neuralpower.files import decode
 from pytest_neuralpower.layers import Layer, Trace
-from pytest_neuralpower.platform.file import FAMILY_QUANTITIES, write
-from pytest_neuralpower.platform.intervals import Interval
+from pytest_neuralpower.platform.file import REFIT, of_file, write
+from pytest_neuralpower.platform.intervals import Interval, Intervals
 from pytest_neuralpower.platform.prediction import (
     ESTIMATED,
     EXTRAPOLATED,
@@ -45,16 +49,16 @@ from pytest_neuralpower.platform.ranges import outside
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pytest_neuralpower.estimators import Estimator
     from pytest_neuralpower.eyeriss.hardware import Zeros
-    from pytest_neuralpower.platform.intervals import Intervals, LayerErrors
+    from pytest_neuralpower.platform.intervals import LayerErrors
     from pytest_neuralpower.units import Quantity
 
 __all__ = [
     "Fallback",
     "FamilyModel",
     "FittedPlatform",
-    "from_content",
+    "check_estimators",
+    "of_content",
 ]
 
 _INTERVAL_FIELDS: Final[tuple[tuple[Quantity, str], ...]] = (
@@ -86,62 +90,110 @@ _FLAGS: Final = tuple(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class FamilyModel:
+class FamilyModel(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What is known of one family of layers: its estimators and what they were fitted on.
 
     Attributes
     ----------
-    estimators
-        By quantity: ``runtime`` (ms), and ``power`` (W) where rows with power were measured.
     ranges
         Smallest and largest calibrated value of each of the family's range columns, and of some
         products and ratios of them (:mod:`pytest_neuralpower.platform.ranges`).
-    surcharges
+    runtime
+        Estimator of the runtime (ms).
+    power, energy
+        Where rows with power were measured, an estimator of the power (W) or of the energy (mJ).
+        Energy grows with what a layer does as its runtime does, so it can be learnt in the same
+        way; errors of power and of runtime then do not add up.
+    power_range_w
+        Least and largest measured power (W), with ``energy``: power is kept within, so that a layer
+        that is far from the calibration draws neither more than anything measured nor nothing.
+    overheads
         What the execution mode adds to the kernels that were measured: ms per unit of a physical
         term (:mod:`pytest_neuralpower.estimators.terms`). Never fitted, known from how the
         framework runs the layer.
     """
 
-    estimators: Mapping[str, Estimator]
-    ranges: Mapping[str, tuple[float, float]]
-    surcharges: Mapping[str, float] = field(default_factory=dict)
+    ranges: dict[str, tuple[float, float]]
+    runtime: AnyEstimator
+    power: AnyEstimator | None = None
+    energy: AnyEstimator | None = None
+    power_range_w: tuple[Positive, Positive] | None = None
+    overheads: dict[str, NonNegative] = field(default_factory=dict)
 
-    def runtime(self, values: Columns) -> FloatArray:
-        """Runtime in ms, surcharges included."""
-        total = self.estimators["runtime"].predict(values)
-        for term, rate in self.surcharges.items():
+    def __post_init__(self) -> None:
+        for name, (low, high) in self.ranges.items():
+            if low > high:
+                raise ValueError(f"range {name!r} ends below its start")
+        for term in self.overheads:
+            if not is_term(term):
+                raise ValueError(f"overhead {term!r} is no term")
+        if (self.energy is None) != (self.power_range_w is None):
+            raise ValueError("energy and power_range_w belong together")
+
+    @property
+    def estimators(self) -> dict[Quantity, AnyEstimator]:
+        """Those there are, by quantity."""
+        found: tuple[tuple[Quantity, AnyEstimator | None], ...] = (
+            ("runtime", self.runtime),
+            ("power", self.power),
+            ("energy", self.energy),
+        )
+        return {quantity: estimator for quantity, estimator in found if estimator is not None}
+
+    def runtime_ms(self, values: Columns) -> FloatArray:
+        """Runtime in ms, overheads included."""
+        total = self.runtime.predict(values)
+        for term, rate in self.overheads.items():
             total = total + rate * evaluate(term, values, 1)
         return total
 
     def power_columns(self, values: Columns, runtime_ms: FloatArray) -> Columns:
-        """What a power estimator sees: the columns, the runtime, and the surcharges' traffic."""
+        """What a power estimator sees: the columns, the runtime, and the overheads' traffic."""
         extra = sum(
-            (evaluate(term, values, 1) * 1e6 for term in self.surcharges),
+            (evaluate(term, values, 1) * 1e6 for term in self.overheads),
             np.zeros(len(runtime_ms)),
         )
         moved = values["bytes_moved"] + extra
         return {**values, "runtime_ms": runtime_ms, "bytes_moved": moved}
 
+    def power_w(
+        self, values: Columns, runtime_ms: FloatArray, default: Utilization | None
+    ) -> FloatArray | None:
+        """Power in W; by ``default`` without an estimator of its own, None without either."""
+        seen = self.power_columns(values, runtime_ms)
+        if self.energy is not None and self.power_range_w is not None:
+            power = self.energy.predict(seen) / runtime_ms
+            return np.asarray(np.clip(power, *self.power_range_w))
+        estimator = self.power or default
+        return None if estimator is None else estimator.predict(seen)
 
-class Fallback(NamedTuple):
+    def evaluate_all(self, values: Columns) -> None:
+        """Use every column that any layer might need; raises KeyError or ValueError."""
+        outside(self.ranges, values)
+        for term in self.overheads:
+            evaluate(term, values, 1)
+        runtime_ms = np.ones(1)
+        for estimator in self.estimators.values():
+            estimator.evaluate_all({**values, "runtime_ms": runtime_ms})
+
+
+class Fallback(Struct, frozen=True, forbid_unknown_fields=True):
     """Prices a layer by its traffic at the bandwidth that streaming layers achieved, or by its
     operations at the rate that convolutions achieved where that takes longer.
 
     ``floor_ms`` is the shortest kernel in the calibration: no layer is predicted below it.
     """
 
-    bandwidth_gbs: float
-    gflops: float
-    floor_ms: float
+    bandwidth_gbs: Positive
+    gflops: Positive
+    floor_ms: Positive
 
     def predict(self, values: Columns) -> FloatArray:
         memory = values["bytes_moved"] / (self.bandwidth_gbs * 1e6)
         return np.asarray(np.maximum(memory, values["flops"] / (self.gflops * 1e6)))
 
 
-@dataclass(frozen=True, slots=True)
-class FittedPlatform:
+class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     """Calibrated estimators for one device, dtype and execution mode.
 
     Attributes
@@ -177,15 +229,22 @@ class FittedPlatform:
     device: str
     dtype: str
     mode: str
-    tiers: Mapping[str, str]
-    hardware: Mapping[str, float]
-    families: Mapping[str, FamilyModel]
+    tiers: dict[str, str]
+    hardware: dict[str, NonNegative]
+    families: dict[str, FamilyModel]
     fallback: Fallback
-    power: Estimator | None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    accuracy: Mapping[str, Any] = field(default_factory=dict)
+    power: Utilization | None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    accuracy: dict[str, Any] = field(default_factory=dict)
     intervals: Intervals | None = None
     sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name or set("/\\") & set(self.name):
+            raise ValueError(f"name {self.name!r} must be a file's name, without / and \\")
+        sources = self.provenance.get("sources", [])
+        if not isinstance(sources, list) or not all(isinstance(each, dict) for each in sources):
+            raise ValueError("provenance sources must be a list of objects")
 
     @property
     def analytic(self) -> bool:
@@ -206,7 +265,7 @@ class FittedPlatform:
         return (
             quantity == "runtime"
             or self.power is not None
-            or any("power" in model.estimators for model in self.families.values())
+            or any(model.power or model.energy for model in self.families.values())
         )
 
     def predict(
@@ -244,8 +303,8 @@ class FittedPlatform:
         self._refuse_impossible(distinct, "runtime", runtime)
         if power is not None:
             self._refuse_impossible(distinct, "power", power)
-        foreign = self._foreign(distinct)
-        codes[foreign] |= _EXTRAPOLATED
+        mismatch = self._dtype_mismatch(distinct)
+        codes[mismatch] |= _EXTRAPOLATED
         watts: Iterable[float | None] = repeat(None)
         energy: Iterable[float | None] = repeat(None)
         millijoules = None if power is None else power * runtime
@@ -257,7 +316,7 @@ class FittedPlatform:
         if self.intervals is not None:
             outside = codes == _EXTRAPOLATED
             errors = self.intervals.errors(
-                families, runtime, millijoules, outside=outside, foreign=foreign
+                families, runtime, millijoules, outside=outside, dtype_mismatch=mismatch
             )
             values += [_layer_intervals(errors, each) for each in ("runtime", "energy")]
             intervals = _call_intervals(errors.of(which), self.hardware.get("limit_w", math.inf))
@@ -272,7 +331,7 @@ class FittedPlatform:
                 for layer, place in zip(items, which.tolist(), strict=True)
             ]
         )
-        notes = self._notes(items, foreign[which], has_power=power is not None)
+        notes = self._notes(items, mismatch[which], has_power=power is not None)
         basis = self.energy_basis
         if not isinstance(layers, Trace):
             return Prediction(
@@ -291,10 +350,10 @@ class FittedPlatform:
         )
 
     def _notes(
-        self, items: Sequence[Layer], foreign: NDArray[np.bool_], *, has_power: bool
+        self, items: Sequence[Layer], mismatch: NDArray[np.bool_], *, has_power: bool
     ) -> tuple[str, ...]:
         """What a reader should know of layers in other dtypes, and of power."""
-        counts = Counter(items[place].dtype for place in np.flatnonzero(foreign).tolist())
+        counts = Counter(items[place].dtype for place in np.flatnonzero(mismatch).tolist())
         notes = tuple(
             f"{count} of {len(items)} layers compute in {dtype}, platform {self.name} was "
             f"calibrated in {self.dtype}: flagged {EXTRAPOLATED}"
@@ -319,12 +378,12 @@ class FittedPlatform:
         for name, where in members.items():
             values = columns(name, [items[index] for index in where])
             model = self.families.get(name) or self.families.get(STAND_INS.get(name, ""))
-            if model is None or "runtime" not in model.estimators:
+            if model is None:
                 estimated = self.fallback.predict(values)
                 flag = _UNCOVERED if name == "uncovered" else _FALLBACK
                 label, code = "fallback", np.full(len(where), flag)
             else:
-                estimated, label = model.runtime(values), model.estimators["runtime"].name
+                estimated, label = model.runtime_ms(values), model.runtime.name
                 code = np.where(outside(model.ranges, values), _EXTRAPOLATED, 0)
                 if name not in self.families:
                     code[:] = _EXTRAPOLATED
@@ -333,15 +392,16 @@ class FittedPlatform:
             for index in where:
                 used[index], families[index] = label, name
             if power is not None:
-                watts = model.estimators.get("power", self.power) if model else self.power
+                if model is not None:
+                    watts = model.power_w(values, estimated, self.power)
+                elif self.power is not None:
+                    watts = self.power.predict({**values, "runtime_ms": estimated})
+                else:
+                    watts = None
                 if watts is None:
                     power = None
                 else:
-                    power[where] = watts.predict(
-                        model.power_columns(values, estimated)
-                        if model
-                        else {**values, "runtime_ms": estimated}
-                    )
+                    power[where] = watts
         return runtime, power, codes, used, families
 
     def _refuse_impossible(
@@ -358,13 +418,13 @@ class FittedPlatform:
                 "wrong; refit the platform, or check the model's shapes"
             )
 
-    def _foreign(self, items: Sequence[Layer]) -> NDArray[np.bool_]:
+    def _dtype_mismatch(self, items: Sequence[Layer]) -> NDArray[np.bool_]:
         """Layers that compute in a floating dtype other than the platform's."""
         dtypes = [layer.dtype for layer in items]
-        foreign = {
+        mismatch = {
             dtype for dtype in set(dtypes) if dtype != self.dtype and dtype.startswith(_FLOATING)
         }
-        return np.array([dtype in foreign for dtype in dtypes])
+        return np.array([dtype in mismatch for dtype in dtypes])
 
     def explain(self, kind: str) -> Explanation:
         """The fitted equations of one family of layers.
@@ -375,20 +435,21 @@ class FittedPlatform:
             There is no such family; one line names those there are.
         """
         model = self.families.get(kind)
-        estimators = dict(model.estimators) if model else {}
+        estimators: dict[Quantity, AnyEstimator] = model.estimators if model else {}
         text: tuple[str, ...] = ()
         if model is None:
             if kind not in FAMILIES:
                 raise PlatformError(self._unknown_family(kind))
             text = self._without_estimator(kind)
-        if self.power is not None:
+        if self.power is not None and "energy" not in estimators:
             estimators.setdefault("power", self.power)
         equations = tuple(
             Equation(
                 quantity,
                 estimator,
                 self._known_power() if estimator is self.power else self._scores(quantity, kind),
-                model.surcharges if model and quantity == "runtime" else {},
+                model.overheads if model and quantity == "runtime" else {},
+                model.power_range_w if model and quantity == "energy" else None,
             )
             for quantity, estimator in estimators.items()
         )
@@ -489,38 +550,17 @@ class FittedPlatform:
 
     def to_json(self) -> dict[str, Any]:
         """The platform as plain data, without its hash."""
-        return {
-            "name": self.name,
-            "device": self.device,
-            "dtype": self.dtype,
-            "mode": self.mode,
-            "tiers": dict(self.tiers),
-            "hardware": dict(self.hardware),
-            "fallback": {
-                "bandwidth_gbs": self.fallback.bandwidth_gbs,
-                "gflops": self.fallback.gflops,
-                "floor_ms": self.fallback.floor_ms,
-            },
-            "families": {
-                name: {
-                    "ranges": {column: list(ends) for column, ends in model.ranges.items()},
-                    "surcharges": dict(model.surcharges),
-                    **{
-                        quantity: estimator.to_json()
-                        for quantity, estimator in model.estimators.items()
-                    },
-                }
-                for name, model in self.families.items()
-            },
-            "power": self.power.to_json() if self.power else None,
-            "provenance": dict(self.provenance),
-            "accuracy": dict(self.accuracy),
-            **({} if self.intervals is None else {"intervals": self.intervals.to_json()}),
-        }
+        found: dict[str, Any] = to_builtins(self)
+        if self.intervals is None:
+            del found["intervals"]
+        del found["sha256"]
+        return found
 
     def save(self, path: Path | str) -> FittedPlatform:
         """Write the platform file, all of it or nothing; return the platform with its hash."""
-        return from_content(*write(Path(path), self.to_json()))
+        file, content = Path(path), self.to_json()
+        sha256 = write(file, content)
+        return of_content(file, content, sha256)
 
 
 #: Everything of a layer but its path, read in one go: see :attr:`Layer.configuration`.
@@ -578,17 +618,26 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def from_content(content: dict[str, Any], sha256: str) -> FittedPlatform:
-    """The platform that validated content describes (estimators are already objects)."""
-    families = {
-        name: FamilyModel(
-            {quantity: each[quantity] for quantity in FAMILY_QUANTITIES if quantity in each},
-            {column: (float(low), float(high)) for column, (low, high) in each["ranges"].items()},
-            {term: float(rate) for term, rate in each["surcharges"].items()},
-        )
-        for name, each in content["families"].items()
-    }
-    return FittedPlatform(
-        **{**content, "families": families, "fallback": Fallback(**content["fallback"])},
-        sha256=sha256,
-    )
+def of_content(path: Path, content: dict[str, Any], sha256: str) -> FittedPlatform:
+    """The platform that a file's fields describe.
+
+    Raises
+    ------
+    PlatformError
+        A field is missing, unknown or not what it must be; one line names it.
+    """
+    platform = decode(FittedPlatform, content, file=of_file(path), error=PlatformError, renew=REFIT)
+    return replace(platform, sha256=sha256)
+
+
+def check_estimators(path: Path, platform: FittedPlatform) -> None:
+    """Raise a PlatformError where an estimator asks for what layers of its family do not have."""
+    for name, model in platform.families.items():
+        if name not in FAMILIES:
+            continue  # never asked for
+        values = {column: np.ones(1) for column in columns(name, ())}
+        try:
+            model.evaluate_all(values)
+        except (KeyError, ValueError, IndexError) as error:
+            reason = f"no size {error}" if isinstance(error, KeyError) else str(error)
+            raise PlatformError(f"{of_file(path)}: family {name!r}: {reason}; {REFIT}") from None

@@ -28,12 +28,15 @@ class Equation(NamedTuple):
         How it is known and how far it was off, in words; empty where that is not known.
     overheads
         What the execution mode adds: ms per unit of a physical term.
+    power_range_w
+        Of energy: the range (W) within which energy over runtime is kept.
     """
 
     quantity: str
     estimator: Estimator
     known: str
     overheads: Mapping[str, float] = {}
+    power_range_w: tuple[float, float] | None = None
 
 
 class Explanation(NamedTuple):

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = [
     "PROVENANCE_KEY",
     "calibrated_ranges",
-    "is_range",
     "measured_widths",
     "outside",
     "were_measured",
@@ -68,14 +67,10 @@ def outside(ranges: Mapping[str, tuple[float, float]], values: Columns) -> NDArr
     return mask
 
 
-def is_range(name: str) -> bool:
-    """Whether the name is a column, or two with ``*`` or ``/`` between them."""
-    return _NAME.fullmatch(name) is not None
-
-
 def _value(name: str, values: Columns) -> FloatArray:
     match = _NAME.fullmatch(name)
-    assert match is not None  # checked when the platform was read
+    if match is None:
+        raise ValueError(f"range {name!r} is of no size, product or ratio of sizes")
     first, operator, second = match.groups()
     if operator is None:
         return values[first]

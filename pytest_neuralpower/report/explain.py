@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING, Any, Final
 from tabulate import tabulate
 
 from pytest_neuralpower.estimators.terms import is_term, meaning
-from pytest_neuralpower.estimators.tree import Leaf, Node
 
 if TYPE_CHECKING:
     from pytest_neuralpower.estimators import (
         Boosted,
         Estimator,
         NeuralPower,
-        PerEnergy,
         Physical,
-        Saturating,
-        Shares,
         Tree,
+        Utilization,
     )
+    from pytest_neuralpower.estimators.tree import Node
     from pytest_neuralpower.platform.protocol import Platform
 
 __all__ = [
@@ -65,7 +63,10 @@ def explain_text(platform: Platform, kind: str) -> str:
         lines += _indented(_equations(each.estimator, left))
         if each.overheads:
             lines.append("  and what the framework adds:")
-            lines += _indented(_sum("surcharge", _in_units(each.overheads)))
+            lines += _indented(_sum("overhead", _in_units(each.overheads)))
+        if each.power_range_w is not None:
+            low, high = each.power_range_w
+            lines.append(f"  power_w = energy_mj / runtime_ms, from {low:.4g} to {high:.4g}")
         lines.append("")
     if found.costs:
         headers = ("one access to", "input map", "weight", "output map")
@@ -136,11 +137,10 @@ def _physical(estimator: Physical, left: str) -> list[str]:
     several = len(estimator.regimes) > 1
     # mJ over ms are watts.
     times = "W times the roofline's time" if left == "energy_mj" else "times the roofline"
-    for number, (regime, fitted) in enumerate(
-        zip(estimator.regimes, estimator.fitted_, strict=True)
-    ):
-        body = _sum(left, _in_units(fitted.rates, fitted.scale))
-        body.append(f"kept between {fitted.low:.3g} and {fitted.high:.3g} {times}")
+    for number, regime in enumerate(estimator.regimes):
+        body = _sum(left, _in_units(regime.rates, regime.scale))
+        low, high = regime.time_over_roofline
+        body.append(f"kept between {low:.3g} and {high:.3g} {times}")
         if not several:
             return [*body, _roofline(estimator)]
         when = " and ".join(map(str, regime.when))
@@ -156,24 +156,27 @@ def _roofline(estimator: Physical) -> str:
     )
 
 
-def _shares(estimator: Shares, left: str) -> list[str]:
-    watts = estimator.watts_
+def _utilization(estimator: Utilization, left: str) -> list[str]:
+    load = estimator.load_
     named = [
-        (watts["base_w"], ""),
-        (watts["compute_w"], "compute_share"),
-        (watts["bandwidth_w"], "bandwidth_share"),
+        (load["base"], ""),
+        (load["compute"], "compute_utilization"),
+        (load["bandwidth"], "bandwidth_utilization"),
     ]
+    ceilings = [
+        f"compute_utilization: flops / runtime over {estimator.peak_gflops:g} GFLOP/s, at most 1",
+        f"bandwidth_utilization: bytes_moved / runtime over {estimator.bandwidth_gbs:g} GB/s, "
+        "at most 1",
+    ]
+    limit = estimator.limit_w
+    if estimator.idle_w is not None and limit is not None:
+        span = limit - estimator.idle_w
+        saturating = f"{left} = {estimator.idle_w:.4g} + {span:.4g} * (1 - exp(-load))"
+        return [saturating, *_sum("load", named), *ceilings]
     lines = _sum(left, [each for each in named if each[0] > 0])
-    if estimator.limit_w is not None:
-        lines.append(f"at most {estimator.limit_w:g}, the board's limit")
-    return [*lines, *_what_shares_are(estimator)]
-
-
-def _what_shares_are(estimator: Shares | Saturating) -> list[str]:
-    return [
-        f"compute_share: flops / runtime over {estimator.peak_gflops:g} GFLOP/s, at most 1",
-        f"bandwidth_share: bytes_moved / runtime over {estimator.bandwidth_gbs:g} GB/s, at most 1",
-    ]
+    if limit is not None:
+        lines.append(f"at most {limit:g}, the board's limit")
+    return [*lines, *ceilings]
 
 
 def _neuralpower(estimator: NeuralPower, left: str) -> list[str]:
@@ -193,7 +196,7 @@ def _tree(estimator: Tree, left: str) -> list[str]:
 
 
 def _node(node: Node, left: str) -> list[str]:
-    if isinstance(node, Leaf):
+    if node.yes is None or node.no is None:
         lines = _sum(left, _in_units(node.rates))
         lines[-1] += f"   ({node.rows} rows)"
         return lines
@@ -206,7 +209,7 @@ def _node(node: Node, left: str) -> list[str]:
 
 
 def _boosted(estimator: Boosted, left: str) -> list[str]:
-    lines = _equations(estimator.base_, left)
+    lines = _equations(estimator.base, left)
     count = len(estimator.trees_)
     if not count:
         return [*lines, "no residual: cross-validation chose to add no tree"]
@@ -215,7 +218,7 @@ def _boosted(estimator: Boosted, left: str) -> list[str]:
     )
     most = ", ".join(name for name, _ in asked.most_common(_SHOWN_INPUTS))
     ranges = ", ".join(
-        f"{name} {low:g}..{high:g}" for name, (low, high) in estimator.ranges_.items()
+        f"{name} {low:g}..{high:g}" for name, (low, high) in estimator.calibrated_.items()
     )
     return [
         *lines,
@@ -226,41 +229,14 @@ def _boosted(estimator: Boosted, left: str) -> list[str]:
     ]
 
 
-def _saturating(estimator: Saturating, left: str) -> list[str]:
-    rates = estimator.rates_
-    span = estimator.limit_w - estimator.idle_w
-    return [
-        f"{left} = {estimator.idle_w:.4g} + {span:.4g} * (1 - exp(-load))",
-        *_sum(
-            "load",
-            [
-                (rates["busy"], ""),
-                (rates["compute"], "compute_share"),
-                (rates["bandwidth"], "bandwidth_share"),
-            ],
-        ),
-        *_what_shares_are(estimator),
-    ]
-
-
-def _per_energy(estimator: PerEnergy, left: str) -> list[str]:
-    return [
-        f"{left} = energy_mj / runtime_ms, from {estimator.low_:.4g} to {estimator.high_:.4g}",
-        f"energy_mj, by {estimator.energy.name}",
-        *_indented(_equations(estimator.energy, "energy_mj")),
-    ]
-
-
 #: How each estimator is written, by its name.
 _WRITERS: Final[Mapping[str, Callable[[Any, str], list[str]]]] = {
     "physical": _physical,
-    "shares": _shares,
-    "saturating": _saturating,
+    "utilization": _utilization,
     "neuralpower": _neuralpower,
     "neuralpower-relative": _neuralpower,
     "tree": _tree,
     "boosted": _boosted,
-    "per-energy": _per_energy,
 }
 
 

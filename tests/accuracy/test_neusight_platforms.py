@@ -52,7 +52,7 @@ def test_the_chosen_estimators_refitted_are_the_shipped_ones(name: str) -> None:
             np.array([row.runtime_ms for row in members]),
             groups=[row.shape_group for row in members],
         )
-        assert fitted.to_json() == model.estimators["runtime"].to_json(), each
+        assert fitted.to_json() == model.runtime.to_json(), each
 
 
 @pytest.mark.parametrize("name", NAMES)

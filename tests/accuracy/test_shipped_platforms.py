@@ -73,22 +73,21 @@ def test_the_chosen_estimators_fitted_anew_are_the_shipped_ones(name: str) -> No
         design, accuracy = recipe.designs.get(kind, {}), shipped.accuracy
         make = runtime_makers(kind, design, recipe.hardware)[accuracy["runtime"][kind]["chosen"]]
         fitted = make().fit(values, runtime, groups=groups)
-        assert_alike(fitted.to_json(), model.estimators["runtime"].to_json())
-        if "power" not in model.estimators:  # the platform has one for all kinds
+        assert_alike(fitted.to_json(), model.runtime.to_json())
+        if model.power is None and model.energy is None:  # the platform has one for all kinds
             continue
         power = np.array([row.power_w for row in members])
-        learnt = model.estimators["power"].to_json()
-        if kind in accuracy["layer_energy"]:
+        if model.energy is not None:
             makers = energy_makers(kind, design, recipe.hardware)
             fitted = makers[accuracy["layer_energy"][kind]["chosen"]]()
             fitted.fit(values, runtime * power, groups=groups)
-            assert learnt["range_w"] == pytest.approx([power.min(), power.max()])
-            assert_alike(fitted.to_json(), learnt["energy"])
-        else:
+            assert model.power_range_w == pytest.approx([power.min(), power.max()])
+            assert_alike(fitted.to_json(), model.energy.to_json())
+        elif model.power is not None:
             makers = power_makers(kind, recipe.hardware)
             fitted = makers[accuracy["layer_power"][kind]["chosen"]]()
             fitted.fit({**values, "runtime_ms": runtime}, power, groups=groups)
-            assert_alike(fitted.to_json(), learnt)
+            assert_alike(fitted.to_json(), model.power.to_json())
 
 
 @pytest.mark.parametrize(

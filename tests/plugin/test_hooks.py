@@ -14,7 +14,7 @@ ONE = """
 """
 
 LAB = """
-    from dataclasses import replace
+    from msgspec.structs import replace
     from pytest_neuralpower import load_platform
 
     def pytest_neuralpower_platform(name):

@@ -100,7 +100,7 @@ def test_the_summary_says_how_sure_it_is(repo, limits):
 def test_a_platform_without_intervals_is_judged_by_its_point_alone(repo, pytester, line):
     data = {
         "format": "pytest-neuralpower platform",
-        "version": 1,
+        "version": 2,
         **load_platform("titanx").to_json(),
     }
     del data["intervals"]

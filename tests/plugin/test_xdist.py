@@ -9,7 +9,7 @@ import json
 from xml.etree import ElementTree
 
 CONFTEST = """
-    from dataclasses import replace
+    from msgspec.structs import replace
     from pytest_neuralpower import load_platform
 
     def pytest_neuralpower_platform(name):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
 from tabulate import tabulate
 
 from pytest_neuralpower.calibrate.fit.rows import (
@@ -220,7 +220,7 @@ def _trials(platform: FittedPlatform) -> list[str]:
     if not found or platform.intervals is None:
         return []
     score, count = found["runtime"], found["networks"]
-    whole = math.expm1(platform.intervals.runtime.whole)
+    whole = math.expm1(platform.intervals.runtime.model_error)
     return [
         f"Sums of held-out layers against the {count} whole random networks: MAPE "
         f"{score['mape']:.1f}%, bias {score['bias']:+.1f}%, "
@@ -313,7 +313,7 @@ def _intervals(platform: FittedPlatform) -> list[str]:
     table = intervals_table(platform.accuracy, "github")
     if not table or platform.intervals is None:
         return []
-    whole = math.exp(platform.intervals.runtime.whole)
+    whole = math.exp(platform.intervals.runtime.model_error)
     why = _WHOLE[platform.accuracy["intervals"]["totals"]]
     text = (
         f"Intervals are made to hold {platform.intervals.coverage:.0%} of the values. What they "

@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from msgspec import convert
+
 from pytest_neuralpower.estimators import (
     Boosted,
     Estimator,
     NeuralPower,
     NeuralPowerRelative,
     Physical,
-    Shares,
     Tree,
+    Utilization,
 )
 from pytest_neuralpower.estimators.features import GEMM_FAMILIES, range_columns, size_columns
 from pytest_neuralpower.estimators.neuralpower import SIZES
@@ -29,10 +31,6 @@ __all__ = [
     "cpu_regimes",
 ]
 
-
-#: MB from which an allocator gets each tensor's memory from the system anew: glibc's largest
-#: threshold, 32 MiB.
-_FRESH_MB: Final = 33
 
 #: What Python and dispatch vary by from call to call, ms.
 CALL_NOISE_MS: Final = 0.02
@@ -91,7 +89,7 @@ def cpu_regimes(family: str, hardware: Mapping[str, float]) -> list[dict[str, An
 
 def _convolution(family: str, hardware: Mapping[str, float]) -> list[dict[str, Any]]:
     width = int(hardware["vector_floats"])
-    product = ["launch", "samples", "bytes_workspace", f"fresh_workspace[{_FRESH_MB}]"]
+    product = ["launch", "samples", "bytes_workspace"]
     product += [*_product(hardware), *_traffic(hardware)]
     blocked = ["launch", "samples", "flops", f"padded_flops[1x{width}]"]
     blocked += [f"padded_flops[{width}x{width}]", "left", "right"]
@@ -129,11 +127,11 @@ def _product(hardware: Mapping[str, float]) -> list[str]:
 
 def _traffic(hardware: Mapping[str, float]) -> list[str]:
     """Terms of memory: each tensor once, and what does not fit the caches."""
-    terms = ["bytes_in", "bytes_out", "bytes_weight", f"fresh_out[{_FRESH_MB}]"]
+    terms = ["bytes_in", "bytes_out", "bytes_weight"]
     for level in ("l2_mb", "l3_mb"):
         if level in hardware:
             size = max(round(hardware[level]), 1)
-            terms += [f"{of}_over[{size}]" for of in ("bytes", "io", "weight")]
+            terms += [f"{of}_over[{size}]" for of in ("bytes", "io")]
     return terms
 
 
@@ -191,9 +189,6 @@ DEFAULT_REGIMES: Final[Mapping[str, list[dict[str, Any]]]] = {
 #: What the leaves of a tree run over: operations, memory and parameters (FastDeepIoT, section 4).
 TREE_TERMS: Final = ("launch", "flops", "bytes_io", "bytes_workspace", "bytes_weight")
 
-#: The same per unit of time, for power.
-TREE_POWER_TERMS: Final = ("launch", "flop_rate", "io_rate", "weight_rate")
-
 #: What tells how well matrix products fill the tiles of a GPU, and the vectors of a processor.
 _TILE_FILLS: Final = (
     *("align(k, 64)", "align(n, 64)"),
@@ -236,8 +231,8 @@ def power_makers(family: str, hardware: Mapping[str, float]) -> Makers:
     All but ``neuralpower`` need the column ``runtime_ms``.
     """
 
-    def shares() -> Shares:
-        return Shares(
+    def utilization() -> Utilization:
+        return Utilization(
             peak_gflops=float(hardware["peak_gflops"]),
             bandwidth_gbs=float(hardware["bandwidth_gbs"]),
             limit_w=hardware.get("limit_w"),
@@ -245,11 +240,10 @@ def power_makers(family: str, hardware: Mapping[str, float]) -> Makers:
 
     rates = ("runtime_ms", "flops/runtime_ms", "bytes_moved/runtime_ms")
     makers: Makers = {
-        "shares": shares,
+        "utilization": utilization,
         **_paper_makers(family, "power"),
-        "tree": lambda: Tree((*size_columns(family), "runtime_ms"), TREE_POWER_TERMS),
         "boosted": lambda: Boosted(
-            shares(), (*_inputs(family, hardware), *rates), range_columns(family)
+            utilization(), (*_inputs(family, hardware), *rates), range_columns(family)
         ),
     }
     return makers
@@ -259,7 +253,7 @@ def _work_makers(
     quantity: str, family: str, design: Mapping[str, Any], hardware: Mapping[str, float]
 ) -> Makers:
     regimes = [
-        Regime.from_json({"when": [], **regime})
+        convert(regime, Regime)
         for regime in design.get("regimes") or _default_regimes(family, hardware)
     ]
     multiprocessors = int(hardware.get("multiprocessors", 1))
@@ -280,7 +274,7 @@ def _work_makers(
         **_paper_makers(family, quantity),
         "tree": lambda: Tree(
             size_columns(family),
-            design.get("tree_terms", TREE_TERMS),
+            tuple(design.get("tree_terms", TREE_TERMS)),
             multiprocessors=multiprocessors,
         ),
         "boosted": lambda: Boosted(

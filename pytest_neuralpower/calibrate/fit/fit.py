@@ -311,15 +311,14 @@ def fit_rows(
             del fits[name]
             continue
         accuracy["runtime"][name] = found
-        estimators = {"runtime": fits[name].runtime.estimator}
+        chosen: dict[str, Any] = {"runtime": fits[name].runtime.estimator}
         if power is not None:
-            estimators["power"] = power.estimator
-            for quantity, selection in (("power", power.power), ("energy", power.energy)):
-                if selection is not None:
-                    accuracy.setdefault(f"layer_{quantity}", {})[name] = selection.accuracy()
-        surcharges = dict.fromkeys(recipe.surcharges.get(name, ()), 1.0 / fallback.bandwidth_gbs)
+            chosen |= power.chosen()
+            accuracy.setdefault(f"layer_{power.quantity}", {})[name] = power.selection.accuracy()
         families[name] = FamilyModel(
-            estimators, calibrated_ranges(name, tables[name][0]), surcharges
+            calibrated_ranges(name, tables[name][0]),
+            overheads=dict.fromkeys(recipe.overheads.get(name, ()), 1.0 / fallback.bandwidth_gbs),
+            **chosen,
         )
     if not families:
         raise FitError(f"{recipe.name}: no kind of layer could be fitted; measure longer")
@@ -328,8 +327,8 @@ def fit_rows(
         device=recipe.device,
         dtype=recipe.dtype,
         mode=recipe.mode,
-        tiers=recipe.tiers,
-        hardware=recipe.hardware,
+        tiers=dict(recipe.tiers),
+        hardware=dict(recipe.hardware),
         families=families,
         fallback=fallback,
         power=None,
@@ -378,7 +377,11 @@ def _fit_family(
     overhead = judge_overhead(members, values, chosen, makers.get("physical"))
     progress(f"power of {len(members):,} {name} rows")
     power = fit_layer_power(name, members, values, chosen, design=design, hardware=recipe.hardware)
-    fit = FamilyFit(members, values, runtime, chosen, power and power.power, power and power.energy)
+    fit = FamilyFit(
+        members, values, runtime, chosen,
+        power.selection if power and power.quantity == "power" else None,
+        power.selection if power and power.quantity == "energy" else None,
+    )  # fmt: skip
     found = {**chosen.accuracy(), "baselines": _score_baselines(fit, recipe)}
     return fit, power, {**found, **_known(split=split, overhead=overhead)}
 

@@ -9,25 +9,25 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
 from pytest_neuralpower.calibrate.fit.designs import energy_makers, power_makers
 from pytest_neuralpower.calibrate.fit.recipe import Recipe, read_recipe
 from pytest_neuralpower.errors import FitError, ProfileError
-from pytest_neuralpower.estimators import Estimator, PerEnergy, Saturating, Shares
+from pytest_neuralpower.estimators import Utilization
 from pytest_neuralpower.estimators.features import FloatArray, columns, family
 from pytest_neuralpower.estimators.selection import Score, Selection, grouped_folds, select
 from pytest_neuralpower.platform.catalog import load_fitted
-from pytest_neuralpower.platform.price import FamilyModel, FittedPlatform
 
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.fit.rows import NetworkRow, Row
     from pytest_neuralpower.estimators.features import Columns, FloatArray
     from pytest_neuralpower.layers import Trace
+    from pytest_neuralpower.platform.price import FittedPlatform
 
 __all__ = [
     "metered_power",
@@ -56,26 +56,29 @@ def fit_power(
         return platform
     networks = load_networks(recipe.folder / recipe.power["networks"])
     measured = np.array([network.paper_w for network in networks])
-    model = Shares(
+    model = Utilization(
         peak_gflops=float(recipe.hardware["peak_gflops"]),
         bandwidth_gbs=float(recipe.hardware["bandwidth_gbs"]),
         limit_w=float(recipe.hardware["limit_w"]),
-        fixed={name: float(watts) for name, watts in recipe.power.get("fixed", {}).items()},
+        fixed={
+            name.removesuffix("_w"): float(watts)
+            for name, watts in recipe.power.get("fixed", {}).items()
+        },
     )
     traced = [trace_network(network) for network in networks]
-    means = np.array([_mean_shares(platform, model, trace) for trace in traced])
+    means = np.array([_mean_utilization(platform, model, trace) for trace in traced])
     held_out = np.zeros(len(networks))
     for index in range(len(networks)):
         rest = np.arange(len(networks)) != index
-        model.fit_shares(means[rest, 0], means[rest, 1], measured[rest])
+        model.fit_utilization(means[rest, 0], means[rest, 1], measured[rest])
         held_out[index] = network_power(replace(platform, power=model), traced[index])
-    model.fit_shares(means[:, 0], means[:, 1], measured)
+    model.fit_utilization(means[:, 0], means[:, 1], measured)
     fitted = replace(platform, power=model)
     inside = np.array([network_power(fitted, trace) for trace in traced])
     # The yardstick: every network draws the mean power of the four others.
     mean = (measured.sum() - measured) / (len(measured) - 1)
     accuracy = {
-        "free_parameters": len(model.watts_) - len(model.fixed),
+        "free_parameters": len(model.load_) - len(model.fixed),
         "effective_layers": round(float(np.mean([_layers(fitted, trace) for trace in traced])), 2),
         "leave_one_network_out": Score.of(held_out, measured).to_json(),
         "fitted": Score.of(inside, measured).to_json(),
@@ -164,7 +167,9 @@ def _layers(platform: FittedPlatform, trace: Trace) -> float:
     return float(time.sum() ** 2 / (time**2).sum())
 
 
-def _mean_shares(platform: FittedPlatform, model: Shares, trace: Trace) -> tuple[float, float]:
+def _mean_utilization(
+    platform: FittedPlatform, model: Utilization, trace: Trace
+) -> tuple[float, float]:
     """Compute and bandwidth share of one call: its layers', weighted by predicted runtime."""
     time: list[FloatArray] = []
     shares: list[tuple[FloatArray, FloatArray]] = []
@@ -175,8 +180,9 @@ def _mean_shares(platform: FittedPlatform, model: Shares, trace: Trace) -> tuple
         runtime = np.array([layer.runtime_ms for layer in members])
         values = columns(name, [layer.layer for layer in members])
         time.append(runtime)
-        known = platform.families.get(name, FamilyModel({}, {}))
-        shares.append(model.shares(known.power_columns(values, runtime)))
+        known = platform.families.get(name)
+        seen = known.power_columns(values, runtime) if known else {**values, "runtime_ms": runtime}
+        shares.append(model.utilization(seen))
     weights = np.concatenate(time)
     compute = np.concatenate([each[0] for each in shares])
     traffic = np.concatenate([each[1] for each in shares])
@@ -208,7 +214,7 @@ def metered_power(platform: FittedPlatform, networks: Sequence[NetworkRow]) -> F
 
     Its accuracy tells each reading's error by a model that was fitted without it.
     """
-    model = Shares(
+    model = Utilization(
         peak_gflops=float(platform.hardware["peak_gflops"]),
         bandwidth_gbs=float(platform.hardware["bandwidth_gbs"]),
         limit_w=platform.hardware.get("limit_w"),
@@ -222,10 +228,10 @@ def metered_power(platform: FittedPlatform, networks: Sequence[NetworkRow]) -> F
     held_out = np.empty(len(readings))
     for index in range(len(readings)):
         rest = np.arange(len(readings)) != index
-        model.fit_shares(shares[rest, 0], shares[rest, 1], watts[rest])
-        held_out[index] = model.predict_shares(*shares[index : index + 1].T)[0]
-    model.fit_shares(shares[:, 0], shares[:, 1], watts)
-    fitted = model.predict_shares(shares[:, 0], shares[:, 1])
+        model.fit_utilization(shares[rest, 0], shares[rest, 1], watts[rest])
+        held_out[index] = model.predict_utilization(*shares[index : index + 1].T)[0]
+    model.fit_utilization(shares[:, 0], shares[:, 1], watts)
+    fitted = model.predict_utilization(shares[:, 0], shares[:, 1])
     accuracy = _accuracy(readings, watts, held_out, fitted)
     return replace(platform, power=model, accuracy={**platform.accuracy, "power": accuracy})
 
@@ -251,28 +257,28 @@ def _accuracy(
     }
 
 
-def _readings(model: Shares, networks: Sequence[NetworkRow]) -> list[_Reading]:
+def _readings(model: Utilization, networks: Sequence[NetworkRow]) -> list[_Reading]:
     found = []
     for network in networks:
         for number, (row, _) in enumerate(network.layers):
             if row.power_w is not None and not row.flaw:
-                shares = _shares(model, [(row, 1)])
+                shares = _utilization(model, [(row, 1)])
                 found.append(
                     _Reading(f"{network.network}.{number} {row.layer.op}", row.power_w, *shares)
                 )
         if network.power_w is not None:
             found.append(
-                _Reading(network.network, network.power_w, *_shares(model, network.layers))
+                _Reading(network.network, network.power_w, *_utilization(model, network.layers))
             )
     return found
 
 
-def _shares(model: Shares, layers: Sequence[tuple[Row, int]]) -> tuple[float, float]:
+def _utilization(model: Utilization, layers: Sequence[tuple[Row, int]]) -> tuple[float, float]:
     """Mean share of compute and of bandwidth over the layers' measured time."""
     total = compute = traffic = 0.0
     for row, count in layers:
         values = columns(family(row.layer), [row.layer])
-        first, second = model.shares({**values, "runtime_ms": np.array([row.runtime_ms])})
+        first, second = model.utilization({**values, "runtime_ms": np.array([row.runtime_ms])})
         time = row.runtime_ms * count
         total, compute, traffic = (
             total + time,
@@ -319,7 +325,7 @@ def transfer_power(
     accuracy: dict[str, Any] = {
         "transferred_from": source.name,
         "rows": learnt.rows,
-        "free_parameters": len(learnt.model.rates_),
+        "free_parameters": len(learnt.model.load_),
         "held_out_rows": learnt.score.to_json(),
     }
     if "validate" in options:
@@ -330,7 +336,7 @@ def transfer_power(
 class _Learnt:
     """A fitted model, the number of its rows, and its error on rows held out by shape."""
 
-    def __init__(self, model: Saturating, rows: int, score: Score) -> None:
+    def __init__(self, model: Utilization, rows: int, score: Score) -> None:
         self.model = model
         self.rows = rows
         self.score = score
@@ -343,7 +349,7 @@ def _learn(source: Recipe, rows: Sequence[Row]) -> _Learnt:
             by_family.setdefault(family(row.layer), []).append(row)
     if not by_family:
         raise FitError(f"{source.name}: no row with power lasts {LEAST_MS:g} ms or more")
-    model = Saturating(
+    model = Utilization(
         peak_gflops=float(source.hardware["peak_gflops"]),
         bandwidth_gbs=float(source.hardware["bandwidth_gbs"]),
         idle_w=float(source.power["idle_w"]),
@@ -354,7 +360,7 @@ def _learn(source: Recipe, rows: Sequence[Row]) -> _Learnt:
     for name, members in by_family.items():
         values = columns(name, [row.layer for row in members])
         runtime = np.array([row.runtime_ms for row in members])
-        shares.append(model.shares({**values, "runtime_ms": runtime}))
+        shares.append(model.utilization({**values, "runtime_ms": runtime}))
         power += [row.power_w for row in members]
         groups += [row.shape_group for row in members]
     compute, traffic = (np.concatenate(each) for each in zip(*shares, strict=True))
@@ -363,13 +369,13 @@ def _learn(source: Recipe, rows: Sequence[Row]) -> _Learnt:
     held_out = np.empty(len(target))
     for number in range(_FOLDS):
         out = fold == number
-        model.fit_shares(compute[~out], traffic[~out], target[~out])
-        held_out[out] = model.predict_shares(compute[out], traffic[out])
-    model.fit_shares(compute, traffic, target)
+        model.fit_utilization(compute[~out], traffic[~out], target[~out])
+        held_out[out] = model.predict_utilization(compute[out], traffic[out])
+    model.fit_utilization(compute, traffic, target)
     return _Learnt(model, len(target), Score.of(held_out, target))
 
 
-def _scaled(model: Saturating, hardware: Any, idle_w: float) -> Saturating:
+def _scaled(model: Utilization, hardware: Any, idle_w: float) -> Utilization:
     return model.on(
         peak_gflops=float(hardware["peak_gflops"]),
         bandwidth_gbs=float(hardware["bandwidth_gbs"]),
@@ -378,14 +384,14 @@ def _scaled(model: Saturating, hardware: Any, idle_w: float) -> Saturating:
     )
 
 
-def _validate(model: Saturating, recipe: Recipe) -> dict[str, Any]:
+def _validate(model: Utilization, recipe: Recipe) -> dict[str, Any]:
     """The transfer's error on measured networks, beside a fit to these very networks."""
     options = recipe.power["validate"]
     judge = load_fitted(str(options["platform"]))
     networks = load_networks(recipe.folder / options["networks"])
     moved = _scaled(model, judge.hardware, float(options["idle_w"]))
     known = {
-        name: FamilyModel({"runtime": each.estimators["runtime"]}, each.ranges, each.surcharges)
+        name: replace(each, power=None, energy=None, power_range_w=None)
         for name, each in judge.families.items()
     }
     judged = replace(judge, families=known, power=moved, intervals=None)
@@ -413,11 +419,17 @@ def _validate(model: Saturating, recipe: Recipe) -> dict[str, Any]:
 
 
 class LayerPower(NamedTuple):
-    """What was chosen: the estimator of power, and the selection that it came from."""
+    """What was chosen: an estimator of power or of energy, and the range of measured power (W)."""
 
-    estimator: Estimator
-    power: Selection | None
-    energy: Selection | None
+    quantity: Literal["power", "energy"]
+    selection: Selection
+    range_w: tuple[float, float]
+
+    def chosen(self) -> dict[str, Any]:
+        """Fields of the family's model."""
+        if self.quantity == "power":
+            return {"power": self.selection.estimator}
+        return {"energy": self.selection.estimator, "power_range_w": self.range_w}
 
 
 def fit_layer_power(
@@ -453,19 +465,19 @@ def fit_layer_power(
         if not allowed or name in allowed
     }
     as_energy = select(makers, values, power * time, groups, lines=lines)
+    range_w = (float(power.min()), float(power.max()))
     if design.get("learn") == "energy":
-        return LayerPower(PerEnergy(as_energy.estimator).within(power), None, as_energy)
+        return LayerPower("energy", as_energy, range_w)
     makers = {
         name: make
         for name, make in power_makers(family, hardware).items()
-        if not allowed or name in (*allowed, "shares")
+        if not allowed or name in (*allowed, "utilization")
     }
     as_power = select(makers, {**values, "runtime_ms": time}, power, groups, lines=lines)
     off_power = _mape(as_power.held_out * runtime.held_out, power * time)
     if _mape(as_energy.held_out, power * time) < off_power:
-        estimator = PerEnergy(as_energy.estimator).within(power)
-        return LayerPower(estimator, None, as_energy)
-    return LayerPower(as_power.estimator, as_power, None)
+        return LayerPower("energy", as_energy, range_w)
+    return LayerPower("power", as_power, range_w)
 
 
 def _mape(predicted: FloatArray, measured: FloatArray) -> float:
@@ -491,10 +503,10 @@ def constant_power(platform: FittedPlatform, recipe: Recipe) -> FittedPlatform:
         )
     if isinstance(watts, bool) or not isinstance(watts, int | float) or watts <= 0:
         raise ProfileError(f"recipe of {recipe.name}: power watts {watts!r} must be above 0")
-    model = Shares(
+    model = Utilization(
         peak_gflops=float(recipe.hardware["peak_gflops"]),
         bandwidth_gbs=float(recipe.hardware["bandwidth_gbs"]),
-        fixed={"base_w": float(watts), "compute_w": 0.0, "bandwidth_w": 0.0},
+        fixed={"base": float(watts), "compute": 0.0, "bandwidth": 0.0},
     )
-    model.watts_ = dict(model.fixed)
+    model.load_ = dict(model.fixed)
     return replace(platform, power=model)

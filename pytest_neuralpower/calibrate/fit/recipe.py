@@ -29,7 +29,7 @@ _QUANTITIES: Final = ("runtime", "power")
 _CEILINGS: Final = ("peak_gflops", "bandwidth_gbs")
 _REQUIRED: Final = ("name", "device", "mode")
 _TEXTS: Final = (*_REQUIRED, "dtype", "networks", "totals")
-_MAPPINGS: Final = ("tiers", "designs", "surcharges", "power", "plan")
+_MAPPINGS: Final = ("tiers", "designs", "overheads", "power", "plan")
 _LISTS: Final = ("sources", "candidates", "notes")
 
 
@@ -53,8 +53,8 @@ def check_recipe(path: Path, data: Mapping[str, Any]) -> None:
     _check_candidates(path, "candidates", data.get("candidates"))
     for family, design in (data.get("designs") or {}).items():
         _check_design(path, family, design)
-    for family in data.get("surcharges") or ():
-        _one_of(path, "surcharges", family, FAMILIES)
+    for family in data.get("overheads") or ():
+        _one_of(path, "overheads", family, FAMILIES)
 
 
 def _check_types(path: Path, data: Mapping[str, Any]) -> None:
@@ -148,7 +148,7 @@ class Recipe:
         :mod:`pytest_neuralpower.calibrate.fit.designs`.
     candidates
         Of the families whose design names none; empty for all.
-    surcharges
+    overheads
         By family, the terms of traffic (MB) that the execution mode adds to the measured
         kernels; priced at the bandwidth that streaming layers reached.
     power
@@ -176,7 +176,7 @@ class Recipe:
     sources: tuple[Mapping[str, Any], ...] = ()
     designs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     candidates: tuple[str, ...] = ()
-    surcharges: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    overheads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     power: Mapping[str, Any] = field(default_factory=dict)
     networks: str = ""
     totals: str = ""

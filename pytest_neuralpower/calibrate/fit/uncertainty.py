@@ -7,10 +7,11 @@ distance per family, up and down alike: with tens of shapes the two tails are no
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from msgspec.structs import replace
 
 from pytest_neuralpower.calibrate.fit.power import load_networks, trace_network
 from pytest_neuralpower.errors import FitError, ProfileError
@@ -267,7 +268,7 @@ def with_intervals(
     runtime, found = _runtime_spreads(fits)
     accuracy: dict[str, Any] = {"runtime": found, "totals": _totals(recipe)}
     intervals = Intervals(
-        COVERAGE, QuantitySpreads(runtime, _fallback_spread(fits, left_out), _whole(recipe))
+        COVERAGE, QuantitySpreads(runtime, _fallback_spread(fits, left_out), _model_error(recipe))
     )
     power, joint, scores = _power_spreads(fits)
     if power:
@@ -275,12 +276,12 @@ def with_intervals(
         intervals = replace(
             intervals,
             power=QuantitySpreads(power, None),
-            energy=QuantitySpreads(joint, None, intervals.runtime.whole),
+            energy=QuantitySpreads(joint, None, intervals.runtime.model_error),
         )
     elif platform.power is not None:
         intervals = replace(intervals, power=QuantitySpreads({}, _power_of_networks(platform)))
     if _totals(recipe) == "networks":
-        intervals, accuracy["networks"] = _learn_whole(platform, intervals, recipe)
+        intervals, accuracy["networks"] = _learn_model_error(platform, intervals, recipe)
     return replace(
         platform,
         intervals=intervals,
@@ -300,7 +301,7 @@ def _totals(recipe: Recipe) -> str:
     return totals
 
 
-def _whole(recipe: Recipe) -> float:
+def _model_error(recipe: Recipe) -> float:
     """Distance of the whole before any network is looked at."""
     return round(SUM_OF_LAYERS.get(_totals(recipe), SUM_OF_LAYERS["alone"]), 4)
 
@@ -401,7 +402,7 @@ def _power_of_networks(platform: FittedPlatform) -> Spread:
 # -- calls -----------------------------------------------------------------------------------
 
 
-def _learn_whole(
+def _learn_model_error(
     platform: FittedPlatform, intervals: Intervals, recipe: Recipe
 ) -> tuple[Intervals, dict[str, Any]]:
     """The whole from measured networks, and how often intervals made without a network hold it."""
@@ -410,17 +411,17 @@ def _learn_whole(
     measured = {"runtime": np.array([network.paper_ms for network in networks])}
     if intervals.power is not None:
         measured["energy"] = np.array([network.paper_j * 1e3 for network in networks])
-    bare = replace(platform, intervals=_with_whole(intervals, dict.fromkeys(measured, 0.0)))
+    bare = replace(platform, intervals=_with_model_error(intervals, dict.fromkeys(measured, 0.0)))
     predicted = [bare.predict(trace) for trace in traced]
     scores: dict[str, Any] = {}
-    wholes: dict[str, float] = {}
+    model_errors: dict[str, float] = {}
     errors: dict[str, tuple[FloatArray, FloatArray]] = {}
     for quantity, values in measured.items():
         points = np.array([each.errors.amounts(quantity).sum() for each in predicted])  # type: ignore[union-attr,arg-type]
         layers = np.array([each.errors.total(quantity)[1] for each in predicted])  # type: ignore[union-attr,arg-type]
         errors[quantity] = np.log(values / points), np.log(layers / points)
         off, own = errors[quantity]
-        wholes[quantity] = _beyond(few_distance(off), own)
+        model_errors[quantity] = _beyond(few_distance(off), own)
     for quantity, values in measured.items():
         inside = 0
         for index, trace in enumerate(traced):
@@ -429,11 +430,12 @@ def _learn_whole(
                 name: _beyond(few_distance(off[rest]), own[rest])
                 for name, (off, own) in errors.items()
             }
-            alone = replace(platform, intervals=_with_whole(intervals, without)).predict(trace)
+            known = _with_model_error(intervals, without)
+            alone = replace(platform, intervals=known).predict(trace)
             low, high = alone.errors.total(quantity)  # type: ignore[union-attr,arg-type]
             inside += bool(low <= values[index] <= high)
         scores[quantity] = {"inside": inside, "networks": len(networks)}
-    return _with_whole(intervals, wholes), scores
+    return _with_model_error(intervals, model_errors), scores
 
 
 def _beyond(distance: float, layers: FloatArray) -> float:
@@ -442,11 +444,13 @@ def _beyond(distance: float, layers: FloatArray) -> float:
     return float(f"{max(squared, 0.0) ** 0.5:.4g}")
 
 
-def _with_whole(intervals: Intervals, wholes: Mapping[str, float]) -> Intervals:
-    intervals = replace(intervals, runtime=replace(intervals.runtime, whole=wholes["runtime"]))
-    if "energy" in wholes:
+def _with_model_error(intervals: Intervals, model_errors: Mapping[str, float]) -> Intervals:
+    intervals = replace(
+        intervals, runtime=replace(intervals.runtime, model_error=model_errors["runtime"])
+    )
+    if "energy" in model_errors:
         energy = intervals.energy or QuantitySpreads({}, None)
-        intervals = replace(intervals, energy=replace(energy, whole=wholes["energy"]))
+        intervals = replace(intervals, energy=replace(energy, model_error=model_errors["energy"]))
     return intervals
 
 
@@ -473,7 +477,7 @@ def learn_totals(
     measured = np.array([network.runtime_ms for network in networks])
     points = np.array([_held_out_ms(platform, network, held_out) for network in networks])
     off = np.abs(np.log(measured / points))
-    platform = _platform_with_whole(_correlated(platform, networks, off), 0.0)
+    platform = _platform_with_error(_correlated(platform, networks, off), 0.0)
     own = _layers_parts(platform, networks)
     whole = _beyond(conformal_distance(off, list(range(len(off)))), own)
     inside = sum(
@@ -489,7 +493,7 @@ def learn_totals(
     }
     intervals = {**platform.accuracy.get("intervals", {}), "totals": "trials", "trials": found}
     accuracy = {**platform.accuracy, "intervals": intervals}
-    return replace(_platform_with_whole(platform, whole), accuracy=accuracy)
+    return replace(_platform_with_error(platform, whole), accuracy=accuracy)
 
 
 def _held_out_ms(
@@ -526,7 +530,7 @@ def _correlated(
     level = min(COVERAGE * (len(off) + 1) / len(off), 1.0)
     for share in _SHARES:
         less = _with_correlation(platform, share)
-        if np.mean(off <= _layers_parts(_platform_with_whole(less, 0.0), networks)) >= level:
+        if np.mean(off <= _layers_parts(_platform_with_error(less, 0.0), networks)) >= level:
             return less
     return platform
 
@@ -535,7 +539,7 @@ def _with_correlation(platform: FittedPlatform, share: float) -> FittedPlatform:
     assert platform.intervals is not None
     intervals = platform.intervals
     families = {
-        name: spread._replace(correlation=float(f"{spread.correlation * share:.4g}"))
+        name: replace(spread, correlation=float(f"{spread.correlation * share:.4g}"))
         for name, spread in intervals.runtime.families.items()
     }
     runtime = replace(intervals.runtime, families=families)
@@ -547,9 +551,9 @@ def _left_out(off: FloatArray, index: int) -> float:
     return conformal_distance(rest, list(range(len(rest))))
 
 
-def _platform_with_whole(platform: FittedPlatform, whole: float) -> FittedPlatform:
+def _platform_with_error(platform: FittedPlatform, whole: float) -> FittedPlatform:
     assert platform.intervals is not None
-    wholes = dict.fromkeys(
+    model_errors = dict.fromkeys(
         ("runtime", "energy") if platform.intervals.energy else ("runtime",), whole
     )
-    return replace(platform, intervals=_with_whole(platform.intervals, wholes))
+    return replace(platform, intervals=_with_model_error(platform.intervals, model_errors))

@@ -6,12 +6,13 @@ import json
 import subprocess
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 
 from pytest_neuralpower.calibrate.fit.rows import linear_layer
 from pytest_neuralpower.errors import FitError
-from pytest_neuralpower.estimators import Boosted, Physical, Shares, Tree
+from pytest_neuralpower.estimators import AnyEstimator, Boosted, Physical, Tree, Utilization
 from pytest_neuralpower.estimators.boosted import (
     UNIT,
     BoostedTrees,
@@ -45,7 +46,7 @@ def boosted() -> Boosted:
 def test_learns_what_the_base_leaves(boosted: Boosted) -> None:
     values = some_columns(seed=1)
     off = np.abs(boosted.predict(values) / law(values) - 1)
-    plain = np.abs(boosted.base_.predict(values) / law(values) - 1)
+    plain = np.abs(boosted.base.predict(values) / law(values) - 1)
     assert plain.mean() > 0.1
     assert off.mean() < 0.03
     assert 0.1 < boosted.spread_ < 0.3
@@ -53,17 +54,17 @@ def test_learns_what_the_base_leaves(boosted: Boosted) -> None:
 
 def test_fades_smoothly_to_the_base_outside_the_calibrated_ranges(boosted: Boosted) -> None:
     one = {name: each[:1] for name, each in some_columns().items()}
-    high = boosted.ranges_["m"][1]
+    high = boosted.calibrated_["m"][1]
     residual = []
     for doublings in (0.0, 0.5, 1.0, 2.0, 5.0):
         far = {**one, "m": np.array([high * 2**doublings])}
-        residual.append(float(np.log(boosted.predict(far) / boosted.base_.predict(far))[0]))
+        residual.append(float(np.log(boosted.predict(far) / boosted.base.predict(far))[0]))
     inside = residual[0]
     assert abs(inside) > 0.05
     assert boosted.fade({**one, "m": np.array([high])}).tolist() == [1.0]
     assert boosted.fade({**one, "m": np.array([2 * high])}) == pytest.approx([0.5])
     assert boosted.fade({**one, "m": np.array([4 * high])}) == pytest.approx([1 / 16])
-    low = boosted.ranges_["m"][0]
+    low = boosted.calibrated_["m"][0]
     assert boosted.fade({**one, "m": np.array([low / 2])}) == pytest.approx([0.5])
     assert residual[-1] == pytest.approx(0.0, abs=1e-6)
     assert sorted(map(abs, residual), reverse=True) == [abs(each) for each in residual]
@@ -74,7 +75,7 @@ def test_noise_gets_no_tree() -> None:
     target = (0.1 + values["flops"] / 1e8) * np.random.default_rng(2).uniform(0.7, 1.3, 400)
     found = Boosted(BASE, INPUTS, ("m",)).fit(values, target)
     assert len(found.trees_) == 0
-    assert np.array_equal(found.predict(values), found.base_.predict(values))
+    assert np.array_equal(found.predict(values), found.base.predict(values))
 
 
 def test_few_rows_are_refused() -> None:
@@ -83,9 +84,10 @@ def test_few_rows_are_refused() -> None:
         Boosted(BASE, INPUTS, ("m",)).fit(values, law(values))
 
 
-def test_starts_from_physical_or_shares_only() -> None:
-    with pytest.raises(ValueError, match="physical or shares, not 'tree'"):
-        Boosted(Tree(("m",), ("launch",)), INPUTS, ("m",))
+def test_starts_from_physical_or_utilization_only() -> None:
+    stored = Boosted(Tree(("m",), ("launch",)), INPUTS, ("m",)).to_json()  # type: ignore[arg-type]
+    with pytest.raises(msgspec.ValidationError, match="Invalid value 'tree'"):
+        msgspec.convert(stored, AnyEstimator)
 
 
 def test_a_row_is_predicted_alike_alone_and_among_others(boosted: Boosted) -> None:
@@ -103,7 +105,9 @@ def test_power_stays_within_the_board_s_limit() -> None:
     power = (20 + 600 * share) * np.where(values["n"] % 2 == 0, 1.0, 1.5)
     free, capped = (
         Boosted(
-            Shares(peak_gflops=1000.0, bandwidth_gbs=100.0, limit_w=limit), INPUTS, ("m", "n", "k")
+            Utilization(peak_gflops=1000.0, bandwidth_gbs=100.0, limit_w=limit),
+            INPUTS,
+            ("m", "n", "k"),
         ).fit(values, power)
         for limit in (None, 80.0)
     )
@@ -126,7 +130,7 @@ def test_the_trees_answer_as_scikit_learn_s_do() -> None:
 
 
 def test_a_platform_s_worth_of_trees_is_small_and_one_line_each(boosted: Boosted) -> None:
-    lines = boosted.to_json()["trees"]
+    lines = boosted.to_json()["residual"]
     assert all(isinstance(line, str) and "\n" not in line for line in lines)
     assert len(json.dumps(boosted.to_json(), indent=1)) < 40_000
 
@@ -135,15 +139,15 @@ class TestStoredTrees:
     LINE = "0:1.5 1:2.5 * = 1 2 3 3"
 
     def test_are_read_back_line_by_line(self) -> None:
-        trees = BoostedTrees.from_json([self.LINE], 2, 2)
-        assert trees.to_json() == [self.LINE]
+        trees = BoostedTrees.of([self.LINE], 2, 2)
+        assert trees.lines() == [self.LINE]
         values = np.array([[1.0, 1.0, 2.0], [2.0, 3.0, 9.0]])
         assert trees.predict(values) == pytest.approx([1 * UNIT, 2 * UNIT, 3 * UNIT])
         assert trees.used.tolist() == [[True], [True], [False]]
 
     def test_none_are_a_residual_of_nothing(self) -> None:
         assert no_trees(4).predict(np.ones((3, 5))).tolist() == [0.0] * 5
-        assert no_trees(4).to_json() == []
+        assert no_trees(4).lines() == []
 
     @pytest.mark.parametrize(
         ("line", "depth", "says"),
@@ -158,7 +162,7 @@ class TestStoredTrees:
     )
     def test_that_are_broken_are_refused(self, line: str, depth: int, says: str) -> None:
         with pytest.raises(ValueError, match=says):
-            BoostedTrees.from_json([line], depth, 2)
+            BoostedTrees.of([line], depth, 2)
 
 
 class TestInputs:
@@ -188,12 +192,13 @@ def test_predicting_loads_neither_scikit_learn_nor_scipy(boosted: Boosted) -> No
     tree = Tree(("m", "n"), ("launch", "flops"), depth=2, least_rows=10).fit(values, law(values))
     code = f"""
 import json, sys
-from pytest_neuralpower.estimators import from_json
+import msgspec
+from pytest_neuralpower.estimators import AnyEstimator
 from pytest_neuralpower.calibrate.fit.rows import linear_layer
 from pytest_neuralpower.estimators.features import columns
 values = columns("linear", [linear_layer(64, 128, 256)] * 3)
 for text in {[json.dumps(boosted.to_json()), json.dumps(tree.to_json())]!r}:
-    assert (from_json(json.loads(text)).predict(values) > 0).all()
+    assert (msgspec.json.decode(text, type=AnyEstimator).predict(values) > 0).all()
 print([name for name in sys.modules if name.split(".")[0] in ("sklearn", "scipy", "threadpoolctl")])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from pytest_neuralpower.calibrate.fit.rows import linear_layer
 from pytest_neuralpower.errors import PlatformError
@@ -16,11 +16,9 @@ from pytest_neuralpower.estimators import (
     Estimator,
     NeuralPower,
     NeuralPowerRelative,
-    PerEnergy,
     Physical,
-    Saturating,
-    Shares,
     Tree,
+    Utilization,
 )
 from pytest_neuralpower.estimators.features import columns
 from pytest_neuralpower.estimators.terms import Condition, Regime
@@ -38,9 +36,9 @@ REGIMES = [
 ]
 
 
-def explained(**estimators: Estimator) -> list[str]:
+def explained(**estimators: Any) -> list[str]:
     platform = load_fitted("titanx")
-    model = FamilyModel(estimators, {"m": (1.0, 200.0)})
+    model = FamilyModel({"m": (1.0, 200.0)}, **estimators)
     return explain_text(
         replace(platform, families={"linear": model}, power=None, accuracy={}), "linear"
     ).splitlines()
@@ -78,7 +76,7 @@ def test_regimes_are_equations_under_their_conditions() -> None:
 def test_a_scale_is_multiplied_in() -> None:
     physical = Physical([Regime("all", ("launch", "flops"))], **HARDWARE)
     fitted(physical)
-    scaled = physical.fitted_[0]
+    scaled = physical.regimes[0]
     equation = next(line for line in explained(runtime=physical) if "* flops" in line)
     assert f"{scaled.rates['flops'] * scaled.scale * 1e-9:.4g} * flops" in equation
 
@@ -111,37 +109,36 @@ def test_boosted_is_its_base_and_the_size_of_the_residual() -> None:
 def test_power_is_explained_likewise() -> None:
     watts = 60 + 30 * VALUES["flops"] / (TIME * 1e9) + 20 * VALUES["bytes_moved"] / (TIME * 1e8)
     lines = explained(runtime=fitted(Physical(REGIMES, **HARDWARE)), power=fitted(
-        Shares(**HARDWARE, limit_w=250.0), watts))  # fmt: skip
-    start = lines.index("power_w, by shares")
+        Utilization(**HARDWARE, limit_w=250.0), watts))  # fmt: skip
+    start = lines.index("power_w, by utilization")
     assert lines[start + 1 : start + 5] == [
         "  power_w = 60",
-        "          + 30 * compute_share",
-        "          + 20 * bandwidth_share",
+        "          + 30 * compute_utilization",
+        "          + 20 * bandwidth_utilization",
         "  at most 250, the board's limit",
     ]
 
 
 def test_power_that_saturates_and_power_from_energy_are_equations_too() -> None:
-    saturating = Saturating(**HARDWARE, idle_w=20.0, limit_w=250.0)
-    saturating.rates_ = {"busy": 0.1, "compute": 0.75, "bandwidth": 0.5}
-    per_energy = PerEnergy(Physical([Regime("all", ("flops",))], **HARDWARE))
+    load = {"base": 0.1, "compute": 0.75, "bandwidth": 0.5}
+    saturating = Utilization(**HARDWARE, idle_w=20.0, limit_w=250.0, load_=load)
+    energy = Physical([Regime("all", ("flops",))], **HARDWARE)
     watts = 60 + VALUES["m"] / 10
-    lines = explained(
-        runtime=fitted(Physical(REGIMES, **HARDWARE)),
-        power=saturating,
-        more=fitted(per_energy, watts),
-    )
-    start = lines.index("power_w, by saturating")
+    runtime = fitted(Physical(REGIMES, **HARDWARE))
+    lines = explained(runtime=runtime, power=saturating)
+    start = lines.index("power_w, by utilization")
     assert lines[start + 1 : start + 5] == [
         "  power_w = 20 + 230 * (1 - exp(-load))",
         "  load = 0.1",
-        "       + 0.75 * compute_share",
-        "       + 0.5 * bandwidth_share",
+        "       + 0.75 * compute_utilization",
+        "       + 0.5 * bandwidth_utilization",
     ]
-    start = lines.index("  more = energy_mj / runtime_ms, from 60.1 to 80")
-    assert lines[start + 1] == "  energy_mj, by physical"
-    assert lines[start + 2].startswith("    energy_mj = ")
-    assert lines[start + 2].endswith(" * flops")
+    fitted(energy, watts * TIME)
+    lines = explained(runtime=runtime, energy=energy, power_range_w=(60.1, 80.0))
+    start = lines.index("energy_mj, by physical")
+    assert lines[start + 1].startswith("  energy_mj = ")
+    assert lines[start + 1].endswith(" * flops")
+    assert "  power_w = energy_mj / runtime_ms, from 60.1 to 80" in lines[start:]
 
 
 @pytest.mark.parametrize("kind", [NeuralPower, NeuralPowerRelative])
@@ -168,10 +165,6 @@ def test_an_estimator_without_an_equation_shows_what_it_stores() -> None:
         def to_json(self) -> dict[str, Any]:
             return {"estimator": "plain", "watts": 7}
 
-        @classmethod
-        def from_json(cls, data: dict[str, Any]) -> Plain:
-            raise NotImplementedError
-
     lines = explained(runtime=Plain())
     assert '    "watts": 7' in lines
 
@@ -186,7 +179,7 @@ def test_a_kind_without_an_estimator_is_explained_as_it_is_priced() -> None:
     )
     assert f"{1e-6 / rates.gflops:.4g} * flops   ({rates.gflops:g} GFLOP/s)" in text
     assert f"{rates.floor_ms:.4g}   (the shortest layer" in text
-    assert "power_w, by shares (public; off by 7.4% on networks left out)" in text
+    assert "power_w, by utilization (public; off by 7.4% on networks left out)" in text
     assert "  bytes_moved  inputs, outputs and parameters, in bytes" in text
 
 

@@ -68,12 +68,8 @@ def test_power_regressors_hold_the_logarithms() -> None:
 
 def test_runtime_is_floored_as_the_authors_predictor_does_and_power_is_not() -> None:
     values = columns("conv", [CONV])
-    runtime = NeuralPower.from_json(
-        {"family": "conv", "quantity": "runtime", "intercept": -5.0, "coefficients": {}}
-    )
-    power = NeuralPower.from_json(
-        {"family": "conv", "quantity": "power", "intercept": -5.0, "coefficients": {}}
-    )
+    runtime = NeuralPower("conv", "runtime", intercept_=-5.0)
+    power = NeuralPower("conv", "power", intercept_=-5.0)
     assert runtime.predict(values).tolist() == [FLOOR_MS] == [0.105]
     assert power.predict(values).tolist() == [-5.0]
 
@@ -106,9 +102,8 @@ def test_of_ten_rows_each_is_held_out_alone_so_that_their_order_says_nothing() -
 
 
 def test_a_regressor_it_does_not_know_is_refused() -> None:
-    data = {"family": "conv", "quantity": "runtime", "intercept": 0.0, "coefficients": {"x": 1.0}}
     with pytest.raises(ValueError, match="unknown regressor 'x'"):
-        NeuralPower.from_json(data)
+        NeuralPower("conv", coefficients_={"x": 1.0})
 
 
 def test_a_family_that_the_paper_does_not_model_is_refused() -> None:

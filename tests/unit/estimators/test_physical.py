@@ -12,12 +12,12 @@ from pytest_neuralpower.errors import FitError
 from pytest_neuralpower.estimators import Physical
 from pytest_neuralpower.estimators.features import FloatArray, columns, op_code
 from pytest_neuralpower.estimators.terms import (
+    TERMS,
     Condition,
     Regime,
     assign,
     evaluate,
     meaning,
-    term_names,
 )
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0}
@@ -42,7 +42,7 @@ def test_recovers_the_rates_of_each_regime() -> None:
         Regime("wide", ("launch", "flops"), (Condition("kernel_area", "==", 9),)),
         Regime("rest", ("launch", "flops")),
     ]
-    fitted = Physical(regimes, **HARDWARE).fit(values, target).fitted_
+    fitted = Physical(regimes, **HARDWARE).fit(values, target).regimes
     assert [each.rates["flops"] for each in fitted] == pytest.approx([1.0, 3.0])
     assert [each.rates["launch"] for each in fitted] == pytest.approx([0.1, 0.1])
 
@@ -87,7 +87,7 @@ class TestMerging:
     def test_without_a_row_of_its_own_the_last_regime_is_of_all(self) -> None:
         found = self.fitted(of_small=12, of_others=0)
         assert np.abs(self.off).max() < 0.02
-        rates = [each.rates["bytes_moved"] * each.scale for each in found.fitted_]
+        rates = [each.rates["bytes_moved"] * each.scale for each in found.regimes]
         assert rates[1] < rates[2] < rates[0]
 
 
@@ -96,7 +96,7 @@ def test_rates_are_never_negative() -> None:
     # The more output, the less time: no device does that, noise does.
     target = 1.0 + values["flops"] / 1e9 - values["bytes_out"] / values["bytes_out"].max()
     fitted = Physical([Regime("all", ("launch", "flops", "bytes_out"))], **HARDWARE)
-    rates = fitted.fit(values, np.maximum(target, 0.1)).fitted_[0].rates
+    rates = fitted.fit(values, np.maximum(target, 0.1)).regimes[0].rates
     assert set(rates) <= {"launch", "flops"}
     assert all(rate > 0 for rate in rates.values())
 
@@ -143,7 +143,7 @@ def test_a_term_active_in_a_few_rows_gets_no_rate() -> None:
     target = 0.1 + values["flops"] / 1e9
     target[:3] += 10.0
     fitted = Physical([Regime("all", ("launch", "flops", "bias_pass"))], **HARDWARE)
-    assert "bias_pass" not in fitted.fit(values, target).fitted_[0].rates
+    assert "bias_pass" not in fitted.fit(values, target).regimes[0].rates
 
 
 def test_a_regime_with_a_few_rows_is_refused_by_name() -> None:
@@ -176,7 +176,7 @@ class TestTerms:
         for name, value in {
             "m": 300.0, "n": 100.0, "k": 5000.0, "groups": 1.0, "kernel_area": 9.0, "batch": 2.0,
             "oh": 7.0, "ow": 8.0, "stride": 1.0, "flops": 3e8, "bytes_moved": 5e6,
-            "bytes_out": 1e6, "bias": 1.0,
+            "bytes_out": 1e6, "bias": 1.0, "cout": 104.0,
         }.items()
     }  # fmt: skip
 
@@ -196,8 +196,8 @@ class TestTerms:
             ("bias_pass", 2.0),
             ("bytes_over[3]", 2.0),
             ("bytes_over[6]", 0.0),
-            ("unaligned_flops[4]", 0.0),
-            ("unaligned_flops[8]", 0.3),  # 5000 = 8 x 625, 100 is no multiple
+            ("unaligned_out[8]", 0.0),
+            ("unaligned_out[16]", 1.0),  # 104 = 8 x 13 is no multiple
             ("layout_pass", 10.0),
             ("pointwise_flops", 0.0),
         ],
@@ -221,7 +221,7 @@ class TestTerms:
         with pytest.raises(ValueError, match=r"unknown term .* there are launch, flops"):
             evaluate(term, self.values, 4)
 
-    @pytest.mark.parametrize("term", term_names())
+    @pytest.mark.parametrize("term", TERMS)
     def test_have_a_meaning_in_words(self, term: str) -> None:
         found = meaning(f"{term}[128x64]")
         assert found.text

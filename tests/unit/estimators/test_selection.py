@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pytest
@@ -23,27 +23,19 @@ if TYPE_CHECKING:
     from pytest_neuralpower.estimators.features import Columns, FloatArray
 
 
-class Rate(Estimator):
+class Rate(Estimator, dict=True):
     """``target = rate x column``: right when the column is the one that matters."""
 
-    name = "rate"
+    name: ClassVar[str] = "rate"
 
-    def __init__(self, column: str) -> None:
-        self.column = column
-        self.rate_ = 0.0
+    column: str
+    rate_: float = 0.0
 
     def _fit(self, columns: Columns, target: FloatArray) -> None:
         self.rate_ = float(np.mean(target / columns[self.column]))
 
     def predict(self, columns: Columns) -> FloatArray:
         return np.asarray(self.rate_ * columns[self.column])
-
-    def to_json(self) -> dict[str, Any]:
-        return {"rate": self.rate_}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        raise NotImplementedError
 
 
 @given(st.lists(st.integers(0, 12), min_size=3, max_size=60).filter(lambda g: len(set(g)) > 2))

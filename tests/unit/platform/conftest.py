@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_neuralpower.estimators import Physical, Shares
+from pytest_neuralpower.estimators import Physical, Utilization
 from pytest_neuralpower.estimators.terms import Regime
 from pytest_neuralpower.platform.intervals import Intervals, QuantitySpreads, Spread
 from pytest_neuralpower.platform.price import Fallback, FamilyModel, FittedPlatform
@@ -14,35 +14,19 @@ HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0}
 
 def physical(rates: dict[str, float]) -> Physical:
     """A fitted physical estimator: ms per unit of each term, without clipping."""
-    return Physical.from_json(
-        {
-            "multiprocessors": 4,
-            **HARDWARE,
-            "rescale": False,
-            "regimes": [
-                {
-                    **Regime("all", tuple(rates)).to_json(),
-                    "rates": rates,
-                    "scale": 1.0,
-                    "time_over_roofline": [0.0, 1e9],
-                }
-            ],
-        }
-    )
+    regime = Regime("all", tuple(rates), rates=rates, time_over_roofline=(0.0, 1e9))
+    return Physical([regime], multiprocessors=4, rescale=False, **HARDWARE)
 
 
 @pytest.fixture
 def platform() -> FittedPlatform:
     """conv 1 ms + 2 ms/GFLOP, activation 0.1 ms/MB, power 50 W + shares; nothing else."""
-    power = Shares(**HARDWARE, limit_w=200.0)
-    power.watts_ = {"base_w": 50.0, "compute_w": 100.0, "bandwidth_w": 60.0}
+    load = {"base": 50.0, "compute": 100.0, "bandwidth": 60.0}
+    power = Utilization(**HARDWARE, limit_w=200.0, load_=load)
     conv = FamilyModel(
-        {"runtime": physical({"launch": 1.0, "flops": 2.0})},
-        {"k": (9.0, 600.0), "groups": (1.0, 1.0)},
+        {"k": (9.0, 600.0), "groups": (1.0, 1.0)}, physical({"launch": 1.0, "flops": 2.0})
     )
-    activation = FamilyModel(
-        {"runtime": physical({"bytes_moved": 0.1})}, {"bytes_moved": (1.0, 1e9)}
-    )
+    activation = FamilyModel({"bytes_moved": (1.0, 1e9)}, physical({"bytes_moved": 0.1}))
     return FittedPlatform(
         name="toy",
         device="Toy",

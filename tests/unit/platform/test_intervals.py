@@ -6,13 +6,14 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import pytest
 from msgspec import structs
 
 from pytest_neuralpower.calibrate.fit.rows import linear_layer
 from pytest_neuralpower.errors import PlatformError
-from pytest_neuralpower.estimators import Shares
+from pytest_neuralpower.estimators import Utilization
 from pytest_neuralpower.platform.differences import difference_interval, ratio_interval
 from pytest_neuralpower.platform.intervals import (
     Interval,
@@ -35,7 +36,7 @@ SURE = Spread(0.0, 0.0, 0.0)
 def intervals(
     correlation: float = 0.0, *, whole: float = 0.0, power: Spread | None = None
 ) -> Intervals:
-    conv = CONV._replace(correlation=correlation)
+    conv = structs.replace(CONV, correlation=correlation)
     watts = None if power is None else QuantitySpreads({}, power)
     return Intervals(0.9, QuantitySpreads({"conv": conv}, OTHER, whole), watts)
 
@@ -47,7 +48,7 @@ def errors(
     *,
     energy: list[float] | None = None,
     outside: list[int] = [],  # noqa: B006 - never changed
-    foreign: list[int] = [],  # noqa: B006
+    dtype_mismatch: list[int] = [],  # noqa: B006
 ) -> LayerErrors:
     count = np.arange(len(runtime))
     return found.errors(
@@ -55,7 +56,7 @@ def errors(
         np.array(runtime),
         None if energy is None else np.array(energy),
         outside=np.isin(count, outside),
-        foreign=np.isin(count, foreign),
+        dtype_mismatch=np.isin(count, dtype_mismatch),
     )
 
 
@@ -69,11 +70,11 @@ class TestLayers:
         _, high = errors(intervals(), [1.0, 1.0], outside=[1]).layers("runtime")
         assert high == pytest.approx([math.exp(0.1), math.exp(0.3)])
 
-    def test_of_a_foreign_dtype_are_no_surer_than_the_fallback(self) -> None:
-        _, high = errors(intervals(), [1.0], outside=[0], foreign=[0]).layers("runtime")
+    def test_of_another_dtype_are_no_surer_than_the_fallback(self) -> None:
+        _, high = errors(intervals(), [1.0], outside=[0], dtype_mismatch=[0]).layers("runtime")
         assert high == pytest.approx([math.exp(0.5)])
         wide = QuantitySpreads({"conv": Spread(0.1, 0.8, 0.0)}, OTHER)
-        found = errors(Intervals(0.9, wide), [1.0, 1.0], outside=[0], foreign=[0, 1])
+        found = errors(Intervals(0.9, wide), [1.0, 1.0], outside=[0], dtype_mismatch=[0, 1])
         assert found.layers("runtime")[1] == pytest.approx([math.exp(0.8), math.exp(0.5)])
 
     def test_are_off_in_energy_by_runtime_and_power(self) -> None:
@@ -82,7 +83,7 @@ class TestLayers:
 
     def test_with_measured_power_are_off_in_energy_as_their_rows_were(self) -> None:
         joint = QuantitySpreads({"conv": Spread(0.05, 0.05, 0.0)}, None)
-        found = replace(intervals(power=Spread(0.2, 0.2, 1.0)), energy=joint)
+        found = structs.replace(intervals(power=Spread(0.2, 0.2, 1.0)), energy=joint)
         _, high = errors(found, [1.0, 1.0], ["conv", "norm"], energy=[50.0, 50.0]).layers("energy")
         assert high == pytest.approx([50 * math.exp(0.05), 50 * math.exp(math.hypot(0.5, 0.2))])
 
@@ -121,16 +122,15 @@ class TestTotals:
         assert low == pytest.approx(sum(many) ** 2 / high)
 
     def test_stay_above_0_however_unsure(self) -> None:
-        found = replace(intervals(whole=3.0, power=Spread(3.0, 3.0, 1.0)))
+        found = structs.replace(intervals(whole=3.0, power=Spread(3.0, 3.0, 1.0)))
         low, _ = errors(found, [1.0], ["norm"], energy=[10.0]).total("energy")
         assert 0 < low < 1
 
     def test_of_energy_are_off_by_the_whole_of_runtime_and_power_unless_it_was_measured(
         self,
     ) -> None:
-        sure = QuantitySpreads({}, SURE)
-        apart = Intervals(0.9, replace(sure, whole=0.3), replace(sure, whole=0.4))
-        joint = replace(apart, energy=replace(sure, families={"conv": SURE}, whole=0.2))
+        apart = Intervals(0.9, QuantitySpreads({}, SURE, 0.3), QuantitySpreads({}, SURE, 0.4))
+        joint = structs.replace(apart, energy=QuantitySpreads({"conv": SURE}, SURE, 0.2))
         for found, whole in ((apart, 0.5), (joint, 0.2)):
             total = errors(found, [1.0, 2.0], energy=[10.0, 20.0]).total("energy")
             assert total == pytest.approx((30 * math.exp(-whole), 30 * math.exp(whole)))
@@ -154,17 +154,17 @@ class TestTotals:
 
 @pytest.mark.parametrize("coverage", [0, 1, 1.5, -0.1, True, "0.9"])
 def test_a_coverage_that_is_no_share_between_0_and_1_is_refused(coverage: object) -> None:
-    data = intervals().to_json()
-    assert Intervals.from_json(data) == intervals()
-    with pytest.raises(ValueError, match="coverage"):
-        Intervals.from_json({**data, "coverage": coverage})
+    data = msgspec.to_builtins(intervals())
+    assert msgspec.convert(data, Intervals) == intervals()
+    with pytest.raises(msgspec.ValidationError, match="coverage"):
+        msgspec.convert({**data, "coverage": coverage}, Intervals)
 
 
 @pytest.fixture
 def platform() -> FittedPlatform:
     """Everything at the fallback's 1 GB/s or 1 GFLOP/s, 50 W."""
-    power = Shares(peak_gflops=1.0, bandwidth_gbs=1.0)
-    power.watts_ = {"base_w": 50.0, "compute_w": 0.0, "bandwidth_w": 0.0}
+    power = Utilization(peak_gflops=1.0, bandwidth_gbs=1.0)
+    power.load_ = {"base": 50.0, "compute": 0.0, "bandwidth": 0.0}
     spreads = Intervals(
         0.9,
         QuantitySpreads({"linear": Spread(0.2, 0.2, 0.25)}, OTHER, 0.3),
@@ -220,7 +220,9 @@ class TestDifferences:
     def test_of_one_common_factor_leaves_the_ratio_sure(self, platform: FittedPlatform) -> None:
         assert platform.intervals is not None
         shared = QuantitySpreads({"linear": Spread(0.5, 0.5, 1.0)}, OTHER, 0.5)
-        common = replace(platform, intervals=replace(platform.intervals, runtime=shared))
+        common = structs.replace(
+            platform, intervals=structs.replace(platform.intervals, runtime=shared)
+        )
         base, head = net(common, 100, 200), net(common, 110, 220)
         ratio = ratio_interval(base, head, "runtime")
         assert ratio is not None
@@ -236,18 +238,18 @@ class TestDifferences:
         assert found.high - found.low > 1.2 * (total.high - total.low) / 1.1
 
     def test_of_two_platforms_is_refused_in_one_line(self, platform: FittedPlatform) -> None:
-        other = net(replace(platform, sha256="1" * 64), 100)
+        other = net(structs.replace(platform, sha256="1" * 64), 100)
         with pytest.raises(PlatformError, match="both predictions of one platform") as found:
             difference_interval(net(platform, 100), other)
         assert "\n" not in str(found.value)
 
     def test_is_none_where_nothing_is_known(self, platform: FittedPlatform) -> None:
-        bare = net(replace(platform, intervals=None), 100)
+        bare = net(structs.replace(platform, intervals=None), 100)
         assert difference_interval(bare, bare) is None
         known = net(platform, 100)
         assert difference_interval(known, replace(known, errors=None)) is None
         assert ratio_interval(replace(known, errors=None), known) is None
-        without = net(replace(platform, power=None), 100)
+        without = net(structs.replace(platform, power=None), 100)
         assert difference_interval(without, without, "energy") is None
         assert difference_interval(without, without, "runtime") is not None
 
@@ -350,13 +352,13 @@ class TestPredictions:
             assert interval.coverage == 0.9
 
     def test_have_none_on_a_platform_without(self, platform: FittedPlatform) -> None:
-        found = net(replace(platform, intervals=None), 100)
+        found = net(structs.replace(platform, intervals=None), 100)
         assert found.errors is None
         assert found.energy_interval_mj is None
         assert found.layers[0].runtime_interval_ms is None
 
     def test_without_power_have_one_of_runtime_alone(self, platform: FittedPlatform) -> None:
-        found = net(replace(platform, power=None), 100)
+        found = net(structs.replace(platform, power=None), 100)
         assert found.runtime_interval_ms is not None
         assert found.energy_interval_mj is None
         assert found.layers[0].energy_interval_mj is None

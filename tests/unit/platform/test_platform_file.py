@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 import pytest_neuralpower
 from pytest_neuralpower import list_platforms, load_platform
@@ -122,8 +122,14 @@ class TestRefusals:
         assert "not a platform" in refusal(saved)
 
     def test_a_future_version(self, saved: Path) -> None:
-        text = refusal(edit(saved, lambda data: data.update(version=2)))
-        assert "version 2, this release reads up to 1; upgrade pytest-neuralpower" in text
+        text = refusal(edit(saved, lambda data: data.update(version=3)))
+        assert "version 3, this release reads up to 2; upgrade pytest-neuralpower" in text
+
+    def test_an_earlier_version_names_the_commands_that_renew_it(self, saved: Path) -> None:
+        text = refusal(edit(saved, lambda data: data.update(version=1), sign=False))
+        assert "version 1 is of an earlier release, this one reads 2; renew it: " in text
+        assert "`neuralpower fit FOLDER --out toy.json`" in text
+        assert "`neuralpower calibrate`" in text
 
     @pytest.mark.parametrize("version", [None, 0, "1", True, 1.0])
     def test_a_version_that_is_none(self, saved: Path, version: object) -> None:
@@ -144,62 +150,98 @@ class TestRefusals:
         ("change", "says"),
         [
             (lambda d: d.pop("device"), "field 'device' is missing"),
-            (lambda d: d.update(device=3), "field 'device' must be a string"),
-            (lambda d: d.update(families=[]), "field 'families' must be an object"),
-            (lambda d: d.update(power=3), "field 'power' must be an object or null"),
+            (lambda d: d.update(device=3), "device must be a string, not 3"),
+            (lambda d: d.update(families=[]), "families must be an object, not []"),
+            (lambda d: d.update(power=3), "power must be an object or null, not 3"),
             (lambda d: d.update(extra=1), "unknown field 'extra'"),
-            (lambda d: d["fallback"].update(floor_ms=0), "floor_ms must be a positive number"),
-            (lambda d: d["fallback"].update(gflops="9"), "gflops must be a positive number"),
-            (lambda d: d["fallback"].pop("gflops"), "gflops must be a positive number"),
-            (lambda d: d["hardware"].update(peak_gflops=-1), "hardware peak_gflops must be"),
-            (lambda d: d["families"]["conv"]["ranges"].update(k=[9, 1]), "ends below its start"),
+            (lambda d: d.update(name="../x"), "name '../x' must be a file's name"),
+            (lambda d: d["tiers"].update(power=[]), "tiers.power must be a string, not []"),
+            (lambda d: d.update(provenance={"sources": 5}), "sources must be a list of objects"),
+            (lambda d: d["fallback"].update(floor_ms=0), "floor_ms must be a number > 0, not 0"),
+            (lambda d: d["fallback"].update(gflops="9"), "gflops must be a number, not '9'"),
+            (lambda d: d["fallback"].pop("gflops"), "field 'fallback.gflops' is missing"),
             (
-                lambda d: d["families"]["conv"].update(surcharges={"launch": -1.0}),
-                "surcharges of family 'conv' must be numbers from 0",
+                lambda d: d["hardware"].update(peak_gflops=-1),
+                "hardware.peak_gflops must be a number >= 0, not -1",
             ),
-            (lambda d: d["families"].update(conv=3), "family 'conv' must be an object"),
-            (lambda d: d["families"]["conv"]["ranges"].update(k=[1]), "range 'k'"),
-            (lambda d: d["families"]["conv"]["ranges"].update({"k-n": [1, 2]}), "names no sizes"),
-            (lambda d: d.update(intervals=[]), "field 'intervals' must be an object"),
-            (lambda d: d.update(intervals={}), "field 'intervals' is invalid (no 'coverage')"),
+            (
+                lambda d: d["families"]["conv"]["ranges"].update(k=[9, 1]),
+                "families.conv: range 'k' ends below its start",
+            ),
+            (
+                lambda d: d["families"]["conv"].update(overheads={"launch": -1.0}),
+                "families.conv.overheads.launch must be a number >= 0, not -1.0",
+            ),
+            (lambda d: d["families"].update(conv=3), "families.conv must be an object, not 3"),
+            (
+                lambda d: d["families"]["conv"]["ranges"].update(k=[1]),
+                "families.conv.ranges.k must be a list of length 2, not [1]",
+            ),
+            (
+                lambda d: d["families"]["conv"]["ranges"].update({"k-n": [1, 2]}),
+                "range 'k-n' is of no size",
+            ),
+            (
+                lambda d: d["families"]["conv"]["ranges"].update(launch=[1, 2]),
+                "family 'conv': no size 'launch'",
+            ),
+            (lambda d: d.update(intervals=[]), "intervals must be an object or null, not []"),
+            (lambda d: d.update(intervals={}), "field 'intervals.coverage' is missing"),
             (
                 lambda d: d["intervals"].update(coverage=1.0),
-                "'intervals' is invalid (coverage 1 is not between 0 and 1)",
+                "intervals.coverage must be a number < 1, not 1.0",
             ),
-            (lambda d: d["intervals"].pop("runtime"), "invalid (no 'runtime')"),
-            (lambda d: d["intervals"].update(memory={}), "invalid (unknown field 'memory')"),
+            (lambda d: d["intervals"].pop("runtime"), "field 'intervals.runtime' is missing"),
+            (lambda d: d["intervals"].update(memory={}), "unknown field 'intervals.memory'"),
             (
-                lambda d: d["intervals"]["runtime"].update(whole=-1),
-                "invalid (whole must be a number from 0 to 10, not -1)",
+                lambda d: d["intervals"]["runtime"].update(model_error=-1),
+                "intervals.runtime.model_error must be a number >= 0, not -1",
             ),
             (
                 lambda d: d["intervals"]["runtime"]["families"]["conv"].update(inside="wide"),
-                "invalid (inside must be a number from 0 to 10, not 'wide')",
+                "intervals.runtime.families.conv.inside must be a number, not 'wide'",
             ),
             (
                 lambda d: d["intervals"]["runtime"]["families"]["conv"].update(outside=0.01),
-                "invalid (outside 0.01 is less than inside 0.1)",
+                "intervals.runtime.families.conv: outside 0.01 is less than inside 0.1",
             ),
             (
                 lambda d: d["intervals"]["power"]["other"].update(correlation=2),
-                "invalid (correlation must be a number from 0 to 1, not 2)",
+                "intervals.power.other.correlation must be a number <= 1, not 2",
             ),
-            (lambda d: d["families"]["conv"].update(speed={}), "unknown field 'speed'"),
-            (lambda d: d["families"]["conv"].update(surcharges={"x": 1.0}), "surcharge 'x'"),
-            (lambda d: d["families"]["conv"].update(runtime={}), "runtime of family 'conv'"),
+            (
+                lambda d: d["families"]["conv"].update(speed={}),
+                "unknown field 'families.conv.speed'",
+            ),
+            (lambda d: d["families"]["conv"].update(overheads={"x": 1.0}), "overhead 'x'"),
+            (
+                lambda d: d["families"]["conv"].update(runtime={}),
+                "field 'families.conv.runtime.estimator' is missing",
+            ),
             (
                 lambda d: d["families"]["conv"]["runtime"].update(estimator="oracle"),
-                "unknown estimator 'oracle'; there are ",
+                "families.conv.runtime.estimator is 'oracle'; there are boosted, neuralpower, ",
             ),
             (
                 lambda d: d["families"]["conv"]["runtime"]["regimes"][0]["rates"].update(fl=1.0),
                 "rate of 'fl', which is no term of regime 'all'",
             ),
             (
-                lambda d: d["families"]["conv"]["runtime"].pop("regimes"),
-                "the estimator of runtime of family 'conv' is invalid (no 'regimes')",
+                lambda d: d["families"]["conv"]["runtime"]["regimes"][0]["rates"].update(flops=-1),
+                "families.conv.runtime.regimes[0].rates.flops must be a number >= 0, not -1",
             ),
-            (lambda d: d["power"].pop("watts"), "the estimator of power is invalid"),
+            (
+                lambda d: d["families"]["conv"]["runtime"]["regimes"].insert(
+                    0, {"name": "odd", "terms": ["launch"], "when": [["nosuch", "<=", 5]]}
+                ),
+                "family 'conv': no size 'nosuch'",
+            ),
+            (
+                lambda d: d["families"]["conv"]["runtime"].pop("regimes"),
+                "field 'families.conv.runtime.regimes' is missing",
+            ),
+            (lambda d: d["families"]["conv"].update(power_range_w=[1, 2]), "belong together"),
+            (lambda d: d["power"]["load"].pop("base"), "power: load needs base, compute, bandw"),
         ],
     )
     def test_a_field_of_a_wrong_type(

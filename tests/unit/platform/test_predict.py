@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from pytest_neuralpower import load_platform
 from pytest_neuralpower.calibrate.fit.rows import conv_layer, linear_layer
@@ -20,7 +21,9 @@ from pytest_neuralpower.platform.prediction import (
     LayerPrediction,
     Prediction,
 )
-from pytest_neuralpower.platform.price import FamilyModel, FittedPlatform
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.platform.price import FittedPlatform
 
 
 def conv(*, batch: int = 2, cin: int = 32, kernel: int = 3) -> Layer:
@@ -48,9 +51,9 @@ class TestRuntime:
         empty = streaming("activation", (0, 8))
         assert [each.runtime_ms for each in platform.predict([tiny, empty]).layers] == [0.01, 0.01]
 
-    def test_of_the_mode_s_surcharges_is_added(self, platform: FittedPlatform) -> None:
+    def test_of_the_mode_s_overheads_is_added(self, platform: FittedPlatform) -> None:
         plain = platform.families["conv"]
-        families = {**platform.families, "conv": replace(plain, surcharges={"layout_pass": 0.5})}
+        families = {**platform.families, "conv": replace(plain, overheads={"layout_pass": 0.5})}
         layer = conv()
         extra = replace(platform, families=families).predict([layer]).runtime_ms
         turned = 2 * layer.cost.bytes_moved / 1e6
@@ -134,7 +137,7 @@ class TestFlags:
         (found,) = platform.predict([streaming("norm", (64, 64), "float16")]).layers
         assert set(found.flags) == {FALLBACK, EXTRAPOLATED}
 
-    def test_integers_are_no_foreign_dtype(self, platform: FittedPlatform) -> None:
+    def test_integers_are_no_dtype_mismatch(self, platform: FittedPlatform) -> None:
         found = platform.predict([streaming("activation", (64, 64), "int64")])
         assert (found.notes, found.layers[0].flags) == ((), ())
 
@@ -158,7 +161,7 @@ class TestPower:
 
     def test_grows_with_the_traffic_that_the_mode_adds(self, platform: FittedPlatform) -> None:
         # A layout pass reads and writes input, weight and output once more: thrice the traffic.
-        model = replace(platform.families["conv"], surcharges={"layout_pass": 0.5})
+        model = replace(platform.families["conv"], overheads={"layout_pass": 0.5})
         layer = conv()
         found = replace(platform, families={"conv": model}).predict([layer]).layers[0]
         bandwidth = 3 * layer.cost.bytes_moved / 1e6 / (100 * found.runtime_ms)
@@ -171,8 +174,8 @@ class TestPower:
     def test_may_be_no_more_than_the_board_s_limit_unless_it_is_predicted_to(
         self, platform: FittedPlatform, limit_w: float, high: float
     ) -> None:
-        watts = {"base_w": 50.0, "compute_w": 0.0, "bandwidth_w": 0.0}
-        platform.power.watts_ = watts
+        watts = {"base": 50.0, "compute": 0.0, "bandwidth": 0.0}
+        platform.power.load_ = watts
         board = replace(platform, hardware={**platform.hardware, "limit_w": limit_w})
         layers = [streaming("norm", (9, 9))]
         found = board.predict(layers)
@@ -190,13 +193,24 @@ class TestPower:
     def test_of_a_family_comes_first(self, platform: FittedPlatform) -> None:
         model = platform.families["conv"]
         assert platform.power is not None
-        own = type(platform.power).from_json(
-            {**platform.power.to_json(), "watts": {"base_w": 7, "compute_w": 0, "bandwidth_w": 0}}
-        )
-        families = {"conv": FamilyModel({**model.estimators, "power": own}, model.ranges)}
+        own = replace(platform.power, load_={"base": 7, "compute": 0, "bandwidth": 0})
+        families = {"conv": replace(model, power=own)}
         found = replace(platform, families=families).predict([conv(), streaming("norm", (9, 9))])
         assert found.layers[0].power_w == 7.0
         assert (found.layers[1].power_w or 0) > 50.0
+
+    def test_learnt_as_energy_is_energy_over_time_within_what_was_measured(
+        self, platform: FittedPlatform
+    ) -> None:
+        layer = conv()
+        runtime = platform.predict([layer]).layers[0].runtime_ms or 0
+        energy = replace(platform.families["conv"].runtime)
+        energy.regimes = [replace(energy.regimes[0], terms=("launch",), rates={"launch": 8.0})]
+        for range_w, power in (((1.0, 99.0), 8 / runtime), ((1.0, 3.0), 3.0), ((9.0, 99.0), 9.0)):
+            model = replace(platform.families["conv"], energy=energy, power_range_w=range_w)
+            found = replace(platform, families={"conv": model}).predict([layer]).layers[0]
+            assert found.power_w == pytest.approx(power)
+            assert found.energy_mj == found.power_w * found.runtime_ms
 
 
 class TestCost:
@@ -228,7 +242,7 @@ class TestCost:
 
 class TestImpossibleValues:
     def test_a_power_below_0_is_refused_by_name(self, platform: FittedPlatform) -> None:
-        platform.power.watts_["base_w"] = -500.0
+        platform.power.load_["base"] = -500.0
         with pytest.raises(PlatformError) as found:
             platform.predict([streaming("norm", (9, 9)), conv()])
         text = str(found.value)
@@ -237,7 +251,7 @@ class TestImpossibleValues:
         assert "\n" not in text
 
     def test_a_runtime_that_is_no_number_is_refused(self, platform: FittedPlatform) -> None:
-        platform.families["conv"].surcharges["flops"] = float("nan")
+        platform.families["conv"].overheads["flops"] = float("nan")
         with pytest.raises(PlatformError, match="predicts a runtime of nan for conv2d"):
             platform.predict([streaming("norm", (9, 9)), conv()])
 

@@ -7,7 +7,7 @@ import pytest
 
 from pytest_neuralpower.calibrate.fit.rows import linear_layer, streaming_layer
 from pytest_neuralpower.estimators.features import columns, range_columns
-from pytest_neuralpower.platform.ranges import calibrated_ranges, is_range, outside
+from pytest_neuralpower.platform.ranges import calibrated_ranges, outside
 
 #: Flat deep products and tall shallow ones: (rows, depth, width).
 MEASURED = [(16, 4096, 256), (32, 2048, 256), (4096, 64, 256), (2048, 128, 512)]
@@ -47,8 +47,9 @@ def test_ends_survive_being_rounded() -> None:
     assert not outside(ranges, values).any()
 
 
-@pytest.mark.parametrize(
-    ("name", "is_one"), [("m", True), ("m*n", True), ("m/groups", True), ("m*", False), ("", False)]
-)
-def test_a_range_is_named_by_one_or_two_columns(name: str, is_one: bool) -> None:
-    assert is_range(name) is is_one
+@pytest.mark.parametrize("name", ["m*", "", "m-n", "m*n*k"])
+def test_a_range_that_names_not_one_or_two_columns_is_refused(name: str) -> None:
+    values = columns("linear", [linear_layer(*size) for size in MEASURED])
+    assert not outside({"m": (1, 9999), "m*n": (1, 1e9), "m/groups": (1, 9999)}, values).any()
+    with pytest.raises(ValueError, match="is of no size, product or ratio of sizes"):
+        outside({name: (1, 2)}, values)

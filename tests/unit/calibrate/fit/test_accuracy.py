@@ -87,7 +87,9 @@ class TestMeasuring:
         assert 80 <= found["shapes_percent"] <= 100
         assert 1.04 < found["factor"] < 1.15
         assert fitted.platform.intervals is not None
-        assert fitted.platform.intervals.runtime.whole == pytest.approx(2.06 * 0.145, abs=1e-3)
+        assert fitted.platform.intervals.runtime.model_error == pytest.approx(
+            2.06 * 0.145, abs=1e-3
+        )
 
     def test_takes_the_rows_of_another_profile(self, folder: Path, tmp_path: Path) -> None:
         write_rows(tmp_path / "slow.csv", 0.05)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pytest
+from msgspec import convert
 
 from pytest_neuralpower.calibrate.fit.designs import (
     cpu_regimes,
@@ -77,8 +78,10 @@ def test_every_candidate_fits_its_family(kind: str, quantity: str) -> None:
         "energy": lambda: energy_makers(kind, {}, HARDWARE),
     }[quantity]()
     paper = PAPER if kind in ("conv", "linear", "pool") else []
-    simplest = "shares" if quantity == "power" else "physical"
-    assert list(makers) == [simplest, *paper, "tree", "boosted"]
+    if quantity == "power":
+        assert list(makers) == ["utilization", *paper, "boosted"]
+    else:
+        assert list(makers) == ["physical", *paper, "tree", "boosted"]
     for name, make in makers.items():
         estimator = make()
         assert estimator.name == name
@@ -92,14 +95,14 @@ def test_every_candidate_fits_its_family(kind: str, quantity: str) -> None:
 def test_recipes_choose_regimes_and_terms() -> None:
     design = {
         "regimes": [{"name": "all", "terms": ["launch", "bytes_over[6]"]}],
-        "tree_terms": ["launch", "unaligned_flops[8]"],
+        "tree_terms": ["launch", "unaligned_in[8]"],
     }
     makers = runtime_makers("conv", design, HARDWARE)
     physical, tree = makers["physical"](), makers["tree"]()
     assert isinstance(physical, Physical)
     assert isinstance(tree, Tree)
     assert [each.terms for each in physical.regimes] == [("launch", "bytes_over[6]")]
-    assert tree.terms == ("launch", "unaligned_flops[8]")
+    assert tree.terms == ("launch", "unaligned_in[8]")
 
 
 @pytest.mark.parametrize("makers", [runtime_makers, energy_makers])
@@ -144,7 +147,7 @@ class TestProcessors:
 
     @pytest.mark.parametrize("family", ["conv", "linear", "matmul", "norm", "pool", "rnn"])
     def test_every_term_is_known_and_the_last_regime_holds_for_all(self, family: str) -> None:
-        regimes = [Regime.from_json(each) for each in cpu_regimes(family, self.HARDWARE)]
+        regimes = [convert(each, Regime) for each in cpu_regimes(family, self.HARDWARE)]
         assert not regimes[-1].when
 
     def test_an_operation_with_few_rows_is_fitted_with_the_others(self) -> None:

@@ -82,7 +82,7 @@ class TestPlatform:
         layer = linear_layer(100, 200, 300)
         _, watts = device(layer.cost.flops, layer.cost.bytes_moved)
         assert fitted.predict([layer]).power_w == pytest.approx(watts, rel=0.1)
-        assert fitted.accuracy["layer_power"]["linear"]["held_out"]["shares"]["mape"] < 2
+        assert fitted.accuracy["layer_power"]["linear"]["held_out"]["utilization"]["mape"] < 2
 
     def test_knows_the_range_it_was_fitted_on(self, fitted: FittedPlatform) -> None:
         ranges = fitted.families["linear"].ranges

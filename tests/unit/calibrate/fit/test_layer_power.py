@@ -10,23 +10,24 @@ import pytest
 from pytest_neuralpower.calibrate.fit.designs import runtime_makers
 from pytest_neuralpower.calibrate.fit.power import LayerPower, fit_layer_power
 from pytest_neuralpower.calibrate.fit.rows import Row, linear_layer
-from pytest_neuralpower.estimators import PerEnergy, Shares
+from pytest_neuralpower.estimators import Utilization
 from pytest_neuralpower.estimators.features import Columns, FloatArray, columns
 from pytest_neuralpower.estimators.selection import Selection, select
+from pytest_neuralpower.platform.price import FamilyModel
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0, "multiprocessors": 8, "limit_w": 250.0}
 DESIGN = {"candidates": ["physical"]}
 
 
 def measured(watts: str, *, noise: float) -> list[Row]:
-    """Products whose time varies by ``noise``; power by shares, or energy by operations alone."""
+    """Products whose time varies by ``noise``; power by utilization, or energy by work."""
     random = np.random.default_rng(0)
     rows = []
     for line in range(2, 122):
         layer = linear_layer(*(int(size) for size in random.integers(64, 1024, 3)))
         exact = 0.02 + layer.cost.flops / 0.7e9 + layer.cost.bytes_moved / 60e6
         runtime = exact * float(np.exp(random.normal(0, noise)))
-        if watts == "shares":
+        if watts == "utilization":
             power = 40 + 150 * layer.cost.flops / (runtime * 1e9)
         else:  # whatever it took, the joules are those of the operations and the bytes
             power = 100 * exact / runtime
@@ -47,32 +48,31 @@ def learnt(rows: list[Row]) -> LayerPower | None:
 
 
 def test_power_is_learnt_as_power_where_that_errs_less() -> None:
-    found = learnt(measured("shares", noise=0.0))
+    found = learnt(measured("utilization", noise=0.0))
     assert found is not None
-    assert isinstance(found.estimator, Shares)
-    assert found.power is not None
-    assert found.energy is None
+    assert found.quantity == "power"
+    assert isinstance(found.chosen()["power"], Utilization)
 
 
 def test_energy_is_learnt_where_that_errs_less_and_is_what_power_times_runtime_gives() -> None:
     rows = measured("energy", noise=0.2)
     found = learnt(rows)
     assert found is not None
-    assert isinstance(found.estimator, PerEnergy)
-    assert found.power is None
-    assert found.energy is not None
+    assert found.quantity == "energy"
     values, _, runtime = table(rows)
     predicted = runtime.estimator.predict(values)
-    watts = found.estimator.predict({**values, "runtime_ms": predicted})
+    model = FamilyModel({}, runtime.estimator, **found.chosen())
+    watts = model.power_w(values, predicted, None)
+    assert watts is not None
     measured_w = np.array([row.power_w for row in rows], dtype=float)
     assert watts.min() >= measured_w.min()
     assert watts.max() <= measured_w.max()
     inside = (watts > measured_w.min()) & (watts < measured_w.max())
-    energy = found.estimator.energy.predict(values)
+    energy = found.chosen()["energy"].predict(values)
     assert inside.mean() > 0.9
     assert (watts * predicted)[inside] == pytest.approx(energy[inside])
 
 
 def test_rows_without_power_teach_none() -> None:
-    rows = measured("shares", noise=0.0)
+    rows = measured("utilization", noise=0.0)
     assert learnt([*rows[:-1], replace(rows[-1], power_w=None)]) is None

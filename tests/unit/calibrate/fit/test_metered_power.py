@@ -50,8 +50,8 @@ def test_the_law_that_the_readings_follow_is_found() -> None:
     found = metered_power(BARE, [network(f"n{i}", each) for i, each in enumerate(ROWS)])
     unseen = row(900, 0.45)
     prediction = found.predict([unseen.layer])
-    assert found.power.watts_ == pytest.approx(
-        {"base_w": 50, "compute_w": 200, "bandwidth_w": 100}, rel=1e-3
+    assert found.power.load_ == pytest.approx(
+        {"base": 50, "compute": 200, "bandwidth": 100}, rel=1e-3
     )
     assert prediction.power_w is not None
     assert found.accuracy["power"]["leave_one_network_out"]["mape"] < 0.5

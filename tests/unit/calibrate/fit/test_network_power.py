@@ -42,18 +42,12 @@ NETWORKS = tuple(
 @pytest.fixture
 def platform() -> FittedPlatform:
     """Convolutions at 500 GFLOP/s after a launch of 0.05 ms; everything else at 50 GB/s."""
-    regime = {
-        **Regime("all", ("launch", "flops")).to_json(),
-        "rates": {"launch": 0.05, "flops": 2.0},
-        "scale": 1.0,
-        "time_over_roofline": [0.0, 1e9],
-    }
-    conv = Physical.from_json(
-        {"multiprocessors": 1, "rescale": False, "regimes": [regime], **HARDWARE}
-    )
+    rates = {"launch": 0.05, "flops": 2.0}
+    regime = Regime("all", ("launch", "flops"), rates=rates, time_over_roofline=(0.0, 1e9))
+    conv = Physical([regime], 1000.0, 100.0, rescale=False)
     return FittedPlatform(
         "toy", "Toy", "float32", "eager", {}, HARDWARE,
-        {"conv": FamilyModel({"runtime": conv}, {})},
+        {"conv": FamilyModel({}, conv)},
         Fallback(50.0, 500.0, 0.001), None, accuracy={"runtime": {}},
     )  # fmt: skip
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from pytest_neuralpower.calibrate.fit.rows import NetworkRow, Row, linear_layer
 from pytest_neuralpower.calibrate.fit.uncertainty import learn_totals
@@ -76,5 +76,5 @@ def test_what_networks_err_by_beyond_their_layers_is_the_error_of_the_whole(
     off = np.linspace(0.1, 1.0, 10) * farthest
     learnt = learn_totals(platform, {}, networks(platform, off.tolist(), depth=1))
     assert learnt.intervals is not None
-    assert learnt.intervals.runtime.whole == pytest.approx(whole, abs=5e-4)
+    assert learnt.intervals.runtime.model_error == pytest.approx(whole, abs=5e-4)
     assert learnt.accuracy["intervals"]["trials"]["inside"] == inside

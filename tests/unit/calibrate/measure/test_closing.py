@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pytest_neuralpower.calibrate.measure.run import closing_lines
 from pytest_neuralpower.platform.catalog import load_platform
