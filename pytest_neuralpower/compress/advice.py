@@ -174,7 +174,7 @@ class Advised:
             ]
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Everything in JSON types."""
         before, budget = self.before, self.budget
 

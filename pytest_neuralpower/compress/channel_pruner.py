@@ -184,15 +184,12 @@ class ChannelPruner(Pruner):
         ``plateau`` steps between the edges of plateaus; a number steps between its multiples.
     kept
         Units of each group that are left, as the model had them at first.
-    outputs
-        Channels of the reference's layers that the model's layers still write, by path.
     """
 
     call: Call
     layers_cost: LayersCost
     widths: Literal["plateau"] | int = "plateau"
     kept: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.groups = self._find()
@@ -224,7 +221,7 @@ class ChannelPruner(Pruner):
         return {}
 
     def reduce_to(self, limit: float) -> Mapping[str, float]:
-        grams = self.grams(self._paths(), self.outputs)
+        grams = self.grams(self._paths())
         ranked = {
             group.name: ranking
             for group in self.groups.changeable
@@ -338,7 +335,7 @@ class ChannelPruner(Pruner):
             return
         rows = {}
         for path in self._paths():
-            gram = self.grams([path], self.outputs).get(path)
+            gram = self.grams([path]).get(path)
             if gram is None:
                 continue
             layer = self._layer(path)

@@ -290,8 +290,8 @@ def sampled_grams(
     paths: Sequence[str],
     calls: Sequence[Call],
     *,
-    outputs: Mapping[str, torch.Tensor] | None = None,
-    seed: int = 0,
+    outputs: Mapping[str, torch.Tensor],
+    seed: int,
 ) -> Mapping[str, Gram]:
     """Sums that tell how to make layers of ``model`` return what those of ``reference`` return.
 
@@ -304,14 +304,14 @@ def sampled_grams(
     paths
         Layers; one that does not run, or has more than `MOST_UNKNOWNS`, is left out.
     outputs
-        Channels of the reference's outputs that the model's layer still has, by path.
+        Channels of the reference's outputs that the model's layer still has, by path; of a layer
+        that is left out, all.
     """
     layers = {
         path: layer
         for path in paths
         if unknowns_of(layer := cast("Reconstructed", model.get_submodule(path))) <= MOST_UNKNOWNS
     }
-    still_there = outputs or {}
     generator = torch.Generator().manual_seed(seed)
     grams: dict[str, Gram] = {}
     wanted: dict[str, list[tuple[torch.Tensor | None, torch.Tensor]]] = {}
@@ -319,9 +319,9 @@ def sampled_grams(
     def choose_rows(path: str, _given: torch.Tensor, made: torch.Tensor) -> None:
         """Choose rows of what the reference's layer returns."""
         layer = layers[path]
-        if path in still_there:
+        if path in outputs:
             axis = -1 if isinstance(layer, nn.Linear) else 1
-            made = made.index_select(axis, still_there[path].to(made.device))
+            made = made.index_select(axis, outputs[path].to(made.device))
         rows, picked = unfolded_output(layer, made), None
         most = -(-ROWS_PER_UNKNOWN * unknowns_of(layer) // len(calls))
         if rows.shape[1] > most:

@@ -111,9 +111,9 @@ class Plan(
     channels: dict[str, tuple[int, ...]]
     masks: dict[str, Mask]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The plan in JSON types."""
-        plain: dict[str, Any] = msgspec.to_builtins(self)
+        plain: dict[str, object] = msgspec.to_builtins(self)
         return plain
 
 

@@ -229,7 +229,7 @@ class Pruned:
             now = done.reached if done.kept else now
         return tabulate(rows, ("round", "target", "reached", "score", ""), tablefmt="plain")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The result in JSON types, without masks and weights."""
         names = (
             "met", "quantity", "limit", "before", "after", "floor", "first_score", "last_score",
@@ -238,7 +238,7 @@ class Pruned:
         )  # fmt: skip
         plan = self.plan
         values = {name: getattr(plan if hasattr(plan, name) else self, name) for name in names}
-        plain: dict[str, Any] = msgspec.to_builtins(values)
+        plain: dict[str, object] = msgspec.to_builtins(values)
         return plain
 
 

@@ -48,6 +48,9 @@ class Pruner(ABC):
         Whether weights that stay are solved for by least squares.
     seed
         Of the sampling.
+    outputs
+        Channels of the reference's layers that the model's layers still write, by path; of a layer
+        that is left out, all.
     rows_per_unknown
         Rows of sampled feature maps per weight that stays of an output, by layer.
     """
@@ -59,6 +62,7 @@ class Pruner(ABC):
     order: Order = "energy"
     refit: bool = True
     seed: int = 0
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
     rows_per_unknown: dict[str, float] = field(default_factory=dict)
 
     @abstractmethod
@@ -89,12 +93,10 @@ class Pruner(ABC):
     def _layer(self, path: str) -> Reconstructed:
         return cast("Reconstructed", self.model.get_submodule(path))
 
-    def grams(
-        self, paths: Sequence[str], outputs: Mapping[str, torch.Tensor] | None = None
-    ) -> Mapping[str, Gram]:
+    def grams(self, paths: Sequence[str]) -> Mapping[str, Gram]:
         """Sampled sums of some layers: see :func:`sampled_grams`."""
         return sampled_grams(
-            self.model, self.reference, paths, self.calls, outputs=outputs, seed=self.seed
+            self.model, self.reference, paths, self.calls, outputs=self.outputs, seed=self.seed
         )
 
 
