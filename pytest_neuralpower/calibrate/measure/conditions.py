@@ -87,10 +87,6 @@ class Watch:
         """
         yield Watched()
 
-    def temperature_c(self) -> float | None:
-        """The device's temperature now."""
-        return None
-
     def close(self) -> None:
         """Release the driver."""
 
@@ -143,7 +139,7 @@ class NvmlWatch(Watch):
         )
 
     def temperature_c(self) -> float | None:
-        """Of the chip."""
+        """Temperature of the chip now."""
         return self._device.read("temperature_c")
 
     def close(self) -> None:
@@ -168,16 +164,12 @@ class CpuWatch(Watch):
         before = self._throttled()
         yield watched
         clocks = _numbers(self._cpus, "cpu[0-9]*/cpufreq/scaling_cur_freq")
+        zones = _numbers(self._zones, "thermal_zone*/temp")
         watched.conditions = Conditions(
             clock_mhz=median(clocks) / 1e3 if clocks else None,
             throttles=("heat",) if self._throttled() > before else (),
-            temperature_c=self.temperature_c(),
+            temperature_c=max(zones) / 1e3 if zones else None,  # the hottest of the machine
         )
-
-    def temperature_c(self) -> float | None:
-        """The hottest of the machine's thermal zones."""
-        zones = _numbers(self._zones, "thermal_zone*/temp")
-        return max(zones) / 1e3 if zones else None
 
     def _throttled(self) -> float:
         return sum(_numbers(self._cpus, "cpu[0-9]*/thermal_throttle/core_throttle_count"))

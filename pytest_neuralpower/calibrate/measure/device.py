@@ -19,7 +19,7 @@ from pytest_neuralpower.errors import OptionError
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.meters.base import Meter, Step
 
-__all__ = ["Device", "Preheated", "open_device", "preheat", "resolve_device"]
+__all__ = ["Device", "Preheated", "cuda_devices", "open_device", "preheat", "resolve_device"]
 
 #: Share of the free memory that networks may use.
 _MEMORY_SHARE: Final = 0.5
@@ -59,6 +59,12 @@ class Device:
         self.watch.close()
 
 
+def cuda_devices() -> list[str]:
+    """The CUDA devices that torch sees here."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [f"cuda:{index}" for index in range(count)]
+
+
 def resolve_device(device: str) -> str:
     """The device that was asked for, checked; by default the first GPU, else the CPU.
 
@@ -67,16 +73,14 @@ def resolve_device(device: str) -> str:
     OptionError
         There is no such device.
     """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    cuda = cuda_devices()
     if not device:
-        return "cuda:0" if count else "cpu"
-    if device == "cpu":
-        return device
-    index = int(device.partition(":")[2] or 0)
-    if index >= count:
-        there = ", ".join(["cpu", *(f"cuda:{number}" for number in range(count))])
+        return cuda[0] if cuda else "cpu"
+    name = "cpu" if device == "cpu" else f"cuda:{int(device.partition(':')[2] or 0)}"
+    if name not in ("cpu", *cuda):
+        there = ", ".join(["cpu", *cuda])
         raise OptionError(f"--device {device}: torch sees no such device here; there is {there}")
-    return f"cuda:{index}"
+    return name
 
 
 def open_device(

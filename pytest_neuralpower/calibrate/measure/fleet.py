@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 from filelock import FileLock, Timeout
 
 from pytest_neuralpower.calibrate.fit.fit import fit_command
+from pytest_neuralpower.calibrate.measure.device import cuda_devices
 from pytest_neuralpower.calibrate.measure.meters.nvml import cuda_uuid
 from pytest_neuralpower.calibrate.measure.profile_writer import only_writer
 from pytest_neuralpower.calibrate.measure.progress import Progress
@@ -85,7 +85,12 @@ def calibrate_fleet(
     CalibrationStopped
         Some device could not be measured; what the others measured is saved.
     """
-    count = _count(all_gpus=all_gpus, workers=workers)
+    count = workers or len(cuda_devices())
+    if not count:
+        raise OptionError(
+            "--device cuda:all: torch sees no CUDA device here; calibrate the CPU (--device cpu), "
+            "or say how many workers of a fleet have one (--workers N)"
+        )
     kind = "cuda" if all_gpus or options.device.startswith("cuda") else "cpu"
     directory = options.directory
     with only_writer(directory):
@@ -109,18 +114,6 @@ def calibrate_fleet(
         else:
             folders = [_pool(options, parts)]
         return [fit_command(folder, folder / f"{options.name}.json") for folder in folders]
-
-
-def _count(*, all_gpus: bool, workers: int) -> int:
-    if workers or not all_gpus:
-        return workers
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not count:
-        raise OptionError(
-            "--device cuda:all: torch sees no CUDA device here; calibrate the CPU (--device cpu), "
-            "or say how many workers of a fleet have one (--workers N)"
-        )
-    return count
 
 
 def _run(options: CalibrationOptions, *, kind: str, count: int, backend: str) -> list[_Part]:
@@ -245,8 +238,7 @@ def _claimed(kind: str) -> Iterator[str]:
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if kind == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        names = {f"cuda:{index}": cuda_uuid(f"cuda:{index}") for index in range(count)}
+        names = {device: cuda_uuid(device) for device in cuda_devices()}
     else:
         names = {f"core{core}": f"core{core}" for core in cores} or {"cpu": "cpu"}
     for device, name in names.items():
