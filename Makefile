@@ -12,10 +12,12 @@ demo: $(VENV)/.demo  ## guard five real networks on the shipped titanx platform
 
 test: $(VENV)/.test check coverage  ## lint, types, tests and coverage
 
-check: $(VENV)/.test
+check: $(VENV)/.test  ## lint, types, the direction of imports, dead code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/vulture
 
 coverage: $(VENV)/.test
 	$(BIN)/coverage erase

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from pytest_neuralpower import __version__
-from pytest_neuralpower.cli import calibrate, compare, compress, predict
+from pytest_neuralpower.cli import calibrate, compare, compress, predict, schema
 from pytest_neuralpower.cli.options import RESNET50
 from pytest_neuralpower.errors import NeuralPowerError
 
@@ -45,6 +45,7 @@ COMMANDS = (
     (calibrate.verify_command, "verify my-gpu/my-gpu.json"),
     (calibrate.measure_command, f"measure {RESNET50} --platform my-gpu/my-gpu.json"),
     (calibrate.fit_command, "fit calibration/mydevice --out mydevice.json"),
+    (schema.schema_command, "schema budget-file > budget-file.schema.json"),
     (calibrate.accuracy_command, "accuracy titanx --data ../data --html accuracy.html"),
 )
 
