@@ -36,7 +36,7 @@ platforms: $(VENV)/.test  ## refit every shipped platform; DATA is the folder of
 	    --out pytest_neuralpower/platforms/$$name.json || exit; \
 	done
 
-benchmark: $(VENV)/.benchmark  ## tracing and prediction beside their peers, in one run
+benchmark: $(VENV)/.benchmark  ## tracing and prediction next to their peers, in one run
 	$(BIN)/python benchmarks/trace_speed.py
 	$(BIN)/python benchmarks/guard_speed.py
 

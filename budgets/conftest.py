@@ -1,4 +1,4 @@
-"""Prints what was predicted beside what the paper measured, after the guarded networks ran."""
+"""Prints what was predicted next to what the paper measured, after the guarded networks ran."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _PaperTable:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self.found:
             return
-        terminalreporter.section("predicted beside the paper's Titan X (TensorFlow)")
+        terminalreporter.section("predicted next to the paper's Titan X (TensorFlow)")
         for quantity, place, scale in (("runtime, ms", 0, 1.0), ("energy, J", 1, 1e3)):
             for line in self._table(quantity, place, scale).splitlines():
                 terminalreporter.line(line.rstrip())

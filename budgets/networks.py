@@ -183,7 +183,7 @@ def cifar10_6conv(*, activations: bool = False) -> nn.Module:
     return _network("Cifar10SixConv", layers)
 
 
-#: Measured rows of the paper (ACML 2017, network level, GTX Titan X Maxwell, TensorFlow), beside
+#: Measured rows of the paper (ACML 2017, network level, GTX Titan X Maxwell, TensorFlow), next to
 #: the predictions of Paleo and of NeuralPower itself. Energy is joules of one call of the batch.
 NETWORKS: tuple[Network, ...] = (
     Network("VGG-16", vgg16, (64, 3, 224, 224), 368.42, 204.80, 75.452, 345.83, 373.82, 340.27),

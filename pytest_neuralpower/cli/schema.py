@@ -50,6 +50,6 @@ def _declared(file: str) -> Any:
         from pytest_neuralpower.guard.finding import Report
 
         return Report
-    from pytest_neuralpower.platform.file import PlatformFile
+    from pytest_neuralpower.platform.price import FittedPlatform
 
-    return PlatformFile
+    return FittedPlatform

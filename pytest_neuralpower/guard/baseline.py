@@ -141,7 +141,7 @@ def torch_version() -> str:
 # -- Baseline files: YAML with one line a layer, so that a small change is a small diff.
 #
 # The lines are JSON too, and are read as such: PyYAML alone takes hundreds of times as long.
-# A file that a formatter has laid out anew is read as the YAML it is.
+# A file that a formatter has rewritten is read as the YAML it is.
 
 FORMAT: Final = "pytest-neuralpower baseline"
 VERSION: Final = 1

@@ -30,7 +30,7 @@ MORE_OPERATIONS: Final = "more operations"
 FEWER_OPERATIONS: Final = "fewer operations"
 MORE_BYTES: Final = "more bytes"
 FEWER_BYTES: Final = "fewer bytes"
-DEARER: Final = "dearer regime"
+COSTLIER: Final = "costlier regime"
 CHEAPER: Final = "cheaper regime"
 
 #: Kinds whose work is their operations; the others move bytes.
@@ -214,8 +214,8 @@ def _regime_cause(
     ratio, low, high = other / one, min(ratios), max(ratios)
     if low / _SLACK <= ratio <= high * _SLACK:
         return []
-    bound, name = (high, DEARER) if ratio > high else (low, CHEAPER)
-    edge = _edge(base.layer, head.layer, dearer=ratio > high)
+    bound, name = (high, COSTLIER) if ratio > high else (low, CHEAPER)
+    edge = _edge(base.layer, head.layer, costlier=ratio > high)
     detail = f"{ratio - 1:+.1%} where operations and bytes make at most {bound - 1:+.1%}"
     if ratio < low:
         detail = f"{ratio - 1:+.1%} where operations and bytes make at least {bound - 1:+.1%}"
@@ -223,11 +223,11 @@ def _regime_cause(
     return [Cause(name, f"{detail}{edge}", min(max(share, 0.0), 1.0))]
 
 
-def _edge(before: Layer, after: Layer, *, dearer: bool) -> str:
+def _edge(before: Layer, after: Layer, *, costlier: bool) -> str:
     """The alignment that a size of the weights has lost or gained, if any."""
     if not before.weights or not after.weights:
         return ""
-    aligned, other = (before, after) if dearer else (after, before)
+    aligned, other = (before, after) if costlier else (after, before)
     sizes: Sequence[tuple[int, int]] = list(
         zip(aligned.weights[0].shape[:2], other.weights[0].shape[:2], strict=False)
     )
@@ -235,7 +235,7 @@ def _edge(before: Layer, after: Layer, *, dearer: bool) -> str:
         for axis, (good, bad) in enumerate(sizes):
             if good % alignment == 0 and bad % alignment:
                 name = ("output", "input")[axis ^ bool(aligned.param("transposed", False))]
-                ours, theirs = (good, bad) if dearer else (bad, good)
-                verb = "leaves" if dearer else "reaches"
+                ours, theirs = (good, bad) if costlier else (bad, good)
+                verb = "leaves" if costlier else "reaches"
                 return f": {name} width {ours} -> {theirs} {verb} a multiple of {alignment}"
     return ""

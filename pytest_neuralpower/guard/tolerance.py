@@ -25,7 +25,7 @@ Compared = Literal["energy", "runtime"]
 
 
 class Tolerance(NamedTuple):
-    """Growth that is let pass: of the call in all, and of each layer that is in both.
+    """Growth that is accepted: of the call in all, and of each layer that is in both.
 
     As with ``pytest.approx``, growth is too much when it is beyond both the relative and the
     absolute tolerance given; a quantity for which neither is given is not judged. ``None`` of all

@@ -120,6 +120,13 @@ class EntryText(msgspec.Struct, forbid_unknown_fields=True):
     tags: list[Name] = []
 
 
+class BudgetFileText(msgspec.Struct, forbid_unknown_fields=True):
+    """A budget file as it is written: models by name, and fields of all of them."""
+
+    models: dict[str, EntryText]
+    defaults: dict[str, Any] = {}
+
+
 ImportPath = Annotated[str, msgspec.Meta(pattern=":")]
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 

@@ -158,7 +158,7 @@ def _add_baseline_options(group: pytest.OptionGroup, parser: pytest.Parser) -> N
         "--np-tolerance",
         action="append",
         metavar="NAME=NUMBER",
-        help="growth over a baseline that is let pass (default max_percent=1), or max_mj, max_ms, "
+        help="growth over a baseline to accept (default max_percent=1), or max_mj, max_ms, "
         "layer_max_percent, layer_max_mj, layer_max_ms; repeatable",
     )
     group.addoption(

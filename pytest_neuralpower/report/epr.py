@@ -130,7 +130,7 @@ def rank(candidates: Iterable[Candidate], *, alpha: float = 1.0) -> tuple[Ranked
 
 
 def pareto_front(ranked: Sequence[Ranked]) -> tuple[Candidate, ...]:
-    """The efficient candidates by energy: each next one costs more and errs less."""
+    """The efficient candidates by energy: each costs more than the last, and has less error."""
     front = [item.candidate for item in ranked if item.efficient]
     return tuple(sorted(front, key=lambda each: (each.energy_mj, each.error)))
 

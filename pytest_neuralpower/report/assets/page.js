@@ -23,7 +23,7 @@ function drawPrediction(index) {
   byId("facts").replaceChildren(
     make("p", {}, outcome(prediction), ` ${prediction.model} on ${prediction.platform}, one call of ${prediction.batch} ${noun}, ${count(layers.filter((each) => !each.gone).length)} layers`),
     prediction.estimated_power
-      ? make("p", { class: "bold" }, "Power, and so energy, is estimated from a wattage that someone gave: no meter measured it.") : "",
+      ? make("p", { class: "bold" }, "Power, and so energy, is estimated from a given wattage: no meter measured it.") : "",
     totals(prediction), failure(prediction));
   byId("changes").replaceChildren(...changes(prediction));
   const known = ["energy", "runtime"].filter((each) => prediction[FIELDS[each]] !== null);
@@ -93,7 +93,7 @@ function provenance(prediction) {
     ["platform", `${prediction.platform}, sha256 ${prediction.platform_sha256}`],
     ...Object.entries(prediction.provenance ?? {}),
     ["energy is", prediction.energy_mj === null ? "not known on this platform" : prediction.energy_basis],
-    ["not vouched for", `${showPercent(prediction.untrusted_share)} of the cost: uncovered, extrapolated or by a fallback`],
+    ["not backed by measurements", `${showPercent(prediction.untrusted_share)} of the cost: uncovered, extrapolated or by a fallback`],
     ["baseline", [prediction.baseline?.path, stored].filter(Boolean).join(", ")],
     ["test", place], ["notes", prediction.notes.join("; ")],
     ["pytest-neuralpower", DATA.plugin], ["torch", DATA.torch],

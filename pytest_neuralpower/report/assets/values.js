@@ -54,7 +54,7 @@ function count(value) {
   return Math.round(value).toLocaleString("en");
 }
 
-/** A colour class for something that has become dearer or cheaper. */
+/** A colour class for something that has become costlier or cheaper. */
 function tone(before, after) {
   if (Math.abs(after - before) <= 1e-9 * Math.abs(before)) return "faint";
   return after > before ? "bad" : "good";

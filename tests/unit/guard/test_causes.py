@@ -54,14 +54,14 @@ class TestRegimes:
         assert [each.share for each in found] == [1.0, 0.0]
 
     @pytest.mark.parametrize(
-        ("after", "name"), [(0.975, "cheaper regime"), (2.05, "dearer regime")]
+        ("after", "name"), [(0.975, "cheaper regime"), (2.05, "costlier regime")]
     )
     def test_outside_is_another_one(self, after: float, name: str) -> None:
         assert causes(self.BASE, self.HEAD, (1.0, after))[-1].name == name
 
     def test_beyond_is_a_worse_one_to_which_the_rest_of_the_growth_is_due(self) -> None:
         main, _, regime = causes(self.BASE, self.HEAD, (1.0, 3.0))
-        assert regime.name == "dearer regime"
+        assert regime.name == "costlier regime"
         assert regime.detail.startswith("+200.0% where operations and bytes make at most +100.0%")
         # Of 2 ms more, operations explain 1 ms.
         assert (main.share, regime.share) == (0.5, 0.5)

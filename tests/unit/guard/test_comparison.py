@@ -46,7 +46,7 @@ def test_the_same_model_has_no_change(against):
 
 def test_a_wider_convolution_is_more_operations_and_more_bytes(against):
     found = against(call([32, 64, 64]), call([32, 96, 64]))
-    assert names(found) <= {"more operations", "more bytes", "dearer regime", "cheaper regime"}
+    assert names(found) <= {"more operations", "more bytes", "costlier regime", "cheaper regime"}
     assert "more operations" in names(found)
     conv = next(each for each in found.layers if each.path == "1.narrow")
     assert conv.causes[0].detail == "+50.0% (weights 64x64x1x1 -> 96x64x1x1)"
@@ -121,11 +121,14 @@ def test_another_activation_is_another_operation(predicted):
 def test_an_alignment_edge_is_a_dearer_regime_and_back_a_cheaper_one(against):
     up = against(call([128] * 3, batch=64), call([129] * 3, batch=64))
     down = against(call([129] * 3, batch=64), call([128] * 3, batch=64))
-    for found, name, verb in ((up, "dearer regime", "leaves"), (down, "cheaper regime", "reaches")):
+    for found, name, verb in (
+        (up, "costlier regime", "leaves"),
+        (down, "cheaper regime", "reaches"),
+    ):
         cause = next(each for each in found.causes if each.cause == name)
         assert next(each for each in found.layers if each.path == cause.example).kind == "conv"
         assert f"{verb} a multiple of 128" in cause.detail
-    assert next(each for each in up.causes if each.cause == "dearer regime").energy_mj > 0
+    assert next(each for each in up.causes if each.cause == "costlier regime").energy_mj > 0
     assert next(each for each in down.causes if each.cause == "cheaper regime").energy_mj < 0
 
 
