@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -50,6 +50,10 @@ def _declared(file: str) -> Any:
         from pytest_neuralpower.guard.finding import Report
 
         return Report
+    from msgspec import defstruct
+
+    from pytest_neuralpower.platform.file import FORMAT, VERSION
     from pytest_neuralpower.platform.price import FittedPlatform
 
-    return FittedPlatform
+    envelope = [("format", Literal[FORMAT]), ("version", Literal[VERSION])]  # type: ignore[valid-type]
+    return defstruct("PlatformFile", envelope, bases=(FittedPlatform,), kw_only=True)
