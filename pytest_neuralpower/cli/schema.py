@@ -55,5 +55,5 @@ def _declared(file: str) -> Any:
     from pytest_neuralpower.platform.file import FORMAT, VERSION
     from pytest_neuralpower.platform.price import FittedPlatform
 
-    envelope = [("format", Literal[FORMAT]), ("version", Literal[VERSION])]  # type: ignore[valid-type]
+    envelope = [("format", Literal[FORMAT]), ("version", Literal[VERSION])]
     return defstruct("PlatformFile", envelope, bases=(FittedPlatform,), kw_only=True)
