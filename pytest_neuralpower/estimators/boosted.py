@@ -11,15 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
-from msgspec import field
+from msgspec import Struct, field
 
 from pytest_neuralpower.errors import FitError
 from pytest_neuralpower.estimators.base import Estimator, need_extra, some_rows
+from pytest_neuralpower.estimators.features import IndexArray
 from pytest_neuralpower.estimators.physical import Physical
 from pytest_neuralpower.estimators.selection import MIN_GROUPS, grouped_folds, whole_groups
 from pytest_neuralpower.estimators.utilization import Utilization
@@ -39,8 +39,7 @@ MAX_DEPTH: Final = 6
 _CHUNK: Final = 128
 
 
-@dataclass(frozen=True, slots=True)
-class BoostedTrees:
+class BoostedTrees(Struct, frozen=True, eq=False):
     """Trees of one depth over the same inputs.
 
     Attributes
@@ -53,9 +52,9 @@ class BoostedTrees:
         Values in :data:`UNIT`, shape ``(trees, nodes + 1)``.
     """
 
-    inputs: NDArray[np.intp]
-    thresholds: NDArray[np.float32]
-    leaves: NDArray[np.int64]
+    inputs: IndexArray
+    thresholds: np.ndarray[tuple[Any, ...], np.dtype[np.float32]]
+    leaves: np.ndarray[tuple[Any, ...], np.dtype[np.int64]]
 
     @property
     def depth(self) -> int:
@@ -67,7 +66,7 @@ class BoostedTrees:
     @property
     def used(self) -> NDArray[np.bool_]:
         """Nodes that ask anything, shape ``(nodes, trees)``."""
-        return np.isfinite(self.thresholds)
+        return np.asarray(np.isfinite(self.thresholds))
 
     def first(self, count: int) -> BoostedTrees:
         """The first so many trees."""

@@ -27,8 +27,9 @@ from pytest_neuralpower.layers import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# NDArray[np.float64], spelled out: loading numpy.typing would take a millisecond.
+# NDArray[np.float64] and [np.intp], spelled out: loading numpy.typing would take a millisecond.
 FloatArray: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
+IndexArray: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.intp]]
 Columns: TypeAlias = Mapping[str, FloatArray]
 
 #: Families whose time is that of matrix products (m x k by k x n, ``groups`` of them).

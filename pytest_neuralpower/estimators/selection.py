@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
+from msgspec import Struct, structs
 
 from pytest_neuralpower.errors import FitError
 from pytest_neuralpower.estimators.base import Estimator, need_extra
+from pytest_neuralpower.estimators.features import FloatArray, IndexArray
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pytest_neuralpower.estimators.features import Columns, FloatArray
+    from pytest_neuralpower.estimators.features import Columns
 
 __all__ = [
     "BASELINES",
@@ -176,8 +177,7 @@ COMPARED: Final = ("neuralpower",)
 WORST_MAPE: Final = 100.0
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
+class Score(Struct, frozen=True):
     """Held-out error of one candidate; percentages of the measured value.
 
     Attributes
@@ -216,11 +216,10 @@ class Score:
         return cls(*(round(100.0 * float(value), 2) for value in values))
 
     def to_json(self) -> dict[str, float]:
-        return asdict(self)
+        return structs.asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(Struct, frozen=True, eq=False):
     """The estimator chosen, fitted to all rows, and what every candidate scored.
 
     ``scores`` maps a candidate to its held-out :class:`Score` as plain data, or to
@@ -235,7 +234,7 @@ class Selection:
     groups: int
     folds: int
     make: Callable[[], Estimator]
-    fold: NDArray[np.intp]
+    fold: IndexArray
     predicted: dict[str, FloatArray]
     held_out: FloatArray
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations_with_replacement, product
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -13,13 +12,12 @@ from msgspec.structs import replace
 
 from pytest_neuralpower.errors import FitError
 from pytest_neuralpower.estimators.base import Estimator, NonNegative, need_extra, some_rows
+from pytest_neuralpower.estimators.features import Columns, FloatArray
 from pytest_neuralpower.estimators.selection import MIN_GROUPS, grouped_folds, whole_groups
 from pytest_neuralpower.estimators.terms import Condition, evaluate, is_term
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from pytest_neuralpower.estimators.features import Columns, FloatArray
 
 
 class Node(
@@ -217,8 +215,7 @@ def grow(
     return grower.node(np.arange(len(target)), depth)
 
 
-@dataclass(frozen=True, slots=True)
-class _Grower:
+class _Grower(Struct, frozen=True, eq=False):
     """Grows the subtree of any subset of rows.
 
     Attributes

@@ -23,12 +23,12 @@ equal, and the error of the model as far as the same places of the model are in 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from msgspec import Meta, Struct
 
-from pytest_neuralpower.estimators.features import FloatArray
+from pytest_neuralpower.estimators.features import FloatArray, IndexArray
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,10 +42,6 @@ __all__ = [
     "QuantitySpreads",
     "Spread",
 ]
-
-
-# NDArray[np.intp], spelled out: loading numpy.typing would take a millisecond.
-_Indices: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.intp]]
 
 
 class Interval(NamedTuple):
@@ -212,7 +208,7 @@ class LayerErrors(Struct, frozen=True, eq=False):
 
     coverage: float
     names: tuple[str, ...]
-    family: _Indices
+    family: IndexArray
     runtime_ms: FloatArray
     energy_mj: FloatArray | None
     _parts: Mapping[str, tuple[_Part, ...]]

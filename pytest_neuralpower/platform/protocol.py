@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Struct, field
+
+from pytest_neuralpower.estimators import Estimator
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.estimators import Estimator
     from pytest_neuralpower.eyeriss.hardware import Zeros
     from pytest_neuralpower.layers import Layer, Trace
     from pytest_neuralpower.platform.prediction import Prediction
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Equation", "Explanation", "Platform"]
 
 
-class Equation(NamedTuple):
+class Equation(Struct, frozen=True):
     """One fitted equation of a family of layers.
 
     Attributes
@@ -35,11 +38,11 @@ class Equation(NamedTuple):
     quantity: str
     estimator: Estimator
     known: str
-    overheads: Mapping[str, float] = {}
+    overheads: Mapping[str, float] = field(default_factory=dict)
     power_range_w: tuple[float, float] | None = None
 
 
-class Explanation(NamedTuple):
+class Explanation(Struct, frozen=True):
     """How a platform prices one family of layers, for a report to lay out.
 
     Attributes
