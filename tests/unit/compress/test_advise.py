@@ -1,10 +1,9 @@
 """Advice: edges of plateaus, read off a platform's prices, and what is said of them."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import nn
 
 from pytest_neuralpower import advise, load_platform, trace
