@@ -48,7 +48,7 @@ _SAME_NAME: Final = 8  # the last step of the path: what is left when a parent i
 _SAME_OPERATION: Final = 2
 # And the exact path for 1.
 
-#: How many layers of head a layer of base is held against, beside twice what one side has more.
+#: How many layers of head a layer of base is held against, plus twice the difference in length.
 _BAND: Final = 384
 #: Layers of base in a row that are held against the same ones.
 _BLOCK: Final = 64
@@ -272,7 +272,7 @@ def _may_move(
 
 
 def _swapped(run: list[Pair], paired: list[Pair], side: int, *, before: bool) -> list[Pair]:
-    """The run and the pairs beside it, changed about: partners are kept in order."""
+    """The run and the pairs next to it, swapped: partners are kept in order."""
     ours = sorted(each for pair in (*run, *paired) if (each := pair[side]) is not None)
     partners: list[int | None] = [pair[1 - side] for pair in paired]
     alone: list[int | None] = [None] * len(run)

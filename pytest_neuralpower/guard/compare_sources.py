@@ -135,7 +135,7 @@ def _revision(revision: str, folder: Path) -> Source:
     if done.returncode:
         reason = (done.stderr.decode(errors="replace").strip().splitlines() or ["?"])[0]
         raise CompareError(
-            f"{revision!r} is no file, and git has no baselines of it in {folder} "
+            f"{revision!r} is not a file, and git has no baselines of it in {folder} "
             f"({reason.removeprefix('fatal: ')}): give a report, a baseline, a folder, or a git "
             "revision with --folder"
         )
@@ -153,7 +153,7 @@ def _parsed(content: bytes, name: str) -> Baseline:
     try:
         return parse_baseline(content.decode("utf-8"), name)
     except UnicodeDecodeError:
-        raise BaselineError(f"baseline {name} is no text") from None
+        raise BaselineError(f"baseline {name} is not text") from None
 
 
 # -- Compare two sets of predictions, each model with itself.

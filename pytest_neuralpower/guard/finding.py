@@ -230,7 +230,7 @@ def read_report(path: Path) -> Report:
     Raises
     ------
     CompareError
-        With one line: it cannot be read, is no report, of another version, or broken.
+        With one line: it cannot be read, is not a report, of another version, or broken.
     """
     try:
         content = path.read_bytes()
@@ -242,7 +242,7 @@ def read_report(path: Path) -> Report:
         ) from None
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         raise CompareError(
-            f"{path} is no report of this plugin: write one with pytest --np-report=PATH.json"
+            f"{path} is not a report of this plugin: write one with pytest --np-report=PATH.json"
         )
     if head.get("version") != VERSION:
         raise CompareError(

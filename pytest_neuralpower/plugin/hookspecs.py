@@ -62,6 +62,6 @@ def pytest_neuralpower_prediction(
     prediction
         With every layer.
     record
-        What reports show of it but its layers: its budgets, ``outcome``, comparison with the
-        baseline.
+        What the JSON report has of it but ``name`` and ``layers``: its budgets, ``outcome``,
+        comparison with the baseline.
     """

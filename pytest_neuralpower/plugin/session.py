@@ -447,7 +447,7 @@ class GuardSession:
                     f"the test has {what} but predicted nothing: call "
                     "neuralpower.predict(model, *inputs) in it (`neuralpower` is a fixture)"
                 )
-        judged = [
+        checks = [
             each.checked
             if budgets == guard.budgets
             else _checked(budgets, each.prediction, self.settings.judge)
@@ -456,7 +456,7 @@ class GuardSession:
         applying.sort(key=lambda pair: pair[0])
         marked = [each for _, each in applying if type(each) is Tolerance]
         tolerance: Tolerance | None = None
-        if (marked or any(each.verdicts for each in judged)) and not failed:
+        if (marked or any(each.verdicts for each in checks)) and not failed:
             tolerance = merge([*marked, self._tolerance]) if marked else self._tolerance
         return tuple(
             self._finding(
@@ -467,7 +467,7 @@ class GuardSession:
                 outcome="failed" if failed else None,
             )
             for number, (predicted, checked) in enumerate(
-                zip(guard.predicted, judged, strict=True), 1
+                zip(guard.predicted, checks, strict=True), 1
             )
         )
 
@@ -674,7 +674,7 @@ class GuardSession:
             return state, UNSET, text
         baseline = store.read(prediction.platform, name, prediction)
         comparison = compare(baseline, prediction, guard.platform)
-        _check_judged(comparison, tolerance, prediction.platform)
+        _check_tolerance(comparison, tolerance, prediction.platform)
         comparison = judge(comparison, tolerance)
         state = BaselineState(name, shown, "held")
         if not comparison.breaches:
@@ -736,7 +736,7 @@ def _rounded(interval: Interval | None) -> Interval | None:
     return Interval._make(cast("Iterable[float]", map(rounded, interval)))
 
 
-def _check_judged(comparison: Comparison, tolerance: Tolerance, platform: str) -> None:
+def _check_tolerance(comparison: Comparison, tolerance: Tolerance, platform: str) -> None:
     if not any(
         tolerance.allowed(quantity, 1.0, layer=layer) is not None
         for quantity in comparison.known()

@@ -123,7 +123,7 @@ def test_git_revisions_of_a_folder(store):
     ("head", "message"),
     [
         ("no.json", "no.json: there is no such file; write a report with pytest --np-"),
-        ("other.json", "other.json is no report of this plugin"),
+        ("other.json", "other.json is not a report of this plugin"),
         ("broken.json", "broken.json cannot be read as a report"),
         ("old.json", "old.json has version 0, this release reads 1"),
         ("half.json", "half.json: a prediction is broken"),

@@ -118,7 +118,7 @@ def test_another_activation_is_another_operation(predicted):
     assert (change.causes[0].name, change.causes[0].detail) == ("other operation", "relu -> gelu")
 
 
-def test_an_alignment_edge_is_a_dearer_regime_and_back_a_cheaper_one(against):
+def test_an_alignment_edge_is_a_costlier_regime_and_back_a_cheaper_one(against):
     up = against(call([128] * 3, batch=64), call([129] * 3, batch=64))
     down = against(call([129] * 3, batch=64), call([128] * 3, batch=64))
     for found, name, verb in (
