@@ -7,11 +7,13 @@ specimen of the same model.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from tabulate import tabulate
 
 from pytest_neuralpower.calibrate.measure.device import open_device, resolve_device
@@ -19,7 +21,8 @@ from pytest_neuralpower.calibrate.measure.facts import device_facts
 from pytest_neuralpower.calibrate.measure.progress import Status
 from pytest_neuralpower.calibrate.measure.run_trial import run_trial
 from pytest_neuralpower.calibrate.measure.trial import Trial, TrialSkipped
-from pytest_neuralpower.errors import OptionError, ProfileError
+from pytest_neuralpower.errors import OptionError, PlatformError, ProfileError
+from pytest_neuralpower.files import decode
 from pytest_neuralpower.units import show
 
 if TYPE_CHECKING:
@@ -86,6 +89,19 @@ SPEED_LIMIT: Final = 0.4
 _LEAST_SHARE: Final = 0.05
 #: Times that every network is measured, at most; the median counts.
 _MOST_PASSES: Final = 6
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """A network that a platform is verified by.
+
+    ``layers`` has the place in its trace, the kind and the calibrated time (ms) of each; the rest
+    is what a :class:`Trial` makes it of.
+    """
+
+    network: str
+    template: str
+    seed: int
+    layers: tuple[tuple[int, str, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,12 +218,19 @@ def verify(chosen: Platform, progress: Progress, *, seconds: float = 100.0) -> V
             raise ProfileError(
                 f"{platform.name}: its calibration was not finished; calibrate it again"
             )
-        rows, passes = _measure(device, record["verify"], progress, seconds)
+        references = decode(
+            tuple[Reference, ...],
+            record["verify"],
+            file=f"platform {platform.name}: networks to verify",
+            error=PlatformError,
+            renew="calibrate it again",
+        )
+        rows, passes = _measure(device, references, progress, seconds)
         probe_ms = record["probe_ms"]
         limits = LIMITS["cuda" if device.bench.is_cuda else "cpu"]
         drifts = (
             *_speed(rows, probe_ms),
-            *_drifts(record["verify"], _typical(rows, probe_ms), limits),
+            *_drifts(references, _typical(rows, probe_ms), limits),
         )
         same = _uuid(record) == uuid
         return Verification(platform.name, device.facts.device, same, drifts, passes)
@@ -222,30 +245,24 @@ def _uuid(record: Mapping[str, Any]) -> str | None:
 
 
 def _measure(
-    device: Device, references: list[Mapping[str, Any]], progress: Progress, seconds: float
+    device: Device, references: Sequence[Reference], progress: Progress, seconds: float
 ) -> tuple[list[MeasuredRow], int]:
     """Rows of all networks, and passes made."""
     rows: list[MeasuredRow] = []
     began = time.monotonic()
-    total = _MOST_PASSES * len(references)
-    done = 0
+    turns = list(product(range(1, _MOST_PASSES + 1), references))
     with progress:
-        for pass_ in range(1, _MOST_PASSES + 1):
-            for reference in references:
-                left = seconds - (time.monotonic() - began)
-                if left < 0 and pass_ > 1:
-                    return rows, pass_ - 1
-                done += 1
-                progress.show(
-                    Status(done=done, total=total, left_s=left, kind=reference["template"])
-                )
-                trial = Trial(
-                    reference["network"], "network", reference["template"], reference["seed"], pass_
-                )
-                try:
-                    rows += run_trial(trial, device.bench)
-                except TrialSkipped as skipped:
-                    progress.say(f"skipped {trial.id}: {skipped}")
+        for done, (pass_, reference) in enumerate(turns, 1):
+            left_s = seconds - (time.monotonic() - began)
+            if left_s < 0 and pass_ > 1:
+                return rows, pass_ - 1
+            template = reference.template
+            progress.show(Status(done=done, total=len(turns), left_s=left_s, kind=template))
+            trial = Trial(reference.network, "network", template, reference.seed, pass_)
+            try:
+                rows += run_trial(trial, device.bench)
+            except TrialSkipped as skipped:
+                progress.say(f"skipped {trial.id}: {skipped}")
     return rows, _MOST_PASSES
 
 
@@ -268,14 +285,14 @@ def _speed(rows: list[MeasuredRow], usual_probe_ms: float | None) -> list[Drift]
 
 
 def _drifts(
-    references: list[Mapping[str, Any]],
-    best: Mapping[tuple[str, int], float],
+    references: Sequence[Reference],
+    typical_ms: Mapping[tuple[str, int], float],
     limits: tuple[float, float],
 ) -> tuple[Drift, ...]:
     sums: dict[str, list[float]] = {}
     for reference in references:
-        for index, kind, calibrated_ms in reference["layers"]:
-            measured_ms = best.get((reference["network"], index))
+        for index, kind, calibrated_ms in reference.layers:
+            measured_ms = typical_ms.get((reference.network, index))
             if measured_ms is not None:
                 pair = sums.setdefault(kind, [0.0, 0.0])
                 pair[0] += calibrated_ms
