@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias, overload
 
 import msgspec
@@ -315,7 +315,7 @@ class Trace(Sequence[Layer]):
     layers: tuple[Layer, ...]
     route: str = "function"
     fallbacks: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     batch: int = 1
     model: str = ""
 

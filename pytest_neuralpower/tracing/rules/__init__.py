@@ -64,7 +64,7 @@ _PLACES: Final = (torch, torch.Tensor, torch.nn.functional, NATIVE_MODULE, NATIV
 #: Rules that take ``inplace``: of ``relu_`` as of ``relu``.
 _IN_PLACE: Final[frozenset[Any]] = frozenset(
     (*elementwise.IN_PLACE, indexing.scatter, memory.rearrange)
-)  # fmt: skip
+)
 
 #: What a layer is called where the function's name is another spelling.
 _SPELLED: Final = {
