@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
+from pytest_neuralpower.guard.finding import findings_from_text
+
 if TYPE_CHECKING:
     import pytest
 
@@ -28,9 +30,10 @@ class _PaperTable:
         if _FILE not in report.nodeid:
             return
         name = report.nodeid.partition(_FILE)[2].partition("[")[0]
-        for record in getattr(report, "neuralpower", ()):
-            values = record["runtime_ms"], record["energy_mj"]
-            self.found[name, record["platform"]] = values
+        for finding in findings_from_text(getattr(report, "neuralpower", "[]")):
+            if finding.runtime_ms is not None and finding.energy_mj is not None:
+                values = finding.runtime_ms, finding.energy_mj
+                self.found[name, finding.platform] = values
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self.found:
