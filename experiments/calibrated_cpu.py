@@ -173,7 +173,7 @@ def main() -> None:
     usual_ms = usual_probe_ms(
         each
         for source in read_recipe(options.folder).sources
-        for each in read_profile(options.folder / source["profile"]).measurements
+        for each in read_profile(options.folder / source.profile).measurements
     )
     if usual_ms:  # one device: the processor here
         usual_ms = {"": next(iter(usual_ms.values()))}

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from msgspec import structs
 from tabulate import tabulate
 
 from pytest_neuralpower import list_platforms, load_platform, predict
-from pytest_neuralpower.calibrate.fit.designs import energy_makers, power_makers, runtime_makers
+from pytest_neuralpower.calibrate.fit.designs import Design, power_makers, runtime_makers
 from pytest_neuralpower.calibrate.fit.fit import fit_directory, read_rows
 from pytest_neuralpower.calibrate.fit.readers import data_root
 from pytest_neuralpower.calibrate.fit.readers.neusight import neusight_linear
@@ -62,9 +62,11 @@ class Table:
     ) -> None:
         recipe = read_recipe(REPOSITORY / "calibration" / platform)
         sources = [
-            {**source, **options} for source in recipe.sources if title in str(source["title"])
+            structs.replace(source, options={**source.options, **options})
+            for source in recipe.sources
+            if title in str(source.title)
         ]
-        found, _ = read_rows(replace(recipe, sources=tuple(sources)), data)
+        found, _ = read_rows(structs.replace(recipe, sources=tuple(sources)), data)
         self.recipe: Recipe = recipe
         self.family = family_name
         self.rows: list[Row] = [row for row in found if family(row.layer) == family_name]
@@ -77,14 +79,14 @@ class Table:
         accuracy = shipped(self.recipe.name)
         key = {"runtime": "runtime", "power": "layer_power", "energy": "layer_energy"}[quantity]
         chosen = accuracy[key][self.family]["chosen"]
-        design, hardware = self.recipe.designs.get(self.family, {}), self.recipe.hardware
+        design, hardware = self.recipe.designs.get(self.family, Design()), self.recipe.hardware
         target, values = self.runtime, self.values
         if quantity == "power":
             maker = power_makers(self.family, hardware)[chosen]
             target, values = self.power, {**values, "runtime_ms": self.runtime}
         else:
-            makers = runtime_makers if quantity == "runtime" else energy_makers
-            maker = makers(self.family, design, hardware)[chosen]
+            makers = runtime_makers(self.family, design, hardware, quantity=quantity)
+            maker = makers[chosen]
             target = self.runtime if quantity == "runtime" else self.runtime * self.power
         configurations = [row.layer.configuration for row in self.rows]
         fold = grouped_folds(configurations, 5)

@@ -156,7 +156,7 @@ def _reason(type_: Any, says: str, keys: Sequence[str | int], value: Any) -> str
             lambda kinds: " or ".join(_WORDS.get(kind, kind) for kind in kinds[1].split(" | ")),
             expected[1],
         )
-        wanted = wanted.replace(".0", "")
+        wanted = wanted.replace(".0", "").replace("a whole number or a number", "a number")
         return f"{name or 'the whole'} must be {wanted}, not {_shown(value)}"
     return f"{name}: {says}" if name else says
 

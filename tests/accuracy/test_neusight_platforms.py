@@ -9,12 +9,14 @@ import pytest
 
 from pytest_neuralpower import load_platform, trace
 from pytest_neuralpower.calibrate.fit.card import card_text
-from pytest_neuralpower.calibrate.fit.designs import runtime_makers
-from pytest_neuralpower.calibrate.fit.fit import beats, read_rows
+from pytest_neuralpower.calibrate.fit.designs import Design, runtime_makers
+from pytest_neuralpower.calibrate.fit.fit import read_rows
+from pytest_neuralpower.calibrate.fit.judging import beats
 from pytest_neuralpower.calibrate.fit.readers import data_root
 from pytest_neuralpower.calibrate.fit.recipe import read_recipe
 from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.estimators.features import columns, family
+from pytest_neuralpower.estimators.selection import Score
 from pytest_neuralpower.platform.catalog import list_platforms
 from pytest_neuralpower.platform.price import FittedPlatform
 
@@ -46,7 +48,7 @@ def test_the_chosen_estimators_refitted_are_the_shipped_ones(name: str) -> None:
     platform = shipped(name)
     for each, model in platform.families.items():
         members = [row for row in rows if family(row.layer) == each]
-        makers = runtime_makers(each, recipe.designs.get(each, {}), recipe.hardware)
+        makers = runtime_makers(each, recipe.designs.get(each, Design()), recipe.hardware)
         fitted = makers[platform.accuracy["runtime"][each]["chosen"]]().fit(
             columns(each, [row.layer for row in members]),
             np.array([row.runtime_ms for row in members]),
@@ -58,7 +60,8 @@ def test_the_chosen_estimators_refitted_are_the_shipped_ones(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_family_beats_its_baselines(name: str) -> None:
     for each in shipped(name).accuracy["runtime"].values():
-        assert beats(each["held_out"][each["chosen"]]["mape"], each["baselines"])
+        baselines = {name: Score(**score) for name, score in each["baselines"].items()}
+        assert beats(each["held_out"][each["chosen"]]["mape"], baselines)
 
 
 @pytest.mark.parametrize(

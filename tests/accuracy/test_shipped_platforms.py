@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytest_neuralpower.calibrate.fit.designs import energy_makers, power_makers, runtime_makers
+from pytest_neuralpower.calibrate.fit.designs import Design, power_makers, runtime_makers
 from pytest_neuralpower.calibrate.fit.fit import fit_directory, read_rows
 from pytest_neuralpower.calibrate.fit.readers import data_root
 from pytest_neuralpower.calibrate.fit.recipe import read_recipe
@@ -70,7 +70,7 @@ def test_the_chosen_estimators_fitted_anew_are_the_shipped_ones(name: str) -> No
         values = columns(kind, [row.layer for row in members])
         runtime = np.array([row.runtime_ms for row in members])
         groups = [row.shape_group for row in members]
-        design, accuracy = recipe.designs.get(kind, {}), shipped.accuracy
+        design, accuracy = recipe.designs.get(kind, Design()), shipped.accuracy
         make = runtime_makers(kind, design, recipe.hardware)[accuracy["runtime"][kind]["chosen"]]
         fitted = make().fit(values, runtime, groups=groups)
         assert_alike(fitted.to_json(), model.runtime.to_json())
@@ -78,7 +78,7 @@ def test_the_chosen_estimators_fitted_anew_are_the_shipped_ones(name: str) -> No
             continue
         power = np.array([row.power_w for row in members])
         if model.energy is not None:
-            makers = energy_makers(kind, design, recipe.hardware)
+            makers = runtime_makers(kind, design, recipe.hardware, quantity="energy")
             fitted = makers[accuracy["layer_energy"][kind]["chosen"]]()
             fitted.fit(values, runtime * power, groups=groups)
             assert model.power_range_w == pytest.approx([power.min(), power.max()])

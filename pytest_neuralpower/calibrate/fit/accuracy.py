@@ -1,4 +1,4 @@
-"""Held-out errors of energy, as shipped, the paper's way, and of the baselines.
+"""Accuracy of a platform, refitted: of energy as shipped, the paper's way, and of the baselines.
 
 A platform file holds the errors of what was fitted: runtime, and power or energy. People pay for
 energy, so `neuralpower accuracy` shows all of them by the energy that they lead to.
@@ -7,17 +7,19 @@ energy, so `neuralpower accuracy` shows all of them by the energy that they lead
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from pytest_neuralpower.calibrate.fit.fit import fit_recipe
+from pytest_neuralpower.calibrate.fit.judging import Scores, baseline_scores
 from pytest_neuralpower.calibrate.fit.power import load_networks
-from pytest_neuralpower.calibrate.fit.recipe import read_recipe
-from pytest_neuralpower.errors import FitError, ProfileError
-from pytest_neuralpower.estimators.selection import Score, baseline_makers, held_out
+from pytest_neuralpower.calibrate.fit.recipe import Source, read_recipe
+from pytest_neuralpower.errors import ProfileError
+from pytest_neuralpower.estimators.selection import Score
 from pytest_neuralpower.platform.catalog import list_platforms
 from pytest_neuralpower.report.charts import Point
 
@@ -34,43 +36,26 @@ __all__ = [
 ]
 
 
-def energy_scores(
-    fits: Mapping[str, FamilyFit], hardware: Mapping[str, float]
-) -> dict[str, dict[str, Any]]:
-    """Accuracy by family, as :meth:`Selection.accuracy` gives it, with ``baselines``.
+class EnergyAccuracy(msgspec.Struct, frozen=True):
+    """Held-out errors of one family's energy by candidate, and those of the baselines."""
 
-    Parameters
-    ----------
-    fits
-        By family; those without power are passed over.
-    hardware
-        The device's ceilings, for the roofline.
-    """
-    return {
-        name: _scores(fit, hardware)
-        for name, fit in fits.items()
-        if fit.power is not None or fit.energy is not None
-    }
+    rows: int
+    groups: int
+    chosen: str
+    held_out: Mapping[str, Score]
+    baselines: Scores
 
 
-def _scores(fit: FamilyFit, hardware: Mapping[str, float]) -> dict[str, Any]:
-    power = np.array([row.power_w for row in fit.rows], dtype=np.float64)
-    measured = power * fit.runtime_ms
+def _energy_accuracy(fit: FamilyFit, hardware: Mapping[str, float]) -> EnergyAccuracy:
+    measured = np.array([row.power_w for row in fit.rows], dtype=np.float64) * fit.runtime_ms
     chosen, predicted = _predicted(fit)
-    baselines: dict[str, Any] = {}
-    for name, make in baseline_makers(hardware).items():
-        try:  # both take what they predict to be one rate times the work, energy or time alike
-            found = held_out(make, fit.columns, measured, fit.runtime.fold)
-            baselines[name] = Score.of(found, measured).to_json()
-        except FitError as error:
-            baselines[name] = {"refused": str(error)}
-    return {
-        "rows": fit.runtime.rows,
-        "groups": fit.runtime.groups,
-        "chosen": chosen,
-        "held_out": {name: Score.of(each, measured).to_json() for name, each in predicted.items()},
-        "baselines": baselines,
-    }
+    return EnergyAccuracy(
+        fit.runtime.rows,
+        fit.runtime.groups,
+        chosen,
+        {name: Score.of(energy, measured) for name, energy in predicted.items()},
+        baseline_scores(fit.columns, measured, fit.runtime.fold, hardware),
+    )
 
 
 def _predicted(fit: FamilyFit) -> tuple[str, dict[str, FloatArray]]:
@@ -89,7 +74,7 @@ def _predicted(fit: FamilyFit) -> tuple[str, dict[str, FloatArray]]:
     return chosen, {chosen: fit.power.held_out * fit.runtime.held_out, **both}
 
 
-# -- Accuracy of a platform, measured anew: its recipe refitted with held-out groups.
+# -- Accuracy of a platform: its recipe refitted with held-out groups.
 
 #: Where calibration folders are, in a checkout.
 CALIBRATION: Final = Path("calibration")
@@ -148,7 +133,7 @@ def measure(
     """
     recipe = read_recipe(directory)
     if profile is not None:
-        source = {"profile": str(profile.resolve()), "title": profile.name}
+        source = Source(profile=str(profile.resolve()), title=profile.name)
         recipe = replace(recipe, sources=(source,))
     if networks is not None:
         load_networks(networks)  # a mistake in it is told now, not after all is fitted
@@ -159,8 +144,14 @@ def measure(
 def accuracy_shown(fitted: Fitted) -> dict[str, Any]:
     """The platform's accuracy, and what its file does not hold: every candidate's and baseline's
     error of ``energy`` by family, where rows have power."""
-    energy = energy_scores(fitted.families, fitted.platform.hardware)
-    return {**fitted.platform.accuracy, **({"energy": energy} if energy else {})}
+    hardware = fitted.platform.hardware
+    energy = {
+        name: _energy_accuracy(fit, hardware)
+        for name, fit in fitted.families.items()
+        if fit.power is not None or fit.energy is not None
+    }
+    shown = {"energy": msgspec.to_builtins(energy)} if energy else {}
+    return {**fitted.platform.accuracy, **shown}
 
 
 def points(fitted: Fitted) -> Iterator[Point]:

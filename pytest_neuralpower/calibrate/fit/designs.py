@@ -1,17 +1,11 @@
-"""Designs for processors: which code runs a layer, and what it makes the processor do.
-
-What torch's CPU backend chooses by is public (``use_mkldnn`` in ATen's ``Convolution.cpp``): with
-one thread a 1x1 convolution of stride 1 and batch below 16, or of a single small input, is unfolded
-and multiplied; other convolutions go to oneDNN, which keeps channels in blocks as wide as a vector
-and turns tensors into that layout and back. Sizes of vectors and caches are the device's own.
-"""
+"""Designs: which estimators compete for a family of layers, and what they may look at."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from msgspec import convert
+import msgspec
 
 from pytest_neuralpower.estimators import (
     Boosted,
@@ -28,166 +22,89 @@ from pytest_neuralpower.estimators.terms import Regime
 
 __all__ = [
     "CALL_NOISE_MS",
+    "Candidate",
+    "Design",
+    "Makers",
     "cpu_regimes",
+    "power_makers",
+    "runtime_makers",
+    "utilization_model",
 ]
 
+#: Estimators that can compete for a runtime: convolutions have them all.
+Candidate = Literal["physical", "neuralpower", "neuralpower-relative", "tree", "boosted"]
 
-#: What Python and dispatch vary by from call to call, ms.
-CALL_NOISE_MS: Final = 0.02
-
-#: Bytes of a single float32 input up to which torch multiplies by itself.
-_SMALL_INPUT: Final = 20_480 * 4
-
-#: Operations with code of their own, where enough of them were measured.
-_OPS: Final[Mapping[str, tuple[str, ...]]] = {
-    "activation": (
-        *("mish", "elu", "gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid"),
-        *("leaky_relu", "prelu", "relu6", "relu"),
-    ),
-    "norm": ("local_response_norm", "layer_norm", "group_norm", "instance_norm", "batch_norm"),
-    "pool": ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
-    "elementwise": ("pow", "div", "mul", "add"),
-    "memory": ("interpolate", "arange", "contiguous", "reshape", "cat"),
-}
-
-
-def cpu_regimes(family: str, hardware: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Regimes of the physical estimator on a processor.
-
-    Parameters
-    ----------
-    family
-        The family of layers.
-    hardware
-        ``vector_floats``, and ``l2_mb`` and ``l3_mb`` where they are known.
-    """
-    if family.startswith("conv"):
-        return _convolution(family, hardware)
-    if family in ("linear", "matmul"):
-        terms = ["launch", "samples", *_product(hardware), *_traffic(hardware)]
-        convolved: list[list[Any]] = [["convolved", ">=", 1]]
-        return [
-            {"name": "blocked", "when": [*convolved, ["m", ">=", 16]], "terms": terms},
-            {"name": "convolution", "when": convolved, "terms": terms},
-            {"name": "one row", "when": [["m", "<=", 1]], "terms": terms},
-            {"name": "few rows", "when": [["m", "<=", 15]], "terms": terms},
-            {"name": "rows", "when": [], "terms": terms},
-        ]
-    if family == "attention":
-        terms = ["launch", "flops", "scored_flops", "scores", *_traffic(hardware)]
-        return [{"name": "attention", "when": [], "terms": terms}]
-    terms = ["launch", "flops", *_traffic(hardware)]
-    if family in ("norm", "softmax"):
-        terms.append("rows")
-    if family in ("activation", "elementwise"):
-        terms.append("bytes_new")
-    regimes = [
-        {"name": op, "when": [["op", "is", op]], "terms": terms} for op in _OPS.get(family, ())
-    ]
-    return [*regimes, {"name": "others", "when": [], "terms": terms}]
-
-
-def _convolution(family: str, hardware: Mapping[str, float]) -> list[dict[str, Any]]:
-    width = int(hardware["vector_floats"])
-    product = ["launch", "samples", "bytes_workspace"]
-    product += [*_product(hardware), *_traffic(hardware)]
-    blocked = ["launch", "samples", "flops", f"padded_flops[1x{width}]"]
-    blocked += [f"padded_flops[{width}x{width}]", "left", "right"]
-    blocked += [f"unaligned_{name}[{width}]" for name in ("in", "out", "weight")]
-    blocked += _traffic(hardware)
-    others = {"name": "blocked", "when": [], "terms": blocked}
-    if family != "conv":
-        return [others]
-    pointwise = [["kernel_area", "<=", 1], ["stride", "<=", 1]]
-    if hardware.get("threads", 1) == 1:
-        pointwise.append(["batch", "<=", 15])
-        small = [["batch", "<=", 1], ["bytes_in", "<=", _SMALL_INPUT], ["narrow_kernel", "<=", 3]]
-        regimes = [
-            {"name": "small", "when": [*small, ["groups", "<=", 1]], "terms": product},
-            {"name": "pointwise", "when": [*pointwise, ["groups", "<=", 1]], "terms": product},
-            {"name": "grouped pointwise", "when": pointwise, "terms": product},
-        ]
-    else:
-        regimes = []
-    return [
-        *regimes,
-        {"name": "grouped", "when": [["groups", ">=", 2]], "terms": blocked},
-        {"name": "few channels", "when": [["cin", "<=", width - 1]], "terms": blocked},
-        {"name": "blocked pointwise", "when": [["kernel_area", "<=", 1]], "terms": blocked},
-        others,
-    ]
-
-
-def _product(hardware: Mapping[str, float]) -> list[str]:
-    """Terms of a plain matrix product."""
-    width = int(hardware["vector_floats"])
-    padded = [f"tile_flops[1x{width}]", f"tile_flops[{width}x1]"]
-    return ["flops", *padded, "left", "right", "products"]
-
-
-def _traffic(hardware: Mapping[str, float]) -> list[str]:
-    """Terms of memory: each tensor once, and what does not fit the caches."""
-    terms = ["bytes_in", "bytes_out", "bytes_weight"]
-    for level in ("l2_mb", "l3_mb"):
-        if level in hardware:
-            size = max(round(hardware[level]), 1)
-            terms += [f"{of}_over[{size}]" for of in ("bytes", "io")]
-    return terms
-
-
-# -- Designs: which estimators compete for a family, and what they may look at.
-
-Makers = dict[str, Callable[[], Estimator]]
-
-_GEMM: Final = {
-    "name": "gemm",
-    "when": [],
-    "terms": ["launch", "tile_flops[128x32]", "bytes_in", "bytes_out", "bytes_weight"],
-}
-#: The same on a processor, which has no multiprocessors: vectors of 8 or 16 columns instead of
-#: tiles, and the unfolded input.
-_VECTOR_GEMM: Final = {
-    "name": "gemm",
-    "when": [],
-    "terms": [
-        *("launch", "flops", "tile_flops[1x8]", "tile_flops[1x16]"),
-        *("bytes_in", "bytes_out", "bytes_weight", "bytes_workspace"),
-    ],
-}
-_STREAM: Final = {"name": "stream", "when": [], "terms": ["launch", "bytes_moved", "flops"]}
-
-#: A row wider than what its threads hold at once is read again; how wide depends on the device.
-_WIDE: Final = [f"wide_bytes[1x{width}]" for width in (1024, 2048, 4096, 6144, 8192)]
-_ROWS: Final = {"name": "rows", "when": [], "terms": ["launch", "bytes_moved", "rows", *_WIDE]}
-
-#: Regimes of the physical estimator by family; every other family streams its tensors.
-DEFAULT_REGIMES: Final[Mapping[str, list[dict[str, Any]]]] = {
-    "conv": [_GEMM],
-    "linear": [_GEMM],
-    "matmul": [_GEMM],
-    "attention": [
-        {
-            **_STREAM,
-            "terms": [
-                "launch",
-                "scored_flops",
-                "attention_flops[128x128]",
-                "scores",
-                "bytes_moved",
-            ],
-        },
-    ],
-    "norm": [_ROWS],
-    "softmax": [_ROWS],
-    "elementwise": [
-        {**_STREAM, "terms": ["launch", "bytes_in", "bytes_out", "bytes_weight", "pow_bytes"]}
-    ],
-    "rnn": [_STREAM],
-}
-
+#: Unfitted estimators by name, the simplest first.
+Makers = Mapping[str, Callable[[], Estimator]]
 
 #: What the leaves of a tree run over: operations, memory and parameters (FastDeepIoT, section 4).
 TREE_TERMS: Final = ("launch", "flops", "bytes_io", "bytes_workspace", "bytes_weight")
+
+
+class Design(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a recipe says of the estimators of one family.
+
+    Attributes
+    ----------
+    regimes, rescale
+        Of the physical estimator: ``name``, ``terms`` and ``when`` of each regime, the defaults
+        where there are none; whether its rates are scaled to the sum of the rows.
+    tree_terms
+        Of the tree's leaves.
+    inputs, trees
+        What the boosted residual looks at as well as its own inputs, and its number of trees; None
+        where cross-validation chooses it.
+    candidates
+        Estimators that compete; empty for all.
+    learn
+        ``energy`` where power is learnt as energy alone.
+    """
+
+    regimes: tuple[Regime, ...] = ()
+    rescale: bool = True
+    tree_terms: tuple[str, ...] = TREE_TERMS
+    inputs: tuple[str, ...] = ()
+    trees: int | None = None
+    candidates: tuple[Candidate, ...] = ()
+    learn: Literal["energy"] | None = None
+
+
+def _regime(name: str, terms: tuple[str, ...], *when: tuple[str, str, float | str]) -> Regime:
+    return msgspec.convert({"name": name, "terms": terms, "when": when}, Regime)
+
+
+_GEMM: Final = _regime(
+    "gemm", ("launch", "tile_flops[128x32]", "bytes_in", "bytes_out", "bytes_weight")
+)
+#: The same on a processor, which has no multiprocessors: vectors of 8 or 16 columns instead of
+#: tiles, and the unfolded input.
+_VECTOR_GEMM: Final = _regime(
+    "gemm",
+    (
+        *("launch", "flops", "tile_flops[1x8]", "tile_flops[1x16]"),
+        *("bytes_in", "bytes_out", "bytes_weight", "bytes_workspace"),
+    ),
+)
+_STREAM: Final = _regime("stream", ("launch", "bytes_moved", "flops"))
+
+#: A row wider than what its threads hold at once is read again; how wide depends on the device.
+_WIDE: Final = tuple(f"wide_bytes[1x{width}]" for width in (1024, 2048, 4096, 6144, 8192))
+_ROWS: Final = _regime("rows", ("launch", "bytes_moved", "rows", *_WIDE))
+
+#: Regime of the physical estimator by family; every other family streams its tensors.
+DEFAULT_REGIMES: Final[Mapping[str, Regime]] = {
+    "conv": _GEMM,
+    "linear": _GEMM,
+    "matmul": _GEMM,
+    "attention": _regime(
+        "stream", ("launch", "scored_flops", "attention_flops[128x128]", "scores", "bytes_moved")
+    ),
+    "norm": _ROWS,
+    "softmax": _ROWS,
+    "elementwise": _regime(
+        "stream", ("launch", "bytes_in", "bytes_out", "bytes_weight", "pow_bytes")
+    ),
+}
 
 #: What tells how well matrix products fill the tiles of a GPU, and the vectors of a processor.
 _TILE_FILLS: Final = (
@@ -196,33 +113,61 @@ _TILE_FILLS: Final = (
 )
 _VECTOR_FILLS: Final = ("fill(n, 8)", "fill(n, 16)")
 
+#: What Python and dispatch vary by from call to call, ms.
+CALL_NOISE_MS: Final = 0.02
 
-def runtime_makers(family: str, design: Mapping[str, Any], hardware: Mapping[str, float]) -> Makers:
-    """Candidates for a family's runtime, the simplest first.
+
+def runtime_makers(
+    family: str,
+    design: Design,
+    hardware: Mapping[str, float],
+    *,
+    quantity: Literal["runtime", "energy"] = "runtime",
+) -> Makers:
+    """Candidates for a family's runtime, or for its energy (mJ) where rows have it measured: both
+    grow with what a layer does.
 
     Parameters
     ----------
     family
         The family of layers.
     design
-        ``regimes`` and ``rescale`` of the physical estimator and ``tree_terms`` of the tree's
-        leaves, where not the defaults; ``inputs`` that the boosted residual looks at beside its
-        own, and its number of ``trees`` where cross-validation is not to choose it.
+        Where not the defaults.
     hardware
         ``peak_gflops``, ``bandwidth_gbs`` and, of a GPU, ``multiprocessors``: without it matrix
         products are taken to fill vectors, not tiles. ``vector_floats`` says that it is a processor
         on which torch ran, and adds what is known of its code.
+    quantity
+        What is predicted.
     """
-    return _work_makers("runtime", family, design, hardware)
+    regimes = design.regimes or _default_regimes(family, hardware)
+    multiprocessors = int(hardware.get("multiprocessors", 1))
+    on_processor = "vector_floats" in hardware
 
+    def physical() -> Physical:
+        return Physical(
+            list(regimes),
+            multiprocessors=multiprocessors,
+            peak_gflops=float(hardware["peak_gflops"]),
+            bandwidth_gbs=float(hardware["bandwidth_gbs"]),
+            rescale=design.rescale,
+            merge=on_processor,
+            noise_ms=CALL_NOISE_MS if on_processor else None,
+        )
 
-def energy_makers(family: str, design: Mapping[str, Any], hardware: Mapping[str, float]) -> Makers:
-    """Candidates for a family's energy (mJ), where rows have it measured: as for its runtime, for
-    both grow with what a layer does.
-
-    Parameters are those of :func:`runtime_makers`.
-    """
-    return _work_makers("energy", family, design, hardware)
+    return {
+        "physical": physical,
+        **_paper_makers(family, quantity),
+        "tree": lambda: Tree(
+            size_columns(family), design.tree_terms, multiprocessors=multiprocessors
+        ),
+        "boosted": lambda: Boosted(
+            physical(),
+            (*_inputs(family, hardware), *design.inputs),
+            range_columns(family),
+            trees=design.trees,
+        ),
+    }
 
 
 def power_makers(family: str, hardware: Mapping[str, float]) -> Makers:
@@ -230,67 +175,33 @@ def power_makers(family: str, hardware: Mapping[str, float]) -> Makers:
 
     All but ``neuralpower`` need the column ``runtime_ms``.
     """
-
-    def utilization() -> Utilization:
-        return Utilization(
-            peak_gflops=float(hardware["peak_gflops"]),
-            bandwidth_gbs=float(hardware["bandwidth_gbs"]),
-            limit_w=hardware.get("limit_w"),
-        )
-
     rates = ("runtime_ms", "flops/runtime_ms", "bytes_moved/runtime_ms")
-    makers: Makers = {
-        "utilization": utilization,
+    return {
+        "utilization": lambda: utilization_model(hardware),
         **_paper_makers(family, "power"),
         "boosted": lambda: Boosted(
-            utilization(), (*_inputs(family, hardware), *rates), range_columns(family)
-        ),
-    }
-    return makers
-
-
-def _work_makers(
-    quantity: str, family: str, design: Mapping[str, Any], hardware: Mapping[str, float]
-) -> Makers:
-    regimes = [
-        convert(regime, Regime)
-        for regime in design.get("regimes") or _default_regimes(family, hardware)
-    ]
-    multiprocessors = int(hardware.get("multiprocessors", 1))
-
-    def physical() -> Physical:
-        return Physical(
-            regimes,
-            multiprocessors=multiprocessors,
-            peak_gflops=float(hardware["peak_gflops"]),
-            bandwidth_gbs=float(hardware["bandwidth_gbs"]),
-            rescale=bool(design.get("rescale", True)),
-            merge="vector_floats" in hardware,
-            noise_ms=CALL_NOISE_MS if "vector_floats" in hardware else None,
-        )
-
-    return {
-        "physical": physical,
-        **_paper_makers(family, quantity),
-        "tree": lambda: Tree(
-            size_columns(family),
-            tuple(design.get("tree_terms", TREE_TERMS)),
-            multiprocessors=multiprocessors,
-        ),
-        "boosted": lambda: Boosted(
-            physical(),
-            (*_inputs(family, hardware), *design.get("inputs", ())),
-            range_columns(family),
-            trees=design.get("trees"),
+            utilization_model(hardware), (*_inputs(family, hardware), *rates), range_columns(family)
         ),
     }
 
 
-def _default_regimes(family: str, hardware: Mapping[str, float]) -> list[dict[str, Any]]:
+def utilization_model(hardware: Mapping[str, float], **options: Any) -> Utilization:
+    """An unfitted model of power by how busy the device is, at most ``limit_w`` where it is known;
+    ``options`` are further arguments of the model."""
+    limit = hardware.get("limit_w")
+    return Utilization(
+        peak_gflops=float(hardware["peak_gflops"]),
+        bandwidth_gbs=float(hardware["bandwidth_gbs"]),
+        limit_w=None if limit is None else float(limit),
+        **options,
+    )
+
+
+def _default_regimes(family: str, hardware: Mapping[str, float]) -> list[Regime]:
     if "vector_floats" in hardware:
         return cpu_regimes(family, hardware)
-    found = DEFAULT_REGIMES.get(family, [_STREAM])
-    return [_VECTOR_GEMM] if found == [_GEMM] and "multiprocessors" not in hardware else found
+    regime = DEFAULT_REGIMES.get(family, _STREAM)
+    return [_VECTOR_GEMM if regime is _GEMM and "multiprocessors" not in hardware else regime]
 
 
 def _paper_makers(family: str, quantity: str) -> Makers:
@@ -314,3 +225,101 @@ def _inputs(family: str, hardware: Mapping[str, float]) -> tuple[str, ...]:
     winograd = ("fill(oh, 2)", "fill(oh, 4)") if family == "conv" else ()
     waves = [f"wave_fill({tile}, {at_once})" for tile in ("128x128", "128x64")]
     return (*sizes, *_TILE_FILLS, *winograd, *waves)
+
+
+# -- Processors: which code runs a layer, and what it makes the processor do.
+#
+# What torch's CPU backend chooses by is public (``use_mkldnn`` in ATen's ``Convolution.cpp``): with
+# one thread a 1x1 convolution of stride 1 and batch below 16, or of a single small input, is
+# unfolded and multiplied; other convolutions go to oneDNN, which keeps channels in blocks as wide
+# as a vector and turns tensors into that layout and back. Sizes of vectors and caches are the
+# device's own.
+
+#: Bytes of a single float32 input up to which torch multiplies by itself.
+_SMALL_INPUT: Final = 20_480 * 4
+
+#: Operations with code of their own, where enough of them were measured.
+_OPS: Final[Mapping[str, tuple[str, ...]]] = {
+    "activation": (
+        *("mish", "elu", "gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid"),
+        *("leaky_relu", "prelu", "relu6", "relu"),
+    ),
+    "norm": ("local_response_norm", "layer_norm", "group_norm", "instance_norm", "batch_norm"),
+    "pool": ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
+    "elementwise": ("pow", "div", "mul", "add"),
+    "memory": ("interpolate", "arange", "contiguous", "reshape", "cat"),
+}
+
+
+def cpu_regimes(family: str, hardware: Mapping[str, float]) -> list[Regime]:
+    """Regimes of the physical estimator on a processor.
+
+    Parameters
+    ----------
+    family
+        The family of layers.
+    hardware
+        ``vector_floats``, and ``l2_mb`` and ``l3_mb`` where they are known.
+    """
+    width = int(hardware["vector_floats"])
+    # Memory: each tensor once, and what does not fit the caches.
+    traffic = ["bytes_in", "bytes_out", "bytes_weight"]
+    for level in ("l2_mb", "l3_mb"):
+        if level in hardware:
+            size = max(round(hardware[level]), 1)
+            traffic += [f"{of}_over[{size}]" for of in ("bytes", "io")]
+    # A plain matrix product.
+    product = ["flops", f"tile_flops[1x{width}]", f"tile_flops[{width}x1]"]
+    product += ["left", "right", "products"]
+    if family.startswith("conv"):
+        return _convolution(family, hardware, product, traffic)
+    if family in ("linear", "matmul"):
+        products = ("launch", "samples", *product, *traffic)
+        return [
+            _regime("blocked", products, ("convolved", ">=", 1), ("m", ">=", 16)),
+            _regime("convolution", products, ("convolved", ">=", 1)),
+            _regime("one row", products, ("m", "<=", 1)),
+            _regime("few rows", products, ("m", "<=", 15)),
+            _regime("rows", products),
+        ]
+    if family == "attention":
+        return [_regime("attention", ("launch", "flops", "scored_flops", "scores", *traffic))]
+    terms: tuple[str, ...] = ("launch", "flops", *traffic)
+    if family in ("norm", "softmax"):
+        terms += ("rows",)
+    if family in ("activation", "elementwise"):
+        terms += ("bytes_new",)
+    regimes = [_regime(op, terms, ("op", "is", op)) for op in _OPS.get(family, ())]
+    return [*regimes, _regime("others", terms)]
+
+
+def _convolution(
+    family: str, hardware: Mapping[str, float], product: list[str], traffic: list[str]
+) -> list[Regime]:
+    width = int(hardware["vector_floats"])
+    unfolded = ("launch", "samples", "bytes_workspace", *product, *traffic)
+    blocked = (
+        *("launch", "samples", "flops", f"padded_flops[1x{width}]"),
+        *(f"padded_flops[{width}x{width}]", "left", "right"),
+        *(f"unaligned_{name}[{width}]" for name in ("in", "out", "weight")),
+        *traffic,
+    )
+    others = _regime("blocked", blocked)
+    if family != "conv":
+        return [others]
+    regimes = []
+    if hardware.get("threads", 1) == 1:
+        pointwise = (("kernel_area", "<=", 1), ("stride", "<=", 1), ("batch", "<=", 15))
+        small = (("batch", "<=", 1), ("bytes_in", "<=", _SMALL_INPUT), ("narrow_kernel", "<=", 3))
+        regimes = [
+            _regime("small", unfolded, *small, ("groups", "<=", 1)),
+            _regime("pointwise", unfolded, *pointwise, ("groups", "<=", 1)),
+            _regime("grouped pointwise", unfolded, *pointwise),
+        ]
+    return [
+        *regimes,
+        _regime("grouped", blocked, ("groups", ">=", 2)),
+        _regime("few channels", blocked, ("cin", "<=", width - 1)),
+        _regime("blocked pointwise", blocked, ("kernel_area", "<=", 1)),
+        others,
+    ]

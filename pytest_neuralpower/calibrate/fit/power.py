@@ -1,7 +1,7 @@
-"""Whole measured networks: they judge a platform's runtime and teach it power.
+"""Power of a platform: of each kind of layer, of whole networks or readings, transferred, or given.
 
-Their runtimes are never fitted. Their mean powers are, where no layer's power was measured: a
-network's power is what its layers draw, weighted by their predicted time.
+Whole measured networks judge a platform's runtime, which is never fitted to them; their mean power
+is, where no layer's power was measured.
 """
 
 from __future__ import annotations
@@ -12,15 +12,27 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from pytest_neuralpower.calibrate.fit.designs import energy_makers, power_makers
-from pytest_neuralpower.calibrate.fit.recipe import Recipe, read_recipe
+from pytest_neuralpower.calibrate.fit.designs import (
+    Design,
+    power_makers,
+    runtime_makers,
+    utilization_model,
+)
+from pytest_neuralpower.calibrate.fit.recipe import Power, Recipe, read_recipe
 from pytest_neuralpower.errors import FitError, ProfileError
 from pytest_neuralpower.estimators import Utilization
-from pytest_neuralpower.estimators.features import FloatArray, columns, family
-from pytest_neuralpower.estimators.selection import Score, Selection, grouped_folds, select
+from pytest_neuralpower.estimators.features import columns, family
+from pytest_neuralpower.estimators.selection import (
+    Score,
+    Selection,
+    grouped_folds,
+    held_out,
+    select,
+)
 from pytest_neuralpower.platform.catalog import load_fitted
 
 if TYPE_CHECKING:
@@ -30,69 +42,333 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.price import FittedPlatform
 
 __all__ = [
+    "LayerPower",
+    "constant_power",
+    "fit_layer_power",
+    "fit_power",
+    "judge_networks",
+    "load_networks",
     "metered_power",
+    "trace_network",
 ]
 
 
 def fit_power(
-    platform: FittedPlatform, recipe: Recipe, fit_other: Callable[[Path], FittedPlatform]
+    platform: FittedPlatform,
+    recipe: Recipe,
+    fit_other: Callable[[Path], FittedPlatform],
+    rows_of: Callable[[Path], Sequence[Row]] | None = None,
+    networks: Sequence[NetworkRow] = (),
 ) -> FittedPlatform:
-    """The platform with a power model, as the recipe's ``power`` says.
+    """The platform with power for whatever has none of its own, as the recipe says.
 
-    ``{networks: FILE, fixed: {base_w: 15}}`` fits the other terms to the networks' measured power
-    and states the leave-one-network-out error; ``{from: PLATFORM}`` takes what ``fit_other`` finds
-    for that platform's calibration folder, beside this one.
+    Parameters
+    ----------
+    fit_other
+        Fits the calibration folder whose power model is taken.
+    rows_of
+        Reads the rows of the calibration folder that power is transferred from.
+    networks
+        Whole networks of a calibration, whose readings teach power where the recipe says nothing.
 
     Raises
     ------
     FitError
-        The power terms do not suit the networks.
+        The power terms do not suit the networks, or no row of the other folder has power.
+    ProfileError
+        A recipe, its rows or the networks cannot be read.
     """
-    if "from" in recipe.power:
-        other = fit_other(recipe.folder.parent / str(recipe.power["from"]))
-        accuracy = {**platform.accuracy, "power": other.accuracy.get("power")}
-        return replace(platform, power=other.power, accuracy=accuracy)
-    if "networks" not in recipe.power:
-        return platform
-    networks = load_networks(recipe.folder / recipe.power["networks"])
-    measured = np.array([network.paper_w for network in networks])
-    model = Utilization(
-        peak_gflops=float(recipe.hardware["peak_gflops"]),
-        bandwidth_gbs=float(recipe.hardware["bandwidth_gbs"]),
-        limit_w=float(recipe.hardware["limit_w"]),
-        fixed={
-            name.removesuffix("_w"): float(watts)
-            for name, watts in recipe.power.get("fixed", {}).items()
+    power = recipe.power
+    if power is None:
+        return metered_power(platform, networks) if networks else platform
+    if power.transfer and rows_of:
+        return _transferred(platform, recipe, power, rows_of)
+    if power.watts is not None:
+        return constant_power(platform, recipe)
+    if power.other:
+        other = fit_other(recipe.folder.parent / power.other)
+        return _with_power(platform, other.power, other.accuracy.get("power"))
+    return _of_networks(platform, recipe, power) if power.networks else platform
+
+
+def _with_power(
+    platform: FittedPlatform, model: Utilization | None, accuracy: object
+) -> FittedPlatform:
+    known = msgspec.to_builtins(accuracy)
+    return replace(platform, power=model, accuracy={**platform.accuracy, "power": known})
+
+
+# -- Power that follows the utilization of compute and of bandwidth, by networks or by readings.
+
+
+class NetworkPower(msgspec.Struct, frozen=True):
+    """Mean power of a network or reading, W: measured, predicted without it, and with it."""
+
+    measured_w: float
+    held_out_w: float
+    fitted_w: float
+
+
+class FittedPower(msgspec.Struct, frozen=True):
+    """Errors of one model of power; ``effective_layers`` is the number of equally long layers over
+    which errors average out in a network, ``mean_of_the_others`` the score of no model at all."""
+
+    free_parameters: int
+    effective_layers: float
+    leave_one_network_out: Score
+    fitted: Score
+    mean_of_the_others: Score
+    networks: Mapping[str, NetworkPower]
+
+
+def _fit_utilization(
+    model: Utilization,
+    shares: Sequence[tuple[float, float]],
+    watts: Mapping[str, float],
+    predict: Callable[[int], float],
+    layers: float = 1.0,
+) -> FittedPower:
+    """Fit the model, after each network or reading was left out in turn.
+
+    Parameters
+    ----------
+    shares
+        Mean share of compute and of bandwidth of each.
+    watts
+        Its measured power by name.
+    predict
+        Power of the one at an index by the model as it is.
+    layers
+        ``effective_layers``.
+    """
+    measured = np.array(list(watts.values()), dtype=np.float64)
+    compute, traffic = (np.array(each) for each in zip(*shares, strict=True))
+    alone = np.empty(len(measured))
+    for index in range(len(measured)):
+        rest = np.arange(len(measured)) != index
+        model.fit_utilization(compute[rest], traffic[rest], measured[rest])
+        alone[index] = predict(index)
+    model.fit_utilization(compute, traffic, measured)
+    fitted = np.array([predict(index) for index in range(len(measured))])
+    mean = (measured.sum() - measured) / (len(measured) - 1)
+    return FittedPower(
+        len(model.load_) - len(model.fixed),
+        layers,
+        Score.of(alone, measured),
+        Score.of(fitted, measured),
+        Score.of(mean, measured),
+        {
+            name: NetworkPower(round(known, 2), round(float(held), 2), round(float(fit), 2))
+            for (name, known), held, fit in zip(watts.items(), alone, fitted, strict=True)
         },
     )
+
+
+def _of_networks(platform: FittedPlatform, recipe: Recipe, power: Power) -> FittedPlatform:
+    """Power fitted to the mean power of whole networks, each weighted by its predicted time."""
+    networks = load_networks(recipe.folder / str(power.networks))
+    fixed = {name.removesuffix("_w"): watts for name, watts in power.fixed.items()}
+    model = utilization_model(recipe.hardware, fixed=fixed)
     traced = [trace_network(network) for network in networks]
-    means = np.array([_mean_utilization(platform, model, trace) for trace in traced])
-    held_out = np.zeros(len(networks))
-    for index in range(len(networks)):
-        rest = np.arange(len(networks)) != index
-        model.fit_utilization(means[rest, 0], means[rest, 1], measured[rest])
-        held_out[index] = network_power(replace(platform, power=model), traced[index])
-    model.fit_utilization(means[:, 0], means[:, 1], measured)
-    fitted = replace(platform, power=model)
-    inside = np.array([network_power(fitted, trace) for trace in traced])
-    # The yardstick: every network draws the mean power of the four others.
-    mean = (measured.sum() - measured) / (len(measured) - 1)
-    accuracy = {
-        "free_parameters": len(model.load_) - len(model.fixed),
-        "effective_layers": round(float(np.mean([_layers(fitted, trace) for trace in traced])), 2),
-        "leave_one_network_out": Score.of(held_out, measured).to_json(),
-        "fitted": Score.of(inside, measured).to_json(),
-        "mean_of_the_others": Score.of(mean, measured).to_json(),
-        "networks": {
-            network.name: {
-                "measured_w": network.paper_w,
-                "held_out_w": round(float(held), 2),
-                "fitted_w": round(float(fit), 2),
-            }
-            for network, held, fit in zip(networks, held_out, inside, strict=True)
-        },
+    timed = [platform.predict(trace).layers for trace in traced]
+    times = [np.array([layer.runtime_ms for layer in layers]) for layers in timed]
+    layers = [float(time.sum() ** 2 / (time**2).sum()) for time in times]
+    accuracy = _fit_utilization(
+        model,
+        [_predicted_utilization(platform, model, each) for each in timed],
+        {network.name: network.paper_w for network in networks},
+        lambda index: _network_power(replace(platform, power=model), traced[index]),
+        round(float(np.mean(layers)), 2),
+    )
+    return _with_power(platform, model, accuracy)
+
+
+def _predicted_utilization(
+    platform: FittedPlatform, model: Utilization, layers: Sequence[Any]
+) -> tuple[float, float]:
+    """Mean share of compute and of bandwidth of a call, weighted by its layers' predicted time."""
+    groups: dict[str, list[Any]] = {}
+    for layer in layers:
+        groups.setdefault(family(layer.layer), []).append(layer)
+    times, shares = [], []
+    for name, members in groups.items():
+        times.append(np.array([layer.runtime_ms for layer in members]))
+        values = columns(name, [layer.layer for layer in members])
+        known = platform.families.get(name)
+        seen = (
+            known.power_columns(values, times[-1]) if known else {**values, "runtime_ms": times[-1]}
+        )
+        shares.append(model.utilization(seen))
+    weights = np.concatenate(times)
+    compute, traffic = (np.concatenate(each) for each in zip(*shares, strict=True))
+    return float(np.average(compute, weights=weights)), float(np.average(traffic, weights=weights))
+
+
+#: Readings for three terms, at least; fewer come of a calibration of less than a minute.
+_LEAST: Final = 6
+
+
+def metered_power(platform: FittedPlatform, networks: Sequence[NetworkRow]) -> FittedPlatform:
+    """The platform with one power model of all kinds of layers, from the layers and networks that
+    ran alone under its meter; none is claimed of too few readings.
+
+    A reading takes seconds, so there are tens of them: too few for an estimator of each kind. The
+    accuracy has each reading's error by a model that was fitted without it.
+    """
+    model = utilization_model(platform.hardware)
+    watts: dict[str, float] = {}
+    shares = []
+    for network in networks:
+        for number, (row, _) in enumerate(network.layers):
+            if row.power_w is not None and not row.flaw:
+                watts[f"{network.network}.{number} {row.layer.op}"] = row.power_w
+                shares.append(_measured_utilization(model, [(row, 1)]))
+        if network.power_w is not None:
+            watts[network.network] = network.power_w
+            shares.append(_measured_utilization(model, network.layers))
+    if len(shares) < _LEAST:
+        tiers = {quantity: tier for quantity, tier in platform.tiers.items() if quantity != "power"}
+        return replace(platform, tiers=tiers)
+
+    def predict(index: int) -> float:
+        compute, traffic = np.array([shares[index]]).T
+        return float(model.predict_utilization(compute, traffic)[0])
+
+    return _with_power(platform, model, _fit_utilization(model, shares, watts, predict))
+
+
+def _measured_utilization(
+    model: Utilization, layers: Sequence[tuple[Row, int]]
+) -> tuple[float, float]:
+    """Mean share of compute and of bandwidth over the layers' measured time."""
+    total = compute = traffic = 0.0
+    for row, count in layers:
+        values = columns(family(row.layer), [row.layer])
+        first, second = model.utilization({**values, "runtime_ms": np.array([row.runtime_ms])})
+        time = row.runtime_ms * count
+        total += time
+        compute += time * float(first[0])
+        traffic += time * float(second[0])
+    return compute / total, traffic / total
+
+
+# -- Power of boards that nobody measured, from one whose layers' power was.
+#
+# How far a board's power rises from idle towards its limit is taken to depend on the shares of its
+# peak compute and of its bandwidth that a layer achieves, and on nothing else; that dependence is
+# learnt from a board whose rows have both time and power, and scaled to another's idle and limit.
+# How wrong that is is judged on whole networks whose power was measured on a third board.
+
+#: Rows shorter than this say more of the pauses between kernels than of the kernels.
+LEAST_MS: Final = 0.02
+
+_FOLDS: Final = 5
+
+
+class TransferAccuracy(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Errors of transferred power: on rows held out by shape where it was learnt and, where there
+    are networks to judge by, on these, with the errors of a model that was fitted to them."""
+
+    transferred_from: str
+    rows: int
+    free_parameters: int
+    held_out_rows: Score
+    judged_on: str = ""
+    transferred: Score | None = None
+    fitted_to_networks: Mapping[str, Mapping[str, float]] | None = None
+    networks: Mapping[str, NetworkPower] = {}
+
+
+def _transferred(
+    platform: FittedPlatform,
+    recipe: Recipe,
+    power: Power,
+    rows_of: Callable[[Path], Sequence[Row]],
+) -> FittedPlatform:
+    source = read_recipe(recipe.folder.parent / str(power.transfer))
+    model, accuracy = _learn(source, rows_of(source.folder))
+    moved = _scaled(model, recipe, recipe.hardware, power.idle_w)
+    if power.validate is not None:
+        accuracy = _validated(accuracy, model, recipe, power)
+    return _with_power(platform, moved, accuracy)
+
+
+def _learn(source: Recipe, rows: Sequence[Row]) -> tuple[Utilization, TransferAccuracy]:
+    by_family: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.power_w is not None and row.runtime_ms >= LEAST_MS:
+            by_family.setdefault(family(row.layer), []).append(row)
+    if not by_family:
+        raise FitError(f"{source.name}: no row with power lasts {LEAST_MS:g} ms or more")
+    members = [row for each in by_family.values() for row in each]
+    tables = [columns(name, [row.layer for row in each]) for name, each in by_family.items()]
+    values = {
+        "flops": np.concatenate([table.get("scored_flops", table["flops"]) for table in tables]),
+        "bytes_moved": np.concatenate([table["bytes_moved"] for table in tables]),
+        "runtime_ms": np.array([row.runtime_ms for row in members]),
     }
-    return replace(fitted, accuracy={**platform.accuracy, "power": accuracy})
+    watts = np.array([row.power_w for row in members], dtype=np.float64)
+    fold = grouped_folds([row.shape_group for row in members], _FOLDS)
+
+    def make() -> Utilization:
+        idle_w = source.power.idle_w if source.power else None
+        return _saturating(source, source.hardware, idle_w)
+
+    score = Score.of(held_out(make, values, watts, fold), watts)
+    model = make().fit(values, watts)
+    return model, TransferAccuracy(source.name, len(watts), len(model.load_), score)
+
+
+def _saturating(recipe: Recipe, hardware: Mapping[str, float], idle_w: float | None) -> Utilization:
+    """An unfitted model of power between idle and the limit."""
+    if idle_w is None or "limit_w" not in hardware:
+        raise ProfileError(f"recipe of {recipe.name}: power needs idle_w, and hardware limit_w")
+    return utilization_model(hardware, idle_w=float(idle_w))
+
+
+def _scaled(
+    model: Utilization, recipe: Recipe, hardware: Mapping[str, float], idle_w: float | None
+) -> Utilization:
+    """What one board showed, between the idle power and the limit of another."""
+    return replace(_saturating(recipe, hardware, idle_w), load_=dict(model.load_))
+
+
+def _validated(
+    accuracy: TransferAccuracy, model: Utilization, recipe: Recipe, power: Power
+) -> TransferAccuracy:
+    """With the transfer's error on measured networks, and that of a fit to these very networks."""
+    options = power.validate
+    assert options is not None  # the caller has looked
+    judge = load_fitted(options.platform)
+    networks = load_networks(recipe.folder / options.networks)
+    known = {
+        name: replace(family, power=None, energy=None, power_range_w=None)
+        for name, family in judge.families.items()
+    }
+    moved = _scaled(model, recipe, judge.hardware, options.idle_w)
+    judged = replace(judge, families=known, power=moved, intervals=None)
+    measured = np.array([network.paper_w for network in networks])
+    found = np.array([_network_power(judged, trace_network(network)) for network in networks])
+    fitted = judge.accuracy["power"]
+    return replace(
+        accuracy,
+        judged_on=judge.name,
+        transferred=Score.of(found, measured),
+        fitted_to_networks={
+            name: fitted[name] for name in ("leave_one_network_out", "fitted") if name in fitted
+        },
+        networks={
+            network.name: NetworkPower(
+                network.paper_w,
+                round(float(watts), 2),
+                fitted["networks"][network.name]["fitted_w"],
+            )
+            for network, watts in zip(networks, found, strict=True)
+        },
+    )
+
+
+# -- Whole measured networks.
 
 
 def judge_networks(platform: FittedPlatform, recipe: Recipe) -> FittedPlatform:
@@ -102,25 +378,22 @@ def judge_networks(platform: FittedPlatform, recipe: Recipe) -> FittedPlatform:
     networks = load_networks(recipe.folder / recipe.networks)
     predicted = [platform.predict(trace_network(network)) for network in networks]
     runtime = np.array([each.runtime_ms for each in predicted])
-    found: dict[str, Any] = {
-        "runtime": Score.of(runtime, np.array([each.paper_ms for each in networks])).to_json(),
-        "networks": {
-            network.name: {
-                "measured_ms": network.paper_ms,
-                "predicted_ms": round(each.runtime_ms or np.nan, 2),
-            }
-            for network, each in zip(networks, predicted, strict=True)
-        },
+    score = Score.of(runtime, np.array([each.paper_ms for each in networks]))
+    known = {
+        network.name: {
+            "measured_ms": network.paper_ms,
+            "predicted_ms": round(each.runtime_ms or np.nan, 2),
+        }
+        for network, each in zip(networks, predicted, strict=True)
     }
+    found: dict[str, object] = {"runtime": score, "networks": known}
     if platform.power is not None:
         energy = np.array([each.energy_mj or np.nan for each in predicted]) / 1000
-        found["energy"] = Score.of(energy, np.array([each.paper_j for each in networks])).to_json()
-        for network, each in zip(networks, predicted, strict=True):
-            found["networks"][network.name] |= {
-                "measured_j": network.paper_j,
-                "predicted_j": round((each.energy_mj or np.nan) / 1000, 3),
-            }
-    return replace(platform, accuracy={**platform.accuracy, "networks": found})
+        found["energy"] = Score.of(energy, np.array([each.paper_j for each in networks]))
+        for network, joules in zip(networks, energy.tolist(), strict=True):
+            known[network.name] |= {"measured_j": network.paper_j, "predicted_j": round(joules, 3)}
+    accuracy = {**platform.accuracy, "networks": msgspec.to_builtins(found)}
+    return replace(platform, accuracy=accuracy)
 
 
 def load_networks(path: Path) -> Sequence[Any]:
@@ -153,7 +426,7 @@ def trace_network(network: Any) -> Trace:
         return trace(network.factory(), torch.empty(network.input_shape))
 
 
-def network_power(platform: FittedPlatform, trace: Trace) -> float:
+def _network_power(platform: FittedPlatform, trace: Trace) -> float:
     """Predicted mean power of one call, W."""
     power = platform.predict(trace).power_w
     if power is None:
@@ -161,261 +434,7 @@ def network_power(platform: FittedPlatform, trace: Trace) -> float:
     return power
 
 
-def _layers(platform: FittedPlatform, trace: Trace) -> float:
-    """Number of equally long layers over which errors would average out as over these."""
-    time = np.array([layer.runtime_ms for layer in platform.predict(trace).layers])
-    return float(time.sum() ** 2 / (time**2).sum())
-
-
-def _mean_utilization(
-    platform: FittedPlatform, model: Utilization, trace: Trace
-) -> tuple[float, float]:
-    """Compute and bandwidth share of one call: its layers', weighted by predicted runtime."""
-    time: list[FloatArray] = []
-    shares: list[tuple[FloatArray, FloatArray]] = []
-    groups: dict[str, list[Any]] = {}
-    for layer in platform.predict(trace).layers:
-        groups.setdefault(family(layer.layer), []).append(layer)
-    for name, members in groups.items():
-        runtime = np.array([layer.runtime_ms for layer in members])
-        values = columns(name, [layer.layer for layer in members])
-        time.append(runtime)
-        known = platform.families.get(name)
-        seen = known.power_columns(values, runtime) if known else {**values, "runtime_ms": runtime}
-        shares.append(model.utilization(seen))
-    weights = np.concatenate(time)
-    compute = np.concatenate([each[0] for each in shares])
-    traffic = np.concatenate([each[1] for each in shares])
-    return float(np.average(compute, weights=weights)), float(np.average(traffic, weights=weights))
-
-
-# -- Power of a calibrated device, from the layers and networks that ran alone under its meter.
-#
-# A reading takes seconds, so there are tens of them and not thousands: too few for each kind of
-# layer
-# to have an estimator of its own. One model learns from all of them how power follows the share of
-# the device's compute and of its bandwidth that is in use.
-
-#: Readings for three terms, at least; fewer come of a calibration of less than a minute.
-_LEAST: Final = 6
-
-
-class _Reading(NamedTuple):
-    """Power of one layer or network, and the mean shares of compute and bandwidth it had."""
-
-    name: str
-    watts: float
-    compute: float
-    traffic: float
-
-
-def metered_power(platform: FittedPlatform, networks: Sequence[NetworkRow]) -> FittedPlatform:
-    """The platform with a power model of all kinds of layers; none is claimed of too few readings.
-
-    Its accuracy tells each reading's error by a model that was fitted without it.
-    """
-    model = Utilization(
-        peak_gflops=float(platform.hardware["peak_gflops"]),
-        bandwidth_gbs=float(platform.hardware["bandwidth_gbs"]),
-        limit_w=platform.hardware.get("limit_w"),
-    )
-    readings = _readings(model, networks)
-    if len(readings) < _LEAST:
-        tiers = {quantity: tier for quantity, tier in platform.tiers.items() if quantity != "power"}
-        return replace(platform, tiers=tiers)
-    watts = np.array([each.watts for each in readings])
-    shares = np.array([(each.compute, each.traffic) for each in readings])
-    held_out = np.empty(len(readings))
-    for index in range(len(readings)):
-        rest = np.arange(len(readings)) != index
-        model.fit_utilization(shares[rest, 0], shares[rest, 1], watts[rest])
-        held_out[index] = model.predict_utilization(*shares[index : index + 1].T)[0]
-    model.fit_utilization(shares[:, 0], shares[:, 1], watts)
-    fitted = model.predict_utilization(shares[:, 0], shares[:, 1])
-    accuracy = _accuracy(readings, watts, held_out, fitted)
-    return replace(platform, power=model, accuracy={**platform.accuracy, "power": accuracy})
-
-
-def _accuracy(
-    readings: Sequence[_Reading], watts: FloatArray, held_out: FloatArray, fitted: FloatArray
-) -> dict[str, Any]:
-    mean = (watts.sum() - watts) / (len(watts) - 1)
-    return {
-        "free_parameters": 3,
-        "effective_layers": 1.0,
-        "leave_one_network_out": Score.of(held_out, watts).to_json(),
-        "fitted": Score.of(fitted, watts).to_json(),
-        "mean_of_the_others": Score.of(mean, watts).to_json(),
-        "networks": {
-            each.name: {
-                "measured_w": round(each.watts, 2),
-                "held_out_w": round(float(held), 2),
-                "fitted_w": round(float(fit), 2),
-            }
-            for each, held, fit in zip(readings, held_out, fitted, strict=True)
-        },
-    }
-
-
-def _readings(model: Utilization, networks: Sequence[NetworkRow]) -> list[_Reading]:
-    found = []
-    for network in networks:
-        for number, (row, _) in enumerate(network.layers):
-            if row.power_w is not None and not row.flaw:
-                shares = _utilization(model, [(row, 1)])
-                found.append(
-                    _Reading(f"{network.network}.{number} {row.layer.op}", row.power_w, *shares)
-                )
-        if network.power_w is not None:
-            found.append(
-                _Reading(network.network, network.power_w, *_utilization(model, network.layers))
-            )
-    return found
-
-
-def _utilization(model: Utilization, layers: Sequence[tuple[Row, int]]) -> tuple[float, float]:
-    """Mean share of compute and of bandwidth over the layers' measured time."""
-    total = compute = traffic = 0.0
-    for row, count in layers:
-        values = columns(family(row.layer), [row.layer])
-        first, second = model.utilization({**values, "runtime_ms": np.array([row.runtime_ms])})
-        time = row.runtime_ms * count
-        total, compute, traffic = (
-            total + time,
-            compute + time * float(first[0]),
-            traffic + time * float(second[0]),
-        )
-    return compute / total, traffic / total
-
-
-# -- Power of boards that nobody measured, from one whose layers' power was.
-#
-# How far a board's power rises from idle towards its limit is taken to depend on the shares of its
-# peak compute and of its bandwidth that a layer achieves, and on nothing else; that dependence is
-# learnt from a board whose rows have both time and power, and scaled to another's idle and limit.
-# How wrong that is is judged on whole networks whose power was measured on a third board.
-
-#: Rows shorter than this say more of the pauses between kernels than of the kernels.
-LEAST_MS: Final = 0.02
-
-_FOLDS: Final = 5
-
-
-def transfer_power(
-    platform: FittedPlatform, recipe: Recipe, rows_of: Callable[[Path], Sequence[Row]]
-) -> FittedPlatform:
-    """The platform with the power model that the recipe's ``power`` transfers.
-
-    ``{transfer: h200, idle_w: 25, validate: {...}}``: what the rows of the calibration folder
-    ``h200``, beside this one, show; this board's idle power in W (its limit is in ``hardware``);
-    and whole networks to judge the transfer by: ``platform`` (a shipped one, for their layers'
-    times), ``networks`` (their file) and ``idle_w`` of the board that they ran on.
-
-    Raises
-    ------
-    FitError
-        No row of the other folder has power.
-    ProfileError
-        A recipe, its rows or the networks cannot be read.
-    """
-    options = recipe.power
-    source = read_recipe(recipe.folder.parent / str(options["transfer"]))
-    learnt = _learn(source, rows_of(source.folder))
-    model = _scaled(learnt.model, recipe.hardware, float(options["idle_w"]))
-    accuracy: dict[str, Any] = {
-        "transferred_from": source.name,
-        "rows": learnt.rows,
-        "free_parameters": len(learnt.model.load_),
-        "held_out_rows": learnt.score.to_json(),
-    }
-    if "validate" in options:
-        accuracy |= _validate(learnt.model, recipe)
-    return replace(platform, power=model, accuracy={**platform.accuracy, "power": accuracy})
-
-
-class _Learnt:
-    """A fitted model, the number of its rows, and its error on rows held out by shape."""
-
-    def __init__(self, model: Utilization, rows: int, score: Score) -> None:
-        self.model = model
-        self.rows = rows
-        self.score = score
-
-
-def _learn(source: Recipe, rows: Sequence[Row]) -> _Learnt:
-    by_family: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.power_w is not None and row.runtime_ms >= LEAST_MS:
-            by_family.setdefault(family(row.layer), []).append(row)
-    if not by_family:
-        raise FitError(f"{source.name}: no row with power lasts {LEAST_MS:g} ms or more")
-    model = Utilization(
-        peak_gflops=float(source.hardware["peak_gflops"]),
-        bandwidth_gbs=float(source.hardware["bandwidth_gbs"]),
-        idle_w=float(source.power["idle_w"]),
-        limit_w=float(source.hardware["limit_w"]),
-    )
-    shares: list[tuple[FloatArray, FloatArray]] = []
-    power, groups = [], []
-    for name, members in by_family.items():
-        values = columns(name, [row.layer for row in members])
-        runtime = np.array([row.runtime_ms for row in members])
-        shares.append(model.utilization({**values, "runtime_ms": runtime}))
-        power += [row.power_w for row in members]
-        groups += [row.shape_group for row in members]
-    compute, traffic = (np.concatenate(each) for each in zip(*shares, strict=True))
-    target = np.array(power, dtype=np.float64)
-    fold = grouped_folds(groups, _FOLDS)
-    held_out = np.empty(len(target))
-    for number in range(_FOLDS):
-        out = fold == number
-        model.fit_utilization(compute[~out], traffic[~out], target[~out])
-        held_out[out] = model.predict_utilization(compute[out], traffic[out])
-    model.fit_utilization(compute, traffic, target)
-    return _Learnt(model, len(target), Score.of(held_out, target))
-
-
-def _scaled(model: Utilization, hardware: Any, idle_w: float) -> Utilization:
-    return model.on(
-        peak_gflops=float(hardware["peak_gflops"]),
-        bandwidth_gbs=float(hardware["bandwidth_gbs"]),
-        limit_w=float(hardware["limit_w"]),
-        idle_w=idle_w,
-    )
-
-
-def _validate(model: Utilization, recipe: Recipe) -> dict[str, Any]:
-    """The transfer's error on measured networks, beside a fit to these very networks."""
-    options = recipe.power["validate"]
-    judge = load_fitted(str(options["platform"]))
-    networks = load_networks(recipe.folder / options["networks"])
-    moved = _scaled(model, judge.hardware, float(options["idle_w"]))
-    known = {
-        name: replace(each, power=None, energy=None, power_range_w=None)
-        for name, each in judge.families.items()
-    }
-    judged = replace(judge, families=known, power=moved, intervals=None)
-    measured = np.array([network.paper_w for network in networks])
-    found = np.array([network_power(judged, trace_network(network)) for network in networks])
-    fitted = judge.accuracy["power"]
-    return {
-        "judged_on": judge.name,
-        "transferred": Score.of(found, measured).to_json(),
-        "fitted_to_networks": {
-            name: fitted[name] for name in ("leave_one_network_out", "fitted") if name in fitted
-        },
-        "networks": {
-            network.name: {
-                "measured_w": network.paper_w,
-                "held_out_w": round(float(watts), 2),
-                "fitted_w": fitted["networks"][network.name]["fitted_w"],
-            }
-            for network, watts in zip(networks, found, strict=True)
-        },
-    }
-
-
-# -- Power of a family whose rows have it: learnt as power, or as energy, whichever errs less.
+# -- Power of a family whose rows have it: learnt as power or as energy, whichever is more accurate.
 
 
 class LayerPower(NamedTuple):
@@ -425,7 +444,7 @@ class LayerPower(NamedTuple):
     selection: Selection
     range_w: tuple[float, float]
 
-    def chosen(self) -> dict[str, Any]:
+    def chosen(self) -> Mapping[str, Any]:
         """Fields of the family's model."""
         if self.quantity == "power":
             return {"power": self.selection.estimator}
@@ -438,7 +457,7 @@ def fit_layer_power(
     values: Columns,
     runtime: Selection,
     *,
-    design: Mapping[str, Any],
+    design: Design,
     hardware: Mapping[str, float],
 ) -> LayerPower | None:
     """Power of one family, None where any of its rows has none.
@@ -458,33 +477,22 @@ def fit_layer_power(
     time = np.array([row.runtime_ms for row in rows])
     power = np.array([row.power_w for row in rows], dtype=np.float64)
     groups, lines = [row.shape_group for row in rows], [row.line for row in rows]
-    allowed = design.get("candidates")
-    makers = {
-        name: make
-        for name, make in energy_makers(family, design, hardware).items()
-        if not allowed or name in allowed
-    }
+
+    def mape(predicted: FloatArray) -> float:
+        return float(np.abs(predicted / (power * time) - 1.0).mean())
+
+    makers = runtime_makers(family, design, hardware, quantity="energy")
+    makers = {name: makers[name] for name in makers if name in (design.candidates or makers)}
     as_energy = select(makers, values, power * time, groups, lines=lines)
     range_w = (float(power.min()), float(power.max()))
-    if design.get("learn") == "energy":
-        return LayerPower("energy", as_energy, range_w)
-    makers = {
-        name: make
-        for name, make in power_makers(family, hardware).items()
-        if not allowed or name in (*allowed, "utilization")
-    }
-    as_power = select(makers, {**values, "runtime_ms": time}, power, groups, lines=lines)
-    off_power = _mape(as_power.held_out * runtime.held_out, power * time)
-    if _mape(as_energy.held_out, power * time) < off_power:
-        return LayerPower("energy", as_energy, range_w)
-    return LayerPower("power", as_power, range_w)
-
-
-def _mape(predicted: FloatArray, measured: FloatArray) -> float:
-    return float(np.abs(predicted / measured - 1.0).mean())
-
-
-# -- Power as the user gave it: one wattage for whatever runs, so that energy is an estimate.
+    if design.learn != "energy":
+        makers = power_makers(family, hardware)
+        allowed = (*(design.candidates or makers), "utilization")
+        makers = {name: makers[name] for name in makers if name in allowed}
+        as_power = select(makers, {**values, "runtime_ms": time}, power, groups, lines=lines)
+        if mape(as_power.held_out * runtime.held_out) <= mape(as_energy.held_out):
+            return LayerPower("power", as_power, range_w)
+    return LayerPower("energy", as_energy, range_w)
 
 
 def constant_power(platform: FittedPlatform, recipe: Recipe) -> FittedPlatform:
@@ -493,20 +501,19 @@ def constant_power(platform: FittedPlatform, recipe: Recipe) -> FittedPlatform:
     Raises
     ------
     ProfileError
-        The recipe does not call it ``tiers: {power: estimated}``, or it is no positive number.
+        The recipe does not call it ``tiers: {power: estimated}``.
     """
-    watts = recipe.power["watts"]
-    if recipe.tiers.get("power") != "estimated":
+    watts = recipe.power.watts if recipe.power else None
+    if watts is None or recipe.tiers.get("power") != "estimated":
         raise ProfileError(
-            f"recipe of {recipe.name}: power of {watts!r} W was not measured; write "
+            f"recipe of {recipe.name}: power of {watts or 0:g} W was not measured; write "
             "tiers: {power: estimated}"
         )
-    if isinstance(watts, bool) or not isinstance(watts, int | float) or watts <= 0:
-        raise ProfileError(f"recipe of {recipe.name}: power watts {watts!r} must be above 0")
+    load = {"base": float(watts), "compute": 0.0, "bandwidth": 0.0}
     model = Utilization(
         peak_gflops=float(recipe.hardware["peak_gflops"]),
         bandwidth_gbs=float(recipe.hardware["bandwidth_gbs"]),
-        fixed={"base": float(watts), "compute": 0.0, "bandwidth": 0.0},
+        fixed=load,
+        load_=dict(load),
     )
-    model.load_ = dict(model.fixed)
     return replace(platform, power=model)

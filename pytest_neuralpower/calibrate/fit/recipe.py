@@ -1,135 +1,103 @@
-"""Is each field of a recipe what it must be? Checked before minutes are spent on a fit."""
+"""Recipes: how a platform is made of measured rows. YAML, one a platform in ``calibration/``."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Annotated, Any, Final, Literal
 
+import msgspec
 import yaml
+from msgspec import UNSET, UnsetType
 
-from pytest_neuralpower.calibrate.fit.designs import runtime_makers
+from pytest_neuralpower.calibrate.fit.designs import Candidate, Design
 from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.estimators.features import FAMILIES
+from pytest_neuralpower.files import decode
 
-__all__ = [
-    "check_recipe",
-]
-
-
-#: Estimators that can compete for a runtime: convolutions have them all.
-CANDIDATES: Final = tuple(runtime_makers("conv", {}, {}))
+__all__ = ["Power", "Recipe", "Source", "Validation", "read_recipe"]
 
 #: How a quantity can be known.
-TIERS: Final = ("measured", "public", "transferred", "datasheet", "estimated")
+Tier = Literal["measured", "public", "transferred", "datasheet", "estimated"]
 
-_QUANTITIES: Final = ("runtime", "power")
-_CEILINGS: Final = ("peak_gflops", "bandwidth_gbs")
-_REQUIRED: Final = ("name", "device", "mode")
-_TEXTS: Final = (*_REQUIRED, "dtype", "networks", "totals")
-_MAPPINGS: Final = ("tiers", "designs", "overheads", "power", "plan")
-_LISTS: Final = ("sources", "candidates", "notes")
+_Text = Annotated[str, msgspec.Meta(min_length=1)]
+_Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
-def check_recipe(path: Path, data: Mapping[str, Any]) -> None:
-    """Check the fields of a recipe that are there.
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """Where measured rows come from: a ``profile``, or a ``reader`` and the ``path`` of its table.
 
-    Raises
-    ------
-    ProfileError
-        One line: the recipe, the field, its value, and what is allowed.
+    Attributes
+    ----------
+    title, url, license, commit, note
+        Copied to the platform's provenance.
+    profile
+        A profile, relative to the recipe.
+    reader, path
+        Name of a reader, and its table, relative to the public tables.
+    judges
+        Whether its rows are set apart to judge a fit to the other rows first.
+    options
+        What the reader takes: all fields as they are written.
+    rows, left_out
+        Number of rows used and, by reason, of those left out; known once they were read.
     """
-    _check_types(path, data)
-    if Path(data["name"]).name != data["name"]:
-        _refuse(path, "name", data["name"], "a name without folders: files are named for it")
-    _check_hardware(path, data["hardware"])
-    for quantity, tier in (data.get("tiers") or {}).items():
-        _one_of(path, "tiers", quantity, _QUANTITIES)
-        _one_of(path, f"tiers: {quantity}", tier, TIERS)
-    for number, source in enumerate(data.get("sources") or (), 1):
-        _check_source(path, f"source {number}", source)
-    _check_candidates(path, "candidates", data.get("candidates"))
-    for family, design in (data.get("designs") or {}).items():
-        _check_design(path, family, design)
-    for family in data.get("overheads") or ():
-        _one_of(path, "overheads", family, FAMILIES)
+
+    title: _Text | UnsetType = UNSET
+    url: str | UnsetType = UNSET
+    license: str | UnsetType = UNSET
+    commit: str | UnsetType = UNSET
+    note: str | UnsetType = UNSET
+    rows: int | UnsetType = UNSET
+    left_out: Mapping[str, int] | UnsetType = UNSET
+    profile: _Text | None = None
+    reader: _Text | None = None
+    path: _Text = ""
+    judges: bool = False
+    options: Mapping[str, Any] = {}
+
+    def facts(self) -> Mapping[str, Any]:
+        """What a platform's provenance keeps of it."""
+        names = ("title", "url", "license", "commit", "note", "rows", "left_out")
+        return {name: known for name in names if (known := getattr(self, name)) is not UNSET}
 
 
-def _check_types(path: Path, data: Mapping[str, Any]) -> None:
-    """Texts, mappings and lists; those that need not be there may be empty."""
-    for name in _TEXTS:
-        if name in _REQUIRED or data.get(name) is not None:
-            _check_text(path, name, data[name])
-    kinds = ((_MAPPINGS, dict, "a mapping (key: value)"), (_LISTS, list, "a list (- value)"))
-    for fields, kind, allowed in kinds:
-        for name in fields:
-            if data.get(name) is not None and not isinstance(data[name], kind):
-                _refuse(path, name, data[name], allowed)
-    for note in data.get("notes") or ():
-        _check_text(path, "notes", note)
+class Validation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whole networks that judge transferred power: the shipped ``platform`` that prices their
+    layers, their file, and the idle power of the board that they ran on."""
+
+    platform: _Text
+    networks: _Text
+    idle_w: _Positive
 
 
-def _check_text(path: Path, field: str, value: Any) -> None:
-    if not isinstance(value, str) or not value.strip():
-        _refuse(path, field, value, "a text that is not empty")
+class Power(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How power is known, where the rows have none.
+
+    Attributes
+    ----------
+    networks, fixed
+        A file of measured networks to fit the terms to, and terms (W) that are not fitted.
+    other
+        ``from``: the calibration folder, next to this one, whose power model is taken.
+    transfer, idle_w, validate
+        The calibration folder, next to this one, whose rows teach how power follows load; this
+        board's idle power; and what to judge the transfer by.
+    watts
+        What the user said that every layer draws.
+    """
+
+    networks: _Text | None = None
+    fixed: Mapping[str, Annotated[float, msgspec.Meta(ge=0)]] = {}
+    other: _Text | None = msgspec.field(default=None, name="from")
+    transfer: _Text | None = None
+    idle_w: _Positive | None = None
+    validate: Validation | None = None
+    watts: _Positive | None = None
 
 
-def _check_design(path: Path, family: str, design: Any) -> None:
-    _one_of(path, "designs", family, FAMILIES)
-    if not isinstance(design, dict):
-        _refuse(path, f"designs: {family}", design, "a mapping (regimes: ..., inputs: ...)")
-    _check_candidates(path, f"designs: {family}: candidates", design.get("candidates"))
-
-
-def _check_hardware(path: Path, hardware: Any) -> None:
-    if not isinstance(hardware, dict) or not hardware:
-        _refuse(path, "hardware", hardware, "a mapping with peak_gflops and bandwidth_gbs")
-    for ceiling in _CEILINGS:
-        if ceiling not in hardware:
-            raise ProfileError(f"recipe {path}: hardware needs {ceiling!r}")
-    for name, value in hardware.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (number and math.isfinite(value) and value > 0):
-            _refuse(path, f"hardware: {name}", value, "a number above 0")
-
-
-def _check_source(path: Path, field: str, source: Any) -> None:
-    allowed = "a mapping with 'profile', or with 'reader' and 'path'"
-    if not isinstance(source, dict) or not (
-        "profile" in source or {"reader", "path"} <= source.keys()
-    ):
-        _refuse(path, field, source, allowed)
-    for name in ("profile", "reader", "path"):
-        if name in source:
-            _check_text(path, f"{field}: {name}", source[name])
-
-
-def _check_candidates(path: Path, field: str, names: Any) -> None:
-    if names is not None and not isinstance(names, list):
-        _refuse(path, field, names, f"a list of {', '.join(CANDIDATES)}")
-    for name in names or ():
-        _one_of(path, field, name, CANDIDATES)
-
-
-def _one_of(path: Path, field: str, value: Any, allowed: Collection[str]) -> None:
-    if not isinstance(value, str) or value not in allowed:
-        _refuse(path, field, value, f"one of {', '.join(allowed)}")
-
-
-def _refuse(path: Path, field: str, value: Any, allowed: str) -> NoReturn:
-    shown = "empty" if value is None else repr(value)
-    raise ProfileError(f"recipe {path}: {field}: {shown} must be {allowed}")
-
-
-# -- Recipes: how a platform is made of measured rows. YAML, one a platform in ``calibration/``.
-
-_REQUIRED_FIELDS: Final = ("name", "device", "mode", "hardware")
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What to fit from which rows.
 
     Attributes
@@ -140,9 +108,7 @@ class Recipe:
         ``peak_gflops`` and ``bandwidth_gbs`` are required; ``multiprocessors`` (1) and
         ``limit_w`` are used where given.
     sources
-        ``reader``, ``path`` (relative to the public tables) and the reader's options; or
-        ``profile`` (relative to the recipe). ``title``, ``license``, ``url``, ``note`` are
-        copied to the platform's provenance.
+        Of the measured rows.
     designs
         Candidates by family, where they differ from the defaults of
         :mod:`pytest_neuralpower.calibrate.fit.designs`.
@@ -152,10 +118,9 @@ class Recipe:
         By family, the terms of traffic (MB) that the execution mode adds to the measured
         kernels; priced at the bandwidth that streaming layers reached.
     power
-        How power is known: ``networks``, ``from``, ``transfer`` or, as the user gave it,
-        ``watts``; empty for rows with power, or none.
+        How power is known where the rows do not have it; None for rows with power, or none.
     networks
-        File and name of whole measured networks to judge the platform by.
+        File of whole measured networks to judge the platform by.
     totals
         What tells how far a call is from the sum of its layers: ``networks`` (the default where
         there are any; they must have run in this mode), or how the rows were timed: ``alone``
@@ -167,22 +132,28 @@ class Recipe:
         Sentences for the card: what a reader must know before trusting the platform.
     """
 
-    name: str
-    device: str
-    mode: str
-    hardware: Mapping[str, float]
-    dtype: str = "float32"
-    tiers: Mapping[str, str] = field(default_factory=dict)
-    sources: tuple[Mapping[str, Any], ...] = ()
-    designs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    candidates: tuple[str, ...] = ()
-    overheads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    power: Mapping[str, Any] = field(default_factory=dict)
+    name: _Text
+    device: _Text
+    mode: _Text
+    hardware: Mapping[str, int | float]  # a whole number stays one in the platform file
+    dtype: _Text = "float32"
+    tiers: Mapping[str, Tier] = {}
+    sources: tuple[Source, ...] = ()
+    designs: Mapping[str, Design] = {}
+    candidates: tuple[Candidate, ...] = ()
+    overheads: Mapping[str, tuple[str, ...]] = {}
+    power: Power | None = None
     networks: str = ""
-    totals: str = ""
-    plan: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    totals: Literal["alone", "in place", "networks"] | None = None
+    plan: Mapping[str, Any] = {}
+    notes: tuple[_Text, ...] = ()
     folder: Path = Path()
+
+
+_RENEW: Final = "correct the recipe"
+
+#: Of the model of power.
+_TERMS: Final = ("base_w", "compute_w", "bandwidth_w")
 
 
 def read_recipe(directory: Path) -> Recipe:
@@ -207,17 +178,41 @@ def read_recipe(directory: Path) -> Recipe:
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ProfileError(f"recipe {path}: not readable YAML ({reason})") from None
-    if not isinstance(data, dict):
-        raise ProfileError(f"recipe {path}: not a mapping of {', '.join(_REQUIRED_FIELDS)}, ...")
-    missing = [name for name in _REQUIRED_FIELDS if name not in data]
-    if missing:
-        raise ProfileError(f"recipe {path}: {missing[0]!r} is missing")
-    unknown = sorted(set(data) - set(Recipe.__dataclass_fields__))
-    if unknown:
-        raise ProfileError(f"recipe {path}: unknown field {unknown[0]!r}")
-    check_recipe(path, data)
-    for name in ("sources", "notes", "candidates"):
-        data[name] = tuple(data.get(name) or ())
-    # A field that is there and empty is as one that is not.
-    data = {name: value for name, value in data.items() if value is not None}
-    return Recipe(**{**data, "folder": directory})
+    if isinstance(data, dict):  # a field that is there and empty is as one that is not
+        data = {name: value for name, value in data.items() if value is not None}
+    recipe = decode(Recipe, data, file=f"recipe {path}", error=ProfileError, renew=_RENEW)
+    for problem in _problems(recipe):
+        raise ProfileError(f"recipe {path}: {problem}; {_RENEW}")
+    sources = zip(recipe.sources, data.get("sources", ()), strict=True)
+    return msgspec.structs.replace(
+        recipe,
+        folder=directory,
+        sources=tuple(
+            msgspec.structs.replace(source, options=options) for source, options in sources
+        ),
+    )
+
+
+def _problems(recipe: Recipe) -> Iterator[str]:
+    """What a type does not say of a recipe's fields."""
+    if Path(recipe.name).name != recipe.name:
+        yield f"name {recipe.name!r} must have no folders: files are named for it"
+    for ceiling in ("peak_gflops", "bandwidth_gbs"):
+        if ceiling not in recipe.hardware:
+            yield f"hardware needs {ceiling!r}"
+    for name, value in recipe.hardware.items():
+        if not (math.isfinite(value) and value > 0):
+            yield f"hardware.{name} must be a number above 0, not {value!r}"
+    for number, source in enumerate(recipe.sources, 1):
+        if not source.profile and not (source.reader and source.path):
+            yield f"source {number} needs a 'profile', or a 'reader' and a 'path'"
+    keys: tuple[tuple[str, Iterable[str], tuple[str, ...]], ...] = (
+        ("tiers", recipe.tiers, ("runtime", "power")),
+        ("designs", recipe.designs, FAMILIES),
+        ("overheads", recipe.overheads, FAMILIES),
+        ("power.fixed", recipe.power.fixed if recipe.power else (), _TERMS),
+    )
+    for field, used, allowed in keys:
+        for key in used:
+            if key not in allowed:
+                yield f"{field}: {key!r} is not one of {', '.join(allowed)}"

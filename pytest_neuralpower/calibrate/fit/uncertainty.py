@@ -291,12 +291,11 @@ def with_intervals(
 
 def _totals(recipe: Recipe) -> str:
     """How the whole is known: as the recipe says; by networks where there are any."""
-    known = (*SUM_OF_LAYERS, "networks")
     totals = recipe.totals or ("networks" if recipe.networks else "alone")
-    if totals not in known or (totals == "networks" and not recipe.networks):
+    if totals == "networks" and not recipe.networks:
         raise ProfileError(
-            f"recipe of {recipe.name}: totals is {totals!r}; write one of {', '.join(known)} "
-            "(the last needs a file of measured networks)"
+            f"recipe of {recipe.name}: totals is 'networks', which needs a file of measured "
+            f"networks; add it, or write one of {', '.join(SUM_OF_LAYERS)}"
         )
     return totals
 

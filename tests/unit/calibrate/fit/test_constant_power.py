@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from msgspec import structs
 
 from pytest_neuralpower.calibrate.fit.power import constant_power
-from pytest_neuralpower.calibrate.fit.recipe import Recipe
+from pytest_neuralpower.calibrate.fit.recipe import Power, Recipe
 from pytest_neuralpower.calibrate.fit.rows import conv_layer
 from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.guard.finding import Finding
@@ -18,7 +16,7 @@ from pytest_neuralpower.report.terminal import prediction_text, summary_lines
 CONV = conv_layer((1, 3, 32, 32), cout=8, kernel=(3, 3), stride=(1, 1), padding=(1, 1))
 TIERS = {"runtime": "measured", "power": "estimated"}
 HARDWARE = {"peak_gflops": 100.0, "bandwidth_gbs": 10.0}
-RECIPE = Recipe("toy", "Toy", "eager", HARDWARE, tiers=TIERS, power={"watts": 65})
+RECIPE = Recipe("toy", "Toy", "eager", HARDWARE, tiers=TIERS, power=Power(watts=65))
 BARE = FittedPlatform(
     "toy", "Toy", "float32", "eager", TIERS, HARDWARE, {}, Fallback(10.0, 100.0, 0.001), None
 )
@@ -48,14 +46,7 @@ def test_a_line_of_the_summary_says_estimated() -> None:
     assert "65.0 W estimated" in estimated
 
 
-@pytest.mark.parametrize(
-    ("recipe", "says"),
-    [
-        (replace(RECIPE, tiers={"power": "measured"}), "65 W was not measured; write tiers"),
-        (replace(RECIPE, power={"watts": -1}), "power watts -1 must be above 0"),
-        (replace(RECIPE, power={"watts": "much"}), "power watts 'much' must be above 0"),
-    ],
-)
-def test_a_recipe_cannot_call_it_measured(recipe: Recipe, says: str) -> None:
-    with pytest.raises(ProfileError, match=says):
+def test_a_recipe_cannot_call_it_measured() -> None:
+    recipe = structs.replace(RECIPE, tiers={"power": "measured"})
+    with pytest.raises(ProfileError, match="65 W was not measured; write tiers"):
         constant_power(BARE, recipe)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pytest
-from msgspec import convert
+from msgspec import convert, to_builtins
 
 from pytest_neuralpower.calibrate.fit.designs import (
+    Design,
     cpu_regimes,
-    energy_makers,
     power_makers,
     runtime_makers,
 )
@@ -73,9 +73,9 @@ def test_every_candidate_fits_its_family(kind: str, quantity: str) -> None:
     watts = 40 + 120 * values["flops"] / (time * 1e9) + 50 * values["bytes_moved"] / (time * 1e8)
     target = {"runtime": time, "power": watts, "energy": time * watts}[quantity]
     makers = {
-        "runtime": lambda: runtime_makers(kind, {}, HARDWARE),
+        "runtime": lambda: runtime_makers(kind, Design(), HARDWARE),
         "power": lambda: power_makers(kind, HARDWARE),
-        "energy": lambda: energy_makers(kind, {}, HARDWARE),
+        "energy": lambda: runtime_makers(kind, Design(), HARDWARE, quantity="energy"),
     }[quantity]()
     paper = PAPER if kind in ("conv", "linear", "pool") else []
     if quantity == "power":
@@ -93,10 +93,10 @@ def test_every_candidate_fits_its_family(kind: str, quantity: str) -> None:
 
 
 def test_recipes_choose_regimes_and_terms() -> None:
-    design = {
-        "regimes": [{"name": "all", "terms": ["launch", "bytes_over[6]"]}],
-        "tree_terms": ["launch", "unaligned_in[8]"],
-    }
+    design = Design(
+        regimes=(Regime("all", ("launch", "bytes_over[6]")),),
+        tree_terms=("launch", "unaligned_in[8]"),
+    )
     makers = runtime_makers("conv", design, HARDWARE)
     physical, tree = makers["physical"](), makers["tree"]()
     assert isinstance(physical, Physical)
@@ -105,10 +105,11 @@ def test_recipes_choose_regimes_and_terms() -> None:
     assert tree.terms == ("launch", "unaligned_in[8]")
 
 
-@pytest.mark.parametrize("makers", [runtime_makers, energy_makers])
-def test_recipes_choose_the_number_of_trees_and_further_inputs(makers) -> None:
-    free = makers("linear", {}, HARDWARE)["boosted"]()
-    chosen = makers("linear", {"trees": 250, "inputs": ["fill(m, 256)"]}, HARDWARE)["boosted"]()
+@pytest.mark.parametrize("quantity", ["runtime", "energy"])
+def test_recipes_choose_the_number_of_trees_and_further_inputs(quantity) -> None:
+    design = Design(trees=250, inputs=("fill(m, 256)",))
+    free = runtime_makers("linear", Design(), HARDWARE, quantity=quantity)["boosted"]()
+    chosen = runtime_makers("linear", design, HARDWARE, quantity=quantity)["boosted"]()
     assert free.trees is None
     assert chosen.trees == 250
     assert chosen.inputs == (*free.inputs, "fill(m, 256)")
@@ -120,7 +121,7 @@ def test_a_processor_fills_vectors_and_a_gpu_tiles() -> None:
         (processor, "tile_flops[1x16]", "fill(n, 16)"),
         (HARDWARE, "tile_flops[128x32]", "wave_fill(128x64, 8)"),
     ):
-        makers = runtime_makers("linear", {}, hardware)
+        makers = runtime_makers("linear", Design(), hardware)
         physical, boosted = makers["physical"](), makers["boosted"]()
         assert isinstance(physical, Physical)
         assert isinstance(boosted, Boosted)
@@ -135,19 +136,20 @@ class TestProcessors:
     }  # fmt: skip
 
     def test_regimes_are_as_wide_as_the_device_s_vectors_and_caches(self) -> None:
-        (others,) = (each for each in cpu_regimes("conv", self.HARDWARE) if not each["when"])
-        assert "padded_flops[8x8]" in others["terms"]
-        assert "bytes_over[1]" in others["terms"]
-        assert "bytes_over[30]" in others["terms"]
+        (others,) = (each for each in cpu_regimes("conv", self.HARDWARE) if not each.when)
+        assert "padded_flops[8x8]" in others.terms
+        assert "bytes_over[1]" in others.terms
+        assert "bytes_over[30]" in others.terms
 
     def test_several_threads_leave_pointwise_convolutions_to_the_library(self) -> None:
-        one = {each["name"] for each in cpu_regimes("conv", self.HARDWARE)}
-        many = {each["name"] for each in cpu_regimes("conv", {**self.HARDWARE, "threads": 4})}
+        one = {each.name for each in cpu_regimes("conv", self.HARDWARE)}
+        many = {each.name for each in cpu_regimes("conv", {**self.HARDWARE, "threads": 4})}
         assert "pointwise" in one - many
 
     @pytest.mark.parametrize("family", ["conv", "linear", "matmul", "norm", "pool", "rnn"])
     def test_every_term_is_known_and_the_last_regime_holds_for_all(self, family: str) -> None:
-        regimes = [convert(each, Regime) for each in cpu_regimes(family, self.HARDWARE)]
+        regimes = cpu_regimes(family, self.HARDWARE)
+        assert regimes == convert(to_builtins(regimes), list[Regime])
         assert not regimes[-1].when
 
     def test_an_operation_with_few_rows_is_fitted_with_the_others(self) -> None:
@@ -158,7 +160,7 @@ class TestProcessors:
         ]
         values = columns("activation", layers)
         times = values["bytes_out"] * np.where(np.array(ops) == "tanh", 3e-6, 1e-6) + 0.02
-        physical = runtime_makers("activation", {}, self.HARDWARE)["physical"]()
+        physical = runtime_makers("activation", Design(), self.HARDWARE)["physical"]()
         physical.fit(values, times)
         names = [each["name"] for each in physical.to_json()["regimes"]]
         assert "tanh" in names

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 
-from pytest_neuralpower.calibrate.fit.designs import runtime_makers
-from pytest_neuralpower.calibrate.fit.readers.neusight import growing_overhead, judge_overhead
+from pytest_neuralpower.calibrate.fit.designs import Design, runtime_makers
+from pytest_neuralpower.calibrate.fit.judging import Overhead, growing_overhead, judge_overhead
 from pytest_neuralpower.calibrate.fit.rows import Row, linear_layer
 from pytest_neuralpower.estimators.features import columns
 from pytest_neuralpower.estimators.selection import select
@@ -37,7 +36,7 @@ def table(noise: float) -> list[Row]:
 
 def test_the_overhead_is_told_apart_from_the_layers() -> None:
     rows = table(noise=0.05)
-    physical = runtime_makers("linear", {}, HARDWARE)["physical"]()
+    physical = runtime_makers("linear", Design(), HARDWARE)["physical"]()
     found = growing_overhead(
         physical,  # type: ignore[arg-type]
         columns("linear", [row.layer for row in rows]),
@@ -47,8 +46,8 @@ def test_the_overhead_is_told_apart_from_the_layers() -> None:
     assert sum(found) == pytest.approx(LINEAR + SQUARE, rel=0.1)
 
 
-def judged(rows: list[Row]) -> dict[str, Any] | None:
-    makers = {"physical": runtime_makers("linear", {}, HARDWARE)["physical"]}
+def judged(rows: list[Row]) -> Overhead | None:
+    makers = {"physical": runtime_makers("linear", Design(), HARDWARE)["physical"]}
     values = columns("linear", [row.layer for row in rows])
     runtime = np.array([row.runtime_ms for row in rows])
     chosen = select(makers, values, runtime, [row.shape_group for row in rows])
@@ -58,13 +57,13 @@ def judged(rows: list[Row]) -> dict[str, Any] | None:
 def test_what_ignores_the_overhead_errs_more_than_what_adds_it() -> None:
     found = judged(table(noise=0.02))
     assert found is not None
-    mape = {name: score["mape"] for name, score in found["scores"].items()}
+    mape = {name: score.mape for name, score in found.scores.items()}
     assert mape["added"] < 5
     assert mape["removed"] < 8
     assert mape["ignored"] > 2 * mape["added"]
-    assert found["rows"] == COUNT
-    for fold in found["removed_ms"]["folds"]:
-        assert fold == pytest.approx(found["removed_ms"]["recipe"], rel=0.15)
+    assert found.rows == COUNT
+    for fold in found.removed_ms.folds:
+        assert fold == pytest.approx(found.removed_ms.recipe, rel=0.15)
 
 
 def test_rows_without_a_place_are_not_judged() -> None:

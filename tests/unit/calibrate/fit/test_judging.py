@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 
-from pytest_neuralpower.calibrate.fit.designs import runtime_makers
-from pytest_neuralpower.calibrate.fit.fit import beats, judge_split
+from pytest_neuralpower.calibrate.fit.designs import Design, runtime_makers
+from pytest_neuralpower.calibrate.fit.judging import Refused, Split, beats, judge_split
 from pytest_neuralpower.calibrate.fit.rows import Row, linear_layer
 from pytest_neuralpower.estimators.features import columns
+from pytest_neuralpower.estimators.selection import Score
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0, "multiprocessors": 8}
 MAKERS = {
     name: make
-    for name, make in runtime_makers("linear", {}, HARDWARE).items()
+    for name, make in runtime_makers("linear", Design(), HARDWARE).items()
     if name in ("physical", "tree")
 }
+
+
+def score(mape: float) -> Score:
+    return Score(mape, *[0.0] * 7)
 
 
 @pytest.mark.parametrize(
@@ -35,12 +39,12 @@ MAKERS = {
 def test_a_family_ships_when_it_beats_every_baseline(
     mape: float, flops: float, roofline: float, ships: bool
 ) -> None:
-    baselines = {"flops-only": {"mape": flops}, "roofline": {"mape": roofline}}
+    baselines = {"flops-only": score(flops), "roofline": score(roofline)}
     assert beats(mape, baselines) is ships
 
 
 def test_a_baseline_that_cannot_be_fitted_is_no_rival() -> None:
-    assert beats(50.0, {"flops-only": {"refused": "too few"}, "roofline": {"mape": 60.0}})
+    assert beats(50.0, {"flops-only": Refused("too few"), "roofline": score(60.0)})
 
 
 def rows() -> list[Row]:
@@ -51,7 +55,7 @@ def rows() -> list[Row]:
     return [Row(layer, ms) for layer, ms in zip(layers, cost.tolist(), strict=True)]
 
 
-def judge(members: list[Row]) -> dict[str, Any] | None:
+def judge(members: list[Row]) -> Split | None:
     values = columns("linear", [row.layer for row in members])
     return judge_split(members, values, np.array([row.runtime_ms for row in members]), MAKERS)
 
@@ -64,9 +68,10 @@ def test_rows_set_apart_judge_a_fit_that_saw_none_of_them() -> None:
     ]
     found = judge(members)
     assert found is not None
-    assert (found["trained"], found["judged"]) == (90, 30)
-    for score in found["scores"].values():
-        assert score["mape"] == pytest.approx(50, abs=5)
+    assert (found.trained, found.judged) == (90, 30)
+    for score in found.scores.values():
+        assert isinstance(score, Score)
+        assert score.mape == pytest.approx(50, abs=5)
 
 
 def test_rows_set_apart_have_no_say_in_what_is_chosen() -> None:
@@ -75,7 +80,7 @@ def test_rows_set_apart_have_no_say_in_what_is_chosen() -> None:
     first, second = judge(plain), judge(other)
     assert first is not None
     assert second is not None
-    assert first["chosen"] == second["chosen"]
+    assert first.chosen == second.chosen
 
 
 def test_without_such_rows_there_is_nothing_to_say() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pytest_neuralpower.calibrate.fit.designs import runtime_makers
+from pytest_neuralpower.calibrate.fit.designs import Design, runtime_makers
 from pytest_neuralpower.calibrate.fit.power import LayerPower, fit_layer_power
 from pytest_neuralpower.calibrate.fit.rows import Row, linear_layer
 from pytest_neuralpower.estimators import Utilization
@@ -16,7 +16,7 @@ from pytest_neuralpower.estimators.selection import Selection, select
 from pytest_neuralpower.platform.price import FamilyModel
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0, "multiprocessors": 8, "limit_w": 250.0}
-DESIGN = {"candidates": ["physical"]}
+DESIGN = Design(candidates=("physical",))
 
 
 def measured(watts: str, *, noise: float) -> list[Row]:

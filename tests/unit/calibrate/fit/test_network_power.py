@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pytest_neuralpower.calibrate.fit.power import fit_power, judge_networks, load_networks
-from pytest_neuralpower.calibrate.fit.recipe import Recipe
+from pytest_neuralpower.calibrate.fit.recipe import Power, Recipe
 from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.estimators import Physical
 from pytest_neuralpower.estimators.terms import Regime
@@ -55,7 +55,7 @@ def platform() -> FittedPlatform:
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
     (tmp_path / "nets.py").write_text(NETWORKS)
-    power = {"networks": "nets.py", "fixed": {"bandwidth_w": 0}}
+    power = Power(networks="nets.py", fixed={"bandwidth_w": 0})
     return Recipe("toy", "Toy", "eager", HARDWARE, power=power, networks="nets.py", folder=tmp_path)
 
 
@@ -91,7 +91,7 @@ def test_power_may_be_that_of_another_recipe(platform: FittedPlatform, recipe: R
         asked.append(folder)
         return other
 
-    borrowed = fit_power(platform, replace(recipe, power={"from": "other"}), fit_other)
+    borrowed = fit_power(platform, replace(recipe, power=Power(other="other")), fit_other)
     assert asked == [recipe.folder.parent / "other"]
     assert borrowed.power is other.power
     assert borrowed.accuracy["power"] == other.accuracy["power"]
@@ -112,7 +112,7 @@ def test_networks_are_judged_on_runtime_and_energy(
 def test_a_recipe_without_networks_leaves_the_platform_alone(
     platform: FittedPlatform, recipe: Recipe
 ) -> None:
-    bare = replace(recipe, power={}, networks="")
+    bare = replace(recipe, power=None, networks="")
     assert fit_power(platform, bare, unused) is platform
     assert judge_networks(platform, bare) is platform
 
