@@ -107,7 +107,9 @@ def _plan(
         if overhangs and (steps + 1) * stride[axis] < size + padding[axis]:
             steps += 1
         # Under the ceiling a window wider than its input fits some kernels and not others.
-        if spare < 0 or 2 * padding[axis] > kernel[axis]:
+        # avg_pool3d alone counts without the padding.
+        narrow = spare < 0 or (op == "avg_pool3d" and size < kernel[axis])
+        if narrow or 2 * padding[axis] > kernel[axis]:
             raise NoRule
         out[axis - dims] = steps + 1
     params: tuple[tuple[str, Any], ...] = (
