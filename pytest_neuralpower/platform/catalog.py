@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_neuralpower.collector import collector_paused
 from pytest_neuralpower.errors import PlatformError, TraceError
 from pytest_neuralpower.platform.file import checked, read_json
 from pytest_neuralpower.platform.price import FittedPlatform, check_estimators, of_content
@@ -48,15 +49,16 @@ def load_platform(name: str | Path) -> Platform:
         path = _SHIPPED / f"{name}.json"
         if not path.is_file():
             raise PlatformError(_unknown(name))
-    data = read_json(path)
-    if data.get("format") == "pytest-neuralpower eyeriss":
-        from pytest_neuralpower.platform.analytic import parse_platform  # noqa: PLC0415 - rare
+    with collector_paused():
+        data = read_json(path)
+        if data.get("format") == "pytest-neuralpower eyeriss":
+            from pytest_neuralpower.platform.analytic import parse_platform  # noqa: PLC0415 - rare
 
-        return parse_platform(path, data)
-    fitted = of_content(path, *checked(path, data))
-    if path.parent != _SHIPPED:  # those that ship are tested
-        check_estimators(path, fitted)
-    return fitted
+            return parse_platform(path, data)
+        fitted = of_content(path, *checked(path, data))
+        if path.parent != _SHIPPED:  # those that ship are tested
+            check_estimators(path, fitted)
+        return fitted
 
 
 def load_fitted(name: str | Path) -> FittedPlatform:
@@ -156,7 +158,8 @@ def predict_call(
     platform: Platform | str | Path,
 ) -> Prediction:
     """:func:`predict` with the call's inputs given as one sequence and one mapping."""
-    from pytest_neuralpower.tracing import trace  # noqa: PLC0415 - imports torch
+    with collector_paused():
+        from pytest_neuralpower.tracing import trace  # noqa: PLC0415 - imports torch
 
     loaded = load_platform(platform) if isinstance(platform, str | Path) else platform
     traced = trace(model, *args, **kwargs)

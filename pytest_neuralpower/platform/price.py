@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import gc
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from operator import attrgetter
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 from msgspec import Struct, field, to_builtins
 from msgspec.structs import replace
 
+from pytest_neuralpower.collector import collector_paused
 from pytest_neuralpower.errors import PlatformError, TraceError
 from pytest_neuralpower.estimators import AnyEstimator, Utilization
 from pytest_neuralpower.estimators.base import NonNegative, Positive
@@ -294,7 +293,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
             raise TraceError(
                 f"nothing to predict: {model} runs no operation that computes or moves anything"
             )
-        with _collector_paused():
+        with collector_paused():
             return self._predict(items, layers)
 
     def _predict(self, items: Sequence[Layer], layers: Trace | Iterable[Layer]) -> Prediction:
@@ -602,20 +601,6 @@ def _call_intervals(errors: LayerErrors, limit_w: float) -> dict[str, Any]:
                 high = max(min(high, limit_w), float(errors.amounts(quantity).sum()))
             fields[name] = Interval(low, high, errors.coverage)
     return fields
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Without the cyclic garbage collector: a prediction makes many small objects and no cycle,
-    and walking all of a large process for every few hundred of them would take a third of its
-    time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def of_content(path: Path, content: dict[str, Any], sha256: str) -> FittedPlatform:

@@ -50,7 +50,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def _session(config: pytest.Config) -> GuardSession:
     """Make the guarded session on first use: an idle plugin never loads it."""
     if _SESSION not in config.stash:
-        from pytest_neuralpower.plugin.session import GuardSession  # noqa: PLC0415
+        from pytest_neuralpower.collector import collector_paused  # noqa: PLC0415
+
+        with collector_paused():
+            from pytest_neuralpower.plugin.session import GuardSession  # noqa: PLC0415
 
         config.stash[_SESSION] = GuardSession.of(config, _is_guarded)
     return config.stash[_SESSION]
