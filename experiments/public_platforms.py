@@ -22,8 +22,7 @@ from tabulate import tabulate
 from pytest_neuralpower import list_platforms, load_platform, predict
 from pytest_neuralpower.calibrate.fit.designs import Design, power_makers, runtime_makers
 from pytest_neuralpower.calibrate.fit.fit import fit_directory, read_rows
-from pytest_neuralpower.calibrate.fit.readers import data_root
-from pytest_neuralpower.calibrate.fit.readers.neusight import neusight_linear
+from pytest_neuralpower.calibrate.fit.readers import data_root, neusight_linear
 from pytest_neuralpower.calibrate.fit.recipe import Recipe, read_recipe
 from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.estimators import NeuralPower

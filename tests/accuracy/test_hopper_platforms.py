@@ -9,7 +9,7 @@ import pytest
 
 from pytest_neuralpower import Layer, load_platform
 from pytest_neuralpower.calibrate.fit.card import card_text
-from pytest_neuralpower.calibrate.fit.readers.layer_tables import attention_layer
+from pytest_neuralpower.calibrate.fit.readers import attention_layer
 from pytest_neuralpower.calibrate.fit.rows import linear_layer, matmul_layer
 
 REPOSITORY = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_neuralpower.calibrate.fit.readers.neusight import (
+from pytest_neuralpower.calibrate.fit.readers import (
     neusight_bmm,
     neusight_conv,
     neusight_linear,

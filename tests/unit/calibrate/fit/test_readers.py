@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_neuralpower.calibrate.fit.readers import DATA_VARIABLE, data_root
-from pytest_neuralpower.calibrate.fit.readers.layer_tables import (
+from pytest_neuralpower.calibrate.fit.readers import (
+    DATA_VARIABLE,
     aiconfigurator_attention,
     aiconfigurator_gemm,
     caffe_layers,
+    data_root,
     deepbench_conv,
     deepbench_gemm,
 )
