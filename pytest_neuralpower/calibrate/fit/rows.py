@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from pytest_neuralpower.layers import Layer, TensorSpec
+from pytest_neuralpower.layers import Layer, ParamValue, TensorSpec
 
 __all__ = [
     "SENTINEL",
@@ -109,57 +109,50 @@ def conv_layer(
             shape[2:], padding, dilation, kernel, stride, strict=True
         )
     )
-    weights = [TensorSpec((cout, shape[1] // groups, *kernel), dtype)]
-    if bias:
-        weights.append(TensorSpec((cout,), dtype))
-    return Layer(
+    return _layer(
         "conv",
         f"conv{len(kernel)}d",
-        "",
-        (TensorSpec(tuple(shape), dtype),),
-        tuple(weights),
-        (TensorSpec((shape[0], cout, *spatial), dtype),),
-        dtype,
-        (
-            ("dilation", dilation),
-            ("groups", groups),
-            ("padding", padding),
-            ("stride", stride),
-            ("transposed", False),
-        ),
+        [shape],
+        [(cout, shape[1] // groups, *kernel), *([(cout,)] if bias else [])],
+        (shape[0], cout, *spatial),
+        dtype=dtype,
+        dilation=dilation,
+        groups=groups,
+        padding=padding,
+        stride=stride,
+        transposed=False,
     )
+
+
+def _layer(
+    kind: str,
+    op: str,
+    inputs: Iterable[Sequence[int]],
+    weights: Iterable[Sequence[int]],
+    result: Sequence[int],
+    *,
+    dtype: str,
+    **params: ParamValue,
+) -> Layer:
+    """A layer from the shapes of its tensors, all of one dtype; ``params`` in order of name."""
+    given, held, made = (
+        tuple(TensorSpec(tuple(shape), dtype) for shape in shapes)
+        for shapes in (inputs, weights, [result])
+    )
+    return Layer(kind, op, "", given, held, made, dtype, tuple(params.items()))
 
 
 def linear_layer(
     rows: int, depth: int, width: int, *, bias: bool = False, dtype: str = "float32"
 ) -> Layer:
     """``(rows, depth) -> (rows, width)`` with a weight ``(width, depth)``."""
-    weights = [TensorSpec((width, depth), dtype)]
-    if bias:
-        weights.append(TensorSpec((width,), dtype))
-    return Layer(
-        "linear",
-        "linear",
-        "",
-        (TensorSpec((rows, depth), dtype),),
-        tuple(weights),
-        (TensorSpec((rows, width), dtype),),
-        dtype,
-    )
+    weights = [(width, depth), *([(width,)] if bias else [])]
+    return _layer("linear", "linear", [(rows, depth)], weights, (rows, width), dtype=dtype)
 
 
 def matmul_layer(left: tuple[int, ...], right: tuple[int, ...], *, dtype: str = "float32") -> Layer:
     """``(*, M, K) @ (*, K, N)``."""
-    result = (*left[:-1], right[-1])
-    return Layer(
-        "matmul",
-        "matmul",
-        "",
-        (TensorSpec(left, dtype), TensorSpec(right, dtype)),
-        (),
-        (TensorSpec(result, dtype),),
-        dtype,
-    )
+    return _layer("matmul", "matmul", [left, right], [], (*left[:-1], right[-1]), dtype=dtype)
 
 
 def pool_layer(
@@ -173,9 +166,9 @@ def pool_layer(
     dtype: str = "float32",
 ) -> Layer:
     """Pooling from one map to another."""
-    params = (("kernel", kernel), ("padding", padding), ("stride", stride))
-    given, made = (TensorSpec(shape, dtype),), (TensorSpec(result, dtype),)
-    return Layer("pool", op, "", given, (), made, dtype, params)
+    return _layer(
+        "pool", op, [shape], [], result, dtype=dtype, kernel=kernel, padding=padding, stride=stride
+    )
 
 
 def streaming_layer(
@@ -187,16 +180,16 @@ def streaming_layer(
     dtype: str = "float32",
 ) -> Layer:
     """A layer whose cost follows from its tensors alone: activation, copy, concatenation."""
-    given = tuple(TensorSpec(shape, dtype) for shape in inputs)
-    return Layer(kind, op, "", given, (), (TensorSpec(result, dtype),), dtype)
+    return _layer(kind, op, inputs, [], result, dtype=dtype)
 
 
 # -- Rows of a calibration's trials: passes and devices merged to one row a layer.
 
 #: Pass of the trials that close a calibration: they tell its repeatability and are not fitted.
 CLOSING: Final = 0
-#: Name of the network that is measured again and again; it would outweigh the others in a fit.
-_SENTINEL: Final = "sentinel"
+#: Name of the network that is timed again and again to see the device drift; it would outweigh the
+#: others in a fit.
+SENTINEL: Final = "sentinel"
 
 #: Device, network and place in it.
 _Place: TypeAlias = tuple[str, str, int]
@@ -230,7 +223,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class NetworkRow:
-    """One measured network: its own time beside that of its layers.
+    """One measured network: its own time and that of its layers.
 
     Attributes
     ----------
@@ -283,7 +276,7 @@ def _merged(
     last: dict[tuple[str, _Place], Measurement] = {}
     known = list(measurements)
     for each in at_usual_speed(known, usual_probe_ms(known) if usual_ms is None else usual_ms):
-        if each.network != _SENTINEL and each.pass_ != CLOSING:
+        if each.network != SENTINEL and each.pass_ != CLOSING:
             last[each.trial, each.place] = each
     in_place: dict[_Place, list[Measurement]] = {}
     watts: dict[_Place, list[float]] = {}
@@ -381,9 +374,6 @@ def _merge(group: Sequence[Measurement], watts: Mapping[_Place, Sequence[float]]
 
 
 # -- What trials measure, and how far the same layers lay apart, measured twice.
-
-#: Name of the network that is timed again and again to see the device drift.
-SENTINEL: Final = "sentinel"
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ COVERAGE: Final = 0.9
 #: Fewer independent errors than this have no 90% quantile: ceil(0.9 (n + 1)) > n.
 _LEAST_FOR_QUANTILE: Final = 9
 
-#: Share of the groups at each end of the work that tells how far extrapolation errs.
+#: Share of the groups at each end of the work that tells how far extrapolation is off.
 _END: Final = 0.2
 
 #: Rows whose neighbours are looked for, at most.
@@ -188,7 +188,7 @@ def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def score_spread(distance: float, coverage: Mapping[str, float]) -> dict[str, Any]:
+def score_spread(distance: float, coverage: Mapping[str, float]) -> dict[str, float]:
     """Plain data of one family's interval, for a platform's accuracy."""
     return {"factor": round(float(np.exp(distance)), 3), **coverage}
 
@@ -196,11 +196,10 @@ def score_spread(distance: float, coverage: Mapping[str, float]) -> dict[str, An
 # -- A platform's intervals, from its held-out rows and from whole measured networks.
 #
 # Layers: split-conformal, per family. Calls: what the layers' errors add up to, and what no layer
-# knows of, the *whole*: how far a call is from the sum of its layers. Where whole networks were
+# knows of, the model error: how far a call is from the sum of its layers. Where whole networks were
 # measured in the platform's own mode, it is what their errors show beyond their layers'; with few
-# of
-# them Student's t takes the quantile's place. Where none were, it is what one experiment found of
-# rows timed in the same way.
+# of them Student's t takes the quantile's place. Where none were, it is what one experiment found
+# of rows timed in the same way.
 
 #: Mean error, of the whole network, of the sum of its *measured* layers, by how these were timed:
 #: the project's experiment on a CPU with 18 networks, at batch 1 and 4. A half-normal error's 90%
@@ -265,10 +264,13 @@ def with_intervals(
     ProfileError
         The recipe's ``totals`` is none of the known.
     """
+    totals = _totals(recipe)
     runtime, found = _runtime_spreads(fits)
-    accuracy: dict[str, Any] = {"runtime": found, "totals": _totals(recipe)}
+    accuracy: dict[str, object] = {"runtime": found, "totals": totals}
+    # Before any network is looked at.
+    model_error = round(SUM_OF_LAYERS.get(totals, SUM_OF_LAYERS["alone"]), 4)
     intervals = Intervals(
-        COVERAGE, QuantitySpreads(runtime, _fallback_spread(fits, left_out), _model_error(recipe))
+        COVERAGE, QuantitySpreads(runtime, _fallback_spread(fits, left_out), model_error)
     )
     power, joint, scores = _power_spreads(fits)
     if power:
@@ -280,7 +282,7 @@ def with_intervals(
         )
     elif platform.power is not None:
         intervals = replace(intervals, power=QuantitySpreads({}, _power_of_networks(platform)))
-    if _totals(recipe) == "networks":
+    if totals == "networks":
         intervals, accuracy["networks"] = _learn_model_error(platform, intervals, recipe)
     return replace(
         platform,
@@ -290,7 +292,7 @@ def with_intervals(
 
 
 def _totals(recipe: Recipe) -> str:
-    """How the whole is known: as the recipe says; by networks where there are any."""
+    """How the model error is known: as the recipe says; by networks where there are any."""
     totals = recipe.totals or ("networks" if recipe.networks else "alone")
     if totals == "networks" and not recipe.networks:
         raise ProfileError(
@@ -300,17 +302,12 @@ def _totals(recipe: Recipe) -> str:
     return totals
 
 
-def _model_error(recipe: Recipe) -> float:
-    """Distance of the whole before any network is looked at."""
-    return round(SUM_OF_LAYERS.get(_totals(recipe), SUM_OF_LAYERS["alone"]), 4)
-
-
 # -- layers ----------------------------------------------------------------------------------
 
 
 def _runtime_spreads(
     fits: Mapping[str, FamilyFit],
-) -> tuple[dict[str, Spread], dict[str, Any]]:
+) -> tuple[dict[str, Spread], dict[str, dict[str, float]]]:
     spreads, scores = {}, {}
     for name, fit in fits.items():
         residuals = np.log(fit.runtime_ms / fit.runtime.held_out)
@@ -325,11 +322,11 @@ def _runtime_spreads(
 
 def _power_spreads(
     fits: Mapping[str, FamilyFit],
-) -> tuple[dict[str, Spread], dict[str, Spread], dict[str, Any]]:
+) -> tuple[dict[str, Spread], dict[str, Spread], dict[str, dict[str, dict[str, float]]]]:
     """Spreads of power, and of energy from both, of the families whose rows have power."""
     power: dict[str, Spread] = {}
     energy: dict[str, Spread] = {}
-    scores: dict[str, dict[str, Any]] = {"power": {}, "energy": {}}
+    scores: dict[str, dict[str, dict[str, float]]] = {"power": {}, "energy": {}}
     for name, fit in fits.items():
         if fit.power is None and fit.energy is None:
             continue
@@ -403,36 +400,29 @@ def _power_of_networks(platform: FittedPlatform) -> Spread:
 
 def _learn_model_error(
     platform: FittedPlatform, intervals: Intervals, recipe: Recipe
-) -> tuple[Intervals, dict[str, Any]]:
-    """The whole from measured networks, and how often intervals made without a network hold it."""
+) -> tuple[Intervals, dict[str, dict[str, int]]]:
+    """The model error that measured networks show, and how often intervals made without a network
+    hold it."""
     networks = load_networks(recipe.folder / recipe.networks)
-    traced = [trace_network(network) for network in networks]
     measured = {"runtime": np.array([network.paper_ms for network in networks])}
     if intervals.power is not None:
         measured["energy"] = np.array([network.paper_j * 1e3 for network in networks])
     bare = replace(platform, intervals=_with_model_error(intervals, dict.fromkeys(measured, 0.0)))
-    predicted = [bare.predict(trace) for trace in traced]
-    scores: dict[str, Any] = {}
-    model_errors: dict[str, float] = {}
-    errors: dict[str, tuple[FloatArray, FloatArray]] = {}
+    errors = [bare.predict(trace_network(network)).errors for network in networks]
+    scores = {}
+    model_errors = {}
     for quantity, values in measured.items():
-        points = np.array([each.errors.amounts(quantity).sum() for each in predicted])  # type: ignore[union-attr,arg-type]
-        layers = np.array([each.errors.total(quantity)[1] for each in predicted])  # type: ignore[union-attr,arg-type]
-        errors[quantity] = np.log(values / points), np.log(layers / points)
-        off, own = errors[quantity]
+        points = np.array([each.amounts(quantity).sum() for each in errors])  # type: ignore[union-attr,arg-type]
+        layers = np.array([each.total(quantity)[1] for each in errors])  # type: ignore[union-attr,arg-type]
+        off, own = np.log(values / points), np.log(layers / points)
         model_errors[quantity] = _beyond(few_distance(off), own)
-    for quantity, values in measured.items():
         inside = 0
-        for index, trace in enumerate(traced):
+        for index in range(len(networks)):
             rest = np.arange(len(networks)) != index
-            without = {
-                name: _beyond(few_distance(off[rest]), own[rest])
-                for name, (off, own) in errors.items()
-            }
-            known = _with_model_error(intervals, without)
-            alone = replace(platform, intervals=known).predict(trace)
-            low, high = alone.errors.total(quantity)  # type: ignore[union-attr,arg-type]
-            inside += bool(low <= values[index] <= high)
+            without = _beyond(few_distance(off[rest]), own[rest])
+            # As a prediction's interval is made of both: LayerErrors.total.
+            width = np.log1p(np.hypot(np.expm1(own[index]), np.expm1(without)))
+            inside += bool(abs(off[index]) <= width)
         scores[quantity] = {"inside": inside, "networks": len(networks)}
     return _with_model_error(intervals, model_errors), scores
 
@@ -453,10 +443,10 @@ def _with_model_error(intervals: Intervals, model_errors: Mapping[str, float]) -
     return intervals
 
 
-# -- Totals of calls, from the whole random networks that a calibration timed beside their layers.
+# -- Totals of calls, from the whole random networks that a calibration timed with their layers.
 #
 # A network's time is predicted as the sum of its layers, each by an estimator that saw no layer of
-# its shape; what the whole network took besides tells how far a call is from that sum.
+# its shape; what the whole network took tells how far a call is from that sum.
 
 #: Shares of the rows' correlation that are tried.
 _SHARES: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
@@ -478,12 +468,13 @@ def learn_totals(
     off = np.abs(np.log(measured / points))
     platform = _platform_with_error(_correlated(platform, networks, off), 0.0)
     own = _layers_parts(platform, networks)
-    whole = _beyond(conformal_distance(off, list(range(len(off)))), own)
-    inside = sum(
-        bool(off[each] <= np.hypot(own[each], _beyond(_left_out(off, each), own)))
-        for each in range(len(networks))
-    )
-    found: dict[str, Any] = {
+    shapes = range(len(off))
+    whole = _beyond(conformal_distance(off, shapes), own)
+    inside = 0
+    for index in shapes:
+        without = conformal_distance(np.delete(off, index), shapes[1:])
+        inside += bool(off[index] <= np.hypot(own[index], _beyond(without, own)))
+    found: dict[str, object] = {
         "runtime": Score.of(points, measured).to_json(),
         "inside": inside,
         "networks": len(networks),
@@ -543,11 +534,6 @@ def _with_correlation(platform: FittedPlatform, share: float) -> FittedPlatform:
     }
     runtime = replace(intervals.runtime, families=families)
     return replace(platform, intervals=replace(intervals, runtime=runtime))
-
-
-def _left_out(off: FloatArray, index: int) -> float:
-    rest = np.delete(off, index)
-    return conformal_distance(rest, list(range(len(rest))))
 
 
 def _platform_with_error(platform: FittedPlatform, whole: float) -> FittedPlatform:
