@@ -1,13 +1,14 @@
-"""What a platform keeps of the calibration it comes from: facts, repeatability, what to verify."""
+"""The card of a platform, generated: what it is, where its rows come from, how wrong it is."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from msgspec.structs import replace
 from tabulate import tabulate
 
@@ -39,197 +40,30 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.price import FittedPlatform
 
 __all__ = [
-    "calibration_sections",
-    "closing_repeatability",
+    "LEAST_REPEATABLE",
+    "card_text",
+    "repeatability_text",
     "with_calibration",
+    "write_card",
     "write_figure",
 ]
 
-
-#: Provenance lines that tell the device and how it was measured.
-FACTS: Final = (
-    "device", "device_uuid", "torch_device", "dtype", "mode", "threads", "cores", "instructions",
-    "onednn", "governor", "compute_capability", "driver", "cuda", "cudnn", "cudnn_benchmark",
-    "cudnn_tf32", "matmul_precision", "ecc", "power_limit_w", "torch", "python", "system",
-    "pytest_neuralpower", "meter", "meter_method", "meter_source", "idle_w", "preheated", "started",
-)  # fmt: skip
-
-
-def with_calibration(platform: FittedPlatform, profiles: Sequence[Profile]) -> FittedPlatform:
-    """The platform with what is to be known of its measured profiles in its provenance.
-
-    ``calibration`` has by device its facts, its repeatability and the networks that
-    ``neuralpower verify`` measures again. Profiles without trials add nothing.
-    """
-    measured = [profile for profile in profiles if profile.measurements]
-    if not measured:
-        return platform
-    found = [_measured_record(profile) for profile in measured]
-    return replace(platform, provenance={**platform.provenance, "calibration": found})
-
-
-def _measured_record(profile: Profile) -> dict[str, Any]:
-    closing = closing_repeatability(profile)
-    return {
-        "facts": {key: profile.provenance[key] for key in FACTS if key in profile.provenance},
-        "networks": len(profile.networks),
-        "layers": len(profile.rows),
-        "flawed": sum(bool(row.flaw) for row in profile.rows),
-        "repeatability": closing,
-        "probe_ms": next(iter(usual_probe_ms(profile.measurements).values()), None),
-        "verify": _references(profile),
-    }
-
-
-def closing_repeatability(profile: Profile) -> dict[str, float] | None:
-    """How far the closing trials lay from the pass before them; None where there are none."""
-    measurements = _at_usual_speed(profile)
-    closing = [each for each in measurements if each.pass_ == CLOSING]
-    names = {each.network for each in closing}
-    before: dict[tuple[str, str, int], Measurement] = {}
-    for each in measurements:
-        earlier = before.get(each.place)
-        if (
-            each.network in names
-            and each.pass_ != CLOSING
-            and each.what == "network"
-            and (earlier is None or each.pass_ >= earlier.pass_)
-        ):
-            before[each.place] = each
-    found = repeatability(map(_row, before.values()), map(_row, closing))
-    if found is None:
-        return None
-    result = {
-        "median_percent": round(found.median_percent, 2),
-        "p95_percent": round(found.p95_percent, 2),
-        "rows": found.rows,
-    }
-    if found.networks_percent is not None:
-        result["networks_median_percent"] = round(found.networks_percent, 2)
-    return result
-
-
-def _at_usual_speed(profile: Profile) -> list[Measurement]:
-    return at_usual_speed(profile.measurements, usual_probe_ms(profile.measurements))
-
-
-def _row(each: Measurement) -> MeasuredRow:
-    layer = None if each.index < 0 else each.row.layer
-    return MeasuredRow(
-        each.trial, each.network, layer, each.row.runtime_ms, each.index, each.calls, each.pass_
-    )
-
-
-def _references(profile: Profile) -> list[dict[str, Any]]:
-    """The sentinel and the networks of the closing trials: how to make them, and their times."""
-    names = {each.network for each in profile.measurements if each.pass_ == CLOSING} | {SENTINEL}
-    times: dict[tuple[str, int], list[Measurement]] = {}
-    for each in _at_usual_speed(profile):
-        if each.what == "network" and not each.row.flaw and each.network in names:
-            times.setdefault((each.network, each.index), []).append(each)
-    found: dict[str, dict[str, Any]] = {}
-    for (network, index), passes in times.items():
-        each = passes[0]
-        entry = found.setdefault(network, {"network": network, "seed": each.seed, "layers": []})
-        if index < 0:
-            entry["template"] = each.row.layer.op
-        else:
-            runtime_ms = median(one.row.runtime_ms for one in passes) * each.calls
-            entry["layers"].append([index, each.row.layer.kind, float(f"{runtime_ms:.5g}")])
-    return [entry for entry in found.values() if "template" in entry and entry["layers"]]
-
-
-def repeatability_text(found: Mapping[str, float] | None) -> str:
-    """``median 1.2%, p95 4.0% over 180 layers``."""
-    if found is None:
-        return "not measured: the closing trials are missing"
-    return (
-        f"median {found['median_percent']:.1f}%, p95 {found['p95_percent']:.1f}% over "
-        f"{found['rows']:.0f} layers measured again"
-    )
-
-
-# -- What the card of a measured platform says beside: how it was measured, and a figure.
-
-#: Figure beside the card of a measured platform.
+#: Figure of a measured platform, next to its card.
 FIGURE: Final = "accuracy.svg"
 
 #: p95 of the closing differences, %, above which a calibration is called not repeatable.
 LEAST_REPEATABLE: Final = 5.0
 
-
-def calibration_sections(platform: FittedPlatform) -> list[str]:
-    """Sections of the card; empty for a platform that was not measured by trials."""
-    records = platform.provenance.get("calibration", ())
-    if not records:
-        return []
-    return [
-        "## Measured",
-        "\n\n".join(_record(record) for record in records),
-        *_trials(platform),
-        "A kind of layer is kept where it beats the fallback, which would price it instead, even "
-        "if a baseline that was fitted to it does as well.",
-        *_not_fitted(platform),
-        f"![predicted against measured runtime]({FIGURE})",
-        f"To see whether it still holds on the device: `neuralpower verify {platform.name}.json`.",
-    ]
-
-
-def write_figure(fitted: Fitted, directory: Path) -> None:
-    """Draw held-out layers and networks of a measured platform; nothing for others."""
-    platform = fitted.platform
-    if not platform.provenance.get("calibration"):
-        return
-    dots = [
-        Point(name, "", row.runtime_ms, predicted)
-        for name, fit in fitted.families.items()
-        for row, predicted in zip(fit.rows, fit.runtime.held_out.tolist(), strict=True)
-    ]
-    trials = platform.accuracy.get("intervals", {}).get("trials", {})
-    pairs = zip(trials.get("measured_ms", ()), trials.get("predicted_ms", ()), strict=True)
-    dots += [Point(NETWORKS, "", measured, predicted) for measured, predicted in pairs]
-    title = f"Runtime on {platform.name}: held-out shapes, and random networks as their sums"
-    write_atomically(directory / FIGURE, scatter_svg(dots, title=title))
-
-
-def _record(record: Mapping[str, Any]) -> str:
-    found = record["repeatability"]
-    lines = [
-        f"{record['networks']} random networks, {record['layers']} layers timed in place"
-        + (f", {record['flawed']} left out" if record["flawed"] else "")
-        + f". Repeatability: {repeatability_text(found)}."
-    ]
-    if found is not None and found["p95_percent"] > LEAST_REPEATABLE:
-        lines.append(
-            f"**Its 95th percentile is above {LEAST_REPEATABLE:g}%: the machine was not quiet, and "
-            "no difference smaller than that means anything.**"
-        )
-    rows = [(key.replace("_", " "), value) for key, value in record["facts"].items() if value]
-    return "\n\n".join([*lines, tabulate(rows, ("fact", "value"), "github", disable_numparse=True)])
-
-
-def _not_fitted(platform: FittedPlatform) -> list[str]:
-    found = platform.accuracy.get("not_fitted") or {}
-    if not found:
-        return []
-    return ["Priced by their traffic, for too few rows could be predicted: " + ", ".join(found)]
-
-
-def _trials(platform: FittedPlatform) -> list[str]:
-    found = platform.accuracy.get("intervals", {}).get("trials")
-    if not found or platform.intervals is None:
-        return []
-    score, count = found["runtime"], found["networks"]
-    whole = math.expm1(platform.intervals.runtime.model_error)
-    return [
-        f"Sums of held-out layers against the {count} whole random networks: MAPE "
-        f"{score['mape']:.1f}%, bias {score['bias']:+.1f}%, "
-        f"{score['within_10']:.0f}% within 10%. 90% intervals held {found['inside']} of {count}; "
-        f"beside its layers' errors a call may be off by {whole:.0%}."
-    ]
-
-
-# -- The card of a platform: what it is, where its rows come from, how wrong it is. Generated.
+#: How the error of a whole call is known -> what the card says of it.
+_MODEL_ERROR: Final = {
+    "networks": "as its measured networks were, few as they are (Student's t takes the place of "
+    "the quantile)",
+    "alone": "as sums of layers timed alone were in an experiment on another device: no network "
+    "was measured in this mode",
+    "trials": "as the random networks of the calibration were",
+    "in place": "as sums of layers timed inside networks were in an experiment on another device: "
+    "no network was measured in this mode",
+}
 
 
 def write_card(platform: FittedPlatform, directory: Path) -> Path:
@@ -242,85 +76,82 @@ def write_card(platform: FittedPlatform, directory: Path) -> Path:
 def card_text(platform: FittedPlatform) -> str:
     """The card in Markdown, from nothing but the platform."""
     tiers = ", ".join(f"{quantity} {tier}" for quantity, tier in platform.tiers.items())
+    accuracy, provenance = platform.accuracy, platform.provenance
+    ranges = [
+        [name, column, f"{low:g}", f"{high:g}"]
+        for name, model in platform.families.items()
+        for column, (low, high) in model.ranges.items()
+    ]
+    split, notes = split_table(accuracy, "github"), provenance.get("notes", ())
     sections = [
         f"# {platform.name}",
         "Generated from the platform file; do not edit.",
         f"{platform.device}, {platform.dtype}. {platform.mode}.",
         f"Tiers: {tiers}. Content hash `{platform.sha256[:16]}`.",
         "## Layers, held out by shape",
-        layers_table(platform.accuracy, "github"),
+        layers_table(accuracy, "github"),
         "A family that does not beat both baselines is not shipped. "
         "Errors are relative to the measured one. All batch sizes of a shape are held "
         "out together. Other kinds of layer are priced by their traffic at "
         f"{platform.fallback.bandwidth_gbs:g} GB/s, or their operations at "
         f"{platform.fallback.gflops:g} GFLOP/s, and flagged.",
-        *_split(platform.accuracy),
-        *_overhead(platform.accuracy),
+        *(["## Rows set apart to judge", split] if split else []),
+        *(["The estimators judged here saw none of these."] if split else []),
+        *_overhead(accuracy),
         *_intervals(platform),
-        *_networks(platform.accuracy),
-        *calibration_sections(platform),
-        *_power(platform.accuracy),
+        *_networks(accuracy),
+        *_calibration(platform),
+        *_power(accuracy),
         "## Calibrated ranges",
-        _ranges(platform),
+        _table(ranges, ("family", "size", "from", "to")),
         "A layer outside any of these is flagged as extrapolated.",
         "## Sources",
-        "\n".join(_source(source) for source in platform.provenance.get("sources", ())),
-        *_notes(platform.provenance.get("notes", ())),
+        "\n".join(_source(source) for source in provenance.get("sources", ())),
+        *(["## Notes", "\n".join(f"- {_sentence(note)}" for note in notes)] if notes else []),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _split(accuracy: Mapping[str, Any]) -> list[str]:
-    table = split_table(accuracy, "github")
-    if not table:
-        return []
-    return ["## Rows set apart to judge", table, "The estimators judged here saw none of these."]
+def _table(rows: Iterable[Sequence[Any]], headers: Sequence[str]) -> str:
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
 def _overhead(accuracy: Mapping[str, Any]) -> list[str]:
     table = overhead_table(accuracy, "github")
     if not table:
         return []
-    each = "; ".join(
-        f"{name} {found['overhead']['removed_ms']['recipe']:.2f} ms by the recipe, "
-        f"{min(found['overhead']['removed_ms']['folds']):.2f} to "
-        f"{max(found['overhead']['removed_ms']['folds']):.2f} ms by the folds"
+    removed = {
+        name: found["overhead"]["removed_ms"]
         for section in ("runtime", "not_shipped")
         for name, found in (accuracy.get(section) or {}).items()
         if "overhead" in found
+    }
+    amounts = "; ".join(
+        f"{name} {ms['recipe']:.2f} ms by the recipe, {min(ms['folds']):.2f} to "
+        f"{max(ms['folds']):.2f} ms by the folds"
+        for name, ms in removed.items()
     )
     text = (
         "Latencies that grow along their table hold an overhead that no layer causes; it was taken "
         "off before the fit, and the tables above judge rows without it. Here layer and overhead "
-        f"are both estimated from the other folds alone. In the last row it is: {each}."
+        "are both estimated from the other folds alone. The overhead of the last row: "
+        f"{amounts}."
     )
     return ["## Overhead of the place in the table", table, text]
-
-
-#: How the error of a whole call is known -> what the card says of it.
-_WHOLE: Final = {
-    "networks": "as its measured networks were, few as they are (Student's t takes the place of "
-    "the quantile)",
-    "alone": "as sums of layers timed alone were in an experiment on another device: no network "
-    "was measured in this mode",
-    "trials": "as the random networks of the calibration were",
-    "in place": "as sums of layers timed inside networks were in an experiment on another device: "
-    "no network was measured in this mode",
-}
 
 
 def _intervals(platform: FittedPlatform) -> list[str]:
     table = intervals_table(platform.accuracy, "github")
     if not table or platform.intervals is None:
         return []
-    whole = math.exp(platform.intervals.runtime.model_error)
-    why = _WHOLE[platform.accuracy["intervals"]["totals"]]
+    model_error = math.exp(platform.intervals.runtime.model_error)
     text = (
         f"Intervals are made to hold {platform.intervals.coverage:.0%} of the values. What they "
         "hold is counted on shapes (each once) and rows that neither the estimator nor the "
         "interval saw; on networks, with each network left out in turn. Layers outside the "
-        "calibrated ranges have wider ones. Beside its layers' errors the runtime of a whole call "
-        f"may be off by a factor of {whole:.2f}, {why}."
+        "calibrated ranges have wider ones. In addition to its layers' errors, the runtime of a "
+        f"whole call may be off by a factor of {model_error:.2f}, "
+        f"{_MODEL_ERROR[platform.accuracy['intervals']['totals']]}."
     )
     return ["## Intervals", table, text]
 
@@ -341,54 +172,41 @@ def _power(accuracy: Mapping[str, Any]) -> list[str]:
     if not table:
         return []
     found = accuracy["power"]
-    if "fitted" not in found:  # not learnt from these networks, only judged by them
-        return ["## Power", table, _transferred(found)]
-    text = (
-        f"{found['free_parameters']} free parameters, fitted to the networks' mean power. RMSPE "
-        f"with the network left out {percent(found['leave_one_network_out']['rmspe'])}, fitted "
-        f"{percent(found['fitted']['rmspe'])}; the mean of the others "
-        f"{percent(found['mean_of_the_others']['rmspe'])}."
-    )
+
+    def rmspe(score: Mapping[str, float]) -> str:
+        return percent(score["rmspe"])
+
+    if "fitted" in found:
+        text = (
+            f"{found['free_parameters']} free parameters, fitted to the networks' mean power. "
+            f"RMSPE with the network left out {rmspe(found['leave_one_network_out'])}, fitted "
+            f"{rmspe(found['fitted'])}; the mean of the others "
+            f"{rmspe(found['mean_of_the_others'])}."
+        )
+    else:  # not learnt from these networks, only judged by them
+        networks = found["transferred"]
+        text = (
+            f"Power was learnt from {found['rows']} rows of {found['transferred_from']} (MAPE of "
+            f"rows held out {percent(found['held_out_rows']['mape'])}) and scaled to this device "
+            "by its peak compute, bandwidth, idle power and limit. The same transfer to "
+            f"{found['judged_on']}, whose measured networks it was not fitted to, has an RMSPE of "
+            f"{rmspe(networks)} and a bias of {networks['bias']:+.1f}%; a model fitted to these "
+            f"networks has {rmspe(found['fitted_to_networks']['fitted'])}. Its error on this "
+            "device is not known."
+        )
     return ["## Power", table, text]
-
-
-def _transferred(found: Mapping[str, Any]) -> str:
-    rows, networks = found["held_out_rows"], found["transferred"]
-    return (
-        f"Power was learnt from {found['rows']} rows of {found['transferred_from']} (MAPE of rows "
-        f"held out {percent(rows['mape'])}) and carried over by shares of peak and bandwidth. "
-        f"Carried over likewise to {found['judged_on']}, whose networks were measured and have no "
-        f"say in it, it errs by RMSPE {percent(networks['rmspe'])}, bias "
-        f"{networks['bias']:+.1f}%; fitted to these very networks, "
-        f"{percent(found['fitted_to_networks']['fitted']['rmspe'])}. What it errs by on this "
-        "device is not known."
-    )
-
-
-def _ranges(platform: FittedPlatform) -> str:
-    rows = [
-        [name, column, f"{low:g}", f"{high:g}"]
-        for name, model in platform.families.items()
-        for column, (low, high) in model.ranges.items()
-    ]
-    headers = ["family", "size", "from", "to"]
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
 def _source(source: Mapping[str, Any]) -> str:
     facts = [f"**{source.get('title', 'measured rows')}**"]
     facts += [str(source[key]) for key in ("url", "commit", "license") if key in source]
-    note = f" {_sentence(source['note'])}." if "note" in source else ""
-    return f"- {', '.join(facts)}.{note}{_left_out(source)}"
-
-
-def _left_out(source: Mapping[str, Any]) -> str:
-    """How many rows were used, and why the others were not; empty where all were."""
-    reasons = source.get("left_out")
-    if not reasons:
-        return ""
-    each = "; ".join(f"{number:,} ({reason})" for reason, number in reasons.items())
-    return f" {source['rows']:,} rows used; left out: {each}."
+    text = f"- {', '.join(facts)}."
+    if "note" in source:
+        text += f" {_sentence(source['note'])}."
+    if left_out := source.get("left_out"):
+        reasons = "; ".join(f"{number:,} ({reason})" for reason, number in left_out.items())
+        text += f" {source['rows']:,} rows used; left out: {reasons}."
+    return text
 
 
 def _sentence(text: str) -> str:
@@ -396,5 +214,196 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _notes(notes: Any) -> list[str]:
-    return ["## Notes", "\n".join(f"- {_sentence(note)}" for note in notes)] if notes else []
+# -- Platforms that were measured by trials: how, with what repeatability, and what to verify.
+
+#: Provenance lines that tell the device and how it was measured.
+FACTS: Final = (
+    "device", "device_uuid", "torch_device", "dtype", "mode", "threads", "cores", "instructions",
+    "onednn", "governor", "compute_capability", "driver", "cuda", "cudnn", "cudnn_benchmark",
+    "cudnn_tf32", "matmul_precision", "ecc", "power_limit_w", "torch", "python", "system",
+    "pytest_neuralpower", "meter", "meter_method", "meter_source", "idle_w", "preheated", "started",
+)  # fmt: skip
+
+
+def _calibration(platform: FittedPlatform) -> list[str]:
+    """Sections of the card; empty for a platform that was not measured by trials."""
+    records = platform.provenance.get("calibration", ())
+    if not records:
+        return []
+    sections = ["## Measured", *(text for record in records for text in _record_texts(record))]
+    trials = platform.accuracy.get("intervals", {}).get("trials")
+    if trials and platform.intervals is not None:
+        score, count = trials["runtime"], trials["networks"]
+        sections.append(
+            f"Sums of held-out layers against the {count} whole random networks: MAPE "
+            f"{score['mape']:.1f}%, bias {score['bias']:+.1f}%, "
+            f"{score['within_10']:.0f}% within 10%. 90% intervals held {trials['inside']} of "
+            f"{count}; in addition to its layers' errors, a call may be off by "
+            f"{math.expm1(platform.intervals.runtime.model_error):.0%}."
+        )
+    sections.append(
+        "A kind of layer is kept where it beats the fallback, which would price it instead, even "
+        "if a baseline that was fitted to it does as well."
+    )
+    if not_fitted := platform.accuracy.get("not_fitted"):
+        sections.append(
+            "Priced by their traffic, for too few rows could be predicted: " + ", ".join(not_fitted)
+        )
+    return [
+        *sections,
+        f"![predicted against measured runtime]({FIGURE})",
+        f"To see whether it still holds on the device: `neuralpower verify {platform.name}.json`.",
+    ]
+
+
+def _record_texts(record: Mapping[str, Any]) -> list[str]:
+    found = record["repeatability"]
+    texts = [
+        f"{record['networks']} random networks, {record['layers']} layers timed in place"
+        + (f", {record['flawed']} left out" if record["flawed"] else "")
+        + f". Repeatability: {repeatability_text(found)}."
+    ]
+    if found is not None and found["p95_percent"] > LEAST_REPEATABLE:
+        texts.append(
+            f"**Its 95th percentile is above {LEAST_REPEATABLE:g}%: the machine was not quiet, and "
+            "no difference smaller than that means anything.**"
+        )
+    facts = [(key.replace("_", " "), value) for key, value in record["facts"].items() if value]
+    return [*texts, _table(facts, ("fact", "value"))]
+
+
+def repeatability_text(found: Mapping[str, float] | None) -> str:
+    """``median 1.2%, p95 4.0% over 180 layers``."""
+    if found is None:
+        return "not measured: the closing trials are missing"
+    return (
+        f"median {found['median_percent']:.1f}%, p95 {found['p95_percent']:.1f}% over "
+        f"{found['rows']:.0f} layers measured again"
+    )
+
+
+def write_figure(fitted: Fitted, directory: Path) -> None:
+    """Draw held-out layers and networks of a measured platform; nothing for others."""
+    platform = fitted.platform
+    if not platform.provenance.get("calibration"):
+        return
+    dots = [
+        Point(name, "", row.runtime_ms, predicted)
+        for name, fit in fitted.families.items()
+        for row, predicted in zip(fit.rows, fit.runtime.held_out.tolist(), strict=True)
+    ]
+    trials = platform.accuracy.get("intervals", {}).get("trials", {})
+    pairs = zip(trials.get("measured_ms", ()), trials.get("predicted_ms", ()), strict=True)
+    dots += [Point(NETWORKS, "", measured, predicted) for measured, predicted in pairs]
+    title = f"Runtime on {platform.name}: held-out shapes, and random networks as their sums"
+    write_atomically(directory / FIGURE, scatter_svg(dots, title=title))
+
+
+class Closing(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How far the closing trials lay from the pass before them, and over how many layers."""
+
+    median_percent: float
+    p95_percent: float
+    rows: int
+    networks_median_percent: float | None = None
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """A network to verify by: how to make it, and its layers' place, kind and time (ms)."""
+
+    network: str
+    seed: int
+    layers: list[tuple[int, str, float]]
+    template: str
+
+
+class CalibrationRecord(msgspec.Struct, frozen=True):
+    """What a platform keeps of one measured profile.
+
+    ``flawed`` layers were left out; ``probe_ms`` is the usual speed of its processor; ``verify``
+    are the networks that ``neuralpower verify`` measures again.
+    """
+
+    facts: Mapping[str, str]
+    networks: int
+    layers: int
+    flawed: int
+    repeatability: Closing | None
+    probe_ms: float | None
+    verify: Sequence[Reference]
+
+
+def with_calibration(platform: FittedPlatform, profiles: Sequence[Profile]) -> FittedPlatform:
+    """The platform with a record of each measured profile in its provenance, as ``calibration``.
+
+    Profiles without trials add nothing.
+    """
+    records = [_record(profile) for profile in profiles if profile.measurements]
+    if not records:
+        return platform
+    provenance = {**platform.provenance, "calibration": msgspec.to_builtins(records)}
+    return replace(platform, provenance=provenance)
+
+
+def _record(profile: Profile) -> CalibrationRecord:
+    usual_ms = usual_probe_ms(profile.measurements)
+    measurements = at_usual_speed(profile.measurements, usual_ms)
+    return CalibrationRecord(
+        facts={key: profile.provenance[key] for key in FACTS if key in profile.provenance},
+        networks=len(profile.networks),
+        layers=len(profile.rows),
+        flawed=sum(bool(row.flaw) for row in profile.rows),
+        repeatability=_closing_repeatability(measurements),
+        probe_ms=next(iter(usual_ms.values()), None),
+        verify=_references(measurements),
+    )
+
+
+def _closing_repeatability(measurements: Sequence[Measurement]) -> Closing | None:
+    """None where there are no closing trials."""
+    closing = [each for each in measurements if each.pass_ == CLOSING]
+    names = {each.network for each in closing}
+    before: dict[tuple[str, str, int], Measurement] = {}
+    for each in measurements:
+        if each.network in names and each.pass_ != CLOSING and each.what == "network":
+            earlier = before.get(each.place)
+            if earlier is None or each.pass_ >= earlier.pass_:
+                before[each.place] = each
+    found = repeatability(map(_row, before.values()), map(_row, closing))
+    if found is None:
+        return None
+    networks = found.networks_percent
+    return Closing(
+        round(found.median_percent, 2),
+        round(found.p95_percent, 2),
+        found.rows,
+        None if networks is None else round(networks, 2),
+    )
+
+
+def _row(each: Measurement) -> MeasuredRow:
+    layer = None if each.index < 0 else each.row.layer
+    return MeasuredRow(
+        each.trial, each.network, layer, each.row.runtime_ms, each.index, each.calls, each.pass_
+    )
+
+
+def _references(measurements: Sequence[Measurement]) -> list[Reference]:
+    """The sentinel and the networks of the closing trials."""
+    names = {each.network for each in measurements if each.pass_ == CLOSING} | {SENTINEL}
+    times: dict[str, dict[int, list[Measurement]]] = {}
+    for each in measurements:
+        if each.what == "network" and not each.row.flaw and each.network in names:
+            times.setdefault(each.network, {}).setdefault(each.index, []).append(each)
+    references = []
+    for network, passes in times.items():
+        layers = []
+        for index, (first, *rest) in passes.items():
+            if index >= 0:
+                runtime = median(one.row.runtime_ms for one in (first, *rest)) * first.calls
+                layers.append((index, first.row.layer.kind, float(f"{runtime:.5g}")))
+        whole = passes.get(-1)
+        if whole and layers:
+            seed = next(iter(passes.values()))[0].seed
+            references.append(Reference(network, seed, layers, whole[0].row.layer.op))
+    return references
