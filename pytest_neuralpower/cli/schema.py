@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Annotated, Any, Literal
 
 import typer
@@ -26,10 +27,14 @@ def schema(file: str) -> dict[str, Any]:
     """The JSON Schema (2020-12) of one of :data:`FILES`."""
     import msgspec
 
+    found = msgspec.json.schema(_declared(file))
+    for declared in found.get("$defs", {}).values():
+        if "description" in declared:  # msgspec before 0.23 keeps a docstring's indent
+            declared["description"] = inspect.cleandoc(declared["description"])
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"pytest-neuralpower {file.replace('-', ' ')}",
-        **msgspec.json.schema(_declared(file)),
+        **found,
     }
 
 
