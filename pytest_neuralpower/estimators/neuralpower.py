@@ -138,8 +138,9 @@ class NeuralPower(Estimator, tag="neuralpower"):
 
     def _fit(self, columns: Columns, target: FloatArray) -> None:
         try:
-            import threadpoolctl  # type: ignore[import-untyped]  # noqa: PLC0415 - only fitting
-            from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415 - only fitting
+            import sklearn  # noqa: PLC0415 - only fitting
+            import threadpoolctl  # type: ignore[import-untyped]  # noqa: PLC0415
+            from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415
             from sklearn.linear_model import LassoCV  # noqa: PLC0415
             from sklearn.model_selection import KFold  # noqa: PLC0415
         except ImportError:
@@ -152,8 +153,13 @@ class NeuralPower(Estimator, tag="neuralpower"):
         # MATLAB's lasso: 100 penalties down to 1e-4 of the largest, regressors standardised.
         lasso = LassoCV(eps=1e-4, alphas=100, cv=folds, precompute=True, max_iter=500, tol=1e-3)
         # One thread, so that the penalties that do not converge stop at the same place wherever
-        # they are fitted.
-        with threadpoolctl.threadpool_limits(1), warnings.catch_warnings():
+        # they are fitted. Rows are finite (refuse_bad_rows): checking them for each penalty again
+        # would take a sixth of the time.
+        with (
+            threadpoolctl.threadpool_limits(1),
+            sklearn.config_context(assume_finite=True, skip_parameter_validation=True),
+            warnings.catch_warnings(),
+        ):
             # The smallest penalties of collinear polynomials never converge fully; they are
             # compared on held-out folds like the others.
             warnings.simplefilter("ignore", ConvergenceWarning)

@@ -1,10 +1,28 @@
-"""Profiles: measured layers of one device as a CSV file that people and programs can write."""
+"""Profiles: measured layers of one device as a CSV file that people and programs can write.
+
+The file starts with provenance lines, ``# key: value`` (device, date, library versions, how it
+was measured), then a header, then one measured layer a line::
+
+    # device: NVIDIA GeForce GTX 1080 Ti
+    # dtype: float32
+    kind,op,inputs,weights,outputs,params,runtime_ms,power_w
+    conv,conv2d,8x64x56x56,128x64x3x3,8x128x56x56,padding=1x1;stride=1x1,0.913,212.5
+
+``inputs``, ``weights`` and ``outputs`` are shapes separated by ``;``, each with ``:dtype`` where
+it is not the profile's own. ``params`` are the layer's hyper-parameters (see
+:class:`pytest_neuralpower.layers.Layer`), tuples as ``1x1``. ``op`` and ``params`` may be empty.
+``runtime_ms`` is required; ``power_w`` (mean gross board power) or ``energy_mj`` is optional.
+
+A profile that ``neuralpower calibrate`` wrote has the columns of :data:`CALIBRATED` too: which
+trial of the plan a row comes of, when and on which device. There a row of kind ``network`` is a
+call of a whole network, a ``what`` of ``layer`` or ``whole`` was run alone under the meter, and a
+later line ``# skipped TRIAL: reason`` notes what could not be measured.
+"""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,26 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from pytest_neuralpower.calibrate.fit.rows import NetworkRow
-
-# -- Profiles: measured layers of one device as a CSV file that people and programs can write.
-#
-# The file starts with provenance lines, ``# key: value`` (device, date, library versions, how it
-# was measured), then a header, then one measured layer a line::
-#
-#     # device: NVIDIA GeForce GTX 1080 Ti
-#     # dtype: float32
-#     kind,op,inputs,weights,outputs,params,runtime_ms,power_w
-#     conv,conv2d,8x64x56x56,128x64x3x3,8x128x56x56,padding=1x1;stride=1x1,0.913,212.5
-#
-# ``inputs``, ``weights`` and ``outputs`` are shapes separated by ``;``, each with ``:dtype`` where
-# it is not the profile's own. ``params`` are the layer's hyper-parameters (see
-# :class:`pytest_neuralpower.layers.Layer`), tuples as ``1x1``. ``op`` and ``params`` may be empty.
-# ``runtime_ms`` is required; ``power_w`` (mean gross board power) or ``energy_mj`` is optional.
-#
-# A profile that ``neuralpower calibrate`` wrote has the columns of :data:`CALIBRATED` too: which
-# trial of the plan a row comes of, when and on which device. There a row of kind ``network`` is a
-# call of a whole network, a ``what`` of ``layer`` or ``whole`` was run alone under the meter, and a
-# later line ``# skipped TRIAL: reason`` notes what could not be measured.
 
 REQUIRED: Final = ("kind", "inputs", "outputs", "runtime_ms")
 OPTIONAL: Final = ("op", "weights", "params", "dtype", "power_w", "energy_mj")
