@@ -212,7 +212,7 @@ TRANSFERRED: Final = float(np.log(1.5))
 #: W; an estimator that predicts no power at all is off by a large factor, not by an infinite one.
 _LEAST_POWER: Final = 1e-3
 
-_FOREIGN_TIERS: Final = ("transferred", "datasheet")
+_BORROWED_TIERS: Final = ("transferred", "datasheet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,7 +385,7 @@ def _power_of_networks(platform: FittedPlatform) -> Spread:
     if they are independent. Power from another device is never surer than a factor of 1.5.
     """
     found = platform.accuracy.get("power") or {}
-    least = TRANSFERRED if platform.tiers.get("power") in _FOREIGN_TIERS else 0.0
+    least = TRANSFERRED if platform.tiers.get("power") in _BORROWED_TIERS else 0.0
     if not found.get("networks"):
         return Spread(max(least, TRANSFERRED), max(least, TRANSFERRED), 1.0)
     off = [np.log(each["measured_w"] / each["held_out_w"]) for each in found["networks"].values()]
