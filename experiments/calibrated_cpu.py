@@ -33,7 +33,7 @@ from pytest_neuralpower.calibrate.measure.profile_writer import ProfileWriter
 from pytest_neuralpower.calibrate.measure.run_trial import on_bench, time_network
 from pytest_neuralpower.calibrate.measure.trial import Bench, Trial
 from pytest_neuralpower.errors import FitError
-from pytest_neuralpower.estimators import Estimator, NeuralPower
+from pytest_neuralpower.estimators import Estimator, NeuralPowerPolynomial
 from pytest_neuralpower.estimators.features import family
 from pytest_neuralpower.estimators.neuralpower import SIZES
 from pytest_neuralpower.estimators.selection import FlopsOnly, Roofline
@@ -91,7 +91,7 @@ def others(fitted: Fitted) -> Iterator[tuple[str, FittedPlatform]]:
 
     def paper(name: str) -> Estimator | None:
         name = "conv" if name.startswith("conv") else name
-        return NeuralPower(name) if name in SIZES else None
+        return NeuralPowerPolynomial(name) if name in SIZES else None
 
     yield "faithful NeuralPower (conv, linear, pool)", _refitted(fitted, paper)
     yield "operations alone", _refitted(fitted, lambda _: FlopsOnly())

@@ -25,7 +25,7 @@ from pytest_neuralpower.calibrate.fit.fit import fit_directory, read_rows
 from pytest_neuralpower.calibrate.fit.readers import data_root, neusight_linear
 from pytest_neuralpower.calibrate.fit.recipe import Recipe, read_recipe
 from pytest_neuralpower.errors import ProfileError
-from pytest_neuralpower.estimators import NeuralPower
+from pytest_neuralpower.estimators import NeuralPowerPolynomial
 from pytest_neuralpower.estimators.features import columns, family
 from pytest_neuralpower.estimators.selection import Score, grouped_folds, held_out
 
@@ -237,7 +237,7 @@ def networks(data: Path) -> Iterator[Line]:
             yield Line(f"{network.platform} {network.name}, energy off", off, None,
                        f"{note}, measured {network.measured_j:.1f}")  # fmt: skip
         conv = Table(data, network.platform, "conv")
-        lasso = NeuralPower("conv", "energy").fit(conv.values, conv.runtime * conv.power)
+        lasso = NeuralPowerPolynomial("conv", "energy").fit(conv.values, conv.runtime * conv.power)
         layers = [each.layer for each in found.layers if family(each.layer) == "conv"]
         alone = float(lasso.predict(columns("conv", layers)).sum()) / 1e3
         note = f"the paper's Lasso on the same rows says {alone:.4g} J of its convolutions"

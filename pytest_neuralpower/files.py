@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file through a temporary one beside it, so that no reader sees half of it.
+    """Write a file through a temporary one in the same folder, so that no reader sees half of it.
 
     Text is written in UTF-8. Of two processes that write one file at once the later wins, with all
     of its content.

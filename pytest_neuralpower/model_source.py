@@ -116,7 +116,7 @@ def input_texts(call: Call, unknown: str = "") -> Iterator[str]:
             yield f"{keyword}{unknown}"
 
 
-# -- Where a model and its inputs come from: ``package.module:factory`` and ``1,3,224,224``.
+# -- Import paths of models.
 
 Model = TypeVar("Model")
 

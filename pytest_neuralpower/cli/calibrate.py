@@ -157,7 +157,7 @@ def fit_command(
 ) -> None:
     """Fit a platform from measured rows: choose each estimator by held-out configurations.
 
-    Writes the platform file, and its card beside the recipe.
+    Writes the platform file, and its card next to the recipe.
     """
     from pytest_neuralpower.calibrate.fit.fit import fit_command
     from pytest_neuralpower.report.accuracy import platforms_text

@@ -33,6 +33,7 @@ __all__ = [
     "check_format",
     "parse_arguments",
     "print_json",
+    "spinner",
     "trace_model",
 ]
 

@@ -117,7 +117,7 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Ranked:
+class RemovalOrder:
     """Units of one group in the order in which to remove them, and the error at some counts.
 
     ``errors`` has the summed relative squared errors of the readers' outputs by the units left.
@@ -138,7 +138,7 @@ def rank(
     *,
     refit: bool,
     sizes: torch.Tensor | None = None,
-) -> Ranked:
+) -> RemovalOrder:
     """Remove the units that the readers' outputs miss least, and look again at each count.
 
     Parameters
@@ -162,10 +162,10 @@ def rank(
         errors[count] = sum(error for _, error in states)
         if sizes is None:
             cost = torch.stack([removal for removal, _ in states]).sum(0)
-    return Ranked((*order, *kept.nonzero()[:, 0].tolist()), errors)
+    return RemovalOrder((*order, *kept.nonzero()[:, 0].tolist()), errors)
 
 
-# -- Remove channels of one model.
+# -- The pruner.
 
 #: Cost (mJ, ms, or anything that falls with widths and is a sum over layers) of each of several
 #: sets of layers.
@@ -265,7 +265,7 @@ class ChannelPruner(Pruner):
                 found[layer.path] = None
         return list(found)
 
-    def _rank(self, group: ChannelGroup, grams: Mapping[str, Gram]) -> Ranked | None:
+    def _rank(self, group: ChannelGroup, grams: Mapping[str, Gram]) -> RemovalOrder | None:
         """None where no layer that reads the group can be sampled."""
         readers = [
             Reader.of(self._layer(slot.path), slot, grams[slot.path], ridge=RIDGE)

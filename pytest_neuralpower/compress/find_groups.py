@@ -82,7 +82,7 @@ def kept_as_they_are(modules: Iterable[nn.Module]) -> Iterator[None]:
             module.__dict__.update(state)
 
 
-# -- Take channels out of a model's modules, for real.
+# -- Removing channels from a model's modules.
 
 
 def remove_units(model: nn.Module, removed: Iterable[tuple[ChannelGroup, Sequence[int]]]) -> None:
@@ -139,7 +139,7 @@ def _narrow(module: nn.Module, axis: str, gone: set[int]) -> None:
         parameter.requires_grad_(trained.get(name, True))
 
 
-# -- A copy of a model that can be looked at with channels removed, and is whole again afterwards.
+# -- A copy of a model whose channels can be removed and put back.
 
 
 class Seen(NamedTuple):
@@ -235,7 +235,7 @@ def _shapes(outputs: Any) -> list[Sizes]:
     return [tuple(tensor.shape) for tensor in output_tensors(outputs)]
 
 
-# -- Pairs of channels that belong together, to channel groups.
+# -- From pairs of coupled channels to channel groups.
 
 #: Modules whose channels a group's width counts.
 _WRITERS: Final = ("conv", "linear")

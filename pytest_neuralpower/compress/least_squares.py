@@ -1,4 +1,4 @@
-"""Feature maps of a model's layers: what one layer reads and writes over the calibration calls."""
+"""Least squares of a layer's weights from Gram matrices of its sampled feature maps."""
 
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ def mask_of(module: Reconstructed, kept: torch.Tensor) -> torch.Tensor:
     return kept.flatten(0, 1)[:, : unknowns_of(module)].reshape(module.weight.shape)
 
 
-# -- Gram matrices of a model's layers from sampled feature maps; no label is needed.
+# -- Gram matrices of a model's layers.
 
 #: Rows of a layer's feature maps that are sampled at most, per weight of one output.
 ROWS_PER_UNKNOWN = 8

@@ -125,7 +125,7 @@ def _commands(words: list[str], call: Call, budget: Budget, platform_name: str) 
     ]
 
 
-# -- The command line that does in a shell what a test did: its model, its inputs.
+# -- The command that repeats a test's prediction in a shell.
 
 #: What stands where the command cannot be told.
 _UNKNOWN_MODEL: Final = "MODEL"

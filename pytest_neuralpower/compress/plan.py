@@ -25,6 +25,7 @@ from pytest_neuralpower.files import decode, read_text, write_atomically
 from pytest_neuralpower.model_source import Call, as_call, parse_inputs
 
 __all__ = [
+    "VERSION",
     "Granularity",
     "Mask",
     "Plan",

@@ -132,7 +132,7 @@ def run_rounds(
     return tuple(history), first
 
 
-# -- The result of pruning to a budget.
+# -- The result.
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class Pruned:
         return plain
 
 
-# -- What is said with every result of pruning: how far its figures can be trusted.
+# -- Caveats of a result.
 
 #: Rows of sampled feature maps per weight of an output, below which least squares may overfit.
 _ROWS_WANTED: Final = 5
@@ -293,7 +293,7 @@ def _warnings(
         yield f"Not pruned as asked: {named}."
 
 
-# -- ``prune_to_budget``: remove what a call can do without, until it keeps its budget.
+# -- ``prune_to_budget``.
 
 
 def prune_to_budget(

@@ -100,7 +100,7 @@ class Pruner(ABC):
         )
 
 
-# -- How far each part is pruned: the most expensive parts first, or greedy.
+# -- Orders of pruning.
 
 #: Errors along each part's curve, by name: 0 for what it is now, then of less and less.
 Errors = Mapping[str, Sequence[float]]

@@ -258,7 +258,7 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-# -- Autograd's graph of a call by the tracer's shape rules: nothing computed, no slow meta kernel.
+# -- Autograd's graph of a call, by the tracer's shape rules.
 #
 # Torch's own meta kernels would do; but the first of them imports ``torch._dynamo``, which takes
 # seconds.

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.prediction import Prediction
     from pytest_neuralpower.platform.protocol import Platform
 
-__all__ = ["LayerWeights", "Point", "WeightPruner", "exchanged", "points"]
+__all__ = ["DensityPoint", "LayerWeights", "WeightPruner", "exchanged", "points"]
 
 # -- Which weights of one layer stay: by magnitude, or by the error of the layer's output.
 
@@ -57,7 +57,7 @@ class State(NamedTuple):
     gain: torch.Tensor
 
 
-class Point(NamedTuple):
+class DensityPoint(NamedTuple):
     """One density of a layer: its mask, and the relative squared error of its output."""
 
     density: float
@@ -100,10 +100,10 @@ class LayerWeights:
         own = self.prior.square() * energies
         return State(weights, own + 2 * self.prior * slope, 2 * self.prior * slope - own)
 
-    def point(self, kept: torch.Tensor, state: State) -> Point:
+    def point(self, kept: torch.Tensor, state: State) -> DensityPoint:
         """The density and error of a mask whose :meth:`under` is known."""
         error = relative_error(self.gram, state.weights)
-        return Point(_density(kept[..., : self.count]), kept, error)
+        return DensityPoint(_density(kept[..., : self.count]), kept, error)
 
 
 def _density(kept: torch.Tensor) -> float:
@@ -121,7 +121,7 @@ def _largest(score: torch.Tensor, kept: torch.Tensor, density: float) -> torch.T
 
 def points(
     layer: LayerWeights, kept: torch.Tensor, densities: Sequence[float], criterion: Criterion
-) -> Iterator[Point]:
+) -> Iterator[DensityPoint]:
     """Points at falling densities: the largest weights of the layer stay, or at each those that
     the output misses most.
 
@@ -151,7 +151,7 @@ def points(
 
 def points_by_size(
     prior: torch.Tensor, kept: torch.Tensor, densities: Sequence[float], count: int
-) -> Iterator[Point]:
+) -> Iterator[DensityPoint]:
     """:func:`points` by magnitude where no feature map is sampled; the error is the weights'
     own."""
     size = torch.where(kept, prior, 0.0)[..., :count].square()
@@ -159,10 +159,10 @@ def points_by_size(
     for density in densities:
         kept = _largest(size, kept, density)
         stays = kept[..., :count]
-        yield Point(_density(stays), kept, 1 - float(size[stays].sum()) / total)
+        yield DensityPoint(_density(stays), kept, 1 - float(size[stays].sum()) / total)
 
 
-def exchanged(layer: LayerWeights, kept: torch.Tensor) -> Point:
+def exchanged(layer: LayerWeights, kept: torch.Tensor) -> DensityPoint:
     """The same number of weights after restoring removed ones that the output misses most.
 
     Restored weights take the places of the kept ones that matter least, a few at a time, and only
@@ -272,7 +272,7 @@ def count_zeros(
     return zeros
 
 
-# -- Prune the weights of one model.
+# -- The pruner.
 
 #: Densities that each layer is tried at, falling; below about 1% a layer is as good as removed.
 GRID: Final = tuple(0.5 * 0.75**step for step in range(14))
@@ -388,7 +388,7 @@ class WeightPruner(Pruner):
         ridge = RIDGE if self.refit else None
         return LayerWeights(gram, matrix_of(layer), unknowns_of(layer), ridge)
 
-    def _curve(self, path: str, gram: Gram | None) -> Sequence[Point]:
+    def _curve(self, path: str, gram: Gram | None) -> Sequence[DensityPoint]:
         present, kept = self._density(path), self.kept[path]
         densities = [density for density in GRID if density < present]
         layer = self._layer(path)
@@ -397,7 +397,7 @@ class WeightPruner(Pruner):
             if gram is None
             else points(self.weights(path, gram), kept, densities, self.criterion)
         )
-        return [Point(present, kept, 0.0), *narrower]
+        return [DensityPoint(present, kept, 0.0), *narrower]
 
     def apply(self, path: str, kept: torch.Tensor) -> None:
         """Mask one layer, and refit it to what the reference returns for the inputs it sees now."""

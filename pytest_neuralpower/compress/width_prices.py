@@ -48,7 +48,7 @@ class Effort:
         self._left -= layers
 
 
-# -- Plateaus of a price over widths: where one channel more or less changes it by a jump.
+# -- Plateaus of a price over widths.
 #
 # FastDeepIoT (Yao et al., SenSys 2018) found execution time to lie in local minima as channels are
 # added. Where they are is a matter of the device: here they are read off the platform's own prices,
@@ -156,7 +156,7 @@ def widest_as_cheap(curve: Curve) -> int:
     return int(np.flatnonzero(curve.prices <= curve.prices[curve.now]).max())
 
 
-# -- What layers cost on a platform: each configuration is priced once, many at a time.
+# -- Prices of layers, each configuration priced once.
 
 
 class Prices(NamedTuple):
@@ -205,7 +205,7 @@ class LayerPrices:
             self._rows.append((energy, runtime, distrusted))
 
 
-# -- A model's layers at other widths of its channel groups, priced on a platform.
+# -- Prices of a model at other widths.
 
 #: Units up and down to which all groups are priced, round by round: the nearest widths of all
 #: groups come before any far one.

@@ -6,7 +6,7 @@ from typing import Final, TypeAlias
 
 from pytest_neuralpower.estimators.base import Estimator
 from pytest_neuralpower.estimators.boosted import Boosted
-from pytest_neuralpower.estimators.neuralpower import NeuralPower, NeuralPowerRelative
+from pytest_neuralpower.estimators.neuralpower import NeuralPowerPolynomial, NeuralPowerRelative
 from pytest_neuralpower.estimators.physical import Physical
 from pytest_neuralpower.estimators.tree import Tree
 from pytest_neuralpower.estimators.utilization import Utilization
@@ -16,7 +16,7 @@ __all__ = [
     "AnyEstimator",
     "Boosted",
     "Estimator",
-    "NeuralPower",
+    "NeuralPowerPolynomial",
     "NeuralPowerRelative",
     "Physical",
     "Tree",
@@ -25,11 +25,11 @@ __all__ = [
 
 #: What a platform file may store.
 AnyEstimator: TypeAlias = (
-    Physical | NeuralPower | NeuralPowerRelative | Tree | Boosted | Utilization
+    Physical | NeuralPowerPolynomial | NeuralPowerRelative | Tree | Boosted | Utilization
 )
 
 #: Every estimator by the name it carries in recipes and platform files.
 ESTIMATORS: Final[dict[str, type[Estimator]]] = {
     each.name: each
-    for each in (Boosted, NeuralPower, NeuralPowerRelative, Physical, Tree, Utilization)
+    for each in (Boosted, NeuralPowerPolynomial, NeuralPowerRelative, Physical, Tree, Utilization)
 }

@@ -234,7 +234,7 @@ def _heap(nodes: Any, depth: int) -> Iterator[tuple[int, Any]]:
         at += [at[place]] * 2 if node["is_leaf"] else [int(node["left"]), int(node["right"])]
 
 
-# -- What the boosted residual looks at: sizes, and what of them sets a kernel's efficiency.
+# -- Columns of the boosted residual.
 #
 # Trees on sizes alone would have to learn that a product of 129 columns is cut like one of 256;
 # here the fill of a tile, of a wave and of a vector are numbers that one split can ask for.
@@ -309,7 +309,7 @@ def _wave_fill(columns: Columns, *, rows: int, cols: int, at_once: int) -> Float
 _CALLS: Final[dict[str, Callable[..., FloatArray]]] = {"fill": _fill, "align": _align}
 
 
-# -- Another estimator times the exponential of a small boosted residual.
+# -- The estimator: another one times the exponential of a boosted residual.
 
 #: Numbers of trees, and fewest rows of a leaf, that cross-validation chooses among.
 TREES: Final = (0, 20, 50, 100, 150)

@@ -168,7 +168,7 @@ def _table(names: Sequence[str], rows: Sequence[tuple[float, ...]]) -> dict[str,
     return {name: np.ascontiguousarray(matrix[:, index]) for index, name in enumerate(names)}
 
 
-# -- convolutions ----------------------------------------------------------------------------
+# -- Convolutions.
 
 _CONV_NAMES: Final = (
     *("batch", "cin", "h", "w", "cout", "oh", "ow", "kh", "kw"),
@@ -230,7 +230,7 @@ def _conv_columns(layers: Sequence[Layer]) -> dict[str, FloatArray]:
     return table
 
 
-# -- matrix products -------------------------------------------------------------------------
+# -- Matrix products.
 
 _GEMM_NAMES: Final = ("m", "n", "k", "groups", "convolved", "flops", *_COST_NAMES[1:])
 
@@ -267,7 +267,7 @@ def _gemm_columns(
     return _table(_GEMM_NAMES, [row(layer) for layer in layers])
 
 
-# -- pooling ---------------------------------------------------------------------------------
+# -- Pooling.
 
 _POOL_NAMES: Final = ("batch", "channels", "h", "w", "oh", "ow", "kh", "kw", *_COST_NAMES)
 
@@ -286,7 +286,7 @@ def _pool_row(layer: Layer) -> tuple[float, ...]:
     return (given[0], given[1], h, w, oh, ow, kh, kw, *cost_terms(layer))
 
 
-# -- norms and softmaxes ---------------------------------------------------------------------
+# -- Norms and softmaxes.
 
 _ROW_NAMES: Final = ("rows", "width", *_COST_NAMES)
 
@@ -304,7 +304,7 @@ def _row_row(layer: Layer) -> tuple[float, ...]:
     return (math.prod(shape) // max(width, 1), width, *cost_terms(layer))
 
 
-# -- attention -------------------------------------------------------------------------------
+# -- Attention.
 
 _ATTENTION_NAMES: Final = (
     *("heads", "shared_heads", "queries", "keys", "width", "causal", "masked"),

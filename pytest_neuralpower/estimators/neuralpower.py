@@ -104,7 +104,7 @@ def regressors(
     }
 
 
-class NeuralPower(Estimator, tag="neuralpower"):
+class NeuralPowerPolynomial(Estimator, tag="neuralpower"):
     """The paper's model: Lasso on absolute error, penalty by 10-fold cross-validation.
 
     Parameters
@@ -192,7 +192,7 @@ class NeuralPower(Estimator, tag="neuralpower"):
 # -- NeuralPower's regressors with the two changes that make them usable outside the paper.
 
 
-class NeuralPowerRelative(NeuralPower, tag="neuralpower-relative"):
+class NeuralPowerRelative(NeuralPowerPolynomial, tag="neuralpower-relative"):
     """The paper's regressors, weighted 1/y, with non-negative coefficients.
 
     Absolute errors let the largest layers decide and leave small ones off by multiples; free signs

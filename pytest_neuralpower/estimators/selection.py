@@ -1,4 +1,4 @@
-"""Grouped folds: what is held out is held out whole."""
+"""Select the estimator of a family by grouped cross-validation, against simple baselines."""
 
 from __future__ import annotations
 
@@ -19,9 +19,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BASELINES",
+    "MIN_GROUPS",
     "FlopsOnly",
     "Roofline",
+    "Score",
+    "Selection",
     "baseline_makers",
+    "grouped_folds",
+    "held_out",
+    "select",
+    "whole_groups",
 ]
 
 
@@ -66,7 +73,7 @@ def whole_groups(groups: Sequence[Hashable], most: int) -> NDArray[np.intp]:
     return np.flatnonzero([order[group] in kept for group in groups])
 
 
-# -- Baselines that any estimator has to beat before it ships: operations alone, and the roofline.
+# -- Baselines: operations alone, and the roofline.
 #
 # Both are fitted as fairly as the others (a launch and one rate, relative weights, the same folds),
 # so that what beats them is knowledge of the layer and not merely a free constant. They are
@@ -163,13 +170,13 @@ def baseline_makers(hardware: Mapping[str, float]) -> dict[str, Callable[[], Est
     }
 
 
-# -- Which estimator a family gets: grouped cross-validation, every candidate's score kept.
+# -- Selection.
 
 #: More rows than this are held out by fifths: four fifths of them are enough to fit anything, and
 #: all candidates on 6,000 rows then take less than a minute.
 MANY_ROWS: Final = 1000
 
-#: Scored beside the others, and chosen only where nothing else can be fitted: the paper's estimator
+#: Scored with the others, and chosen only where nothing else can be fitted: the paper's estimator
 #: as it was published, whose polynomials turn negative outside what they were fitted on.
 COMPARED: Final = ("neuralpower",)
 
@@ -225,7 +232,7 @@ class Selection(Struct, frozen=True, eq=False):
     ``scores`` maps a candidate to its held-out :class:`Score` as plain data, or to
     ``{"refused": reason}`` where it could not be fitted. ``predicted`` maps it to its held-out
     prediction of each row, and ``held_out`` is the chosen one's; ``fold`` says which rows were
-    held out together; ``make`` makes the chosen one anew.
+    held out together; ``make`` makes the chosen one again.
     """
 
     estimator: Estimator
@@ -258,7 +265,7 @@ def held_out(
 ) -> FloatArray:
     """Prediction of each row by an estimator that saw none of its fold.
 
-    Hyper-parameters are chosen anew without each fold, so no held-out row had a say in them.
+    Hyper-parameters are chosen again without each fold, so no held-out row had a say in them.
     """
     predicted = np.zeros(len(target))
     for number in range(int(fold.max()) + 1):
@@ -323,8 +330,8 @@ def select(
     )
     if scores[best]["mape"] >= WORST_MAPE:
         raise FitError(
-            f"no estimator predicts held-out shapes: {best} errs by {scores[best]['mape']:.0f}% on "
-            "average, which is no better than answering 0; measure more configurations"
+            f"no estimator predicts held-out shapes: {best} is off by {scores[best]['mape']:.0f}% "
+            "on average, which is no better than answering 0; measure more configurations"
         )
     return Selection(
         fitted[best],

@@ -32,9 +32,9 @@ _PIECE: Final = 4096
 #: loaded less. Chosen by grouped cross-validation on the convolutions of titanx-tf, in steps of
 #: 0.05 (error 11.6% in sum over both sources, 12 to 14% elsewhere on the grid).
 _TILE_COST: Final = {128: 1.0, 64: 1.15, 32: 1.35}
-#: Cost of an operation of other convolutions beside one of minimal filtering, which computes less
-#: but not as fast. Where both were measured (v100, p100, t4) rates fitted to 3x3 convolutions of
-#: stride 1 alone err least on the others with it: by 54, 22 and 30%; with 1 by 105, 47 and 64%.
+#: Cost of an operation of other convolutions relative to one of minimal filtering, which computes
+#: less but not as fast. Where both were measured (v100, p100, t4) rates fitted to 3x3 convolutions
+#: of stride 1 alone err least on the others with it: by 54, 22 and 30%; with 1 by 105, 47 and 64%.
 _PLAIN_COST: Final = 0.5
 
 _Values: TypeAlias = "Callable[..., FloatArray]"

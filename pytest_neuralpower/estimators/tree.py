@@ -323,7 +323,7 @@ def _between(low: float, high: float) -> float:
     return float(low)
 
 
-# -- FastDeepIoT's estimator: a tree of range and integer-multiple splits, lines in its leaves.
+# -- The estimator.
 #
 # Yao et al., "FastDeepIoT: Towards Understanding and Optimizing Neural Network Execution Time on
 # Mobile and Embedded Devices", SenSys 2018, section 4: inner nodes ask ``f <= tau`` or

@@ -1,4 +1,4 @@
-"""Rows of the input map that a strip of output rows needs: halos, strides and borders, exactly."""
+"""Accesses to each memory under a row-stationary mapping, with halos and strides exact."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def strip_sizes(length: int, most: int, *, limit: int | None = None) -> tuple[in
     return tuple(sizes.tolist())
 
 
-# -- Accesses of each data type to each memory under one row-stationary mapping.
+# -- Accesses by data type and memory.
 #
 # The counts follow the energy analysis of Chen, Emer, Sze (ISCA 2016, section VI). Every value's
 # reuse is split over four levels, ``a`` x ``b`` x ``c`` x ``d``:

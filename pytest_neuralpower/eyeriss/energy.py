@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer
 
 __all__ = [
+    "DENSE",
+    "FUSED",
+    "NO_ZEROS",
     "PARTS",
     "LayerEnergy",
     "NetworkEnergy",

@@ -1,4 +1,4 @@
-"""The one error of the analytic Eyeriss model."""
+"""The array that the Eyeriss model prices: its sizes, access costs and convolutions."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ __all__ = [
     "COST_TABLES",
     "EYERISS",
     "EYERISS_65NM",
+    "WORD_BITS",
     "Bits",
     "ConvShape",
     "CostTable",
@@ -27,7 +28,7 @@ class EyerissError(NeuralPowerError, ValueError):
     """A shape, a zero count or a row of the 25-column table describes no possible layer."""
 
 
-# -- The array that the model prices: its size, its memories and the cost of each access.
+# -- The array and the cost of each access.
 
 #: Width (bits) of the words that the cost tables price.
 WORD_BITS: Final = 16
@@ -157,7 +158,7 @@ COST_TABLES: Final[Mapping[str, CostTable]] = {
 }
 
 
-# -- Shape of one convolution as the row-stationary array sees it; zeros of its data.
+# -- One convolution and its zeros.
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,7 +240,7 @@ def _tiles(geometry: Geometry, bits: Bits, costs: CostTable) -> tuple[TileSizes,
     best_reloads = np.ones((3, *n.shape))
     for index, order in enumerate(ORDERS):
         factors = reloads(order, trips_n, trips_m, trips_c)
-        # Weights read anew for every tile of the maps stream through; reused ones must stay.
+        # Weights read again for every tile of the maps stream through; reused ones must stay.
         stays = np.where(factors[1] < trips_n, weights, 0.0)
         fits = maps + np.maximum(stays, streaming) <= hardware.buffer_bytes * 8
         candidate = TileSizes(n, strip, m, c, tile_rows, *factors)

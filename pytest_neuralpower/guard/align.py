@@ -1,4 +1,4 @@
-"""The best alignment of two stretches of layers.
+"""Align two versions of a model: which layer of one is which layer of the other.
 
 Needleman and Wunsch, "A general method applicable to the search for similarities in the amino acid
 sequence of two proteins", J. Mol. Biol. 1970, with gaps for free: layers keep their order, and the
@@ -295,7 +295,7 @@ def _depth(layers: Sequence[Layer], at: int) -> int:
     return count
 
 
-# -- Which layer of one version of a model is which layer of another.
+# -- Pairs of layers.
 
 
 def match_layers(

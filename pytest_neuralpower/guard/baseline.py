@@ -44,9 +44,11 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMAT",
     "Baseline",
+    "BaselineFile",
     "BaselineStore",
     "Totals",
     "baseline_name",
+    "baseline_of",
     "baseline_text",
     "parse_baseline",
     "read_baseline",

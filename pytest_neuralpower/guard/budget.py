@@ -1,4 +1,4 @@
-"""Budget: an upper limit on the energy, runtime or power of one call; checked, never adjusted."""
+"""Budget: an upper limit on the energy, runtime or power of one call, and its check."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.prediction import Prediction
 
 __all__ = [
+    "MARKERS",
+    "Budget",
+    "Judge",
+    "Verdict",
     "as_budget",
+    "check",
+    "closest_budgets",
+    "parse_marker",
 ]
 
 
@@ -213,7 +220,7 @@ def check(budget: Budget, prediction: Prediction, judge: Judge = "point") -> Ver
     )
 
 
-# -- The budget that a model is pruned to, as the user writes it.
+# -- The budget of ``prune_to_budget``.
 
 _TEXT = re.compile(r"\s*([0-9.eE+-]+)\s*([a-zµ]+)\s*", re.IGNORECASE)
 

@@ -1,4 +1,4 @@
-"""What can be compared: JSON reports, baselines, folders of baselines, and git revisions of one."""
+"""Read and compare two sets of predictions: JSON reports, baselines, folders, git revisions."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def _parsed(content: bytes, name: str) -> Baseline:
         raise BaselineError(f"baseline {name} is not text") from None
 
 
-# -- Compare two sets of predictions, each model with itself.
+# -- Comparing two sets.
 
 
 Outcome = Literal["ok", "regressed", "new", "removed", "failed"]

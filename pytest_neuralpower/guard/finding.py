@@ -27,7 +27,10 @@ __all__ = [
     "CallComparison",
     "Finding",
     "MeasuredQuantity",
+    "Outcome",
     "Report",
+    "findings_from_text",
+    "findings_to_text",
     "read_report",
 ]
 

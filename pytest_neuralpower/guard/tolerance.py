@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, NamedTuple, cast
 
 from pytest_neuralpower.errors import BaselineError
 
-__all__ = ["DEFAULT", "MARKER", "Tolerance", "merge", "parse_texts", "parse_tolerance"]
+__all__ = ["DEFAULT", "MARKER", "Compared", "Tolerance", "merge", "parse_texts", "parse_tolerance"]
 
 MARKER: Final = "regression"
 

@@ -1,4 +1,4 @@
-"""The array as a platform: the same face as a fitted one, priced by formulas instead of fits."""
+"""The Eyeriss array as a platform, priced by formulas, and its JSON file."""
 
 from __future__ import annotations
 
@@ -235,8 +235,7 @@ def _how_priced(kind: str) -> tuple[str, ...]:
     return ("computes nothing on the array; each of its values crosses every memory once",)
 
 
-# -- The file of an analytic platform: short JSON that people write, where all but ``format`` has a
-# default.
+# -- The file: short JSON that people write, where all but ``format`` has a default.
 #
 #     {"format": "pytest-neuralpower eyeriss",
 #      "bits": {"input_map": 8, "weight": 8, "output_map": 16},

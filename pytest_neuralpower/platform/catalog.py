@@ -1,4 +1,4 @@
-"""Which platforms there are, and how one is loaded."""
+"""Find and load platforms, and predict one call of a model on one."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _unknown(name: str) -> str:
     )
 
 
-# -- Predict one call of a model: trace it, then price its layers on a platform.
+# -- Prediction.
 
 _TRAINING_NOTE = "the model is in training mode; call .eval() on it to price inference"
 

@@ -35,13 +35,7 @@ if TYPE_CHECKING:
 
     from pytest_neuralpower.units import Quantity
 
-__all__ = [
-    "Interval",
-    "Intervals",
-    "LayerErrors",
-    "QuantitySpreads",
-    "Spread",
-]
+__all__ = ["Interval", "Intervals", "LayerErrors", "QuantitySpreads", "Spread", "spread_of_sum"]
 
 
 class Interval(NamedTuple):

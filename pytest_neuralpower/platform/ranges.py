@@ -3,7 +3,7 @@
 A layer with every size in range may still be far from all rows: a tall product of a small depth
 where only flat deep ones were measured. So the products and ratios of the sizes of a matrix product
 have a range too; on held-out rows of both Titan X platforms, layers outside one of these alone
-were off by as much as layers outside a size (median log error 0.09 to 0.36 beside 0.05 to 0.09
+were off by as much as layers outside a size (median log error 0.09 to 0.36, against 0.05 to 0.09
 inside). Nothing is said of how far outside a layer is.
 """
 
@@ -34,7 +34,7 @@ __all__ = [
 
 _PAIRS: Final = ("m*n", "m*k", "n*k", "m/n", "m/k", "n/k")
 
-#: Products and ratios of columns that have a range beside the columns themselves.
+#: Products and ratios of columns that have a range as well as the columns themselves.
 JOINT: Final[Mapping[str, tuple[str, ...]]] = {
     "conv": _PAIRS,
     "conv.transposed": _PAIRS,
@@ -82,12 +82,10 @@ def _rounded(value: float) -> float:
     return float(f"{value:.6g}") if value != int(value) or abs(value) >= 1e15 else value
 
 
-# -- Which channel widths a platform's rows had: what tells a measured plateau edge from a fit's
-# own.
+# -- Measured channel widths, which tell a measured plateau edge from one of the fit's own.
 #
 # A fit can put an edge anywhere between two widths that were measured. Kept are the widths of
-# layers
-# whose kernels tile their channels; all other layers follow their bytes and have no edges.
+# layers whose kernels tile their channels; all other layers follow their bytes and have no edges.
 
 #: Where a fitted platform's provenance has them.
 PROVENANCE_KEY: Final = "widths"

@@ -28,7 +28,7 @@ from pytest_neuralpower.model_source import (
 )
 from pytest_neuralpower.plugin.options import GUARD, SETTINGS, platform_at
 
-# -- YAML whose every part knows its line, so that a mistake can be shown where it is.
+# -- YAML with line numbers.
 
 
 class Located(NamedTuple):
@@ -88,7 +88,7 @@ def _located(loader: yaml.SafeLoader, node: yaml.Node, name: str) -> Located:
     return Located(loader.construct_object(node, deep=True), line)
 
 
-# -- What a budget file may say, checked before any model is built.
+# -- The schema.
 
 
 class EntryText(msgspec.Struct, forbid_unknown_fields=True):
@@ -151,7 +151,7 @@ _RESERVED: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ModelEntry:
     """One model of a budget file, checked: ``markers`` have their arguments."""
 
     name: str
@@ -164,7 +164,7 @@ class Entry:
     tags: tuple[str, ...]
 
 
-def read_entries(path: Path, shown: str) -> tuple[Entry, ...]:
+def read_entries(path: Path, shown: str) -> tuple[ModelEntry, ...]:
     """Read and check a budget file; ``shown`` is how messages call it.
 
     Raises
@@ -183,7 +183,7 @@ class _Reader:
         self.shown = shown
         self.wrong: list[str] = []
 
-    def entries(self, document: Located) -> tuple[Entry, ...]:
+    def entries(self, document: Located) -> tuple[ModelEntry, ...]:
         top = self._mapping(document, "the file", _TOP)
         if document.value is not None and "models" not in top and not self.wrong:
             self._note(document.line, "it needs models:, a mapping of names to models")
@@ -217,7 +217,7 @@ class _Reader:
                 )
         return dict(located.value)
 
-    def _entry(self, name: str, located: Located, defaults: Mapping[str, Located]) -> Entry:
+    def _entry(self, name: str, located: Located, defaults: Mapping[str, Located]) -> ModelEntry:
         before, allowed = len(self.wrong), EntryText.__struct_fields__
         given = {**defaults, **self._mapping(located, name, allowed)}
         for key in ("model", "inputs"):
@@ -237,7 +237,7 @@ class _Reader:
                 self._note(
                     given["tags"].line, f"tags: {tag!r} must be a word that is no marker of pytest"
                 )
-        return Entry(
+        return ModelEntry(
             *(name, located.line, text.model, text.arguments),
             text.inputs if isinstance(text.inputs, str) else self._inputs(given.get("inputs")),
             tuple(dict.fromkeys(text.platforms)),
@@ -299,7 +299,7 @@ class _Reader:
 _TYPES: Final = get_type_hints(EntryText, include_extras=True)
 
 
-# -- In pytest.
+# -- pytest's collector and items.
 
 
 class BudgetFile(pytest.File):
@@ -335,7 +335,7 @@ class BudgetItem(pytest.Item):
         The platform's name as it was asked for; None where none was chosen anywhere.
     """
 
-    def __init__(self, *, entry: Entry, platform: str | None, **kwargs: Any) -> None:
+    def __init__(self, *, entry: ModelEntry, platform: str | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.entry = entry
         self.neuralpower_platform = platform

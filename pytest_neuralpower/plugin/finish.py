@@ -175,7 +175,7 @@ def _missing_lines(findings: Findings, command: str) -> list[str]:
     ]
 
 
-# -- Baselines that no test of this session predicts any more.
+# -- Stale baselines: no test of this session predicts them.
 
 #: Options that leave out tests.
 _NARROWING: Final = (

@@ -1,4 +1,4 @@
-"""What a session says: errors at their place, the summary, and what is written at its end."""
+"""The controller of a session: collects findings of all workers and ends the session."""
 
 from __future__ import annotations
 

@@ -13,7 +13,18 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.protocol import Platform
 
 __all__ = [
+    "accuracy_text",
+    "intervals_table",
+    "layers_table",
+    "networks_line",
+    "networks_table",
+    "overhead_table",
+    "percent",
     "platform_facts",
+    "platform_text",
+    "platforms_text",
+    "power_table",
+    "split_table",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Charts as self-contained HTML pages: plotly's own script goes inside, nothing is fetched."""
+"""Charts as self-contained HTML pages drawn by plotly, and as SVG."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ if TYPE_CHECKING:
     from pytest_neuralpower.report.epr import Ranked
 
 __all__ = [
+    "NETWORKS",
     "Point",
+    "accuracy_figure",
+    "check_page",
+    "energy_error_figure",
     "scatter_svg",
+    "write_page",
 ]
 
 
@@ -163,7 +168,7 @@ def energy_error_figure(ranked: Sequence[Ranked], *, platform: str, alpha: float
     return figure
 
 
-# -- Predicted against measured as an SVG: plain shapes that a repository's page shows as an image.
+# -- Predicted against measured as an SVG, which a repository's page shows as an image.
 
 _Scale: TypeAlias = Callable[[float], float]
 

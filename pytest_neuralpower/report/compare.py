@@ -19,6 +19,7 @@ __all__ = [
     "regression_text",
     "signed",
     "signed_percent",
+    "total_cells",
 ]
 
 

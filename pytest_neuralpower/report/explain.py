@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.estimators import (
         Boosted,
         Estimator,
-        NeuralPower,
+        NeuralPowerPolynomial,
         Physical,
         Tree,
         Utilization,
@@ -179,7 +179,7 @@ def _utilization(estimator: Utilization, left: str) -> list[str]:
     return [*lines, *ceilings]
 
 
-def _neuralpower(estimator: NeuralPower, left: str) -> list[str]:
+def _neuralpower(estimator: NeuralPowerPolynomial, left: str) -> list[str]:
     # Regressors carry the place of each size, or a number and a colon, to tell them apart.
     named = [
         (weight, re.sub(r"\.\d+", "", name.split(":")[-1]).replace("*", " * "))

@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs no network; drawn from the session's record alone."""
+"""The report as one HTML file that needs no network, made from the session's findings alone."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def _six_digits(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.6g}")
 
 
-# -- One self-contained page: the template, our style and scripts, the data, and plotly's script.
+# -- The page.
 #
 # The page's content security policy names the hash of each script: nothing else can run in it, and
 # nothing can be fetched, whatever the names of tests, models and layers hold.

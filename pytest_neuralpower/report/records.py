@@ -1,4 +1,4 @@
-"""Traces and predictions as records of JSON types, and as CSV."""
+"""Traces, predictions and array energies as records of JSON types, and as CSV."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
-# -- Layers of the array by data type, for people and for machines.
+# -- Energy of the array by data type.
 
 _PATH_WIDTH = 22
 

@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     from pytest_neuralpower.report.epr import Ranked
 
 __all__ = [
+    "call_text",
+    "epr_text",
+    "failure_text",
     "short_id",
+    "strict_text",
     "summary_lines",
+    "totals_text",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Where no rule answers: torch's meta kernel does, the real kernel on zeros, or another route."""
+"""Fallbacks where no shape rule answers: meta kernels, real kernels on zeros, other routes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class ShapeMismatch(RuntimeError):  # noqa: N818 - likewise
     """
 
 
-# -- Operations without a rule: torch's meta kernel answers, or the real kernel on zeros.
+# -- Operations without a rule.
 
 #: Zeros are not made beyond this many elements: torch's error then comes from its meta kernel.
 _ZEROS = 50_000_000

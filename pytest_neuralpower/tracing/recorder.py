@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Output = TypeVar("Output", Tensor, Sequence[Tensor])
 
-__all__ = ["META", "REMEMBERED", "Plan", "Recorder", "dtype_name", "planned", "spec_of"]
+__all__ = ["META", "REMEMBERED", "OperationPlan", "Recorder", "dtype_name", "planned", "spec_of"]
 
 META = torch.device("meta")
 
@@ -49,7 +49,7 @@ def spec_of(shape: Sequence[int], dtype: torch.dtype) -> TensorSpec:
     return TensorSpec(tuple(shape), dtype_name(dtype))
 
 
-class Plan(NamedTuple):
+class OperationPlan(NamedTuple):
     """One layer but for its path, and the tensor that the operation returns.
 
     Rules of frequent operations derive it from shapes alone and remember it, so that a repeated
@@ -79,7 +79,7 @@ def planned(
     params: Params = (),
     strides: Ints | None = None,
     outputs: tuple[TensorSpec, ...] = (),
-) -> Plan:
+) -> OperationPlan:
     """A plan that returns a tensor of this shape and dtype.
 
     Its strides default to contiguous ones, the layer's outputs to the tensor itself.
@@ -87,7 +87,7 @@ def planned(
     outputs = outputs or (spec_of(shape, result),)
     if strides is None:
         strides = contiguous_strides(shape)
-    return Plan(
+    return OperationPlan(
         kind, op, inputs, weights, outputs, outputs[0].dtype, params, shape, strides, result
     )
 
@@ -148,7 +148,7 @@ class Recorder:
             Layer(kind, op, self.path, inputs, tuple(weights), outputs, dtype, params)
         )
 
-    def follow(self, plan: Plan, written: Tensor | None = None) -> Tensor:
+    def follow(self, plan: OperationPlan, written: Tensor | None = None) -> Tensor:
         """List the planned layer and return its result: a tensor without data, or the operand
         that it has written over."""
         kind, op, inputs, weights, outputs, dtype, params, shape, strides, result = plan

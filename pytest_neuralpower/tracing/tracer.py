@@ -236,7 +236,7 @@ def _trace_aten(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
     return recorder
 
 
-# -- ``trace``: the layers of one model call, by the cheapest route that can tell.
+# -- The public ``trace``.
 
 
 def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:

@@ -8,7 +8,7 @@ import torch
 from pytest_neuralpower.calibrate.fit.rows import SENTINEL
 from pytest_neuralpower.calibrate.measure.run_trial import on_bench, replayed, run_trial
 from pytest_neuralpower.calibrate.measure.timers import CudaTimer
-from pytest_neuralpower.calibrate.measure.trial import Bench, Hardware, Trial, TrialSkipped
+from pytest_neuralpower.calibrate.measure.trial import Bench, MeasuredHardware, Trial, TrialSkipped
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device: torch sees none here"
@@ -18,7 +18,7 @@ DEVICE = f"cuda:{max(torch.cuda.device_count() - 1, 0)}"
 
 
 def bench(mode: str) -> Bench:
-    return Bench(DEVICE, "float32", Hardware(peak_gflops=1e4, bandwidth_gbs=1e3), mode)  # type: ignore[arg-type]
+    return Bench(DEVICE, "float32", MeasuredHardware(peak_gflops=1e4, bandwidth_gbs=1e3), mode)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", ["eager", "graph"])

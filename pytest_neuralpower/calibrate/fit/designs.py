@@ -10,7 +10,7 @@ import msgspec
 from pytest_neuralpower.estimators import (
     Boosted,
     Estimator,
-    NeuralPower,
+    NeuralPowerPolynomial,
     NeuralPowerRelative,
     Physical,
     Tree,
@@ -208,7 +208,7 @@ def _paper_makers(family: str, quantity: str) -> Makers:
     if family not in SIZES:
         return {}
     return {
-        "neuralpower": lambda: NeuralPower(family, quantity),
+        "neuralpower": lambda: NeuralPowerPolynomial(family, quantity),
         "neuralpower-relative": lambda: NeuralPowerRelative(family, quantity),
     }
 

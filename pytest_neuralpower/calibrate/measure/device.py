@@ -163,7 +163,7 @@ def _memory_bytes(device: str) -> int:
     return int(free * _MEMORY_SHARE)
 
 
-# -- A device is brought to its working temperature: a warm chip leaks more, and may run slower.
+# -- Warm-up: a warm chip leaks more, and may run slower.
 
 _MOST_RISE_C: Final = 1.0
 

@@ -18,7 +18,7 @@ import torch
 
 from pytest_neuralpower.calibrate.measure.meters.base import file_text
 from pytest_neuralpower.calibrate.measure.meters.nvml import NvmlDevice, cuda_uuid
-from pytest_neuralpower.calibrate.measure.trial import Hardware
+from pytest_neuralpower.calibrate.measure.trial import MeasuredHardware
 from pytest_neuralpower.errors import MeterRefused, ReadingVoid
 
 __all__ = ["Facts", "cpu_facts", "device_facts", "measure_hardware", "nvml_facts"]
@@ -144,18 +144,18 @@ _PRODUCT: Final = 1024
 _COPY_MB: Final = 256
 
 
-def measure_hardware(device: str, dtype: str) -> Hardware:
+def measure_hardware(device: str, dtype: str) -> MeasuredHardware:
     """Ceilings of a torch device, by a large matrix product and a large copy; sizes as it tells."""
     ceilings = _ceilings(torch.device(device), getattr(torch, dtype))
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(device)
-        return Hardware(
+        return MeasuredHardware(
             *ceilings,
             multiprocessors=properties.multi_processor_count,
             l2_mb=properties.L2_cache_size / 1e6,
         )
     caches = {level: round(size / 1e6, 3) for level, size in _cache_bytes(_CACHES).items()}
-    return Hardware(
+    return MeasuredHardware(
         *ceilings,
         threads=1,
         vector_floats=_VECTOR_FLOATS.get(torch.backends.cpu.get_cpu_capability(), 4),

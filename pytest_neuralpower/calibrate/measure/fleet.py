@@ -39,7 +39,7 @@ __all__ = ["calibrate_fleet"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _FleetPart:
     """What one worker sends back: its files by name, or why it has none."""
 
     number: int
@@ -116,7 +116,7 @@ def calibrate_fleet(
         return [fit_command(folder, folder / f"{options.name}.json") for folder in folders]
 
 
-def _run(options: CalibrationOptions, *, kind: str, count: int, backend: str) -> list[_Part]:
+def _run(options: CalibrationOptions, *, kind: str, count: int, backend: str) -> list[_FleetPart]:
     from joblib import Parallel, delayed, parallel_config  # noqa: PLC0415 - an extra brings it
 
     tasks = (
@@ -134,11 +134,11 @@ def _run(options: CalibrationOptions, *, kind: str, count: int, backend: str) ->
     # ray hides every GPU from workers that ask for none.
     asked = {"ray_remote_args": {"num_gpus": 1}} if (backend, kind) == ("ray", "cuda") else {}
     with _cluster(backend, count), parallel_config(backend=backend, n_jobs=count, **asked):
-        parts: list[_Part] = Parallel(batch_size=1)(tasks)
+        parts: list[_FleetPart] = Parallel(batch_size=1)(tasks)
     return parts
 
 
-def _measure_one(options: CalibrationOptions, kind: str, number: int) -> _Part:
+def _measure_one(options: CalibrationOptions, kind: str, number: int) -> _FleetPart:
     """Measure one device of a worker's machine that no other worker has; runs in the worker."""
     resume = options.resume and options.profile.exists()
     error = ""
@@ -154,10 +154,10 @@ def _measure_one(options: CalibrationOptions, kind: str, number: int) -> _Part:
         path = options.directory / name
         if path.exists():
             files[name] = path.read_text(encoding="utf-8")
-    return _Part(number, socket.gethostname(), files, error)
+    return _FleetPart(number, socket.gethostname(), files, error)
 
 
-def _save(part: _Part, directory: Path) -> None:
+def _save(part: _FleetPart, directory: Path) -> None:
     """Write what came from another machine; on this one it is there already."""
     for name, text in part.files.items():
         path = directory / f"device{part.number}" / name
@@ -166,7 +166,7 @@ def _save(part: _Part, directory: Path) -> None:
             path.write_text(text, encoding="utf-8")
 
 
-def _pool(options: CalibrationOptions, parts: Sequence[_Part]) -> Path:
+def _pool(options: CalibrationOptions, parts: Sequence[_FleetPart]) -> Path:
     """One recipe over the profiles of all devices.
 
     Raises

@@ -248,7 +248,7 @@ def mode_ms(timer: Timer) -> float:
     return max(least(_TimingMode(timer, None)) - least(nullcontext()), 0.0)
 
 
-# -- One layer alone: its call taken out of a running network, to be repeated under a meter.
+# -- One call taken out of a running network, to be repeated under a meter.
 
 #: Operands in rotation are this many times larger than the last cache together, so that none is
 #: still there when its turn comes again; but no more than so many copies.

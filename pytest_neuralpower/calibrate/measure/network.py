@@ -1,4 +1,4 @@
-"""Measure one call of a user's model on the device, to compare it with its prediction."""
+"""Measure one call of a user's model on the device, also under ``--np-measure``."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def compare(measured: MeasuredCall, prediction: Prediction, device: Device) -> C
     )
 
 
-# -- ``--np-measure``: every model that a test predicts is measured on the device, too.
+# -- ``--np-measure``.
 
 
 class Live:

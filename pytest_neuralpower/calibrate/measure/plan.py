@@ -1,4 +1,4 @@
-"""Plans: which random networks are measured, in what order. Seeded, and made again by a recipe."""
+"""The plan of a calibration: the options of the user, and the seeded networks that follow."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ import msgspec
 
 from pytest_neuralpower.calibrate.fit.rows import SENTINEL
 from pytest_neuralpower.calibrate.measure.meters.base import METERS
-from pytest_neuralpower.calibrate.measure.trial import Hardware, Trial
+from pytest_neuralpower.calibrate.measure.trial import MeasuredHardware, Trial
 from pytest_neuralpower.errors import OptionError
 
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer, Trace
 
-__all__ = ["BACKENDS", "PRESET_MINUTES", "CalibrationOptions", "Plan", "PlanRecipe", "make_plan"]
+__all__ = [
+    "BACKENDS",
+    "PRESET_MINUTES",
+    "CalibrationOptions",
+    "CalibrationPlan",
+    "Dtype",
+    "PlanRecipe",
+    "make_plan",
+]
 
 Preset = Literal["quick", "default", "thorough"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -88,7 +96,7 @@ class PlanRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     seed: int
     device: str
     dtype: Dtype
-    hardware: Hardware
+    hardware: MeasuredHardware
     memory_bytes: int
     preset: Preset = "default"
     minutes: float | None = None
@@ -100,7 +108,7 @@ class PlanRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CalibrationPlan:
     """Trials in the order to run them.
 
     Attributes
@@ -132,7 +140,7 @@ class _Network(NamedTuple):
     top_layers: tuple[int, ...]
 
 
-def make_plan(recipe: PlanRecipe) -> Plan:
+def make_plan(recipe: PlanRecipe) -> CalibrationPlan:
     """The plan of a recipe: always the same."""
     seed, preset = recipe.seed, recipe.preset
     minutes = PRESET_MINUTES[preset] if recipe.minutes is None else recipe.minutes
@@ -154,7 +162,7 @@ def make_plan(recipe: PlanRecipe) -> Plan:
     closing = tuple(
         Trial(name, "network", networks[name].template, networks[name].seed, 0) for name in names
     )
-    return Plan(trials, closing, recipe, spent + _READING_S * len(metered))
+    return CalibrationPlan(trials, closing, recipe, spent + _READING_S * len(metered))
 
 
 def _networks(recipe: PlanRecipe) -> Iterator[_Network]:
@@ -186,7 +194,7 @@ def _networks(recipe: PlanRecipe) -> Iterator[_Network]:
                 yield fitting[min(fitting)]
 
 
-def _ideal_s(layers: Iterable[Layer], hardware: Hardware) -> float:
+def _ideal_s(layers: Iterable[Layer], hardware: MeasuredHardware) -> float:
     """About what layers take: operations and bytes at a good part of the ceilings."""
     ideal = 0.0
     for layer in layers:
@@ -197,7 +205,7 @@ def _ideal_s(layers: Iterable[Layer], hardware: Hardware) -> float:
     return ideal
 
 
-def _top(traced: Trace, hardware: Hardware) -> tuple[int, ...]:
+def _top(traced: Trace, hardware: MeasuredHardware) -> tuple[int, ...]:
     """Place of the most expensive layer of every kind, the most expensive first."""
     first: dict[str, tuple[float, int]] = {}
     for index, layer in enumerate(traced):
@@ -255,7 +263,7 @@ def _ordered(
     yield Trial(SENTINEL, "network", SENTINEL, 0, sentinels + 1)
 
 
-# -- What the user asked of a calibration, checked before anything touches the device.
+# -- Options of the user.
 
 #: Engines that ``--backend`` takes.
 BACKENDS: Final = ("loky", "dask", "ray")

@@ -1,4 +1,4 @@
-"""One process at a time: a lock on a calibration folder that names who holds it."""
+"""Write measured rows to a profile, one process at a time, so that no row is lost."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _named(owner: Path) -> str:
         return "its pid is not written yet"
 
 
-# -- Append measured rows to a profile so that nothing measured is lost, whatever happens next.
+# -- The profile.
 #
 # A trial's rows are written in one go and synced to the disk before the next trial starts. A
 # process that dies meanwhile leaves at most a torn end, which the next writer cuts off: the last

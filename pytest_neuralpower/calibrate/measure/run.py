@@ -1,4 +1,4 @@
-"""One calibration from nothing to a platform: measure, write the recipe, fit, say how it went."""
+"""One calibration from start to platform: measure, write the recipe, fit, report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml
 from pytest_neuralpower.calibrate.fit.card import LEAST_REPEATABLE, repeatability_text
 from pytest_neuralpower.calibrate.fit.profile import read_provenance
 from pytest_neuralpower.calibrate.measure.device import Device, open_device
-from pytest_neuralpower.calibrate.measure.plan import Dtype, Plan, PlanRecipe, make_plan
+from pytest_neuralpower.calibrate.measure.plan import CalibrationPlan, Dtype, PlanRecipe, make_plan
 from pytest_neuralpower.calibrate.measure.profile_writer import ProfileWriter, trials_done
 from pytest_neuralpower.calibrate.measure.session import Outcome, Session, Stopped
 from pytest_neuralpower.errors import CalibrationStopped, OptionError, ProfileError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.progress import Progress
     from pytest_neuralpower.platform.price import FittedPlatform
 
-__all__ = ["calibrate", "closing_lines", "measure_profile"]
+__all__ = ["calibrate", "closing_lines", "dump_recipe", "measure_profile"]
 
 #: Share of the planned time after which no more trials are started, where no time was given.
 _OVERTIME = 1.5
@@ -121,7 +121,11 @@ def measure_profile(options: CalibrationOptions, progress: Progress) -> Outcome:
 
 
 def _measure(
-    options: CalibrationOptions, device: Device, plan: Plan, facts: Facts, progress: Progress
+    options: CalibrationOptions,
+    device: Device,
+    plan: CalibrationPlan,
+    facts: Facts,
+    progress: Progress,
 ) -> Outcome:
     seconds = options.minutes * 60 if options.minutes else plan.expected_s * _OVERTIME
     try:
@@ -212,7 +216,7 @@ def _refuse_other(
         )
 
 
-# -- The recipe: what was measured, how, and how to fit it.
+# -- The recipe.
 
 #: Boosting on the residual of rows timed in place helps layers and hurts whole networks.
 _CANDIDATES: Final = ("physical", "neuralpower", "neuralpower-relative", "tree")
@@ -220,7 +224,7 @@ _CANDIDATES: Final = ("physical", "neuralpower", "neuralpower-relative", "tree")
 _QUICK_CANDIDATES: Final = ("physical", "neuralpower-relative", "tree")
 
 
-def write_recipe(options: CalibrationOptions, device: Device, plan: Plan) -> None:
+def write_recipe(options: CalibrationOptions, device: Device, plan: CalibrationPlan) -> None:
     """Write ``recipe.yaml`` of a new calibration; one that is there stays as it is."""
     path = options.directory / "recipe.yaml"
     if path.exists():
@@ -237,14 +241,16 @@ def dump_recipe(content: Mapping[str, Any], path: Path) -> None:
         raise ProfileError(f"recipe {path}: it cannot be written ({error})") from None
 
 
-def recipe_content(options: CalibrationOptions, device: Device, plan: Plan) -> dict[str, Any]:
+def recipe_content(
+    options: CalibrationOptions, device: Device, plan: CalibrationPlan
+) -> dict[str, object]:
     """The recipe in YAML's types."""
     bench, facts, source = device.bench, device.facts.lines, device.meter.source
     clock = "CUDA events" if bench.is_cuda else "thread time of one thread, freed memory kept"
     hardware = {name: float(size) for name, size in msgspec.to_builtins(bench.hardware).items()}
     if "power_limit_w" in facts:
         hardware["limit_w"] = float(facts["power_limit_w"])
-    content: dict[str, Any] = {
+    content: dict[str, object] = {
         "name": options.name,
         "device": facts["device"],
         "dtype": bench.dtype,
@@ -267,7 +273,7 @@ def recipe_content(options: CalibrationOptions, device: Device, plan: Plan) -> d
     return content
 
 
-# -- What a calibration says when it is done: how well it repeats, how wrong it is, what to type.
+# -- The report of a calibration.
 
 
 def closing_lines(path: Path, platform: FittedPlatform, directory: Path) -> list[str]:

@@ -31,7 +31,15 @@ if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.trial import Bench
     from pytest_neuralpower.layers import Trace
 
-__all__ = ["on_bench", "power_under", "replayed", "run_trial", "time_network", "timer_of"]
+__all__ = [
+    "STEP_MS",
+    "on_bench",
+    "power_under",
+    "replayed",
+    "run_trial",
+    "time_network",
+    "timer_of",
+]
 
 #: Runs of one network in one pass, each way: as many as fit the time (ms).
 _REPEATS: Final = (2, 4)
@@ -123,7 +131,7 @@ def _refuse_not_finite(output: Any) -> None:
             raise TrialSkipped("its output holds a NaN or an infinity")
 
 
-# -- Time one network: every layer in place, and the whole as well, run in turn.
+# -- Timing.
 
 
 def time_network(
@@ -196,7 +204,7 @@ def _layer_rows(
         )  # fmt: skip
 
 
-# -- Read the power of one layer, or of a whole network, repeated under a meter.
+# -- Power under a meter.
 
 
 def _metered(

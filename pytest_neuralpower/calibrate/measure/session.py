@@ -23,7 +23,7 @@ from pytest_neuralpower.errors import DeviceLost, ReadingVoid
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.conditions import Conditions
     from pytest_neuralpower.calibrate.measure.device import Device
-    from pytest_neuralpower.calibrate.measure.plan import Plan
+    from pytest_neuralpower.calibrate.measure.plan import CalibrationPlan
     from pytest_neuralpower.calibrate.measure.profile_writer import ProfileWriter
     from pytest_neuralpower.calibrate.measure.progress import Progress
 
@@ -86,7 +86,7 @@ class Session:
     _power_w: float | None = None
     _probe_ms: float | None = None
 
-    def run(self, plan: Plan, *, done: frozenset[str], seconds: float) -> Outcome:
+    def run(self, plan: CalibrationPlan, *, done: frozenset[str], seconds: float) -> Outcome:
         """Measure what is not done yet, then the closing trials; start none when time is up.
 
         Raises
@@ -109,7 +109,7 @@ class Session:
             raise Stopped(f"the profile cannot be written ({error.strerror or error})") from None
         return self.outcome
 
-    def _trials(self, plan: Plan, done: frozenset[str], deadline: float) -> None:
+    def _trials(self, plan: CalibrationPlan, done: frozenset[str], deadline: float) -> None:
         """What is not done yet; then once more what lies between sentinels that differ."""
         outcome = self.outcome
         todo = [trial for trial in plan.trials if trial.id not in done]

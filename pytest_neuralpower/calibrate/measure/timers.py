@@ -1,4 +1,4 @@
-"""Timers: marks in a stream of work, and the time between two of them."""
+"""Timers for CPU and CUDA, and what keeps them steady: reference work and kept memory."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def as_graph(call: Callable[[], Any], device: torch.device) -> Callable[[], None
     return graph.replay
 
 
-# -- The speed of the processor just now, by a piece of work that is always the same.
+# -- The present speed of the processor, by a fixed piece of work.
 #
 # Thread time does not count what other processes take of the core, yet they slow a thread down
 # where they share its execution units, caches or clock: by a third on a machine whose cores are two
@@ -219,7 +219,7 @@ class SpeedProbe:
         return (time.thread_time_ns() - begin) * 1e-6
 
 
-# -- Memory of a process on a CPU: kept once it was got, while layers are timed.
+# -- Memory of the process on a CPU, kept while layers are timed.
 #
 # glibc gives large blocks back to the system as soon as they are free and gets them again, page by
 # page, at 0.5 ms a megabyte: several times what a streaming layer takes. When it does so depends on

@@ -1,4 +1,4 @@
-"""The bench: which device layers are measured on, and how they run there."""
+"""The bench that layers are measured on, and the trials that a calibration consists of."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import msgspec
 from pytest_neuralpower.calibrate.fit.rows import SENTINEL
 from pytest_neuralpower.errors import NeuralPowerError
 
-__all__ = ["Bench", "Hardware", "Trial", "TrialSkipped"]
+__all__ = ["Bench", "MeasuredHardware", "Trial", "TrialSkipped"]
 
 
-class Hardware(msgspec.Struct, frozen=True, omit_defaults=True):
+class MeasuredHardware(msgspec.Struct, frozen=True, omit_defaults=True):
     """Ceilings and sizes of a device, as a fit needs them.
 
     Attributes
@@ -56,7 +56,7 @@ class Bench:
 
     device: str
     dtype: str
-    hardware: Hardware
+    hardware: MeasuredHardware
     mode: Literal["eager", "graph"] = "eager"
 
     @property
@@ -64,7 +64,7 @@ class Bench:
         return self.device.startswith("cuda")
 
 
-# -- Trials: what one step of a calibration measures, and the rows that come of it.
+# -- Trials.
 
 What = Literal["network", "layer", "whole"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_neuralpower.layers import TensorSpec
 from pytest_neuralpower.tracing.fallbacks import NoRule
-from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, planned, spec_of
+from pytest_neuralpower.tracing.recorder import REMEMBERED, OperationPlan, planned, spec_of
 from pytest_neuralpower.tracing.strides import Ints, broadcast_shapes
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _plan(
     causal: bool,
     dropout: float,
     grouped: bool,
-) -> Plan:
+) -> OperationPlan:
     if min(map(len, (query, key, value))) < 2 or query[-1] != key[-1] or key[-2] != value[-2]:
         raise NoRule
     if grouped and len(query) >= 3 and query[-3] != key[-3]:

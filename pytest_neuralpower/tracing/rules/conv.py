@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_neuralpower.tracing.fallbacks import NoRule
-from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, planned, spec_of
+from pytest_neuralpower.tracing.recorder import REMEMBERED, OperationPlan, planned, spec_of
 from pytest_neuralpower.tracing.strides import (
     Ints,
     channels_last_strides,
@@ -100,7 +100,7 @@ def _plan(
     dilation: Any,
     groups: int,
     output_padding: Any,
-) -> Plan:
+) -> OperationPlan:
     dims = len(weight) - 2
     batched = len(shape) == dims + 2
     whole = shape if batched else (1, *shape)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from pytest_neuralpower.tracing.fallbacks import NoRule
-from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, planned, spec_of
+from pytest_neuralpower.tracing.recorder import REMEMBERED, OperationPlan, planned, spec_of
 from pytest_neuralpower.tracing.strides import Ints, dense_like, elementwise_layout
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _plan_unary(
     result: torch.dtype,
     parameter: bool,
     inplace: bool,
-) -> Plan:
+) -> OperationPlan:
     given = (spec_of(shape, dtype),)
     return planned(
         kind, op, () if parameter else given, shape, result, weights=given if parameter else (),
@@ -114,7 +114,7 @@ def _plan_pointwise(
     result: torch.dtype | str,
     inplace: bool,
     default: torch.dtype,
-) -> Plan:
+) -> OperationPlan:
     tensors = [one for one in given if isinstance(one, tuple)]
     if op in _NOT_OF_BOOLEANS and any(
         (one[2] if isinstance(one, tuple) else one) in (torch.bool, bool) for one in given

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from pytest_neuralpower.tracing.fallbacks import NoRule
-from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, planned, spec_of
+from pytest_neuralpower.tracing.recorder import REMEMBERED, OperationPlan, planned, spec_of
 from pytest_neuralpower.tracing.strides import Ints, broadcast_shapes
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def _list_matmul(
 @lru_cache(REMEMBERED)
 def _plan(
     op: str, inputs: tuple[TensorSpec, ...], out: Ints, reduced: int, dtype: torch.dtype
-) -> Plan:
+) -> OperationPlan:
     left = inputs[0].shape
     params = () if left and reduced == left[-1] else (("reduced", reduced),)
     return planned("matmul", op, inputs, out, dtype, params=params)
@@ -244,7 +244,7 @@ def _linear_plan(
     weight: Ints,
     weight_dtype: torch.dtype,
     bias: Ints | None,
-) -> Plan:
+) -> OperationPlan:
     if not shape or shape[-1] != weight[-1] or (bias is not None and bias != weight[:-1]):
         raise NoRule
     # A 1-d weight makes a dot product, without a feature axis.

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_neuralpower.tracing.fallbacks import NoRule
-from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, planned, spec_of
+from pytest_neuralpower.tracing.recorder import REMEMBERED, OperationPlan, planned, spec_of
 from pytest_neuralpower.tracing.strides import (
     Ints,
     channels_last_strides,
@@ -61,7 +61,7 @@ def batch_norm(
 @lru_cache(REMEMBERED)
 def _plan_batch(
     shape: Ints, strides: Ints, dtype: torch.dtype, given: tuple[Outline, ...], training: bool
-) -> Plan:
+) -> OperationPlan:
     if len(shape) < 2 or any(own != shape[1:2] for own, _ in given):
         raise NoRule
     # Statistics of one value per channel are refused in training, as torch does.
@@ -97,7 +97,7 @@ def layer_norm(
 @lru_cache(REMEMBERED)
 def _plan_layer(
     shape: Ints, dtype: torch.dtype, result: torch.dtype, wanted: Ints, given: tuple[Outline, ...]
-) -> Plan:
+) -> OperationPlan:
     if not wanted or shape[-len(wanted) :] != wanted or any(own != wanted for own, _ in given):
         raise NoRule
     return planned(

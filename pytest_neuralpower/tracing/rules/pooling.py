@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from pytest_neuralpower.tracing.fallbacks import NoRule
-from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, planned, spec_of
+from pytest_neuralpower.tracing.recorder import REMEMBERED, OperationPlan, planned, spec_of
 from pytest_neuralpower.tracing.rules.conv import full
 from pytest_neuralpower.tracing.strides import Ints, channels_last_strides, is_channels_last
 
@@ -74,7 +74,7 @@ def _lp_pool(
     return max_pool(recorder, op, input, kernel_size, stride, 0, 1, ceil_mode)
 
 
-def _follow(recorder: Recorder, plan: Plan, indices: bool) -> Any:
+def _follow(recorder: Recorder, plan: OperationPlan, indices: bool) -> Any:
     values = recorder.follow(plan)
     if indices:
         return values, recorder.new(plan.shape, torch.int64, plan.strides)
@@ -94,7 +94,7 @@ def _plan(
     dilation: Ints,
     ceil_mode: bool,
     indices: bool,
-) -> Plan:
+) -> OperationPlan:
     if len(shape) not in (dims + 1, dims + 2) or not len(kernel) == len(stride) == dims:
         raise NoRule
     out = list(shape)
@@ -131,7 +131,7 @@ def _finish(
     out: Ints,
     params: tuple[tuple[str, Any], ...],
     indices: bool,
-) -> Plan:
+) -> OperationPlan:
     last = len(out) == dims + 2 and is_channels_last(shape, strides)
     outputs = [spec_of(out, each) for each in ((dtype, torch.int64) if indices else (dtype,))]
     return planned(
@@ -166,7 +166,7 @@ def _plan_adaptive(
     dtype: torch.dtype,
     wanted: tuple[int | None, ...],
     indices: bool,
-) -> Plan:
+) -> OperationPlan:
     if len(shape) not in (dims + 1, dims + 2):
         raise NoRule
     if len(wanted) == 1:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pytest_neuralpower.tracing.fallbacks import NoRule
-from pytest_neuralpower.tracing.recorder import REMEMBERED, Plan, planned, spec_of
+from pytest_neuralpower.tracing.recorder import REMEMBERED, OperationPlan, planned, spec_of
 from pytest_neuralpower.tracing.rules.elementwise import pointwise
 from pytest_neuralpower.tracing.strides import Ints, broadcast_shapes
 
@@ -179,7 +179,7 @@ def softmax(
 @lru_cache(REMEMBERED)
 def _plan_softmax(
     op: str, shape: Ints, own: torch.dtype, dtype: torch.dtype, dim: int | None
-) -> Plan:
+) -> OperationPlan:
     rank = max(len(shape), 1)
     if not dtype.is_floating_point or (dim is not None and not -rank <= dim < rank):
         raise NoRule
@@ -189,7 +189,7 @@ def _plan_softmax(
     return planned("softmax", op, (spec_of(shape, own),), shape, dtype, params=params)
 
 
-# -- Losses: a softmax where they hold one, and one reduction of their operands.
+# -- Losses.
 
 
 def _loss(

@@ -19,7 +19,7 @@ from pytest_neuralpower.estimators import (
     AnyEstimator,
     Boosted,
     Estimator,
-    NeuralPower,
+    NeuralPowerPolynomial,
     NeuralPowerRelative,
     Physical,
     Tree,
@@ -43,8 +43,8 @@ def utilization() -> Utilization:
 
 
 MAKERS: dict[str, Callable[[], Estimator]] = {
-    "neuralpower": lambda: NeuralPower("conv"),
-    "neuralpower, power": lambda: NeuralPower("conv", "power"),
+    "neuralpower": lambda: NeuralPowerPolynomial("conv"),
+    "neuralpower, power": lambda: NeuralPowerPolynomial("conv", "power"),
     "neuralpower-relative": lambda: NeuralPowerRelative("conv"),
     "neuralpower-relative, power": lambda: NeuralPowerRelative("conv", "power"),
     "neuralpower-relative, energy": lambda: NeuralPowerRelative("conv", "energy"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pytest_neuralpower.calibrate.fit.rows import conv_layer, linear_layer, pool_layer
-from pytest_neuralpower.estimators import NeuralPower, NeuralPowerRelative
+from pytest_neuralpower.estimators import NeuralPowerPolynomial, NeuralPowerRelative
 from pytest_neuralpower.estimators.features import FloatArray, columns
 from pytest_neuralpower.estimators.neuralpower import FLOOR_MS, regressors
 
@@ -68,8 +68,8 @@ def test_power_regressors_hold_the_logarithms() -> None:
 
 def test_runtime_is_floored_as_the_authors_predictor_does_and_power_is_not() -> None:
     values = columns("conv", [CONV])
-    runtime = NeuralPower("conv", "runtime", intercept_=-5.0)
-    power = NeuralPower("conv", "power", intercept_=-5.0)
+    runtime = NeuralPowerPolynomial("conv", "runtime", intercept_=-5.0)
+    power = NeuralPowerPolynomial("conv", "power", intercept_=-5.0)
     assert runtime.predict(values).tolist() == [FLOOR_MS] == [0.105]
     assert power.predict(values).tolist() == [-5.0]
 
@@ -81,7 +81,7 @@ def test_it_fits_a_device_that_only_counts_operations() -> None:
     ]  # fmt: skip
     values = columns("conv", layers)
     target = 0.5 + values["flops"] / 1e9
-    fitted = NeuralPower("conv").fit(values, target)
+    fitted = NeuralPowerPolynomial("conv").fit(values, target)
     assert np.abs(fitted.predict(values) / target - 1).max() < 0.05
 
 
@@ -95,7 +95,7 @@ def test_of_ten_rows_each_is_held_out_alone_so_that_their_order_says_nothing() -
     predicted = []
     for order in [np.arange(10), *(random.permutation(10) for _ in range(8))]:
         values = {name: each[order] for name, each in asked.items()}
-        predicted.append(NeuralPower("linear").fit(values, target[order]).predict(asked))
+        predicted.append(NeuralPowerPolynomial("linear").fit(values, target[order]).predict(asked))
     assert np.ptp(predicted[0]) > 1
     for each in predicted:
         assert each == pytest.approx(predicted[0], rel=1e-6)
@@ -103,12 +103,12 @@ def test_of_ten_rows_each_is_held_out_alone_so_that_their_order_says_nothing() -
 
 def test_a_regressor_it_does_not_know_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown regressor 'x'"):
-        NeuralPower("conv", coefficients_={"x": 1.0})
+        NeuralPowerPolynomial("conv", coefficients_={"x": 1.0})
 
 
 def test_a_family_that_the_paper_does_not_model_is_refused() -> None:
     with pytest.raises(ValueError, match="not 'norm'"):
-        NeuralPower("norm")
+        NeuralPowerPolynomial("norm")
 
 
 class TestRelative:
@@ -127,7 +127,7 @@ class TestRelative:
                     small
                 ].mean()
             )
-            for kind in (NeuralPower, NeuralPowerRelative)
+            for kind in (NeuralPowerPolynomial, NeuralPowerRelative)
         }
         assert off["neuralpower-relative"] < 0.1
         assert off["neuralpower-relative"] < off["neuralpower"] / 3

@@ -130,7 +130,7 @@ def file_text(path: Path) -> str:
         return ""
 
 
-# -- Readings over and over in a thread, while the caller's load runs in its own.
+# -- Polling in a thread, while the load runs in the caller's.
 
 # A driver that hangs in a call must not hang the session too.
 _JOIN_S: Final = 1.0
@@ -200,7 +200,7 @@ class Sampler:
             self._stop.wait(due - now)
 
 
-# -- A meter that is read over and over: an energy counter, or a power sensor, a lower tier.
+# -- Meters that are polled.
 
 # No device draws this much: a counter that says so was reset.
 _MOST_W: Final = 100e3
@@ -277,7 +277,7 @@ class CounterWindow:
     """From a counter's first change after ``settled`` to the first ``seconds`` or more later.
 
     NVIDIA's counter advances about every 100 ms: a window that does not begin and end at an edge
-    errs by up to 10% over 1 s and 2% over 5 s.
+    is off by up to 10% over 1 s and 2% over 5 s.
     """
 
     meter: SampledMeter

@@ -72,7 +72,7 @@ def build(
     return materialise(_drawn(template, seed, dtype), seed=seed, device=device)
 
 
-# -- Values for networks that were sketched without any.
+# -- Parameter values for networks drawn without any.
 
 #: Normal numbers that weights are cut from: as many different ones as any cache line sees.
 _POOL: Final = 1 << 18

@@ -1,4 +1,4 @@
-"""Networks without branches: convolutions and pools, then large fully connected layers."""
+"""Random convolutional networks: plain, residual, joined, mobile and upsampling ones."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def squeeze(draw: Draw) -> Network:
     return Network(nn.Sequential(*layers, *head(draw, channels)), (given,))
 
 
-# -- Networks for phones: inverted residuals with squeeze and excitation, shuffled groups.
+# -- Mobile networks: inverted residuals with squeeze and excitation, shuffled groups.
 
 
 def inverted(draw: Draw) -> Network:
@@ -324,7 +324,7 @@ def _first_block(draw: Draw, channels: int, stride: int, groups: int) -> nn.Modu
     return nn.Sequential(joined(body, nn.AvgPool2d(3, 2, 1)), activation(draw))
 
 
-# -- Networks that make a map larger again: for segmentation and images.
+# -- Upsampling networks, for segmentation and images.
 
 
 def _level(down: nn.Module, inner: nn.Module, up: nn.Module, *, joins: bool) -> nn.Module:

@@ -21,7 +21,7 @@ from pytest_neuralpower.calibrate.fit.rows import (
     pool_layer,
     streaming_layer,
 )
-from pytest_neuralpower.estimators import Boosted, NeuralPower, Physical, Tree
+from pytest_neuralpower.estimators import Boosted, NeuralPowerPolynomial, Physical, Tree
 from pytest_neuralpower.estimators.features import columns, family
 from pytest_neuralpower.estimators.terms import Regime
 
@@ -85,7 +85,7 @@ def test_every_candidate_fits_its_family(kind: str, quantity: str) -> None:
     for name, make in makers.items():
         estimator = make()
         assert estimator.name == name
-        if type(estimator) is NeuralPower:
+        if type(estimator) is NeuralPowerPolynomial:
             continue  # its Lasso is slow, and test_contract fits it
         fitted = estimator.fit({**values, "runtime_ms": time}, target)
         off = np.abs(fitted.predict({**values, "runtime_ms": time}) / target - 1)

@@ -8,10 +8,10 @@ import torch
 
 from pytest_neuralpower.calibrate.measure.networks import sketch
 from pytest_neuralpower.calibrate.measure.plan import PlanRecipe, make_plan
-from pytest_neuralpower.calibrate.measure.trial import Hardware, Trial
+from pytest_neuralpower.calibrate.measure.trial import MeasuredHardware, Trial
 from pytest_neuralpower.tracing import trace
 
-HARDWARE = Hardware(peak_gflops=100.0, bandwidth_gbs=10.0)
+HARDWARE = MeasuredHardware(peak_gflops=100.0, bandwidth_gbs=10.0)
 
 
 def plan(**options):
@@ -89,7 +89,7 @@ class TestBounds:
             assert weights + largest <= bound / 2
 
     def test_a_faster_device_gets_larger_networks(self, short):
-        faster = plan(hardware=Hardware(peak_gflops=20_000.0, bandwidth_gbs=2_000.0))
+        faster = plan(hardware=MeasuredHardware(peak_gflops=20_000.0, bandwidth_gbs=2_000.0))
         assert _operations(faster) > 5 * _operations(short)
 
 

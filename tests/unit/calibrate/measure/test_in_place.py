@@ -11,9 +11,9 @@ from pytest_neuralpower.calibrate.measure.in_place import list_calls, repeated_c
 from pytest_neuralpower.calibrate.measure.meters.base import Reading
 from pytest_neuralpower.calibrate.measure.run_trial import run_trial
 from pytest_neuralpower.calibrate.measure.timers import CpuTimer
-from pytest_neuralpower.calibrate.measure.trial import Bench, Hardware, Trial, TrialSkipped
+from pytest_neuralpower.calibrate.measure.trial import Bench, MeasuredHardware, Trial, TrialSkipped
 
-BENCH = Bench("cpu", "float32", Hardware(100.0, 10.0))
+BENCH = Bench("cpu", "float32", MeasuredHardware(100.0, 10.0))
 
 
 class Blocks(nn.Module):
