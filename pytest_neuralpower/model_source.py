@@ -161,7 +161,7 @@ def load_call(entry: Mapping[str, Any]) -> tuple[Any, Sequence[Any], Mapping[str
 
 
 def load_model(
-    target: str, arguments: dict[str, Any], *, with_values: bool = False, in_file: bool = False
+    target: str, arguments: Mapping[str, Any], *, with_values: bool = False, in_file: bool = False
 ) -> Any:
     """Build the model that ``package.module:name`` or ``path/to/file.py:name`` names.
 

@@ -78,8 +78,14 @@ def check_format(*, as_json: bool, as_csv: bool) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print ``value``, of JSON types, indented."""
-    typer.echo(json.dumps(value, indent=2))
+    """Print ``value``, of JSON types or a struct of them, indented."""
+    typer.echo(json.dumps(value, indent=2, default=_builtins))
+
+
+def _builtins(value: Any) -> Any:
+    from msgspec import to_builtins
+
+    return to_builtins(value)
 
 
 def trace_model(target: str, inputs: Sequence[str], arguments: Sequence[str] | None) -> Trace:
@@ -98,7 +104,7 @@ def trace_model(target: str, inputs: Sequence[str], arguments: Sequence[str] | N
     return trace(model.eval(), *positional, **keywords)  # one inference is what people ask for
 
 
-def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
+def parse_arguments(pairs: Sequence[str]) -> dict[str, object]:
     """``name=value`` pairs with YAML values: 3 is a number, true a boolean, [1, 2] a list."""
     import yaml
 

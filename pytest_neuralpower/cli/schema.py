@@ -23,7 +23,7 @@ def schema_command(
     print_json(schema(file))
 
 
-def schema(file: str) -> dict[str, Any]:
+def schema(file: str) -> dict[str, object]:
     """The JSON Schema (2020-12) of one of :data:`FILES`."""
     import msgspec
 

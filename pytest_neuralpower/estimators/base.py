@@ -100,9 +100,9 @@ class Estimator(
         """
         self.predict(columns)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain data, as a platform file stores it."""
-        found: dict[str, Any] = to_builtins(self)
+        found: dict[str, object] = to_builtins(self)
         return found
 
 

@@ -255,7 +255,7 @@ def parse_baseline(text: str, name: str, expected: Prediction | None = None) -> 
     return baseline
 
 
-def _plain_header(text: str) -> dict[str, Any] | None:
+def _plain_header(text: str) -> dict[str, object] | None:
     """The fields, where each is a line of its own in JSON, the format alone without quotes."""
     data = {}
     for line in text.splitlines():

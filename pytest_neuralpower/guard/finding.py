@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -91,9 +91,9 @@ class CallComparison(Struct, frozen=True, omit_defaults=True):
     power: MeasuredQuantity | None = None
     energy: MeasuredQuantity | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """In JSON's types, without what was not measured."""
-        found: dict[str, Any] = msgspec.to_builtins(self)
+        found: dict[str, object] = msgspec.to_builtins(self)
         return found
 
     def lines(self) -> list[str]:
@@ -192,9 +192,9 @@ class Finding(Struct, frozen=True):
         found = [each for each in self.budgets if each.quantity == quantity]
         return max(found, key=lambda each: each.value / each.limit, default=None)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """What the JSON report has of it but its layers, in JSON types."""
-        found: dict[str, Any] = msgspec.to_builtins(replace(self, layers=UNSET))
+        found: dict[str, object] = msgspec.to_builtins(replace(self, layers=UNSET))
         return found
 
 

@@ -109,7 +109,7 @@ def parse_texts(texts: Iterable[str], where: str) -> Tolerance:
     BaselineError
         As :func:`parse_tolerance`.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, str | float] = {}
     for text in texts:
         for part in filter(None, text.replace(",", " ").split()):
             key, separator, value = part.partition("=")
@@ -132,10 +132,9 @@ def merge(tolerances: Iterable[Tolerance]) -> Tolerance:
     Those of the call and those of a layer are each taken as a whole from the closest that says any:
     a relative one from further out never loosens an absolute one close by.
     """
-    found: dict[str, Any] = {}
+    merged = Tolerance()
     for each in tolerances:
-        given = each._asdict()
         for group in (_WHOLE, _LAYER, *((name,) for name in _OTHERS)):
-            if not any(name in found for name in group):
-                found.update({name: given[name] for name in group if given[name] is not None})
-    return Tolerance(**found)
+            if all(getattr(merged, name) is None for name in group):
+                merged = merged._replace(**{name: getattr(each, name) for name in group})
+    return merged

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pytest_neuralpower.errors import PlatformError, TraceError
 from pytest_neuralpower.eyeriss.energy import FUSED, NetworkLayer, network_energy
@@ -24,7 +24,7 @@ from pytest_neuralpower.eyeriss.hardware import (
 from pytest_neuralpower.layers import KINDS, Layer, Trace
 from pytest_neuralpower.platform.file import content_hash
 from pytest_neuralpower.platform.prediction import FALLBACK, UNCOVERED, LayerPrediction, Prediction
-from pytest_neuralpower.platform.protocol import Explanation
+from pytest_neuralpower.platform.protocol import Explanation, Summary
 
 if TYPE_CHECKING:
     from pytest_neuralpower.eyeriss.hardware import Zeros
@@ -78,7 +78,7 @@ class EyerissPlatform:
         return {"power": "analytic"}
 
     @property
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Mapping[str, object]:
         """Empty: nothing was measured."""
         return {}
 
@@ -123,15 +123,20 @@ class EyerissPlatform:
         priced = network_energy(
             items, bits=self.bits, zeros=zeros, costs=self.costs, hardware=self.hardware
         )
-        call: dict[str, Any] = {}
-        if isinstance(layers, Trace):
-            call = {name: getattr(layers, name) for name in ("batch", "model", "route", "notes")}
-        return Prediction(
+        predicted = Prediction(
             tuple(map(_layer_prediction, priced.layers)),
             self.name,
             self.sha256,
             energy_basis=self.energy_basis,
-            **call,
+        )
+        if not isinstance(layers, Trace):
+            return predicted
+        return replace(
+            predicted,
+            batch=layers.batch,
+            model=layers.model,
+            route=layers.route,
+            notes=layers.notes,
         )
 
     def explain(self, kind: str) -> Explanation:
@@ -162,20 +167,23 @@ class EyerissPlatform:
             ),
         )
 
-    def summary(self) -> dict[str, Any]:
-        """What ``neuralpower platforms`` lists, in JSON types."""
-        return {
-            **{name: getattr(self, name) for name in ("name", "device", "dtype", "mode", "tiers")},
-            **{name: asdict(getattr(self, name)) for name in ("hardware", "costs", "bits")},
-            "sources": [_MODEL_SOURCE, self.costs.source],
-            "held_out": {},
-            "networks": None,
-            "power": None,
-            "intervals": None,
-            "sha256": self.sha256,
-        }
+    def summary(self) -> Summary:
+        """What ``neuralpower platforms`` lists."""
+        return Summary(
+            name=self.name,
+            device=self.device,
+            dtype=self.dtype,
+            mode=self.mode,
+            tiers=self.tiers,
+            hardware=asdict(self.hardware),
+            costs=asdict(self.costs),
+            bits=asdict(self.bits),
+            sources=(_MODEL_SOURCE, self.costs.source),
+            held_out={},
+            sha256=self.sha256,
+        )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The platform as plain data, without its hash: the fields of its file, all spelled out."""
         return asdict(self)
 
@@ -247,6 +255,7 @@ def _how_priced(kind: str) -> tuple[str, ...]:
 FORMAT: Final = "pytest-neuralpower eyeriss"
 
 _FIELDS: Final = ("format", "name", "hardware", "costs", "bits")
+_Sizes = TypeVar("_Sizes", Hardware, Bits)
 _LEVELS: Final = ("register_file", "array", "buffer", "dram")
 
 
@@ -265,16 +274,16 @@ def parse_platform(path: Path, data: Mapping[str, Any]) -> EyerissPlatform:
             raise ValueError(f"name must be a string, not {name!r}")
         return EyerissPlatform(
             name,
-            Hardware(**_sizes(data.get("hardware", {}), Hardware, "hardware")),
+            _sizes(data.get("hardware", {}), Hardware, "hardware"),
             _costs(data.get("costs", EYERISS_65NM.name)),
-            Bits(**_sizes(data.get("bits", {}), Bits, "bits")),
+            _sizes(data.get("bits", {}), Bits, "bits"),
         )
     except ValueError as error:
         raise PlatformError(f"platform file {path}: {error}; correct it") from None
 
 
-def _sizes(data: Any, kind: type, where: str) -> dict[str, Any]:
-    """Whole numbers from 1 by the names of a dataclass's fields (a boolean where it has one)."""
+def _sizes(data: object, kind: type[_Sizes], where: str) -> _Sizes:
+    """A dataclass of whole numbers from 1, with a fraction or a boolean where its default is."""
     defaults = {each.name: each.default for each in fields(kind)}
     found = _mapping(data, where)
     _no_others(found, tuple(defaults), where)
@@ -286,7 +295,7 @@ def _sizes(data: Any, kind: type, where: str) -> dict[str, Any]:
             _positive(value, f"{where} {name}")
         if type(default) is bool and type(value) is not bool:
             raise ValueError(f"{where} {name} must be true or false, not {value!r}")
-    return found
+    return kind(**found)
 
 
 def _costs(data: Any) -> CostTable:
@@ -334,7 +343,7 @@ def _positive(value: Any, where: str) -> float:
     return float(value)
 
 
-def _mapping(data: Any, where: str) -> dict[str, Any]:
+def _mapping(data: object, where: str) -> Mapping[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{where} must be an object, not {data!r}")
     return data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ def of_file(path: Path) -> str:
     return f"platform file {path}"
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     """The object in a platform file, unchecked but for its numbers, which are finite.
 
     Raises
@@ -38,7 +39,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def checked(path: Path, data: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def checked(path: Path, data: dict[str, object]) -> tuple[dict[str, object], str]:
     """Check the envelope of a fitted platform's file (:func:`read_json`).
 
     Returns
@@ -67,16 +68,16 @@ def checked(path: Path, data: dict[str, Any]) -> tuple[dict[str, Any], str]:
             f"it: `neuralpower fit FOLDER --out {path.name}` from its calibration folder, or "
             "`neuralpower calibrate` on the device"
         )
-    claimed = data.pop("sha256", None)
-    if claimed != content_hash(data):
+    claimed, sha256 = data.pop("sha256", None), content_hash(data)
+    if claimed != sha256:
         raise PlatformError(
             f"{file}: its content does not match its sha256: it was edited by hand or damaged; "
             "restore it, or change the recipe and refit it"
         )
-    return {key: data[key] for key in data if key not in ("format", "version")}, claimed
+    return {key: data[key] for key in data if key not in ("format", "version")}, sha256
 
 
-def write(path: Path, content: dict[str, Any]) -> str:
+def write(path: Path, content: Mapping[str, object]) -> str:
     """Write a platform file, all of it or nothing; return its hash.
 
     Raises
@@ -102,7 +103,7 @@ def write(path: Path, content: dict[str, Any]) -> str:
     return sha256
 
 
-def content_hash(data: dict[str, Any]) -> str:
+def content_hash(data: Mapping[str, object]) -> str:
     """sha256 of the fields in canonical JSON (sorted keys, no spaces), without the hash itself."""
     canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 import numpy as np
 from msgspec import Struct, field, to_builtins
@@ -42,7 +42,7 @@ from pytest_neuralpower.platform.prediction import (
     LayerPrediction,
     Prediction,
 )
-from pytest_neuralpower.platform.protocol import Equation, Explanation
+from pytest_neuralpower.platform.protocol import Equation, Explanation, HeldOut, Summary
 from pytest_neuralpower.platform.ranges import outside
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ __all__ = [
     "of_content",
 ]
 
-_INTERVAL_FIELDS: Final[tuple[tuple[Quantity, str], ...]] = (
+_IntervalField = Literal["runtime_interval_ms", "energy_interval_mj", "power_interval_w"]
+_INTERVAL_FIELDS: Final[tuple[tuple[Quantity, _IntervalField], ...]] = (
     ("runtime", "runtime_interval_ms"),
     ("energy", "energy_interval_mj"),
     ("power", "power_interval_w"),
@@ -311,7 +312,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
             watts, energy = power.tolist(), millijoules.tolist()
         flags = [_FLAGS[code] for code in codes.tolist()]
         values: list[Iterable[Any]] = [runtime.tolist(), watts, energy, used, flags]
-        intervals: dict[str, Any] = {}
+        intervals: _CallIntervals = {}
         if self.intervals is not None:
             outside = codes == _EXTRAPOLATED
             errors = self.intervals.errors(
@@ -515,41 +516,37 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         others = ", ".join(f"{name} {score}" for name, score in scores.items())
         return f"off by {chosen} on held-out shapes{'; ' if others else ''}{others}"
 
-    def summary(self) -> dict[str, Any]:
-        """What ``neuralpower platforms`` lists, in JSON types."""
-        return {
-            "name": self.name,
-            "device": self.device,
-            "dtype": self.dtype,
-            "mode": self.mode,
-            "tiers": dict(self.tiers),
-            "sources": [
-                source.get("title", "measured rows")
-                for source in self.provenance.get("sources", ())
-            ],
-            "held_out": self._held_out("runtime"),
-            "held_out_power": self._held_out("layer_power"),
-            "held_out_energy": self._held_out("layer_energy"),
-            "networks": self.accuracy.get("networks"),
-            "power": self.accuracy.get("power"),
-            "intervals": self.accuracy.get("intervals"),
-            "sha256": self.sha256,
-        }
+    def summary(self) -> Summary:
+        """What ``neuralpower platforms`` lists."""
+        sources = self.provenance.get("sources", ())
+        return Summary(
+            name=self.name,
+            device=self.device,
+            dtype=self.dtype,
+            mode=self.mode,
+            tiers=self.tiers,
+            sources=tuple(source.get("title", "measured rows") for source in sources),
+            held_out=self._held_out("runtime"),
+            held_out_power=self._held_out("layer_power"),
+            held_out_energy=self._held_out("layer_energy"),
+            networks=self.accuracy.get("networks"),
+            power=self.accuracy.get("power"),
+            intervals=self.accuracy.get("intervals"),
+            sha256=self.sha256,
+        )
 
-    def _held_out(self, section: str) -> dict[str, Any]:
+    def _held_out(self, section: str) -> dict[str, HeldOut]:
         """By family, what was chosen and its held-out error."""
         return {
-            name: {
-                "rows": found["rows"],
-                "estimator": found["chosen"],
-                "mape_percent": found["held_out"][found["chosen"]]["mape"],
-            }
+            name: HeldOut(
+                found["rows"], found["chosen"], found["held_out"][found["chosen"]]["mape"]
+            )
             for name, found in self.accuracy.get(section, {}).items()
         }
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The platform as plain data, without its hash."""
-        found: dict[str, Any] = to_builtins(self)
+        found: dict[str, object] = to_builtins(self)
         if self.intervals is None:
             del found["intervals"]
         del found["sha256"]
@@ -591,9 +588,17 @@ def _layer_intervals(
     return map(tuple.__new__, repeat(Interval), ends)
 
 
-def _call_intervals(errors: LayerErrors, limit_w: float) -> dict[str, Any]:
+class _CallIntervals(TypedDict, total=False):
     """Fields of a prediction: the intervals of its totals, and what they are made of."""
-    fields: dict[str, Any] = {"errors": errors}
+
+    errors: LayerErrors
+    runtime_interval_ms: Interval
+    energy_interval_mj: Interval
+    power_interval_w: Interval
+
+
+def _call_intervals(errors: LayerErrors, limit_w: float) -> _CallIntervals:
+    fields: _CallIntervals = {"errors": errors}
     for quantity, name in _INTERVAL_FIELDS:
         if errors.knows(quantity):
             low, high = errors.total(quantity)
@@ -603,7 +608,7 @@ def _call_intervals(errors: LayerErrors, limit_w: float) -> dict[str, Any]:
     return fields
 
 
-def of_content(path: Path, content: dict[str, Any], sha256: str) -> FittedPlatform:
+def of_content(path: Path, content: Mapping[str, object], sha256: str) -> FittedPlatform:
     """The platform that a file's fields describe.
 
     Raises

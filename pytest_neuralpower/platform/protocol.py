@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from msgspec import Struct, field
+from msgspec import UNSET, Struct, UnsetType, field
 
 from pytest_neuralpower.estimators import Estimator
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.prediction import Prediction
     from pytest_neuralpower.units import Quantity
 
-__all__ = ["Equation", "Explanation", "Platform"]
+__all__ = ["Equation", "Explanation", "HeldOut", "Platform", "Summary"]
 
 
 class Equation(Struct, frozen=True):
@@ -64,6 +64,49 @@ class Explanation(Struct, frozen=True):
     equations: tuple[Equation, ...] = ()
     costs: tuple[tuple[str | float | None, ...], ...] = ()
     remarks: tuple[str, ...] = ()
+
+
+class HeldOut(Struct, frozen=True):
+    """The estimator of one family: how many rows it has, and its held-out error (MAPE, %)."""
+
+    rows: int
+    estimator: str
+    mape_percent: float
+
+
+class Summary(Struct, frozen=True, kw_only=True):
+    """What ``neuralpower platforms`` lists of a platform.
+
+    Attributes
+    ----------
+    name, device, dtype, mode, tiers, sha256
+        As the platform has them.
+    hardware, costs, bits
+        Of an array whose energy is computed; unset for a fitted platform.
+    sources
+        Titles of the sources of its rows, or of its formulas.
+    held_out, held_out_power, held_out_energy
+        Of runtime, power and energy, by family; unset where there can be none.
+    networks, power, intervals
+        The platform file's accuracy on whole networks, of power, and of intervals, if any.
+    """
+
+    name: str
+    device: str
+    dtype: str
+    mode: str
+    tiers: Mapping[str, str]
+    hardware: Mapping[str, object] | UnsetType = UNSET
+    costs: Mapping[str, object] | UnsetType = UNSET
+    bits: Mapping[str, object] | UnsetType = UNSET
+    sources: tuple[str, ...]
+    held_out: Mapping[str, HeldOut]
+    held_out_power: Mapping[str, HeldOut] | UnsetType = UNSET
+    held_out_energy: Mapping[str, HeldOut] | UnsetType = UNSET
+    networks: Mapping[str, Any] | None = None
+    power: Mapping[str, Any] | None = None
+    intervals: Mapping[str, Any] | None = None
+    sha256: str
 
 
 class Platform(Protocol):
@@ -144,6 +187,6 @@ class Platform(Protocol):
         """
         ...
 
-    def summary(self) -> dict[str, Any]:
-        """What ``neuralpower platforms`` lists, in JSON types."""
+    def summary(self) -> Summary:
+        """What ``neuralpower platforms`` lists."""
         ...

@@ -198,6 +198,8 @@ def read_settings(config: pytest.Config) -> Settings:
     judge = config.getoption("--np-judge") or _ini(config, "np_judge")
     if judge not in JUDGES:
         raise pytest.UsageError(f"np_judge={judge!r}: allowed: {', '.join(JUDGES)}")
+    folder = config.inipath.parent if config.inipath else config.rootpath
+    baselines = config.getoption("--np-baselines")
     return Settings(
         platforms=tuple(dict.fromkeys(platforms)),
         top=top,
@@ -205,27 +207,23 @@ def read_settings(config: pytest.Config) -> Settings:
         strict_limit=percent / 100,
         judge=judge,
         measure=_measures(config),
-        **_read_baseline_settings(config),
+        update_baseline=_update_baseline(config),
+        baselines=Path(baselines).absolute()
+        if baselines
+        else folder / _ini(config, "np_baselines"),
+        tolerance=tuple(config.getoption("--np-tolerance") or _ini(config, "np_tolerance")),
+        reports=tuple(config.getoption("--np-report") or _ini(config, "np_report")),
     )
 
 
-def _read_baseline_settings(config: pytest.Config) -> dict[str, Any]:
-    folder = config.inipath.parent if config.inipath else config.rootpath
-    baselines = config.getoption("--np-baselines")
+def _update_baseline(config: pytest.Config) -> str:
     update = set(config.getoption("np_update_baseline") or ())
     if len(update) > 1:
         raise pytest.UsageError(
             "--np-update-baseline and --np-update-baseline=new: the first writes all baselines, "
             "the second only missing ones; give one of them"
         )
-    return {
-        "baselines": Path(baselines).absolute()
-        if baselines
-        else folder / _ini(config, "np_baselines"),
-        "update_baseline": next(iter(update), ""),
-        "tolerance": tuple(config.getoption("--np-tolerance") or _ini(config, "np_tolerance")),
-        "reports": tuple(config.getoption("--np-report") or _ini(config, "np_report")),
-    }
+    return next(iter(update), "")
 
 
 def _measures(config: pytest.Config) -> bool:

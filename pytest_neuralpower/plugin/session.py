@@ -535,6 +535,7 @@ class GuardSession:
                     outcome = worse if outcome == "ok" else outcome  # a budget is graver
         if known["outcome"] is None:
             known["outcome"] = outcome
+        flagged = any(layer.flags for layer in prediction.layers)
         return Finding(
             name=name,
             test=guard.nodeid,
@@ -543,35 +544,31 @@ class GuardSession:
             measured=predicted.measured,
             comparison=comparison,
             baseline=state,
+            platform=prediction.platform,
+            platform_sha256=prediction.platform_sha256,
+            model=prediction.model,
+            batch=prediction.batch,
+            energy_mj=prediction.energy_mj,
+            runtime_ms=prediction.runtime_ms,
+            power_w=prediction.power_w,
+            estimated_power=guard.platform.tiers.get("power") == "estimated",
+            untrusted_share=prediction.share(*UNTRUSTED) if flagged else 0.0,
+            provenance=self._provenance_of(guard),
+            energy_interval_mj=_rounded(prediction.energy_interval_mj),
+            runtime_interval_ms=_rounded(prediction.runtime_interval_ms),
+            power_interval_w=_rounded(prediction.power_interval_w),
+            energy_basis=prediction.energy_basis,
+            notes=prediction.notes,
+            layers=msgspec.Raw(layers_json(prediction.layers)) if self._with_layers else UNSET,
             **known,
-            **self._facts(guard, prediction),
         )
 
-    def _facts(self, guard: Guard, prediction: Prediction) -> dict[str, Any]:
-        """What a finding has of its prediction."""
+    def _provenance_of(self, guard: Guard) -> Mapping[str, str]:
         if guard.name not in self._provenance:
             from pytest_neuralpower.report.accuracy import platform_facts  # noqa: PLC0415
 
             self._provenance[guard.name] = platform_facts(guard.platform)
-        flagged = any(layer.flags for layer in prediction.layers)
-        return {
-            "platform": prediction.platform,
-            "platform_sha256": prediction.platform_sha256,
-            "model": prediction.model,
-            "batch": prediction.batch,
-            "energy_mj": prediction.energy_mj,
-            "runtime_ms": prediction.runtime_ms,
-            "power_w": prediction.power_w,
-            "estimated_power": guard.platform.tiers.get("power") == "estimated",
-            "untrusted_share": prediction.share(*UNTRUSTED) if flagged else 0.0,
-            "provenance": self._provenance[guard.name],
-            "energy_interval_mj": _rounded(prediction.energy_interval_mj),
-            "runtime_interval_ms": _rounded(prediction.runtime_interval_ms),
-            "power_interval_w": _rounded(prediction.power_interval_w),
-            "energy_basis": prediction.energy_basis,
-            "notes": prediction.notes,
-            "layers": msgspec.Raw(layers_json(prediction.layers)) if self._with_layers else UNSET,
-        }
+        return self._provenance[guard.name]
 
     @cached_property
     def _with_layers(self) -> bool:

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import yaml
+from msgspec import to_builtins
 from tabulate import tabulate
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.platform.protocol import Platform
+    from pytest_neuralpower.platform.protocol import Platform, Summary
 
 __all__ = [
     "accuracy_text",
@@ -351,26 +352,18 @@ def _table(rows: Sequence[Sequence[str]], headers: Sequence[str], style: str) ->
     return tabulate(rows, headers, tablefmt=style, disable_numparse=True)
 
 
-#: What is known of errors by quantity: the key of a summary with its families' errors.
-_HELD_OUT_KEYS: Final = {
-    "runtime": "held_out",
-    "power": "held_out_power",
-    "energy": "held_out_energy",
-}
-
-
 _MORE: Final = "A platform in full: neuralpower platforms NAME"
 
 
-def platforms_text(summaries: Sequence[Mapping[str, Any]]) -> str:
+def platforms_text(summaries: Sequence[Summary]) -> str:
     """A line a platform with its tiers of runtime and power, and below it its held-out errors."""
     heads = [
         (
-            summary["name"],
-            summary["dtype"],
+            summary.name,
+            summary.dtype,
             _tier(summary, "runtime"),
             _tier(summary, "power"),
-            summary["device"],
+            summary.device,
         )
         for summary in summaries
     ]
@@ -390,21 +383,26 @@ def platforms_text(summaries: Sequence[Mapping[str, Any]]) -> str:
     return shown.replace("\N{NO-BREAK SPACE}", " ")
 
 
-def platform_text(summary: Mapping[str, Any]) -> str:
+def platform_text(summary: Summary) -> str:
     """Everything a platform says of itself, as YAML."""
-    return yaml.safe_dump(dict(summary), sort_keys=False, allow_unicode=True, width=96).rstrip()
+    return yaml.safe_dump(
+        to_builtins(summary), sort_keys=False, allow_unicode=True, width=96
+    ).rstrip()
 
 
-def _tier(summary: Mapping[str, Any], quantity: str) -> str:
-    return str(summary["tiers"].get(quantity, "none"))
+def _tier(summary: Summary, quantity: str) -> str:
+    return summary.tiers.get(quantity, "none")
 
 
-def _errors(summary: Mapping[str, Any]) -> Iterator[str]:
+def _errors(summary: Summary) -> Iterator[str]:
     """A line a quantity: the error of each kind of layer, then of whole networks."""
-    for quantity, key in _HELD_OUT_KEYS.items():
-        found = [
-            _figure(name, each["mape_percent"]) for name, each in (summary.get(key) or {}).items()
-        ]
+    by_quantity = {
+        "runtime": summary.held_out,
+        "power": summary.held_out_power or {},
+        "energy": summary.held_out_energy or {},
+    }
+    for quantity, held_out in by_quantity.items():
+        found = [_figure(name, each.mape_percent) for name, each in held_out.items()]
         found += _networks(summary, quantity)
         if found:
             yield f"{quantity}: {', '.join(found)}"
@@ -414,16 +412,16 @@ def _figure(what: str, percent: float) -> str:
     return f"{what}\N{NO-BREAK SPACE}{percent:.1f}"  # a line never breaks between the two
 
 
-def _networks(summary: Mapping[str, Any], quantity: str) -> list[str]:
+def _networks(summary: Summary, quantity: str) -> list[str]:
     if quantity == "power":
-        power = summary.get("power") or {}
+        power = summary.power or {}
         left_out, transferred = power.get("leave_one_network_out"), power.get("transferred")
         if left_out:
             return [_figure("networks", left_out["rmspe"])]
         if transferred and _tier(summary, "power") == "transferred":
             return [_figure(f"networks of {power['judged_on']}", transferred["rmspe"])]
         return []
-    score = (summary.get("networks") or {}).get(quantity)
+    score = (summary.networks or {}).get(quantity)
     return [_figure("networks", score["rmspe"])] if score else []
 
 

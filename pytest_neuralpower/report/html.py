@@ -70,7 +70,7 @@ class _Texts:
         return list(self._numbers)
 
 
-def page_data(report: Report) -> dict[str, Any]:
+def page_data(report: Report) -> dict[str, object]:
     """The page's data.
 
     Returns
@@ -92,7 +92,7 @@ def page_data(report: Report) -> dict[str, Any]:
     }
 
 
-def _prediction(finding: Finding, texts: _Texts) -> dict[str, Any]:
+def _prediction(finding: Finding, texts: _Texts) -> dict[str, object]:
     layers = msgspec.json.decode(finding.layers or b"[]", type=list[_Layer])
     facts = structs.replace(finding, comparison=UNSET, layers=UNSET)
     compared = None
@@ -105,7 +105,7 @@ def _prediction(finding: Finding, texts: _Texts) -> dict[str, Any]:
     }
 
 
-def _columns(layers: Sequence[_Layer], texts: _Texts) -> dict[str, Any]:
+def _columns(layers: Sequence[_Layer], texts: _Texts) -> dict[str, object]:
     return {
         "path": texts.column(each.path for each in layers),
         "op": texts.column(each.op for each in layers),
@@ -139,15 +139,15 @@ def _configuration(layer: _Layer) -> str:
     return "; ".join(parts)
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     return "x".join(map(_value, value)) if isinstance(value, list) else str(value).lower()
 
 
-def _comparison(found: Comparison, layers: int, texts: _Texts) -> dict[str, Any]:
+def _comparison(found: Comparison, layers: int, texts: _Texts) -> dict[str, object]:
     changed, gone = {}, []
     heads = _heads_by_base(found.layers, layers)
     for each in found.layers:
-        entry: dict[str, Any] = {
+        entry: dict[str, object] = {
             "energy_mj": _six_digits(each.energy_mj[0]),
             "runtime_ms": _six_digits(each.runtime_ms[0]),
             "new": each.base_index is None,

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-def trace_record(trace: Trace) -> dict[str, Any]:
+def trace_record(trace: Trace) -> dict[str, object]:
     """A trace, layer by layer."""
     return {
         "model": trace.model,
@@ -46,7 +46,7 @@ def trace_record(trace: Trace) -> dict[str, Any]:
     }
 
 
-def layer_record(layer: Layer) -> dict[str, Any]:
+def layer_record(layer: Layer) -> dict[str, object]:
     """A layer's configuration and what it must do (operations, bytes)."""
     return {
         "path": layer.path,
@@ -61,7 +61,7 @@ def layer_record(layer: Layer) -> dict[str, Any]:
     }
 
 
-def layer_prediction_record(item: LayerPrediction) -> dict[str, Any]:
+def layer_prediction_record(item: LayerPrediction) -> dict[str, object]:
     """A layer with its predicted runtime (ms), power (W) and energy (mJ)."""
     values = item._asdict()
     del values["layer"]
@@ -70,7 +70,7 @@ def layer_prediction_record(item: LayerPrediction) -> dict[str, Any]:
     return {**layer_record(item.layer), **_plain(values), **named}
 
 
-def prediction_record(prediction: Prediction) -> dict[str, Any]:
+def prediction_record(prediction: Prediction) -> dict[str, object]:
     """A whole prediction: totals first, then its layers."""
     named = ((each.name, getattr(prediction, each.name)) for each in fields(prediction))
     return {
@@ -88,7 +88,7 @@ def interval_record(interval: Interval | None) -> dict[str, float] | None:
     return None if interval is None else interval._asdict()
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(values: Mapping[str, Any]) -> dict[str, object]:
     """Intervals as objects with names, other tuples as lists."""
     return {
         name: interval_record(value)

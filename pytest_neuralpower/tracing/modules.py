@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -32,6 +32,7 @@ from pytest_neuralpower.tracing.torch_private import (
     PARAMETERS,
     POST_HOOKS,
     PRE_HOOKS,
+    Attributes,
     any_global_hook,
     children_of,
     parameters_of,
@@ -157,10 +158,10 @@ def watched_calls(
 
 #: Answers a call of one module: the recorder, the operation's name, the module's attributes (as in
 #: its ``__dict__``, which is quicker to read), and its input.
-Leaf = Callable[["Recorder", str, dict[str, Any], Tensor], Any]
+Leaf = Callable[["Recorder", str, Attributes, Tensor], Any]
 
 
-def _convolution(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Tensor:
+def _convolution(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Tensor:
     if own["padding_mode"] != "zeros":
         raise NoRule
     weights = own[PARAMETERS]
@@ -170,7 +171,7 @@ def _convolution(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor
     )  # fmt: skip
 
 
-def _transposed(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Tensor:
+def _transposed(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Tensor:
     weights = own[PARAMETERS]
     return conv.conv_transpose(
         recorder, op, input, weights["weight"], weights["bias"], own["stride"], own["padding"],
@@ -178,7 +179,7 @@ def _transposed(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor)
     )  # fmt: skip
 
 
-def _linear(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+def _linear(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
     weights = own[PARAMETERS]
     return matmul.linear(recorder, op, input, weights["weight"], weights["bias"])
 
@@ -186,7 +187,7 @@ def _linear(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> 
 _RANKS: Final = {"batch_norm1d": (2, 3), "batch_norm2d": (4,), "batch_norm3d": (5,)}
 
 
-def _batch_norm(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+def _batch_norm(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
     if input.ndim not in _RANKS[op]:
         raise NoRule
     weights, buffers = own[PARAMETERS], own[BUFFERS]
@@ -197,27 +198,27 @@ def _batch_norm(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor)
     )
 
 
-def _layer_norm(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+def _layer_norm(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
     weights = own[PARAMETERS]
     return norm.layer_norm(
         recorder, op, input, own["normalized_shape"], weights["weight"], weights["bias"]
     )
 
 
-def _group_norm(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+def _group_norm(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
     weights = own[PARAMETERS]
     return norm.group_norm(
         recorder, op, input, own["num_groups"], weights["weight"], weights["bias"]
     )
 
 
-def _embedding(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+def _embedding(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
     if own["max_norm"] is not None:
         raise NoRule
     return matmul.embedding(recorder, op, input, own[PARAMETERS]["weight"])
 
 
-def _max_pool(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+def _max_pool(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
     return pooling.max_pool(
         recorder, op, input, own["kernel_size"], own["stride"], own["padding"],
         own["dilation"], own["ceil_mode"],
@@ -225,40 +226,40 @@ def _max_pool(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -
     )  # fmt: skip
 
 
-def _avg_pool(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+def _avg_pool(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
     return pooling.avg_pool(
         recorder, op, input, own["kernel_size"], own["stride"], own["padding"], own["ceil_mode"]
     )
 
 
-def _adaptive_avg_pool(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+def _adaptive_avg_pool(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
     return pooling.adaptive_pool(recorder, op, input, own["output_size"])
 
 
-def _activation(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+def _activation(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
     if not input.dtype.is_floating_point:
         raise NoRule
     inplace = own.get("inplace", False)
     return elementwise.unary(recorder, "activation", op, input, input.dtype, inplace)
 
 
-def _softmax(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+def _softmax(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
     if own["dim"] is None:
         raise NoRule  # torch picks a dimension and warns
     return reduction.softmax(recorder, op, input, own["dim"])
 
 
-def _dropout(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+def _dropout(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
     if own["training"]:
         raise NoRule
     return input
 
 
-def _identity(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+def _identity(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
     return input
 
 
-def _flatten(recorder: Recorder, op: str, own: dict[str, Any], input: Tensor) -> Any:
+def _flatten(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
     return memory.flatten(recorder, op, input, own["start_dim"], own["end_dim"])
 
 
@@ -416,7 +417,7 @@ class ModuleCalls:
         module: nn.Module,
         path: str,
         args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        kwargs: Mapping[str, Any],
     ) -> Any:
         """Run a module's own forward, or what stands for it."""
         kind = type(module)

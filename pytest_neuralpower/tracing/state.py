@@ -22,6 +22,7 @@ from pytest_neuralpower.tracing.torch_private import (
     PARAMETERS,
     POST_HOOKS,
     PRE_HOOKS,
+    Attributes,
     base_of,
 )
 
@@ -176,8 +177,8 @@ class _ModuleState:
 
     def __init__(self, modules: Sequence[Module]) -> None:
         # One look at every module has to be quick: it is the largest fixed cost of a trace.
-        self._modules: list[tuple[dict[str, Any], dict[str, Any], list[Any]]] = []
-        self._objects: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._modules: list[tuple[Attributes, Attributes, list[Any]]] = []
+        self._objects: list[tuple[Attributes, Attributes]] = []
         self._containers: list[tuple[Any, Any]] = []
         self._hooked: list[tuple[Any, Any]] = []
         self._seen: set[int] = set()
@@ -248,7 +249,7 @@ class _ModuleState:
         for container, items in self._containers:
             _put_back(container, items)
 
-    def _drop_new_hooks(self, own: dict[str, Any]) -> None:
+    def _drop_new_hooks(self, own: Attributes) -> None:
         known = {id(hooks) for hooks, _ in self._hooked}
         for name in HOOKS:
             if id(own[name]) not in known:
@@ -263,7 +264,7 @@ def _treatment(kind: type) -> str:
     return "plain" if kind.__module__.startswith("torch.nn.modules.") else "custom"
 
 
-def _empty_again(own: dict[str, Any], contents: list[Any]) -> None:
+def _empty_again(own: Attributes, contents: list[Any]) -> None:
     """Parameters, buffers or children of a module that had none."""
     kept = [id(now) for now, _ in contents]
     for name in _CONTENTS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,10 @@ HOOKS: Final = tuple(
     name for name, value in vars(nn.Module()).items() if "hook" in name and isinstance(value, dict)
 )
 
-parameters_of: Callable[[nn.Module], dict[str, Any]] = attrgetter(PARAMETERS)
+#: What a module or another object holds, as its ``__dict__`` has it.
+Attributes: TypeAlias = dict[str, Any]
+
+parameters_of: Callable[[nn.Module], Attributes] = attrgetter(PARAMETERS)
 children_of: Callable[[nn.Module], dict[str, nn.Module | None]] = attrgetter(CHILDREN)
 
 #: The tensor that a tensor is a view of, or ``None``.

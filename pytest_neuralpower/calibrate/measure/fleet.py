@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 from filelock import FileLock, Timeout
@@ -174,7 +174,7 @@ def _pool(options: CalibrationOptions, parts: Sequence[_FleetPart]) -> Path:
     OptionError
         They are not of one model.
     """
-    recipes: list[dict[str, Any]] = [yaml.safe_load(part.files["recipe.yaml"]) for part in parts]
+    recipes: list[dict[str, object]] = [yaml.safe_load(part.files["recipe.yaml"]) for part in parts]
     models = sorted({str(recipe["device"]) for recipe in recipes})
     if len(models) > 1:
         raise OptionError(

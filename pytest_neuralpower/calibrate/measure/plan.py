@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
 
 import msgspec
 
@@ -102,7 +102,7 @@ class PlanRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     minutes: float | None = None
     with_power: bool = False
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """In JSON's and YAML's types."""
         return msgspec.to_builtins(self)  # type: ignore[no-any-return]
 

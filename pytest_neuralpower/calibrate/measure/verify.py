@@ -150,7 +150,7 @@ class Verification:
             "little to judge"
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """In JSON's types."""
         return {
             "platform": self.platform,

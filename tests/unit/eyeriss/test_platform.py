@@ -78,9 +78,9 @@ class TestCostTables:
 
     def test_are_named_where_platforms_are_listed(self):
         summary = load_platform("eyeriss-accelergy").summary()
-        assert "accelergy-40nm" in summary["device"]
-        assert summary["tiers"] == {"power": "analytic"}
-        assert any("Accelergy" in source for source in summary["sources"])
+        assert "accelergy-40nm" in summary.device
+        assert summary.tiers == {"power": "analytic"}
+        assert any("Accelergy" in source for source in summary.sources)
 
 
 class TestFile:

@@ -276,5 +276,5 @@ class TestNames:
         for name in list_platforms():
             loaded = load_platform(name)
             assert loaded.name == name
-            assert loaded.summary()["sha256"] == loaded.sha256
+            assert loaded.summary().sha256 == loaded.sha256
             assert (SHIPPED / f"{name}.json").stat().st_size < 500_000

@@ -57,5 +57,5 @@ def test_names_the_board_that_a_transfer_was_judged_on(listing: str) -> None:
 def test_one_platform_in_full_is_yaml_with_all_of_its_summary(name: str) -> None:
     summary = load_platform(name).summary()
     found = yaml.safe_load(platform_text(summary))
-    assert (found["name"], found["sha256"]) == (name, summary["sha256"])
-    assert found["tiers"] == summary["tiers"]
+    assert (found["name"], found["sha256"]) == (name, summary.sha256)
+    assert found["tiers"] == summary.tiers
