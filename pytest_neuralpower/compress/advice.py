@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 
 from pytest_neuralpower.compress.find_groups import NOT_CHECKED, find_channel_groups
-from pytest_neuralpower.compress.width_prices import Effort, WidthPrices, expansion, shrinkage
+from pytest_neuralpower.compress.width_prices import LayerQuota, WidthPrices, expansion, shrinkage
 from pytest_neuralpower.guard.budget import Budget, as_budget, check
 from pytest_neuralpower.model_source import as_call
 from pytest_neuralpower.platform.catalog import load_platform
@@ -242,7 +242,7 @@ def advise(
     TraceError
         The model cannot be traced with these inputs.
     """
-    left = Effort(effort)
+    left = LayerQuota(effort)
     loaded = load_platform(platform) if isinstance(platform, str | Path) else platform
     call = as_call(inputs)
     limit = None if budget is None else as_budget(budget)
@@ -256,7 +256,7 @@ def advise_groups(
     budget: Budget | None = None,
     *,
     channels: int | None = None,
-    effort: Effort | None = None,
+    effort: LayerQuota | None = None,
 ) -> Advised:
     """:func:`advise` for channel groups that were found already."""
     before = platform.predict(groups.trace)
@@ -266,7 +266,7 @@ def advise_groups(
     prices = WidthPrices(groups, platform, "runtime" if by_runtime else "energy")
     most = {group.name: _most_units(group, channels) for group in groups.changeable}
     reach = {name: units + _BEYOND for name, units in most.items()}
-    examined = prices.examine(reach, effort or Effort(math.inf))
+    examined = prices.examine(reach, effort or LayerQuota(math.inf))
     advised = [
         advice
         for group in groups.changeable

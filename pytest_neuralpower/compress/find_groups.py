@@ -29,7 +29,7 @@ from pytest_neuralpower.compress.torch_pruning import (
     output_tensors,
     unknown_modules,
 )
-from pytest_neuralpower.compress.width_prices import Effort
+from pytest_neuralpower.compress.width_prices import LayerQuota
 from pytest_neuralpower.errors import TraceError, UnsupportedGraphError
 from pytest_neuralpower.tracing import trace
 from pytest_neuralpower.tracing.inputs import map_inputs, without_data
@@ -359,7 +359,7 @@ def find_channel_groups(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
-    effort: Effort | None = None,
+    effort: LayerQuota | None = None,
     traced: Trace | None = None,
 ) -> ChannelGroups:
     """The channel groups of ``model(*args, **kwargs)``.
@@ -388,7 +388,7 @@ def find_channel_groups(
         The model cannot be traced with these inputs.
     """
     model = getattr(model, ORIGINAL, model)  # torch.compile's wrapper
-    effort = effort or Effort(math.inf)
+    effort = effort or LayerQuota(math.inf)
     if traced is not None and not _is_of(traced, model):
         traced = None
     try:
@@ -415,7 +415,7 @@ def _is_of(traced: Trace, model: nn.Module) -> bool:
     )
 
 
-def _find(copy: NarrowedCopy, effort: Effort, traced: Trace | None) -> ChannelGroups:
+def _find(copy: NarrowedCopy, effort: LayerQuota, traced: Trace | None) -> ChannelGroups:
     if traced is None:
         present = copy.look()
         couplings, _ = copy.follow()

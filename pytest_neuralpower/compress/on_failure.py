@@ -18,7 +18,7 @@ import yaml
 
 from pytest_neuralpower.compress.advice import advise_groups
 from pytest_neuralpower.compress.find_groups import find_channel_groups
-from pytest_neuralpower.compress.width_prices import Effort
+from pytest_neuralpower.compress.width_prices import LayerQuota
 from pytest_neuralpower.errors import NeuralPowerError
 from pytest_neuralpower.model_source import Origin, input_texts, origin_of
 from pytest_neuralpower.tracing.inputs import batch_size, input_tensors
@@ -80,7 +80,7 @@ def failure_advice(
             others = tests - 1
             lines = [f"advice: none in a session of {others} other guarded tests: run this alone"]
         else:
-            lines = _advice(model, call, platform, budget, Effort(effort), traced=traced)
+            lines = _advice(model, call, platform, budget, LayerQuota(effort), traced=traced)
         try:
             words = _words(model, call, root)
         except Exception:
@@ -93,7 +93,7 @@ def _advice(
     call: Call,
     platform: Platform,
     budget: Budget,
-    effort: Effort,
+    effort: LayerQuota,
     *,
     traced: Trace | None,
 ) -> list[str]:

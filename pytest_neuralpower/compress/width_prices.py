@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Curve",
-    "Effort",
     "LayerPrices",
+    "LayerQuota",
     "WidthPrices",
     "descent",
     "edges",
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-class Effort:
+class LayerQuota:
     """Layers that may still be traced or priced; a processor does some 20,000 in a second.
 
     Counted, not timed, so that advice is the same on a busy machine.
@@ -259,7 +259,7 @@ class WidthPrices:
             [self.groups.layers_at({**others, name: width}, places) for width in widths]
         )
 
-    def examine(self, reach: Mapping[str, int], effort: Effort) -> dict[str, int]:
+    def examine(self, reach: Mapping[str, int], effort: LayerQuota) -> dict[str, int]:
         """Price the widths around every present one, the most expensive group first.
 
         Parameters

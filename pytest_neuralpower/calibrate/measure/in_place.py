@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.timers import SpeedProbe, Timer
     from pytest_neuralpower.layers import Layer, Trace
 
-__all__ = ["CallTime", "Calls", "list_calls", "mode_ms", "repeated_call", "time_calls"]
+__all__ = ["CallTime", "NetworkCalls", "list_calls", "mode_ms", "repeated_call", "time_calls"]
 
 #: Share of the traced layers that a real run must list, too.
 _LEAST_MATCHED: Final = 0.8
@@ -57,7 +57,7 @@ _FREE: Final = frozenset({"plain", "device", "assign", "read", "view"})
 
 
 @dataclass(frozen=True, slots=True)
-class Calls:
+class NetworkCalls:
     """The calls of one network that may list layers, in order.
 
     Attributes
@@ -157,7 +157,7 @@ def _lists_nothing(func: Any) -> bool:
     return treatment in _FREE or (treatment == "unknown" and is_plain(func))
 
 
-def list_calls(model: nn.Module, inputs: Sequence[Any]) -> tuple[Trace, Calls, Any]:
+def list_calls(model: nn.Module, inputs: Sequence[Any]) -> tuple[Trace, NetworkCalls, Any]:
     """The network's trace, what each of its calls lists, and what one run of it returned.
 
     Raises
@@ -179,7 +179,7 @@ def list_calls(model: nn.Module, inputs: Sequence[Any]) -> tuple[Trace, Calls, A
         )
     rest = iter(known)
     layers = tuple(tuple(islice(rest, count)) for count in tracer.counts)
-    return traced, Calls(tuple(tracer.functions), layers), output
+    return traced, NetworkCalls(tuple(tracer.functions), layers), output
 
 
 def _matched(traced: Sequence[Layer], listed: Sequence[Layer]) -> list[Layer | None]:
@@ -201,7 +201,7 @@ def _configuration(layer: Layer) -> Any:
 def time_calls(
     model: nn.Module,
     inputs: Sequence[Any],
-    calls: Calls,
+    calls: NetworkCalls,
     timer: Timer,
     *,
     probe: SpeedProbe | None = None,
@@ -276,7 +276,7 @@ class _Taking(TorchFunctionMode):
 
 
 def repeated_call(
-    model: Any, inputs: Sequence[Any], calls: Calls, layer: Layer, *, cache_bytes: float
+    model: Any, inputs: Sequence[Any], calls: NetworkCalls, layer: Layer, *, cache_bytes: float
 ) -> Callable[[], Any]:
     """What repeats the call that lists a layer of the network's trace.
 

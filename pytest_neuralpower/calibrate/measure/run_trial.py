@@ -16,7 +16,7 @@ from torch import Tensor
 from pytest_neuralpower.calibrate.fit.rows import MeasuredRow
 from pytest_neuralpower.calibrate.measure import timers
 from pytest_neuralpower.calibrate.measure.in_place import (
-    Calls,
+    NetworkCalls,
     list_calls,
     repeated_call,
     time_calls,
@@ -182,7 +182,7 @@ def _processor_probe() -> SpeedProbe:
 
 def _layer_rows(
     traced: Trace,
-    calls: Calls,
+    calls: NetworkCalls,
     times_ms: Sequence[float],
     trial: Trial,
     probe_ms: float | None,

@@ -13,9 +13,9 @@ from itertools import product
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 from tabulate import tabulate
 
+from pytest_neuralpower.calibrate.fit.card import Reference
 from pytest_neuralpower.calibrate.measure.device import open_device, resolve_device
 from pytest_neuralpower.calibrate.measure.facts import device_facts
 from pytest_neuralpower.calibrate.measure.progress import Status
@@ -89,19 +89,6 @@ SPEED_LIMIT: Final = 0.4
 _LEAST_SHARE: Final = 0.05
 #: Times that every network is measured, at most; the median counts.
 _MOST_PASSES: Final = 6
-
-
-class Reference(msgspec.Struct, frozen=True):
-    """A network that a platform is verified by.
-
-    ``layers`` has the place in its trace, the kind and the calibrated time (ms) of each; the rest
-    is what a :class:`Trial` makes it of.
-    """
-
-    network: str
-    template: str
-    seed: int
-    layers: tuple[tuple[int, str, float], ...]
 
 
 @dataclass(frozen=True, slots=True)

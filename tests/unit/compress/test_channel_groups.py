@@ -9,7 +9,7 @@ from torch import nn
 
 from pytest_neuralpower import trace
 from pytest_neuralpower.compress.find_groups import NOT_CHECKED, find_channel_groups
-from pytest_neuralpower.compress.width_prices import Effort
+from pytest_neuralpower.compress.width_prices import LayerQuota
 from pytest_neuralpower.errors import CompressError, UnsupportedGraphError
 
 pytest.importorskip("torch_pruning")
@@ -189,7 +189,9 @@ class TestTheGroups:
             groups.layers_at({"last": 4})
 
     def test_not_checked_are_frozen(self):
-        groups = find_channel_groups(Block().eval(), (torch.empty(1, 3, 8, 8),), effort=Effort(0))
+        groups = find_channel_groups(
+            Block().eval(), (torch.empty(1, 3, 8, 8),), effort=LayerQuota(0)
+        )
         assert set(groups.frozen.values()) == {NOT_CHECKED}
 
 
