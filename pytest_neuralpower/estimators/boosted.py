@@ -153,11 +153,6 @@ def _reached(above: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(reached[0])
 
 
-def no_trees(depth: int) -> BoostedTrees:
-    """A sum of nothing."""
-    return BoostedTrees.of([], depth, 1)
-
-
 def _node(chosen: int, threshold: np.float32) -> str:
     return "*" if np.isinf(threshold) else f"{chosen}:{threshold!s}"
 

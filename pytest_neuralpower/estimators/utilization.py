@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 import numpy as np
 from msgspec import field
-from msgspec.structs import replace
 
 from pytest_neuralpower.errors import FitError
 from pytest_neuralpower.estimators.base import Estimator, NonNegative, Positive, need_extra
@@ -149,15 +148,3 @@ class Utilization(Estimator, tag="utilization"):
         """Power in W at these utilizations."""
         base, by_compute, by_traffic = (self.load_[name] for name in _TERMS)
         return self._power(base + by_compute * compute + by_traffic * traffic)
-
-    def on(
-        self, *, peak_gflops: float, bandwidth_gbs: float, idle_w: float, limit_w: float
-    ) -> Self:
-        """The same dependence on the utilization of another board."""
-        return replace(
-            self,
-            peak_gflops=peak_gflops,
-            bandwidth_gbs=bandwidth_gbs,
-            idle_w=idle_w,
-            limit_w=limit_w,
-        )

@@ -102,9 +102,6 @@ _WIDTHS: Final[Mapping[str, tuple[str, ...]]] = {
 #: and they would outweigh the rest of a platform file.
 _MOST: Final = 500
 
-#: Family -> column -> ascending widths.
-Widths = Mapping[str, Mapping[str, Sequence[int]]]
-
 
 def measured_widths(tables: Mapping[str, Columns]) -> dict[str, dict[str, list[int]]]:
     """The distinct widths of calibration rows, in JSON types, where there are not too many.

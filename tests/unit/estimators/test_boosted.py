@@ -18,7 +18,6 @@ from pytest_neuralpower.estimators.boosted import (
     BoostedTrees,
     Boosting,
     evaluate_input,
-    no_trees,
 )
 from pytest_neuralpower.estimators.features import FloatArray, columns
 from pytest_neuralpower.estimators.terms import Regime
@@ -146,8 +145,8 @@ class TestStoredTrees:
         assert trees.used.tolist() == [[True], [True], [False]]
 
     def test_none_are_a_residual_of_nothing(self) -> None:
-        assert no_trees(4).predict(np.ones((3, 5))).tolist() == [0.0] * 5
-        assert no_trees(4).lines() == []
+        assert BoostedTrees.of([], 4, 1).predict(np.ones((3, 5))).tolist() == [0.0] * 5
+        assert BoostedTrees.of([], 4, 1).lines() == []
 
     @pytest.mark.parametrize(
         ("line", "depth", "says"),
