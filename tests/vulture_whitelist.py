@@ -33,4 +33,5 @@ def used_by_name(record: Any) -> tuple[Any, ...]:
         *(record.mean_of_the_others, record.transferred_from, record.held_out_rows),
         *(record.judged_on, record.fitted_to_networks),
         *(record.url, record.license, record.commit),
+        *(record.flawed, record.networks_median_percent),
     )
