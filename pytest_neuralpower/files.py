@@ -55,12 +55,12 @@ def read_text(path: Path, *, file: str, error: type[Exception]) -> str:
         What is raised where it cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # editors of Windows write a mark
     except FileNotFoundError:
         raise error(f"{file}: there is no such file; check the path") from None
     except IsADirectoryError:
         raise error(f"{file}: it is a directory; give a file") from None
-    except (OSError, UnicodeDecodeError) as problem:
+    except (OSError, ValueError) as problem:  # not UTF-8, or a path with a null byte
         raise error(f"{file}: it cannot be read ({problem}); check the file") from None
 
 

@@ -240,8 +240,10 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str = ""
 
     def __post_init__(self) -> None:
-        if not self.name or set("/\\") & set(self.name):
+        if self.name in ("", ".", "..") or set("/\\") & set(self.name):
             raise ValueError(f"name {self.name!r} must be a file's name, without / and \\")
+        if not self.name.isprintable():
+            raise ValueError(f"name {self.name!r} must be printable")
         sources = self.provenance.get("sources", [])
         if not isinstance(sources, list) or not all(isinstance(each, dict) for each in sources):
             raise ValueError("provenance sources must be a list of objects")
@@ -621,13 +623,23 @@ def of_content(path: Path, content: Mapping[str, object], sha256: str) -> Fitted
 
 
 def check_estimators(path: Path, platform: FittedPlatform) -> None:
-    """Raise a PlatformError where an estimator asks for what layers of its family do not have."""
+    """Raise a PlatformError where an estimator asks for what layers of its family do not have, or
+    the accuracy is not what reports read.
+    """
     for name, model in platform.families.items():
         if name not in FAMILIES:
             continue  # never asked for
         values = {column: np.ones(1) for column in columns(name, ())}
         try:
             model.evaluate_all(values)
-        except (KeyError, ValueError, IndexError) as error:
+        except (KeyError, ValueError, IndexError, OverflowError) as error:
             reason = f"no size {error}" if isinstance(error, KeyError) else str(error)
             raise PlatformError(f"{of_file(path)}: family {name!r}: {reason}; {REFIT}") from None
+    try:
+        platform.summary()
+        for name in FAMILIES:
+            platform.explain(name)
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise PlatformError(
+            f"{of_file(path)}: accuracy is not what `neuralpower fit` writes; {REFIT}"
+        ) from None

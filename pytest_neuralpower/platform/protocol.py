@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from msgspec import UNSET, Struct, UnsetType, field
 
@@ -109,6 +109,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     sha256: str
 
 
+@runtime_checkable
 class Platform(Protocol):
     """Prices layers on one device: what :func:`~pytest_neuralpower.load_platform` returns.
 

@@ -101,7 +101,7 @@ def test_says_where_text_is_not_json(text: str, says: str) -> None:
     assert refusal(text).startswith(says)
 
 
-@pytest.mark.parametrize("name", ["none.txt", ".", "binary"])
+@pytest.mark.parametrize("name", ["none.txt", ".", "binary", "a\0b"])
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, name: str) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(PlatformError, match=r"^file x: (there is no|it is a dir|it cannot)[^\n]*"):

@@ -278,3 +278,43 @@ class TestNames:
             assert loaded.name == name
             assert loaded.summary().sha256 == loaded.sha256
             assert (SHIPPED / f"{name}.json").stat().st_size < 500_000
+
+
+class TestHostile:
+    @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\nb", "\x1b[31mred", "a\0b"])
+    def test_name_is_a_printable_name_of_a_file(self, saved: Path, name: str) -> None:
+        edit(saved, lambda data: data.update(name=name))
+        assert repr(name) in refusal(saved)
+
+    @pytest.mark.parametrize(
+        "accuracy",
+        [
+            {"runtime": None},
+            {"runtime": {"conv": []}},
+            {"runtime": {"conv": {"rows": 3}}},
+            {"power": {"leave_one_network_out": 0}},
+        ],
+    )
+    def test_accuracy_is_what_reports_read(self, saved: Path, accuracy: object) -> None:
+        edit(saved, lambda data: data.update(accuracy=accuracy))
+        assert "accuracy is not what `neuralpower fit` writes; refit it" in refusal(saved)
+
+    def test_a_count_of_400_digits(self, tmp_path: Path) -> None:
+        path = tmp_path / "changed.json"
+        path.write_bytes((SHIPPED / "titanx.json").read_bytes())
+
+        def change(data: dict[str, Any]) -> None:
+            data["families"]["matmul"]["runtime"]["multiprocessors"] = 10**400
+
+        edit(path, change)
+        assert "family 'matmul'" in refusal(path)
+
+    def test_a_byte_order_mark_is_no_content(self, saved: Path) -> None:
+        saved.write_bytes(b"\xef\xbb\xbf" + saved.read_bytes())
+        assert load_platform(saved).name == "toy"
+
+
+def test_isinstance_tells_platforms(platform: FittedPlatform) -> None:
+    assert isinstance(platform, pytest_neuralpower.Platform)
+    assert isinstance(load_platform("eyeriss"), pytest_neuralpower.Platform)
+    assert not isinstance("titanx", pytest_neuralpower.Platform)
