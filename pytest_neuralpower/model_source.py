@@ -160,6 +160,30 @@ def load_call(entry: Mapping[str, Any]) -> tuple[Any, Sequence[Any], Mapping[str
     return load_model(entry["model"], arguments, in_file=True), args, kwargs
 
 
+def check_arguments(
+    factory: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    name: str = "",
+    advice: str = "",
+) -> None:
+    """Refuse arguments that a factory does not take, before it is called.
+
+    Raises
+    ------
+    ImportPathError
+        With one line: the factory's ``name``, what is wrong, and the ``advice``.
+    """
+    try:
+        inspect.signature(factory).bind(*args, **kwargs)
+    except TypeError as error:
+        name = name or getattr(factory, "__name__", repr(factory))
+        raise ImportPathError(f"{name} could not be called: {error}{advice}") from None
+    except ValueError:  # a builtin without a signature says so itself
+        pass
+
+
 def load_model(
     target: str, arguments: Mapping[str, Any], *, with_values: bool = False, in_file: bool = False
 ) -> Any:
@@ -184,13 +208,10 @@ def load_model(
         raise ImportPathError(
             f"{target!r} is a {type(found).__name__}; it must be a model or a factory of one"
         )
-    try:
-        inspect.signature(found).bind(**arguments)
-    except TypeError as error:
-        how = "arguments: {name: value}" if in_file else "--arg name=value"
-        raise ImportPathError(
-            f"{target!r} could not be called: {error}; give its arguments as {how}"
-        ) from None
+    how = "arguments: {name: value}" if in_file else "--arg name=value"
+    check_arguments(
+        found, (), arguments, name=repr(target), advice=f"; give its arguments as {how}"
+    )
     try:
         made = found(**arguments) if with_values else build(found, **arguments)
     except Exception as error:

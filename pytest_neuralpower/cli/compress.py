@@ -120,7 +120,12 @@ def read_calibration(source: str) -> Any:
 
         return load_tensors(source)
     found = import_object(source)
-    return found() if callable(found) else found
+    if not callable(found):
+        return found
+    try:
+        return found()
+    except TypeError as error:
+        raise OptionError(f"--calibration {source}: called without arguments, {error}") from None
 
 
 def prune_command(

@@ -122,7 +122,7 @@ def _prediction(finding: Finding, torch: str) -> Baseline:
         platform=finding.platform,
         platform_sha256=finding.platform_sha256,
         torch=torch,
-        layers=priced_layers(finding.layers),
+        layers=priced_layers(bytes(finding.layers)),
     )
 
 

@@ -222,9 +222,15 @@ class NeuralPower:
         """Build ``factory(*args, **kwargs)`` on torch's meta device: no weights, 5-60x faster.
 
         A factory that needs real values while it builds is built on the CPU instead.
-        """
-        from pytest_neuralpower.model_source import build  # noqa: PLC0415 - imports torch
 
+        Raises
+        ------
+        ImportPathError
+            ``factory`` does not take these arguments.
+        """
+        from pytest_neuralpower.model_source import build, check_arguments  # noqa: PLC0415
+
+        check_arguments(factory, args, kwargs)
         return build(factory, *args, **kwargs)
 
 

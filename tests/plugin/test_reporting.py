@@ -7,6 +7,9 @@ import shlex
 from xml.etree import ElementTree
 
 import pytest
+from typer.testing import CliRunner
+
+from pytest_neuralpower.cli import app
 
 THREE = """
     @pytest.mark.energy_budget(uj=1)
@@ -222,3 +225,36 @@ def test_a_prediction_prints_short(repo):
             assert repr(prediction.top(1)[0]).startswith("<conv2d ")
     """)
     repo.run("--np-platform=titanx").assert_outcomes(passed=1)
+
+
+def test_a_report_compares_with_itself_and_with_another_batch(repo, monkeypatch):
+    repo.write(
+        """
+        import os
+
+        def test_net(neuralpower):
+            neuralpower.predict(small(), image(int(os.environ.get("BATCH", 1))))
+        """
+    )
+    repo.run("--np-platform=titanx", "--np-report=before.json")
+    monkeypatch.setenv("BATCH", "4")
+    repo.run("--np-platform=titanx", "--np-report=after.json")
+    same = CliRunner().invoke(app, ["compare", "before.json", "before.json"])
+    assert same.exit_code == 0, same.output
+    assert "unchanged" in same.output
+    other = CliRunner().invoke(app, ["compare", "before.json", "after.json"])
+    assert other.exit_code == 1
+    assert "the batch changed from 1 to 4" in other.output
+
+
+def test_build_refuses_arguments_that_a_factory_does_not_take_in_one_line(repo):
+    repo.write(
+        """
+        def test_net(neuralpower):
+            neuralpower.build(small, widht=3)
+        """
+    )
+    result = repo.run("--np-platform=titanx")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*small could not be called: got an unexpected keyword*'widht'"])
+    result.stdout.no_fnmatch_line("*model_source.py*")
