@@ -366,22 +366,16 @@ def prune_to_budget(
     UnsupportedGraphError
         The channels of this model cannot be told apart; the message names the operation.
     """
-    for name, value, allowed in (
-        ("granularity", granularity, get_args(Granularity)),
-        ("criterion", criterion, get_args(Criterion)),
-        ("order", order, get_args(Order)),
-        ("reconstruct", reconstruct, ("least_squares", None)),
-    ):
-        if value not in allowed:
-            raise CompressError(f"{name}={value!r}: give {' or '.join(map(repr, allowed))}")
-    if widths != "plateau" and (type(widths) is not int or widths < 1):
-        raise CompressError(f"widths={widths!r}: give 'plateau' or a whole number from 1")
-    if type(rounds) is not int or rounds < 1:
-        raise CompressError(f"rounds={rounds!r}: give a whole number from 1")
-    if max_drop is not None and score_fn is None:
-        raise CompressError(f"max_drop={max_drop!r} needs a score_fn to measure it with")
-    if max_drop is not None and not max_drop >= 0:
-        raise CompressError(f"max_drop={max_drop!r}: give a number from 0, in units of score_fn")
+    _check_options(
+        granularity=granularity,
+        criterion=criterion,
+        order=order,
+        reconstruct=reconstruct,
+        widths=widths,
+        rounds=rounds,
+        max_drop=max_drop,
+        scored=score_fn is not None,
+    )
     loaded = load_platform(platform) if isinstance(platform, str | Path) else platform
     _check_values(model)
     call = as_call(inputs)
@@ -455,6 +449,30 @@ def prune_to_budget(
         statements=tuple(_statements(after, loaded, limit.quantity)),
         warnings=tuple(_warnings(after, pruner, scored=first is not None, max_drop=max_drop)),
     )
+
+
+def _check_options(
+    *, widths: Any, rounds: Any, max_drop: float | None, scored: bool, **choices: Any
+) -> None:
+    """Raise a CompressError that says what can be given instead."""
+    allowed_values = {
+        "granularity": get_args(Granularity),
+        "criterion": get_args(Criterion),
+        "order": get_args(Order),
+        "reconstruct": ("least_squares", None),
+    }
+    for name, allowed in allowed_values.items():
+        value = choices[name]
+        if value not in allowed:
+            raise CompressError(f"{name}={value!r}: give {' or '.join(map(repr, allowed))}")
+    if widths != "plateau" and (type(widths) is not int or widths < 1):
+        raise CompressError(f"widths={widths!r}: give 'plateau' or a whole number from 1")
+    if type(rounds) is not int or rounds < 1:
+        raise CompressError(f"rounds={rounds!r}: give a whole number from 1")
+    if max_drop is not None and not scored:
+        raise CompressError(f"max_drop={max_drop!r} needs a score_fn to measure it with")
+    if max_drop is not None and not max_drop >= 0:
+        raise CompressError(f"max_drop={max_drop!r}: give a number from 0, in units of score_fn")
 
 
 def calibration_calls(calibration: Any, example: Call) -> tuple[Call, ...]:

@@ -91,7 +91,7 @@ def load_array(name: str | Path) -> EyerissPlatform:
     platform = load_platform(name)
     if not isinstance(platform, EyerissPlatform):
         raise PlatformError(
-            f"--platform {name}: it is no Eyeriss-like array; give eyeriss, eyeriss-accelergy "
+            f"--platform {name}: it is not an Eyeriss-like array; give eyeriss, eyeriss-accelergy "
             "or the path of a file that describes one"
         )
     return platform

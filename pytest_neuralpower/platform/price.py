@@ -126,7 +126,7 @@ class FamilyModel(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
                 raise ValueError(f"range {name!r} ends below its start")
         for term in self.overheads:
             if not is_term(term):
-                raise ValueError(f"overhead {term!r} is no term")
+                raise ValueError(f"overhead {term!r} is not a known term")
         if (self.energy is None) != (self.power_range_w is None):
             raise ValueError("energy and power_range_w belong together")
 

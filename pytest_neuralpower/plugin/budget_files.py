@@ -235,7 +235,7 @@ class _Reader:
         for tag in text.tags:
             if not tag.isidentifier() or tag in _RESERVED:
                 self._note(
-                    given["tags"].line, f"tags: {tag!r} must be a word that is no marker of pytest"
+                    given["tags"].line, f"tags: {tag!r} must be a word that is not a pytest marker"
                 )
         return ModelEntry(
             *(name, located.line, text.model, text.arguments),

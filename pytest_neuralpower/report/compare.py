@@ -128,7 +128,7 @@ def changes_text(found: Comparison, *, top: int) -> str:
 def _calibration_lines(found: Comparison) -> list[str]:
     if not found.recalibrated:
         return []
-    lines = ["the platform was recalibrated since: its part is no change of the model"]
+    lines = ["the platform was recalibrated since: its share is not a change of the model"]
     for quantity, total in found.known().items():
         if total.stored is not None and total.calibration is not None:
             lines.append(

@@ -68,7 +68,8 @@ def known_formats(config: pytest.Config) -> Formats:
     for suffix in formats:
         if Path(f"report{suffix}").suffix != suffix:
             raise ReportError(
-                f"pytest_neuralpower_report_formats: {suffix!r} is no suffix; write one like '.csv'"
+                f"pytest_neuralpower_report_formats: {suffix!r} is not a suffix; "
+                "write one like '.csv'"
             )
     return formats
 

@@ -237,7 +237,7 @@ MISTAKES = {
     ),
     "a marker as a tag": (
         f"models:\n  a: {{{SMALL}, tolerance: {{}}, tags: [skip]}}\n",
-        "*:2: tags: 'skip' must be a word that is no marker of pytest",
+        "*:2: tags: 'skip' must be a word that is not a pytest marker",
     ),
 }  # fmt: skip
 

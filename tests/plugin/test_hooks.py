@@ -77,7 +77,7 @@ def test_a_suffix_that_is_none_is_one_clear_line(repo, pytester):
     result = repo.run("--np-platform=titanx", "--np-report=a.csv")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
-        ["ERROR: pytest_neuralpower_report_formats: 'csv' is no suffix; write one like '.csv'"]
+        ["ERROR: pytest_neuralpower_report_formats: 'csv' is not a suffix; write one like '.csv'"]
     )
 
 

@@ -63,7 +63,7 @@ def test_a_model_is_written_as_a_table_that_is_priced_alike(neuralpower, call, t
         ([ALEXNET, "--input", "1,3"], "a table has its own inputs"),
         (["torch.nn:ReLU"], "a model needs its inputs; add --input"),
         (["torch.nn:ReLU", "--input", "1,3"], "no layer multiplies and accumulates"),
-        ([ALEXNET, "--platform", "titanx"], "--platform titanx: it is no Eyeriss-like array"),
+        ([ALEXNET, "--platform", "titanx"], "--platform titanx: it is not an Eyeriss-like array"),
         ([ALEXNET, "--json", "--csv"], "only one format"),
         ([ALEXNET, "--write", "/proc/none/a.txt"], "cannot write /proc/none/a.txt"),
     ],
