@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from pytest_neuralpower.guard.align import match_layers
 from pytest_neuralpower.guard.causes import Batches, Cause, find_causes
-from pytest_neuralpower.guard.tolerance import Compared
+from pytest_neuralpower.guard.tolerance import ComparedQuantity
 from pytest_neuralpower.platform.differences import difference_interval
 from pytest_neuralpower.platform.intervals import Interval
 
@@ -34,7 +34,7 @@ __all__ = [
     "judge",
 ]
 
-_QUANTITIES: Final[tuple[Compared, ...]] = ("energy", "runtime")
+_QUANTITIES: Final[tuple[ComparedQuantity, ...]] = ("energy", "runtime")
 
 
 class TotalChange(Struct, frozen=True):
@@ -62,7 +62,7 @@ class TotalChange(Struct, frozen=True):
 class Breach(Struct, frozen=True):
     """Growth beyond the tolerance, mJ or ms per ``per``: of the call, or of the layer at a path."""
 
-    quantity: Compared
+    quantity: ComparedQuantity
     before: float
     after: float
     allowed: float
@@ -108,13 +108,13 @@ class LayerChange(Struct, frozen=True):
     energy_mj: tuple[float, float]
     runtime_ms: tuple[float, float]
     causes: tuple[Cause, ...]
-    breaches: tuple[Compared, ...] = ()
+    breaches: tuple[ComparedQuantity, ...] = ()
 
-    def values(self, quantity: Compared) -> tuple[float, float]:
+    def values(self, quantity: ComparedQuantity) -> tuple[float, float]:
         """Cost before and after, mJ or ms."""
         return self.energy_mj if quantity == "energy" else self.runtime_ms
 
-    def delta(self, quantity: Compared) -> float:
+    def delta(self, quantity: ComparedQuantity) -> float:
         """By how much the cost has grown (fallen, if negative), mJ or ms."""
         before, after = self.values(quantity)
         return after - before
@@ -161,9 +161,9 @@ class Comparison(Struct, frozen=True):
         """Of the call's energy, or of its runtime where energy is not known."""
         return next(iter(self.known().values()))
 
-    def known(self) -> dict[Compared, TotalChange]:
+    def known(self) -> dict[ComparedQuantity, TotalChange]:
         """The quantities that both sides know, energy first."""
-        found: dict[Compared, TotalChange] = {}
+        found: dict[ComparedQuantity, TotalChange] = {}
         for quantity, total in zip(_QUANTITIES, (self.energy, self.runtime), strict=True):
             if total is not None:
                 found[quantity] = total
@@ -194,7 +194,10 @@ def compare_predictions(
     recalibrated = stored_sha256 != base.platform_sha256
 
     def total(
-        quantity: Compared, before: float | None, after: float | None, accepted: float | None
+        quantity: ComparedQuantity,
+        before: float | None,
+        after: float | None,
+        accepted: float | None,
     ) -> TotalChange | None:
         if before is None or after is None:
             return None
@@ -217,7 +220,7 @@ def compare_predictions(
 
 
 def _interval(
-    base: Prediction, head: Prediction, quantity: Compared, *, changed: bool
+    base: Prediction, head: Prediction, quantity: ComparedQuantity, *, changed: bool
 ) -> Interval | None:
     if base.platform_sha256 != head.platform_sha256:
         return None
@@ -290,7 +293,7 @@ def _cause_sums(changes: Sequence[LayerChange]) -> tuple[CauseSum, ...]:
 def judge(comparison: Comparison, tolerance: Tolerance) -> Comparison:
     """The comparison with everything that has grown beyond the tolerance."""
     wholes, layers = list[Breach](), list[Breach]()
-    broken: dict[int, list[Compared]] = {}
+    broken: dict[int, list[ComparedQuantity]] = {}
     for quantity, total in comparison.known().items():
         whole = _breach(comparison, tolerance, quantity, (total.base, total.head), None)
         wholes += [] if whole is None else [whole]
@@ -314,7 +317,7 @@ def judge(comparison: Comparison, tolerance: Tolerance) -> Comparison:
 def _breach(
     comparison: Comparison,
     tolerance: Tolerance,
-    quantity: Compared,
+    quantity: ComparedQuantity,
     values: tuple[float, float],
     layer: str | None,
 ) -> Breach | None:

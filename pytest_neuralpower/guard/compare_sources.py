@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.protocol import Platform
 
 __all__ = [
-    "Compared",
+    "ComparedModel",
     "Key",
     "compare_sources",
     "exit_code",
@@ -162,7 +162,7 @@ def _parsed(content: bytes, name: str) -> Baseline:
 Outcome = Literal["ok", "regressed", "new", "removed", "failed"]
 
 
-class Compared(Struct, frozen=True):
+class ComparedModel(Struct, frozen=True):
     """One model of two sets of predictions; ``comparison`` is None where it is in one alone or
     could not be compared, and ``error`` then says why not."""
 
@@ -175,7 +175,7 @@ class Compared(Struct, frozen=True):
 
 def compare_sources(
     base: Source, head: Source, *, platforms: Sequence[str], tolerance: Tolerance
-) -> list[Compared]:
+) -> list[ComparedModel]:
     """Every model of both, sorted by name.
 
     Parameters
@@ -190,22 +190,22 @@ def compare_sources(
     """
     if not set(base) & set(head):
         raise CompareError(
-            "no model is in both: compared are predictions of one name on one platform; BASE has "
+            "no model is in both: predictions are compared by name and platform; BASE has "
             f"{_named(base)}, HEAD has {_named(head)}"
         )
     loaded = {each.name: each for each in map(load_platform, platforms)}
-    found: list[Compared] = []
+    found: list[ComparedModel] = []
     for key in sorted({*base, *head}):
         if key not in base or key not in head:
-            found.append(Compared(*key, outcome="removed" if key in base else "new"))
+            found.append(ComparedModel(*key, outcome="removed" if key in base else "new"))
             continue
         try:
             comparison = judge(_compare(base[key], head[key], loaded), tolerance)
         except NeuralPowerError as error:
-            found.append(Compared(*key, outcome="failed", error=str(error)))
+            found.append(ComparedModel(*key, outcome="failed", error=str(error)))
         else:
             outcome: Outcome = "regressed" if comparison.breaches else "ok"
-            found.append(Compared(*key, outcome=outcome, comparison=comparison))
+            found.append(ComparedModel(*key, outcome=outcome, comparison=comparison))
     return found
 
 
@@ -244,7 +244,7 @@ def _as_stored(baseline: Baseline) -> Prediction:
     )
 
 
-def exit_code(found: Sequence[Compared]) -> int:
+def exit_code(found: Sequence[ComparedModel]) -> int:
     """2 if any could not be compared, 1 if any costs too much more, 0 otherwise."""
     outcomes = {each.outcome for each in found}
     return 2 if "failed" in outcomes else 1 if "regressed" in outcomes else 0

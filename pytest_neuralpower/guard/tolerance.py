@@ -9,9 +9,17 @@ from typing import Any, Final, Literal, NamedTuple, cast
 
 from pytest_neuralpower.errors import BaselineError
 
-__all__ = ["DEFAULT", "MARKER", "Compared", "Tolerance", "merge", "parse_texts", "parse_tolerance"]
+__all__ = [
+    "DEFAULT",
+    "REGRESSION",
+    "ComparedQuantity",
+    "Tolerance",
+    "merge",
+    "parse_texts",
+    "parse_tolerance",
+]
 
-MARKER: Final = "regression"
+REGRESSION: Final = "regression"
 
 
 _WHOLE: Final = ("max_percent", "max_mj", "max_ms")
@@ -21,7 +29,7 @@ _OTHERS: Final = ("per", "baseline", "platform")
 _IN_TEXT: Final = (*_WHOLE, *_LAYER, "per")
 _PER: Final = ("call", "sample")
 
-Compared = Literal["energy", "runtime"]
+ComparedQuantity = Literal["energy", "runtime"]
 
 
 class Tolerance(NamedTuple):
@@ -42,7 +50,9 @@ class Tolerance(NamedTuple):
     baseline: str | None = None
     platform: str | None = None
 
-    def allowed(self, quantity: Compared, base: float, *, layer: bool = False) -> float | None:
+    def allowed(
+        self, quantity: ComparedQuantity, base: float, *, layer: bool = False
+    ) -> float | None:
         """Growth allowed over ``base`` (mJ or ms); None where the quantity is not judged."""
         percent = self.layer_max_percent if layer else self.max_percent
         if quantity == "energy":
@@ -68,7 +78,7 @@ def parse_tolerance(args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str
     allowed = (*_WHOLE, *_LAYER, *_OTHERS)
     if args:
         raise BaselineError(
-            f"{where}: positional argument {args[0]!r}; write {MARKER}(max_percent=2)"
+            f"{where}: positional argument {args[0]!r}; write {REGRESSION}(max_percent=2)"
         )
     for key, value in kwargs.items():
         if key not in allowed:

@@ -16,8 +16,7 @@ import yaml
 from pytest_neuralpower.errors import BudgetFileError, NeuralPowerError
 from pytest_neuralpower.files import read_text
 from pytest_neuralpower.guard.budget import MARKERS, parse_marker
-from pytest_neuralpower.guard.tolerance import MARKER as REGRESSION
-from pytest_neuralpower.guard.tolerance import parse_tolerance
+from pytest_neuralpower.guard.tolerance import REGRESSION, parse_tolerance
 from pytest_neuralpower.model_source import (
     InputError,
     InputSpec,

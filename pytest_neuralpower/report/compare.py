@@ -9,8 +9,8 @@ from pytest_neuralpower.units import Quantity, show, show_percent
 
 if TYPE_CHECKING:
     from pytest_neuralpower.guard.compare import Breach, CauseSum, Comparison, TotalChange
-    from pytest_neuralpower.guard.compare_sources import Compared
-    from pytest_neuralpower.guard.tolerance import Compared as ComparedQuantity
+    from pytest_neuralpower.guard.compare_sources import ComparedModel
+    from pytest_neuralpower.guard.tolerance import ComparedQuantity
 
 __all__ = [
     "change_cell",
@@ -183,7 +183,7 @@ _STATUS: Final = {"ok": "ok", "regressed": "WORSE", "new": "new", "removed": "re
                   "failed": "ERROR"}  # fmt: skip
 
 
-def compare_text(found: Sequence[Compared], *, top: int) -> str:
+def compare_text(found: Sequence[ComparedModel], *, top: int) -> str:
     """Every model of two sets of predictions in one table, then what changed in each."""
     rows = [("", "model", "platform", "energy", "runtime")]
     details = []
@@ -198,7 +198,7 @@ def compare_text(found: Sequence[Compared], *, top: int) -> str:
     return "\n".join([*_columns(rows, indent=0, right=0), *details])
 
 
-def total_cells(each: Compared) -> tuple[str, str]:
+def total_cells(each: ComparedModel) -> tuple[str, str]:
     """Energy and runtime of a model before and after."""
     if each.comparison is None:
         return "-", "-"

@@ -11,7 +11,7 @@ from pytest_neuralpower.report.compare import changes_text, signed_percent, tota
 from pytest_neuralpower.units import Quantity, show
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.guard.compare_sources import Compared
+    from pytest_neuralpower.guard.compare_sources import ComparedModel
     from pytest_neuralpower.guard.finding import Finding, Report
 
 __all__ = ["compare_markdown", "escape", "render"]
@@ -84,7 +84,7 @@ def _since(finding: Finding) -> str:
     return signed_percent(total.base, total.head)
 
 
-def compare_markdown(found: Sequence[Compared], *, top: int) -> str:
+def compare_markdown(found: Sequence[ComparedModel], *, top: int) -> str:
     """The table of :func:`~pytest_neuralpower.report.compare.compare_text`, details folded."""
     worse = sum(each.outcome == "regressed" for each in found)
     failed = sum(each.outcome == "failed" for each in found)

@@ -178,8 +178,8 @@ def _pool(options: CalibrationOptions, parts: Sequence[_FleetPart]) -> Path:
     models = sorted({str(recipe["device"]) for recipe in recipes})
     if len(models) > 1:
         raise OptionError(
-            f"the devices differ ({', '.join(models)}): one platform would be of neither; fit one "
-            "each with --per-device"
+            f"the devices differ ({', '.join(models)}): one platform cannot describe them all; "
+            "fit one for each with --per-device"
         )
     sources = [
         {
