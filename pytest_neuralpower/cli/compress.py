@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
-    "check_outputs",
-    "load_trained",
-    "read_calibration",
+    "advise_command",
+    "apply_plan_command",
+    "prune_command",
 ]
 
 
@@ -74,7 +74,7 @@ def advise_command(
         typer.echo(advised.text())
 
 
-def check_outputs(files: Mapping[str, Path | None]) -> None:
+def _check_outputs(files: Mapping[str, Path | None]) -> None:
     """Raise :class:`OptionError` where a file, by its option, could not be written in the end."""
     for option, path in files.items():
         if path is None:
@@ -89,7 +89,7 @@ def check_outputs(files: Mapping[str, Path | None]) -> None:
             )
 
 
-def load_trained(target: str, arguments: Sequence[str] | None, state: Path | None) -> nn.Module:
+def _load_trained(target: str, arguments: Sequence[str] | None, state: Path | None) -> nn.Module:
     """The model that an import path names, with values, and perhaps a state dict loaded.
 
     Raises
@@ -113,7 +113,7 @@ def load_trained(target: str, arguments: Sequence[str] | None, state: Path | Non
     return model
 
 
-def read_calibration(source: str) -> Any:
+def _read_calibration(source: str) -> Any:
     """Batches from ``file.py:function`` (called without arguments) or from a ``.pt`` file."""
     if source.endswith((".pt", ".pth")):
         from pytest_neuralpower.compress.plan import load_tensors
@@ -182,15 +182,15 @@ def prune_command(
         parse_inputs,
     )
 
-    check_outputs({"--plan": plan, "--weights": weights})
+    _check_outputs({"--plan": plan, "--weights": weights})
     positional, keywords = parse_inputs(inputs)
     try:
         result = prune_to_budget(
-            load_trained(model, arg, state),
+            _load_trained(model, arg, state),
             Call(tuple(positional), keywords),
             platform,
             budget,
-            calibration=read_calibration(calibration),
+            calibration=_read_calibration(calibration),
             score_fn=import_object(score) if score else None,
             max_drop=max_drop,
             granularity=granularity,  # type: ignore[arg-type] # checked there
@@ -253,10 +253,10 @@ def apply_plan_command(
     )
     from pytest_neuralpower.errors import UnsupportedGraphError
 
-    check_outputs({"--out": out})
+    _check_outputs({"--out": out})
     found = read_plan(plan)
     try:
-        pruned = apply_plan(load_trained(model, arg, state), found, weights=weights, inplace=True)
+        pruned = apply_plan(_load_trained(model, arg, state), found, weights=weights, inplace=True)
     except UnsupportedGraphError as error:
         typer.echo(f"neuralpower: {error}", err=True)
         raise typer.Exit(3) from None

@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 
-def copy_without_values(model: nn.Module) -> nn.Module:
+def _copy_without_values(model: nn.Module) -> nn.Module:
     """A copy on the meta device: all of the model but its weights' values.
 
     Integer buffers keep their values: they are indices, which decide what the model computes.
@@ -66,7 +66,7 @@ def copy_without_values(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def kept_as_they_are(modules: Iterable[nn.Module]) -> Iterator[None]:
+def _kept_as_they_are(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Whatever happens inside to these modules' attributes and parameters is undone."""
     kept = []
     for module in modules:
@@ -162,7 +162,7 @@ class NarrowedCopy:
         with_values: bool = False,
     ) -> None:
         try:
-            self.model = copy.deepcopy(model) if with_values else copy_without_values(model)
+            self.model = copy.deepcopy(model) if with_values else _copy_without_values(model)
         except Exception as error:
             raise UnsupportedGraphError(
                 f"cannot copy {type(model).__name__} to look at it with other widths: "
@@ -226,7 +226,7 @@ class NarrowedCopy:
             for group, _ in removed
             for slot in group.slots
         }
-        with kept_as_they_are(touched), torch.no_grad():
+        with _kept_as_they_are(touched), torch.no_grad():
             remove_units(self.model, removed)
             return self.look()
 
@@ -247,7 +247,7 @@ _LEFT_ALONE: Final = {
 }
 
 
-def group_channels(couplings: Sequence[Coupling], order: Mapping[str, int]) -> list[ChannelGroup]:
+def _group_channels(couplings: Sequence[Coupling], order: Mapping[str, int]) -> list[ChannelGroup]:
     """Channel groups in order of execution.
 
     Parameters
@@ -426,7 +426,7 @@ def _find(copy: NarrowedCopy, effort: LayerQuota, traced: Trace | None) -> Chann
     for layer in present.trace:
         order.setdefault(layer.path, len(order))
     checked = []
-    for group in group_channels(couplings, order):
+    for group in _group_channels(couplings, order):
         if group.frozen:
             checked.append(group)
         elif not effort.is_left:

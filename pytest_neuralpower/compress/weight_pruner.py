@@ -149,7 +149,7 @@ def points(
             score = torch.where(kept, state.removal, -torch.inf)
 
 
-def points_by_size(
+def _points_by_size(
     prior: torch.Tensor, kept: torch.Tensor, densities: Sequence[float], count: int
 ) -> Iterator[DensityPoint]:
     """:func:`points` by magnitude where no feature map is sampled; the error is the weights'
@@ -207,7 +207,7 @@ _RELU: Final = ("relu", "relu_", "relu6")
 MapZeros = Mapping[str, tuple[float, float]]
 
 
-def map_zeros(model: nn.Module, layers: Sequence[Layer], calls: Sequence[Call]) -> MapZeros:
+def _map_zeros(model: nn.Module, layers: Sequence[Layer], calls: Sequence[Call]) -> MapZeros:
     """Shares of zeros in the maps of layers with weights, over the calls.
 
     Where a ReLU is the next operation, the output map is what it passes on: the chip applies it
@@ -236,7 +236,7 @@ def map_zeros(model: nn.Module, layers: Sequence[Layer], calls: Sequence[Call]) 
     }
 
 
-def count_zeros(
+def _count_zeros(
     model: nn.Module,
     layers: Sequence[Layer],
     shares: MapZeros,
@@ -247,7 +247,7 @@ def count_zeros(
     Parameters
     ----------
     shares
-        From :func:`map_zeros`. Those of a module that runs more than once are left out: its maps
+        From :func:`_map_zeros`. Those of a module that runs more than once are left out: its maps
         may differ from call to call.
     densities
         Shares of weights that would be kept, by path; the others' weights are counted.
@@ -323,8 +323,8 @@ class WeightPruner(Pruner):
 
     def prediction(self) -> Prediction:
         """The call with the zeros that the model has now."""
-        shares = map_zeros(self.model, self.trace.layers, self.calls)
-        zeros = count_zeros(self.model, self.trace.layers, shares)
+        shares = _map_zeros(self.model, self.trace.layers, self.calls)
+        zeros = _count_zeros(self.model, self.trace.layers, shares)
         return self.platform.predict(self.trace, zeros=zeros)
 
     def masks(self) -> dict[str, torch.Tensor]:
@@ -363,11 +363,11 @@ class WeightPruner(Pruner):
 
     def _prices(self) -> Callable[[str, float], float]:
         """Energy (mJ) of one layer's calls at a density."""
-        shares = map_zeros(self.model, self.trace.layers, self.calls)
+        shares = _map_zeros(self.model, self.trace.layers, self.calls)
 
         def price(path: str, density: float) -> float:
             layers = [layer for layer in self.trace if layer.path == path]
-            zeros = count_zeros(self.model, layers, shares, {path: density})
+            zeros = _count_zeros(self.model, layers, shares, {path: density})
             return cast("float", self.platform.predict(layers, zeros=zeros).energy_mj)
 
         return price
@@ -393,7 +393,7 @@ class WeightPruner(Pruner):
         densities = [density for density in GRID if density < present]
         layer = self._layer(path)
         narrower = (
-            points_by_size(matrix_of(layer), kept, densities, unknowns_of(layer))
+            _points_by_size(matrix_of(layer), kept, densities, unknowns_of(layer))
             if gram is None
             else points(self.weights(path, gram), kept, densities, self.criterion)
         )

@@ -66,7 +66,7 @@ class _Group(NamedTuple):
     chosen: str = ""
 
 
-def held_out_sections(accuracy: Mapping[str, Any]) -> list[str]:
+def _held_out_sections(accuracy: Mapping[str, Any]) -> list[str]:
     """A heading and a table for each quantity: by family every candidate, then the baselines."""
     sections = []
     for section, heading in _SECTIONS.items():
@@ -121,7 +121,7 @@ def _parts(accuracy: Mapping[str, Any], part: str) -> Iterator[tuple[str, Mappin
                 yield name, found[part]
 
 
-def percent_cell(value: float | None, *, signed: bool = False) -> str:
+def _percent_cell(value: float | None, *, signed: bool = False) -> str:
     """``12.3%``; beyond a factor of ten a figure says no more than that."""
     if value is None:
         return ""
@@ -130,15 +130,15 @@ def percent_cell(value: float | None, *, signed: bool = False) -> str:
     return f"{value:+.1f}%" if signed else f"{value:.1f}%"
 
 
-def score_cells(score: Mapping[str, Any]) -> list[str]:
+def _score_cells(score: Mapping[str, Any]) -> list[str]:
     """The cells of one score, in the order of the headings."""
-    return [percent_cell(score.get(key), signed=key in _SIGNED) for key in _HEADINGS]
+    return [_percent_cell(score.get(key), signed=key in _SIGNED) for key in _HEADINGS]
 
 
-def score_table(rows: Sequence[tuple[str, Mapping[str, Any]]], first: str) -> str:
+def _score_table(rows: Sequence[tuple[str, Mapping[str, Any]]], first: str) -> str:
     """One line a score; ``first`` heads the column of their names."""
     return tabulate(
-        [[name, *score_cells(score)] for name, score in rows],
+        [[name, *_score_cells(score)] for name, score in rows],
         [first, *_HEADINGS.values()],
         tablefmt="plain",
         disable_numparse=True,
@@ -152,7 +152,7 @@ def _score_table_of(groups: Sequence[_Group]) -> str:
         for group in groups
         for name, score in group.scores.items()
     ]
-    header, *lines = score_table(rows, "").splitlines()
+    header, *lines = _score_table(rows, "").splitlines()
     shown = iter(zip(rows, lines, strict=True))
     text = [header]
     for group in groups:
@@ -178,7 +178,7 @@ def accuracy_text(name: str, accuracy: Mapping[str, Any]) -> str:
     """Every table of one platform's accuracy, for the terminal."""
     sections = [
         f"{name}: layers held out by shape, error relative to the measured value; * is shipped",
-        *held_out_sections(accuracy),
+        *_held_out_sections(accuracy),
     ]
     intervals = intervals_table(accuracy)
     if intervals:
@@ -190,7 +190,7 @@ def accuracy_text(name: str, accuracy: Mapping[str, Any]) -> str:
             for key in ("runtime", "energy")
             if key in accuracy["networks"]
         ]
-        sections += ["Whole networks, none fitted", networks, score_table(scores, "networks")]
+        sections += ["Whole networks, none fitted", networks, _score_table(scores, "networks")]
     power = power_table(accuracy)
     if power:
         sections += [f"Power of whole networks{_carried_over(accuracy['power'])}", power]

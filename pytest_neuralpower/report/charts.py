@@ -59,7 +59,7 @@ def check_page(path: Path) -> None:
     ReportError
         There is no such folder.
     """
-    plotly_graphs()
+    _plotly_graphs()
     if not path.parent.is_dir():
         raise ReportError(f"--html {path}: there is no folder {path.parent}; make it first")
 
@@ -78,7 +78,7 @@ def write_page(figure: Any, path: Path) -> None:
         raise ReportError(f"--html {path}: it cannot be written ({error})") from None
 
 
-def plotly_graphs() -> Any:
+def _plotly_graphs() -> Any:
     """``plotly.graph_objects``, or an error that names the extra which brings it."""
     try:
         import plotly.graph_objects as graphs  # noqa: PLC0415 - an extra
@@ -91,7 +91,7 @@ def plotly_graphs() -> Any:
 
 def accuracy_figure(points: Sequence[Point], *, platform: str) -> Any:
     """Predicted against measured runtime, both logarithmic; one colour a family of layers."""
-    graphs = plotly_graphs()
+    graphs = _plotly_graphs()
     values = [value for point in points for value in (point.measured, point.predicted)]
     ends = [min(values), max(values)]
     figure = graphs.Figure()
@@ -134,7 +134,7 @@ def energy_error_figure(ranked: Sequence[Ranked], *, platform: str, alpha: float
     """Energy per sample against error, the Pareto front as a line."""
     from pytest_neuralpower.report.epr import pareto_front  # noqa: PLC0415 - avoids a cycle
 
-    graphs = plotly_graphs()
+    graphs = _plotly_graphs()
     front = pareto_front(ranked)
     points = [item.candidate for item in ranked]
     figure = graphs.Figure()

@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "call_text",
+    "caveats",
     "epr_text",
     "failure_text",
+    "prediction_text",
     "short_id",
     "strict_text",
     "summary_lines",
     "totals_text",
+    "trace_text",
 ]
 
 
@@ -44,7 +47,7 @@ _FLAG_NOTES = {
 }
 
 
-def shape_text(tensors: Sequence[TensorSpec]) -> str:
+def _shape_text(tensors: Sequence[TensorSpec]) -> str:
     """Shape of the first tensor, ``1x64x56x56``; ``scalar`` without axes, ``-`` without tensor."""
     if not tensors:
         return "-"
@@ -56,7 +59,7 @@ def _path_text(layer: Layer, width: int) -> str:
     return path if len(path) <= width else "…" + path[-width + 1 :]
 
 
-def layer_table(layers: Iterable[LayerPrediction], whole: Prediction, *, indent: int = 0) -> str:
+def _layer_table(layers: Iterable[LayerPrediction], whole: Prediction, *, indent: int = 0) -> str:
     """Aligned table of some layers of ``whole``, with each layer's share of the total."""
     total = whole.cost
     rows = [
@@ -65,7 +68,7 @@ def layer_table(layers: Iterable[LayerPrediction], whole: Prediction, *, indent:
             _known("energy", item.energy_mj),
             _known("runtime", item.runtime_ms),
             item.layer.op,
-            shape_text(item.layer.outputs),
+            _shape_text(item.layer.outputs),
             "".join(_FLAG_NOTES[flag][0] for flag in item.flags),
             item.layer,
         )
@@ -108,7 +111,7 @@ def trace_text(trace: Trace) -> str:
     rows = [
         (
             layer.op,
-            *map(shape_text, (layer.inputs, layer.weights, layer.outputs)),
+            *map(_shape_text, (layer.inputs, layer.weights, layer.outputs)),
             _count_text(layer.cost.flops) if layer.covered else UNCOVERED,
             _count_text(layer.cost.bytes_moved),
             layer,
@@ -159,7 +162,7 @@ def totals_text(prediction: Prediction) -> str:
     return ", ".join(show(name, value) for name, value in values.items() if value is not None)
 
 
-def basis_text(prediction: Prediction) -> str:
+def _basis_text(prediction: Prediction) -> str:
     """What the figures are of; ``runtime alone`` where energy is not known."""
     return "runtime alone" if prediction.energy_mj is None else prediction.energy_basis
 
@@ -188,12 +191,12 @@ def prediction_text(prediction: Prediction, top: int) -> str:
     order = "most expensive first" if top else "in order of execution"
     lines = [
         f"{prediction.model} on {prediction.platform}: {totals_text(prediction)}",
-        f"predicted for {call_text(prediction)} ({basis_text(prediction)})",
+        f"predicted for {call_text(prediction)} ({_basis_text(prediction)})",
         *_parts_text(prediction),
         f"{len(shown)} of {len(prediction.layers)} layers, {order}",
         *_interval_lines(prediction),
         "",
-        layer_table(shown, prediction),
+        _layer_table(shown, prediction),
     ]
     warnings = caveats(prediction)
     if warnings:
@@ -239,12 +242,12 @@ def failure_text(
     shown = prediction.top(top) if top else prediction.layers
     lines += [
         f"  {call_text(prediction)}: {totals_text(prediction)}",
-        f"  ({basis_text(prediction)})",
+        f"  ({_basis_text(prediction)})",
         "",
         f"  the {len(shown)} most expensive of {len(prediction.layers)} layers:"
         if top and len(shown) < len(prediction.layers)
         else "  layers:",
-        layer_table(shown, prediction, indent=2),
+        _layer_table(shown, prediction, indent=2),
     ]
     lines += [f"  {line}" for line in caveats(prediction)]
     if len(shown) < len(prediction.layers):
@@ -301,7 +304,7 @@ def strict_text(prediction: Prediction, share: float, limit: float, again: tuple
             f"prediction not trusted: {prediction.model} on {prediction.platform}",
             f"  {show_percent(share)} is {' or '.join(UNTRUSTED)}; "
             f"--np-strict allows {show_percent(limit)}",
-            layer_table(flagged[:5], prediction, indent=2),
+            _layer_table(flagged[:5], prediction, indent=2),
             *(f"  {line}" for line in caveats(prediction)),
             "  calibrate a platform that covers these layers, or allow more:",
             f"  {again[0]} --np-strict --np-strict-limit={math.ceil(100 * share)} {again[1]}",

@@ -79,7 +79,7 @@ def calibrate(options: CalibrationOptions, progress: Progress) -> Calibrated:
     progress.say(f"fitting the rows of {options.profile}")
     path, platform = fit_command(options.directory, options.platform)
     fitted_s = time.monotonic() - began - measured_s
-    return Calibrated(path, platform, outcome, measured_s, fitted_s, is_repeatable(platform))
+    return Calibrated(path, platform, outcome, measured_s, fitted_s, _is_repeatable(platform))
 
 
 def measure_profile(options: CalibrationOptions, progress: Progress) -> Outcome:
@@ -114,7 +114,7 @@ def measure_profile(options: CalibrationOptions, progress: Progress) -> Outcome:
             f"{device.meter.name} ({device.meter.method}); {len(plan.trials)} trials in about "
             f"{plan.expected_s / 60:.1f} min"
         )
-        write_recipe(options, device, plan)
+        _write_recipe(options, device, plan)
         return _measure(options, device, plan, facts, progress)
     finally:
         device.close()
@@ -224,12 +224,12 @@ _CANDIDATES: Final = ("physical", "neuralpower", "neuralpower-relative", "tree")
 _QUICK_CANDIDATES: Final = ("physical", "neuralpower-relative", "tree")
 
 
-def write_recipe(options: CalibrationOptions, device: Device, plan: CalibrationPlan) -> None:
+def _write_recipe(options: CalibrationOptions, device: Device, plan: CalibrationPlan) -> None:
     """Write ``recipe.yaml`` of a new calibration; one that is there stays as it is."""
     path = options.directory / "recipe.yaml"
     if path.exists():
         return
-    dump_recipe(recipe_content(options, device, plan), path)
+    dump_recipe(_recipe_content(options, device, plan), path)
 
 
 def dump_recipe(content: Mapping[str, Any], path: Path) -> None:
@@ -241,7 +241,7 @@ def dump_recipe(content: Mapping[str, Any], path: Path) -> None:
         raise ProfileError(f"recipe {path}: it cannot be written ({error})") from None
 
 
-def recipe_content(
+def _recipe_content(
     options: CalibrationOptions, device: Device, plan: CalibrationPlan
 ) -> dict[str, object]:
     """The recipe in YAML's types."""
@@ -316,7 +316,7 @@ def _energy(platform: FittedPlatform) -> str:
     )
 
 
-def is_repeatable(platform: FittedPlatform) -> bool:
+def _is_repeatable(platform: FittedPlatform) -> bool:
     """Whether closing trials of a GPU agree with what they repeat; a CPU is only told of it.
 
     A processor is seldom alone: its differences are published, and no calibration fails of them.
