@@ -40,9 +40,9 @@ def test_two_workers_of_one_machine_never_share_a_core(tmp_path, monkeypatch) ->
         pass
 
 
-def part(number: int, device: str) -> fleet._Part:
+def part(number: int, device: str) -> fleet._FleetPart:
     recipe = yaml.safe_dump({"name": "x", "device": device, "sources": []})
-    return fleet._Part(number, "host", {"recipe.yaml": recipe, "profile.csv": "kind\n"})
+    return fleet._FleetPart(number, "host", {"recipe.yaml": recipe, "profile.csv": "kind\n"})
 
 
 def test_devices_of_one_model_are_pooled_into_one_recipe(tmp_path: Path) -> None:
