@@ -90,15 +90,18 @@ def test_prints_json(neuralpower):
         (["--budget", "8uJ", "--weights", "none/p.pt"], "--weights none/p.pt: there is no folder"),
         (["--budget", "8uJ", "--weights", "."], "it is a folder"),
         (["--budget", "3ms"], "knows energy alone; use --budget 12mJ"),
+        (["--budget", "8uJ", "--calibration", "junk.pt"], "junk.pt has no tensors saved by torch"),
+        (["--budget", "8uJ", "--calibration", MODEL + "accuracy"], "called without arguments"),
     ],
 )
 def test_a_wrong_question_is_one_line_and_exit_2(neuralpower, args, message):
+    Path("junk.pt").write_text("junk")
     code, out, err = prune(neuralpower, *args)
     assert code == 2
     assert out == ""
     assert message in err
     assert err.count("\n") == 1
-    assert not list(Path().iterdir())
+    assert [each.name for each in Path().iterdir()] == ["junk.pt"]  # nothing was written
 
 
 def test_a_graph_that_cannot_be_followed_exits_with_3(neuralpower):
