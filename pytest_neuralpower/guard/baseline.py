@@ -241,9 +241,9 @@ def parse_baseline(text: str, name: str, expected: Prediction | None = None) -> 
         file = _checked(header, name)
         if expected is not None and body == _body(expected.layers):
             layers = expected.layers
-        with suppress(msgspec.DecodeError):  # it is not JSON, but may be YAML
-            text = ",".join([line[2:] for line in lines])
-            layers = layers or _layers(f"[{text}]", name, head.count("\n") + 3)
+        with suppress(msgspec.DecodeError, RecursionError):  # it is not JSON, but may be YAML
+            joined = ",".join([line[2:] for line in lines])
+            layers = layers or _layers(f"[{joined}]", name, head.count("\n") + 3)
     if layers is None:
         content = _yaml(text, name)
         records = content.pop("layers", None) if isinstance(content, dict) else None
@@ -266,7 +266,7 @@ def _plain_header(text: str) -> dict[str, object] | None:
             return None
         try:
             data[key] = value if key == "format" else msgspec.json.decode(value)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             return None
     return data
 
@@ -281,6 +281,8 @@ def _yaml(text: str, name: str) -> Any:
         where = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise _error(f"{name}{where}", f"not YAML ({problem})") from None
+    except (ValueError, RecursionError) as error:  # a 13th month, a list in lists in lists ...
+        raise _error(name, f"not readable YAML ({error})") from None
 
 
 def _checked(data: Any, name: str) -> BaselineFile:

@@ -64,6 +64,10 @@ def load(text: str, name: str) -> Located:
         line = mark.line + 1 if mark else 1
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise BudgetFileError(f"{name}:{line}: not YAML ({problem})") from None
+    except BudgetFileError:
+        raise
+    except (ValueError, RecursionError) as error:  # a 13th month, a list in lists in lists ...
+        raise BudgetFileError(f"{name}: not readable YAML ({error})") from None
     finally:
         loader.dispose()
 

@@ -46,7 +46,7 @@ def read_candidates(path: Path, platform: Platform) -> tuple[Candidate, ...]:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BudgetError(f"{path}: there is no such file; write a list of models to it") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise BudgetError(f"{path}: not readable YAML ({' '.join(str(error).split())})") from None
     if (
         not entries

@@ -175,7 +175,7 @@ def read_recipe(directory: Path) -> Recipe:
         raise ProfileError(
             f"{path}: there is no recipe; give the folder that `neuralpower calibrate NAME` wrote"
         ) from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ProfileError(f"recipe {path}: not readable YAML ({reason})") from None
     if isinstance(data, dict):  # a field that is there and empty is as one that is not

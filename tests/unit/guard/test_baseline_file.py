@@ -47,6 +47,20 @@ def test_it_is_yaml_that_any_tool_reads_alike(baseline):
     assert parse_baseline(laid_out_anew, "a.yaml") == parse_baseline(text, "a.yaml")
 
 
+def test_a_layer_rewritten_in_yaml_s_own_words_is_read_alike(baseline):
+    text = baseline_text(baseline)
+    assert '- {"path": ' in text
+    rewritten = text.replace('- {"path": ', "- {path: ", 1)
+    assert parse_baseline(rewritten, "a.yaml") == parse_baseline(text, "a.yaml")
+
+
+def test_a_truncated_file_is_refused_with_its_last_line(baseline):
+    text = baseline_text(baseline)
+    half = text[: text.rindex("- {") + 30]
+    with pytest.raises(BaselineError, match=rf"a.yaml:{half.count(chr(10)) + 1}: not YAML"):
+        parse_baseline(half, "a.yaml")
+
+
 shapes = st.lists(st.integers(0, 10**6), max_size=5).map(tuple)
 tensors = st.lists(
     st.builds(TensorSpec, shapes, st.sampled_from(sorted(ITEMSIZE))), max_size=3
@@ -94,6 +108,9 @@ def test_any_layer_survives(found):
         ("batch: 4", "batch: 4\nnotes: x", r"unknown key 'notes'; allowed: format, version"),
         ('totals: {"energy_mj": ', 'totals: {"energy_mj": 1', r"energy_mj of its totals"),
         ("totals:", "total:", r"unknown key 'total'"),
+        ('"Sequential"', "2001-13-45", r"a.yaml: not readable YAML \(month must be in 1..12\)"),
+        ("batch: 4", f"batch: {'9' * 5000}", r"a.yaml: not readable YAML"),
+        ('- {"path"', f'- {{"x": {"[" * 3000}, "path"', r"a.yaml: not readable YAML"),
     ],
 )  # fmt: skip
 def test_a_broken_file_is_refused_with_its_place(baseline, before, after, message):
