@@ -238,7 +238,7 @@ def read_report(path: Path) -> Report:
     try:
         content = path.read_bytes()
         head = msgspec.json.decode(content)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, RecursionError) as error:
         raise CompareError(
             f"{path} cannot be read as a report ({error}): write one with pytest "
             "--np-report=PATH.json"

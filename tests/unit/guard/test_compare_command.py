@@ -125,6 +125,7 @@ def test_git_revisions_of_a_folder(store):
         ("no.json", "no.json: there is no such file; write a report with pytest --np-"),
         ("other.json", "other.json is not a report of this plugin"),
         ("broken.json", "broken.json cannot be read as a report"),
+        ("deep.json", "deep.json cannot be read as a report"),
         ("old.json", "old.json has version 0, this release reads 1"),
         ("half.json", "half.json: a prediction is broken"),
         ("empty", "empty has no baselines"),
@@ -137,6 +138,7 @@ def test_what_cannot_be_compared_is_one_line(store, head, message):
     Path("empty").mkdir()
     Path("other.json").write_text("{}")
     Path("broken.json").write_text("{")
+    Path("deep.json").write_text("[" * 100_000)
     report = {"format": "pytest-neuralpower report", "version": 1, "torch": "2"}
     Path("old.json").write_text(json.dumps({**report, "version": 0}))
     Path("half.json").write_text(json.dumps({**report, "predictions": [{"name": "net"}]}))
