@@ -14,7 +14,7 @@ from pytest_neuralpower.errors import PlatformError
 from pytest_neuralpower.estimators import (
     Boosted,
     Estimator,
-    NeuralPower,
+    NeuralPowerPolynomial,
     NeuralPowerRelative,
     Physical,
     Tree,
@@ -141,8 +141,10 @@ def test_power_that_saturates_and_power_from_energy_are_equations_too() -> None:
     assert "  power_w = energy_mj / runtime_ms, from 60.1 to 80" in lines[start:]
 
 
-@pytest.mark.parametrize("kind", [NeuralPower, NeuralPowerRelative])
-def test_the_paper_s_polynomial_is_written_with_its_sizes(kind: type[NeuralPower]) -> None:
+@pytest.mark.parametrize("kind", [NeuralPowerPolynomial, NeuralPowerRelative])
+def test_the_paper_s_polynomial_is_written_with_its_sizes(
+    kind: type[NeuralPowerPolynomial],
+) -> None:
     estimator = kind("linear")
     estimator.intercept_ = 0.5
     estimator.coefficients_ = {"m.0*n.1": 2.0, "special1:m*n*one*one*k": 3e-9}
@@ -153,7 +155,7 @@ def test_the_paper_s_polynomial_is_written_with_its_sizes(kind: type[NeuralPower
         "             + 2 * m * n",
         "             + 3e-09 * m * n * one * one * k",
     ]
-    assert ("  at least 0.105" in lines) == (kind is NeuralPower)
+    assert ("  at least 0.105" in lines) == (kind is NeuralPowerPolynomial)
 
 
 def test_an_estimator_without_an_equation_shows_what_it_stores() -> None:

@@ -229,7 +229,7 @@ class TestDirectory:
     def test_whose_source_has_no_title_is_fitted_and_listed(self, tmp_path: Path) -> None:
         text = RECIPE.replace(", title: Our own rows", "")
         _, saved = fit_command(self.write(tmp_path, text), tmp_path / "toy.json")
-        assert saved.summary().sources == ["measured rows"]
+        assert saved.summary().sources == ("measured rows",)
 
     def test_without_a_recipe_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ProfileError, match="there is no recipe"):
