@@ -178,6 +178,15 @@ def apply_plan(
     work = model if inplace else copy.deepcopy(model)
     if plan.granularity == "channel":
         _remove_channels(work, plan, inputs)
+    shapes = {
+        name: tuple(values.shape) for name, values in work.named_parameters(remove_duplicate=False)
+    }
+    for name, mask in plan.masks.items():
+        if shapes.get(name) != mask.shape:
+            raise CompressError(
+                f"the plan masks {name!r} of shape {mask.shape}, the model has "
+                f"{shapes.get(name, 'no such parameter')}: it was edited by hand; prune again"
+            )
     with torch.no_grad():
         for name, mask in plan.masks.items():
             values = work.get_parameter(name)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import nn
 
 from pytest_neuralpower.compress.plan import (
@@ -53,6 +54,13 @@ def test_zeros_just_the_masked_weights_of_a_fresh_model(plan):
 def test_refuses_a_model_of_another_structure(plan):
     with pytest.raises(CompressError, match=r"made for another Linear.*prune again"):
         apply_plan(nn.Linear(5, 4), plan)
+
+
+@pytest.mark.parametrize(("name", "has"), [("weihgt", "no such parameter"), ("bias", r"\(3,\)")])
+def test_refuses_a_mask_that_fits_no_parameter(plan, name, has):
+    wrong = replace(plan, masks={name: plan.masks["weight"]})
+    with pytest.raises(CompressError, match=rf"masks '{name}' of shape \(3, 5\).*has {has}"):
+        apply_plan(nn.Linear(5, 3), wrong)
 
 
 def test_refuses_weights_that_did_not_come_out_of_it(plan):
