@@ -28,10 +28,13 @@ requestAnimationFrame(() => setTimeout(() => {
 
 def main() -> None:
     import torch
+    from msgspec import Raw
     from pytorchcv.model_provider import get_model
 
-    from pytest_neuralpower import Prediction, predict
-    from pytest_neuralpower.report.formats import details, layers_text, session_report
+    from pytest_neuralpower import Prediction, __version__, predict
+    from pytest_neuralpower.guard.baseline import torch_version
+    from pytest_neuralpower.guard.finding import Finding, Report
+    from pytest_neuralpower.layer_codec import layers_json
     from pytest_neuralpower.report.html import render
 
     with torch.device("meta"):
@@ -39,27 +42,19 @@ def main() -> None:
         found = [predict(get_model(name).eval(), image, platform="titanx") for name in NAMES]
     layers = tuple(layer for each in found for layer in each.layers)[:LAYERS]
     prediction = Prediction(layers, "titanx", found[0].platform_sha256, model="DenseNets")
-    more = {**details(prediction), "layers": layers_text(prediction)}
-    report = session_report({"test_model": [_record(prediction, more)]}, [])
+    names = ("platform", "platform_sha256", "model", "batch", "energy_mj", "runtime_ms", "power_w")
+    finding = Finding(
+        name="test_models.test_model",
+        test="test_models.py::test_model",
+        **{name: getattr(prediction, name) for name in names},
+        layers=Raw(layers_json(layers)),
+    )
+    report = Report(plugin=__version__, torch=torch_version(), predictions=(finding,))
     start = time.perf_counter()
     text = render(report)
     print(f"page of {len(layers):,} layers: {len(text.encode()) / 1e6:.2f} MB, ", end="")
     print(f"written in {(time.perf_counter() - start) * 1e3:.0f} ms")
     _open(text)
-
-
-def _record(prediction: object, more: dict) -> dict:
-    """As a session's record of a test without a budget."""
-    names = ("platform", "platform_sha256", "model", "batch", "energy_mj", "runtime_ms", "power_w")
-    return {
-        "test": "test_models.py::test_model",
-        **{name: getattr(prediction, name) for name in names},
-        "untrusted_share": 0.0,
-        "budgets": [],
-        "outcome": "unbounded",
-        "failure": "",
-        **more,
-    }
 
 
 def _open(text: str) -> None:
