@@ -85,14 +85,14 @@ def test_sums_packages_and_memory_and_counts_nothing_twice(powercap: Powercap) -
         calls.append(time.perf_counter())
         step()
 
-    reading = meter.measure(counted, seconds=0.3, settle_s=0.05)
+    reading = meter.measure(counted, seconds=1.5, settle_s=0.05)
     assert reading.power_w == pytest.approx(65.0, rel=0.05)
     # The load's own calls within the window, however busy the machine is; settling is left out.
     lasted = calls[-1] - calls[0]
-    assert 0.24 < reading.seconds < lasted
+    assert 1.2 < reading.seconds < lasted
     assert reading.steps == pytest.approx(len(calls) * reading.seconds / lasted, rel=0.3)
     assert meter.method == "RAPL counters of package-0, dram, package-1"
-    assert meter.idle_w(0.1) == pytest.approx(65.0, rel=0.15)
+    assert meter.idle_w(1.0) == pytest.approx(65.0, rel=0.15)
 
 
 def test_a_wrap_is_counted_on(powercap: Powercap) -> None:
