@@ -2,28 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "BaselineError",
-    "BudgetError",
-    "BudgetFileError",
-    "CalibrationStopped",
-    "CompareError",
-    "CompressError",
-    "DeviceLost",
-    "FitError",
-    "ImportPathError",
-    "MeterRefused",
-    "MissingExtraError",
-    "NeuralPowerError",
-    "OptionError",
-    "PlatformError",
-    "ProfileError",
-    "ReadingVoid",
-    "ReportError",
-    "TraceError",
-    "UnsupportedGraphError",
-]
-
 
 class NeuralPowerError(Exception):
     """Base of all errors raised for a user's mistake or an unmet precondition."""

@@ -14,8 +14,6 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["decode", "mistake", "read_text", "write_atomically"]
-
 T = TypeVar("T")
 
 

@@ -22,23 +22,6 @@ import msgspec
 from pytest_neuralpower.files import mistake
 from pytest_neuralpower.layers import ITEMSIZE, KINDS, Layer, Params, ParamValue, TensorSpec
 
-__all__ = [
-    "LayerError",
-    "LayerLine",
-    "Priced",
-    "PricedLayer",
-    "flow",
-    "layer_texts",
-    "layers_json",
-    "params_text",
-    "priced_layers",
-    "read_dtype",
-    "read_params",
-    "read_tensors",
-    "rounded",
-    "tensors_text",
-]
-
 _SCALAR: Final = "scalar"
 
 #: A path that is written in quotes as it is.

@@ -18,25 +18,6 @@ from pytest_neuralpower.errors import CompressError, ImportPathError
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "Call",
-    "InputError",
-    "InputSpec",
-    "Origin",
-    "as_call",
-    "build",
-    "import_object",
-    "in_folder",
-    "input_texts",
-    "load_call",
-    "load_model",
-    "make_inputs",
-    "origin_of",
-    "parse_inputs",
-    "read_input",
-    "remember",
-]
-
 
 class Origin(NamedTuple):
     """``factory(*args, **kwargs)`` returned the model."""

@@ -24,12 +24,6 @@ from pytest_neuralpower.model_source import Call, import_object, load_model
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = [
-    "advise_command",
-    "apply_plan_command",
-    "prune_command",
-]
-
 
 def advise_command(
     model: Target,

@@ -15,29 +15,6 @@ from pytest_neuralpower.errors import ImportPathError, OptionError
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Trace
 
-__all__ = [
-    "RESNET50",
-    "Arguments",
-    "Csv",
-    "Data",
-    "DeviceOption",
-    "Dtype",
-    "Inputs",
-    "Json",
-    "MeterOption",
-    "Mode",
-    "PlatformName",
-    "Target",
-    "Thorough",
-    "Watts",
-    "check_format",
-    "parse_arguments",
-    "print_json",
-    "spinner",
-    "trace_model",
-]
-
-
 #: A model to type in examples.
 RESNET50 = "pytorchcv.model_provider:get_model --arg name=resnet50 --input 1,3,224,224"
 

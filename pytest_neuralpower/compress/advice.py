@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.prediction import Prediction
     from pytest_neuralpower.platform.protocol import Platform
 
-__all__ = ["DEFAULT_EFFORT", "Advice", "Advised", "advise", "advise_groups"]
-
 #: Edges are looked for within this part of a width, and within so many channels of a narrow one.
 _PART: Final = 8
 _LEAST_CHANNELS: Final = 4

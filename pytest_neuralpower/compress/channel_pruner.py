@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer
     from pytest_neuralpower.model_source import Call
 
-__all__ = ["ChannelPruner", "Reader", "rank"]
-
 # -- Which channels of a group to remove first: by the error of what reads them, or by magnitude.
 
 

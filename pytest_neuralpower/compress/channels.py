@@ -24,16 +24,6 @@ if TYPE_CHECKING:
 
     from pytest_neuralpower.layers import Trace
 
-__all__ = [
-    "ChannelGroup",
-    "ChannelGroups",
-    "Sizes",
-    "Slot",
-    "form",
-    "read_sizes",
-    "write_sizes",
-]
-
 Sizes: TypeAlias = tuple[int, ...]
 
 

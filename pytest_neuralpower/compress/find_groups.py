@@ -41,13 +41,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.compress.torch_pruning import Axis, Coupling
     from pytest_neuralpower.layers import Layer, Trace
 
-__all__ = [
-    "NOT_CHECKED",
-    "OUTPUT",
-    "find_channel_groups",
-    "remove_units",
-]
-
 
 def _copy_without_values(model: nn.Module) -> nn.Module:
     """A copy on the meta device: all of the model but its weights' values.

@@ -14,28 +14,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer
     from pytest_neuralpower.model_source import Call
 
-__all__ = [
-    "MOST_UNKNOWNS",
-    "RECONSTRUCTED",
-    "ROWS_PER_UNKNOWN",
-    "Gram",
-    "Reconstructed",
-    "all_kept",
-    "each_map",
-    "groups_of",
-    "mask_of",
-    "matrix_of",
-    "relative_error",
-    "sampled_grams",
-    "solve_kept",
-    "unfolded_input",
-    "unfolded_output",
-    "unknowns_of",
-    "weighted_module",
-    "write_matrix",
-]
-
-
 #: Modules whose weights are refitted by least squares.
 RECONSTRUCTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.model_source import Call
     from pytest_neuralpower.platform.protocol import Platform
 
-__all__ = ["failure_advice"]
-
 _MOST_LINES: Final = 5
 
 #: Layers to trace and price for one test at most, and for all guarded tests of a session: each has

@@ -23,21 +23,6 @@ from pytest_neuralpower.errors import CompressError
 from pytest_neuralpower.files import decode, read_text, write_atomically
 from pytest_neuralpower.model_source import Call, as_call, parse_inputs
 
-__all__ = [
-    "VERSION",
-    "Granularity",
-    "Mask",
-    "Plan",
-    "apply_plan",
-    "load_state",
-    "load_tensors",
-    "read_plan",
-    "save_state",
-    "structure_hash",
-    "weights_hash",
-    "write_plan",
-]
-
 Granularity = Literal["channel", "weight"]
 
 FORMAT: Final = "pytest-neuralpower plan"

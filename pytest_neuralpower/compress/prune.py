@@ -43,16 +43,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.protocol import Platform
     from pytest_neuralpower.units import Quantity
 
-__all__ = [
-    "Finetune",
-    "Pruned",
-    "Round",
-    "calibration_calls",
-    "prune_to_budget",
-    "run_rounds",
-]
-
-
 #: Called after each round with the model to train in place, the masks of its weights by parameter
 #: name (empty with channels, which are gone) and the round's number from 0.
 Finetune = Callable[["nn.Module", Mapping[str, "torch.Tensor"], int], Any]

@@ -21,17 +21,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.compress.least_squares import Gram, Reconstructed
     from pytest_neuralpower.model_source import Call
 
-__all__ = [
-    "CHOOSERS",
-    "RIDGE",
-    "Choice",
-    "Criterion",
-    "Order",
-    "Pruner",
-    "choose_greedy",
-    "choose_most_expensive_first",
-]
-
 Criterion = Literal["output_error", "magnitude"]
 Order = Literal["energy", "greedy"]
 

@@ -27,18 +27,6 @@ from pytest_neuralpower.tracing.rules import entry_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "Axis",
-    "Coupling",
-    "WithoutKernels",
-    "first_line",
-    "follow",
-    "module_pruner",
-    "output_tensors",
-    "unknown_modules",
-]
-
-
 #: torch-pruning's name of a module's type -> ours.
 _KINDS = {
     "CONV": "conv",

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.prediction import Prediction
     from pytest_neuralpower.platform.protocol import Platform
 
-__all__ = ["DensityPoint", "LayerWeights", "WeightPruner", "exchanged", "points"]
-
 # -- Which weights of one layer stay: by magnitude, or by the error of the layer's output.
 
 #: Share of the kept weights that the first exchange tries to replace; it halves when it fails.

@@ -18,18 +18,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer
     from pytest_neuralpower.platform.protocol import Platform
 
-__all__ = [
-    "Curve",
-    "LayerPrices",
-    "LayerQuota",
-    "WidthPrices",
-    "descent",
-    "edges",
-    "expansion",
-    "shrinkage",
-    "widest_as_cheap",
-]
-
 
 class LayerQuota:
     """Layers that may still be traced or priced; a processor does some 20,000 in a second.

@@ -12,21 +12,6 @@ import numpy as np
 if TYPE_CHECKING:
     from pytest_neuralpower.eyeriss.hardware import ConvShape, Hardware
 
-__all__ = [
-    "ORDERS",
-    "Accesses",
-    "Geometry",
-    "LevelCounts",
-    "PassSizes",
-    "TileSizes",
-    "count_accesses",
-    "count_cycles",
-    "reloads",
-    "rows_delivered",
-    "rows_read",
-    "strip_sizes",
-]
-
 
 def rows_read(
     size: int, *, outputs: int, length: int, kernel: int, stride: int, dilation: int, before: int

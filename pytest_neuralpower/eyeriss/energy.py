@@ -30,25 +30,6 @@ from pytest_neuralpower.eyeriss.mapping import Mapping, best_mapping, movement_c
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer
 
-__all__ = [
-    "DENSE",
-    "FUSED",
-    "NO_ZEROS",
-    "PARTS",
-    "LayerEnergy",
-    "NetworkEnergy",
-    "NetworkLayer",
-    "Work",
-    "from_layer",
-    "layer_energy",
-    "layer_mapping",
-    "movement_energy",
-    "network_energy",
-    "runtime_s",
-    "works",
-]
-
-
 #: Where energy goes: moving each data type, and computing.
 PARTS = ("input_map", "output_map", "weight", "computation")
 

@@ -8,21 +8,6 @@ from typing import Final
 
 from pytest_neuralpower.errors import NeuralPowerError
 
-__all__ = [
-    "ACCELERGY_40NM",
-    "COST_TABLES",
-    "EYERISS",
-    "EYERISS_65NM",
-    "WORD_BITS",
-    "Bits",
-    "ConvShape",
-    "CostTable",
-    "EyerissError",
-    "Hardware",
-    "TypeCosts",
-    "Zeros",
-]
-
 
 class EyerissError(NeuralPowerError, ValueError):
     """A shape, a zero count or a row of the 25-column table describes no possible layer."""

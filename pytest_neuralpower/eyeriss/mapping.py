@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from pytest_neuralpower.eyeriss.hardware import ConvShape
 
-__all__ = ["Mapping", "best_mapping", "movement_cost"]
-
 #: Sizes tried per dimension: all nearly equal splits up to this many, thinned beyond it.
 _SIZES: Final = 16
 #: Tiles priced at a time, against all fillings of the array.

@@ -35,16 +35,6 @@ from pytest_neuralpower.files import write_atomically
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer
 
-__all__ = [
-    "TableRow",
-    "format_table",
-    "parse_table",
-    "read_table",
-    "rows_from_layers",
-    "table_energy",
-    "write_table",
-]
-
 _BLOCK: Final = ("height", "width", "channels", "maps", "zeros", "bits")
 #: Names of the 25 columns, in order.
 COLUMNS: Final = (

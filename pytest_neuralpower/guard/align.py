@@ -22,15 +22,6 @@ if TYPE_CHECKING:
 
     from pytest_neuralpower.layers import Layer, TensorSpec
 
-__all__ = [
-    "Pair",
-    "Traits",
-    "align",
-    "match_layers",
-    "slide",
-]
-
-
 #: Positions in base and head; None where a layer is in one of them only.
 Pair: TypeAlias = tuple[int | None, int | None]
 

@@ -17,18 +17,6 @@ from pytest_neuralpower.units import SYMBOLS, UNITS, Quantity, show_in
 if TYPE_CHECKING:
     from pytest_neuralpower.platform.prediction import Prediction
 
-__all__ = [
-    "MARKERS",
-    "Budget",
-    "Judge",
-    "Verdict",
-    "as_budget",
-    "check",
-    "closest_budgets",
-    "parse_marker",
-]
-
-
 MARKERS: Mapping[str, Quantity] = {
     "energy_budget": "energy",
     "runtime_budget": "runtime",

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.layers import CostTerms, Layer, TensorSpec
     from pytest_neuralpower.platform.prediction import LayerPrediction
 
-__all__ = ["Batches", "Cause", "find_causes"]
-
 NEW: Final = "new layer"
 VANISHED: Final = "vanished layer"
 RENAMED: Final = "renamed"

@@ -23,15 +23,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.guard.tolerance import Tolerance
     from pytest_neuralpower.platform.protocol import Platform
 
-__all__ = [
-    "ComparedModel",
-    "Key",
-    "compare_sources",
-    "exit_code",
-    "read_pair",
-    "read_source",
-]
-
 
 class Key(NamedTuple):
     """What a prediction is compared by."""

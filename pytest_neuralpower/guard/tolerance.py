@@ -9,16 +9,6 @@ from typing import Any, Final, Literal, NamedTuple, cast
 
 from pytest_neuralpower.errors import BaselineError
 
-__all__ = [
-    "DEFAULT",
-    "REGRESSION",
-    "ComparedQuantity",
-    "Tolerance",
-    "merge",
-    "parse_texts",
-    "parse_tolerance",
-]
-
 REGRESSION: Final = "regression"
 
 

@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.eyeriss.hardware import Zeros
     from pytest_neuralpower.units import Quantity
 
-__all__ = ["FORMAT", "EyerissPlatform", "parse_platform"]
-
-
 #: Where the model of the array was published; the cost table names its own source.
 _MODEL_SOURCE = (
     "Yang, Chen, Sze, CVPR 2017, section 3; Chen, Emer, Sze, ISCA 2016, sections V and VI"

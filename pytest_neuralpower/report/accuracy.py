@@ -13,22 +13,6 @@ from tabulate import tabulate
 if TYPE_CHECKING:
     from pytest_neuralpower.platform.protocol import Platform, Summary
 
-__all__ = [
-    "accuracy_text",
-    "intervals_table",
-    "layers_table",
-    "networks_line",
-    "networks_table",
-    "overhead_table",
-    "percent",
-    "platform_facts",
-    "platform_text",
-    "platforms_text",
-    "power_table",
-    "split_table",
-]
-
-
 _WIDTH: Final = 100
 
 #: Name of a score in a platform file -> its heading.

@@ -15,17 +15,6 @@ from pytest_neuralpower.files import write_atomically
 if TYPE_CHECKING:
     from pytest_neuralpower.report.epr import Ranked
 
-__all__ = [
-    "NETWORKS",
-    "Point",
-    "accuracy_figure",
-    "check_page",
-    "energy_error_figure",
-    "scatter_svg",
-    "write_page",
-]
-
-
 _HEIGHT = 620
 
 

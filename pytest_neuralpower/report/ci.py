@@ -17,14 +17,6 @@ from pytest_neuralpower.report.markdown import render
 if TYPE_CHECKING:
     from pytest_neuralpower.guard.finding import Finding, Report
 
-__all__ = [
-    "SUMMARY_VARIABLE",
-    "error_commands",
-    "properties",
-    "publish",
-]
-
-
 SUMMARY_VARIABLE: Final = "GITHUB_STEP_SUMMARY"
 
 #: The checkout, from which GitHub counts paths.

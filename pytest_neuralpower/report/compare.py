@@ -12,16 +12,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.guard.compare_sources import ComparedModel
     from pytest_neuralpower.guard.tolerance import ComparedQuantity
 
-__all__ = [
-    "change_cell",
-    "changes_text",
-    "compare_text",
-    "regression_text",
-    "signed",
-    "signed_percent",
-    "total_cells",
-]
-
 
 def signed(quantity: Quantity, value: float) -> str:
     """``+1.20 mJ``: an amount by which something differs."""

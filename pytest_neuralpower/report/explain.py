@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.estimators.tree import Node
     from pytest_neuralpower.platform.protocol import Platform
 
-__all__ = [
-    "explain_text",
-]
-
-
 #: What each quantity is called on the left of its equation.
 _LEFT: Final = {"runtime": "runtime_ms", "power": "power_w", "energy": "energy_mj"}
 

@@ -25,18 +25,6 @@ if TYPE_CHECKING:
 
     from pytest_neuralpower.guard.finding import Finding, Report
 
-__all__ = [
-    "GITHUB",
-    "RENDERERS",
-    "Formats",
-    "Renderer",
-    "check_targets",
-    "known_formats",
-    "need_layers",
-    "render",
-    "write_reports",
-]
-
 #: Not a path: the step summary and annotations of a GitHub workflow.
 GITHUB: Final = "github"
 

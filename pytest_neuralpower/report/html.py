@@ -20,13 +20,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.guard.compare import Comparison, LayerChange
     from pytest_neuralpower.guard.finding import Finding, Report
 
-__all__ = [
-    "check_plotly",
-    "page_data",
-    "render",
-]
-
-
 #: Fields of a finding, and of its comparison, that are laid out by column.
 _LAID_OUT: Final = ("name", "measured", "comparison", "layers")
 _COMPARISON_LAID_OUT: Final = ("model", "breaches", "layers", "unchanged")

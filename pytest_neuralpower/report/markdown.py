@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.guard.compare_sources import ComparedModel
     from pytest_neuralpower.guard.finding import Finding, Report
 
-__all__ = ["compare_markdown", "escape", "render"]
-
 #: Outcome of a prediction -> what its row starts with.
 _ICONS: Final = {"ok": "✅", "failed": "💥", "unbounded": "", "misused": "💥"}
 _BROKEN: Final = "❌"

@@ -22,17 +22,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.intervals import Interval
     from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
 
-__all__ = [
-    "csv_text",
-    "energy_records",
-    "energy_text",
-    "interval_record",
-    "layer_prediction_record",
-    "layer_record",
-    "prediction_record",
-    "trace_record",
-]
-
 
 def trace_record(trace: Trace) -> dict[str, object]:
     """A trace, layer by layer."""

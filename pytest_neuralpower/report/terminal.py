@@ -21,20 +21,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
     from pytest_neuralpower.report.epr import Ranked
 
-__all__ = [
-    "call_text",
-    "caveats",
-    "epr_text",
-    "failure_text",
-    "prediction_text",
-    "short_id",
-    "strict_text",
-    "summary_lines",
-    "totals_text",
-    "trace_text",
-]
-
-
 #: Lines stay within this; a nested module path keeps its end, where layers differ.
 _WIDTH = 80
 _LEAST_WIDTH = 20

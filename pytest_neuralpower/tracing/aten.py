@@ -26,8 +26,6 @@ from pytest_neuralpower.tracing.torch_private import (
 if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
 
-__all__ = ["call_script", "dispatched", "fake_like"]
-
 
 @contextmanager
 def dispatched(recorder: Recorder, fakes: FakeTensorMode, caller: str) -> Iterator[None]:

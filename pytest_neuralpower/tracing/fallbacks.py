@@ -17,23 +17,6 @@ if TYPE_CHECKING:
 
     from pytest_neuralpower.tracing.recorder import Recorder
 
-__all__ = [
-    "NeedsAten",
-    "NeedsForward",
-    "NoRule",
-    "ShapeMismatch",
-    "answer",
-    "describe",
-    "is_plain",
-    "list_uncovered",
-    "map_tensors",
-    "meta_like",
-    "mismatch",
-    "name_of",
-    "named_errors",
-    "tensors_in",
-]
-
 
 class _Detour(BaseException):
     """A route cannot go on.

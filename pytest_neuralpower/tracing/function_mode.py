@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.state import WriteJournal
 
-__all__ = ["FunctionTracer"]
-
 #: Arguments of a factory that make sense for real tensors only.
 _OF_VALUES = ("device", "pin_memory", "generator")
 

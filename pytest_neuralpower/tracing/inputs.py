@@ -12,8 +12,6 @@ from torch.overrides import TorchFunctionMode
 from pytest_neuralpower.tracing.fallbacks import meta_like
 from pytest_neuralpower.tracing.rules.table import REAL_ELEMENTS
 
-__all__ = ["batch_size", "input_tensors", "map_inputs", "not_a_tensor", "without_data"]
-
 
 def without_data(tensor: Tensor) -> Tensor:
     """Without data, a fresh one if it had none, so that writing in place does not reach the

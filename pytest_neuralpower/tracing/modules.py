@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.state import WriteJournal
 
-__all__ = ["ModuleCalls", "ModulePaths", "watched_calls", "watched_script_functions"]
-
 #: More names than this of one module are not followed: a structure that shares at every level
 #: has exponentially many.
 _MOST_NAMES: Final = 1024

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     Output = TypeVar("Output", Tensor, Sequence[Tensor])
 
-__all__ = ["META", "REMEMBERED", "OperationPlan", "Recorder", "dtype_name", "planned", "spec_of"]
-
 META = torch.device("meta")
 
 _new: Callable[..., Tensor] = torch.empty_strided

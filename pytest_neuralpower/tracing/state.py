@@ -29,8 +29,6 @@ from pytest_neuralpower.tracing.torch_private import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["WriteJournal", "global_state", "module_state", "written_by"]
-
 
 class WriteJournal:
     """Undoes writes into real tensors, and knows which real tensors hold unknown values.

@@ -4,18 +4,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-__all__ = [
-    "Ints",
-    "broadcast_shapes",
-    "channels_last_strides",
-    "contiguous_strides",
-    "dense_like",
-    "elementwise_layout",
-    "is_channels_last",
-    "is_contiguous",
-    "view_strides",
-]
-
 Ints = tuple[int, ...]
 
 #: Layouts remembered; more than the distinct shapes of any one model.

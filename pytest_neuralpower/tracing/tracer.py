@@ -43,9 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
-__all__ = ["home_device", "trace"]
-
-
 # -- The function route: the model's Python runs on tensors without data.
 
 

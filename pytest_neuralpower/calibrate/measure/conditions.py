@@ -18,8 +18,6 @@ from pytest_neuralpower.calibrate.measure.meters.base import Sampler, file_text
 from pytest_neuralpower.calibrate.measure.meters.nvml import NvmlDevice, cuda_uuid
 from pytest_neuralpower.errors import MeterRefused
 
-__all__ = ["Conditions", "CpuWatch", "NvmlWatch", "Watch", "watch_device"]
-
 _MOST_CLOCK_MOVE: Final = 0.02
 _POLL_S: Final = 0.05
 

@@ -19,8 +19,6 @@ from pytest_neuralpower.errors import OptionError
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.meters.base import Meter, Step
 
-__all__ = ["Device", "Preheated", "cuda_devices", "open_device", "preheat", "resolve_device"]
-
 #: Share of the free memory that networks may use.
 _MEMORY_SHARE: Final = 0.5
 #: Seconds over which idle power is read.

@@ -21,8 +21,6 @@ from pytest_neuralpower.calibrate.measure.meters.nvml import NvmlDevice, cuda_uu
 from pytest_neuralpower.calibrate.measure.trial import MeasuredHardware
 from pytest_neuralpower.errors import MeterRefused, ReadingVoid
 
-__all__ = ["Facts", "cpu_facts", "device_facts", "measure_hardware", "nvml_facts"]
-
 
 @dataclass(frozen=True, slots=True)
 class Facts:

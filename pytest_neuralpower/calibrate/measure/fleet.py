@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.plan import CalibrationOptions
     from pytest_neuralpower.platform.price import FittedPlatform
 
-__all__ = ["calibrate_fleet"]
-
 
 @dataclass(frozen=True, slots=True)
 class _FleetPart:

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.timers import SpeedProbe, Timer
     from pytest_neuralpower.layers import Layer, Trace
 
-__all__ = ["CallTime", "NetworkCalls", "list_calls", "mode_ms", "repeated_call", "time_calls"]
-
 #: Share of the traced layers that a real run must list, too.
 _LEAST_MATCHED: Final = 0.8
 

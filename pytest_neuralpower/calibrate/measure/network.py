@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.prediction import Prediction
     from pytest_neuralpower.platform.protocol import Platform
 
-__all__ = ["Live", "MeasuredCall", "compare", "measure_call"]
-
 #: Timed calls: as many as fit the time, within these.
 _CALLS: Final = (5, 200)
 #: Seconds that the meter reads.

@@ -21,16 +21,6 @@ from pytest_neuralpower.errors import OptionError
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer, Trace
 
-__all__ = [
-    "BACKENDS",
-    "PRESET_MINUTES",
-    "CalibrationOptions",
-    "CalibrationPlan",
-    "Dtype",
-    "PlanRecipe",
-    "make_plan",
-]
-
 Preset = Literal["quick", "default", "thorough"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Mode = Literal["eager", "graph"]

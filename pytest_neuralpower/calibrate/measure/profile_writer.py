@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.conditions import Conditions
     from pytest_neuralpower.calibrate.measure.trial import Trial
 
-__all__ = ["ProfileWriter", "only_writer", "trials_done"]
-
 
 @contextmanager
 def only_writer(directory: Path) -> Iterator[None]:

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Final, Self, TextIO
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-__all__ = ["Progress", "RichProgress", "Status", "choose_progress"]
-
 #: s between two plain lines.
 _PLAIN_EVERY_S: Final = 30.0
 

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.progress import Progress
     from pytest_neuralpower.platform.price import FittedPlatform
 
-__all__ = ["calibrate", "closing_lines", "dump_recipe", "measure_profile"]
-
 #: Share of the planned time after which no more trials are started, where no time was given.
 _OVERTIME = 1.5
 #: A GPU runs under load at least, and at most, so long before it is measured, s.

@@ -31,16 +31,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.trial import Bench
     from pytest_neuralpower.layers import Trace
 
-__all__ = [
-    "STEP_MS",
-    "on_bench",
-    "power_under",
-    "replayed",
-    "run_trial",
-    "time_network",
-    "timer_of",
-]
-
 #: Runs of one network in one pass, each way: as many as fit the time (ms).
 _REPEATS: Final = (2, 4)
 _PASS_MS: Final = 200.0

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.profile_writer import ProfileWriter
     from pytest_neuralpower.calibrate.measure.progress import Progress
 
-__all__ = ["Outcome", "Session", "Stopped"]
-
 #: Change of the sentinel's time after which the trials since the last one are suspect. On a shared
 #: processor it changes by 5-13% in the median from one to the next, its speed taken into account:
 #: as much as any network from pass to pass. Measured again for less, trials repeat no better.

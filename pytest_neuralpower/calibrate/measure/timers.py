@@ -13,17 +13,6 @@ import torch
 from pytest_neuralpower.calibrate.measure.trial import TrialSkipped
 from pytest_neuralpower.tracing.torch_private import hold_stream
 
-__all__ = [
-    "CpuTimer",
-    "CudaTimer",
-    "SpeedProbe",
-    "Timer",
-    "as_graph",
-    "caught_up",
-    "keep_memory",
-    "time_call",
-]
-
 
 class Timer(Protocol):
     """Marks the device's time; reads the marks when all work is done."""

@@ -10,8 +10,6 @@ import msgspec
 from pytest_neuralpower.calibrate.fit.rows import SENTINEL
 from pytest_neuralpower.errors import NeuralPowerError
 
-__all__ = ["Bench", "MeasuredHardware", "Trial", "TrialSkipped"]
-
 
 class MeasuredHardware(msgspec.Struct, frozen=True, omit_defaults=True):
     """Ceilings and sizes of a device, as a fit needs them.

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.progress import Progress
     from pytest_neuralpower.platform.protocol import Platform
 
-__all__ = ["Drift", "Verification", "device_of", "measured_here", "mode_of", "verify"]
-
 
 def measured_here(platform: Platform) -> Platform:
     """The platform, if ``neuralpower calibrate`` made it; raises OptionError if not."""

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.rules.table import Rule
 
-__all__ = ["RULES"]
-
 
 def _four(shape: Any) -> Ints:
     """``(B, H, L, E)`` of any batch dimensions: missing ones are 1, further ones are merged."""

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.rules.table import Rule
 
-__all__ = ["RULES", "conv", "conv_transpose", "full"]
-
 
 def full(value: Any, dims: int) -> Ints:
     """``3`` or ``(3,)`` as ``(3, 3)``: torch lets both stand for every dimension."""

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.rules.table import Rule
 
-__all__ = ["DROPOUTS", "IN_PLACE", "RULES", "pointwise", "unary"]
-
 #: Of a layer that writes over its first operand: on a processor it takes half the time.
 _WRITES_OVER: Final = (("inplace", True),)
 

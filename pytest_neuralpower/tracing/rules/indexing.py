@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.rules.table import Rule
 
-__all__ = ["RULES", "scatter"]
-
 
 def _is_advanced(item: Any) -> bool:
     if isinstance(item, Tensor):

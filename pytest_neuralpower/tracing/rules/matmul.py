@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.rules.table import Rule
 
-__all__ = ["RULES", "embedding", "linear"]
-
 
 def _list_matmul(
     recorder: Recorder, op: str, left: Tensor, right: Tensor, out: Ints, reduced: int, *more: Tensor

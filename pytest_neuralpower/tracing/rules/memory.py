@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.rules.table import Rule
 
-__all__ = ["CASTS", "RULES", "cast", "flatten", "rearrange"]
-
 
 def _cat(
     recorder: Recorder,

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     Outline = tuple[Ints, torch.dtype]
 
-__all__ = ["RULES", "batch_norm", "group_norm", "layer_norm"]
-
 
 def _read(recorder: Recorder, *weights: Tensor | None) -> tuple[Outline, ...]:
     """Shapes and dtypes of the weights that are there; marks them as read."""

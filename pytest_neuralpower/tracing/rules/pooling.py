@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.rules.table import Rule
 
-__all__ = ["RULES", "WITH_INDICES", "adaptive_pool", "avg_pool", "max_pool"]
-
 
 def max_pool(
     recorder: Recorder,

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.rules.table import Rule
 
-__all__ = ["RULES", "softmax"]
-
 
 def _reduced_shape(shape: Any, dim: Any, keepdim: bool) -> Ints:
     """Shape after reducing ``dim``: an int, several, or ``None`` (or none) for all.

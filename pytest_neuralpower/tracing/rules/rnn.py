@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.tracing.rules.table import Rule
     from pytest_neuralpower.tracing.strides import Ints
 
-__all__ = ["RULES"]
-
 
 def _recurrent(recorder: Recorder, op: str, *args: Any) -> Any:
     """One call of ``torch.lstm`` and its like, in either overload.

@@ -8,18 +8,6 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-__all__ = [
-    "FREE",
-    "FUNCTIONS",
-    "PROPERTIES",
-    "REAL_ELEMENTS",
-    "REAL_FLOATS",
-    "WRAPPERS",
-    "Entry",
-    "Rule",
-    "is_large",
-]
-
 #: A rule takes the recorder, the operation's name, then the arguments of its function; it lists
 #: what the operation costs and returns tensors without data. It raises :class:`NoRule` (or fails)
 #: where it does not know, and must not list anything before it does.

@@ -19,21 +19,6 @@ from typing import Final, Literal, Self, TypeAlias, get_args
 
 from pytest_neuralpower.errors import DeviceLost, ReadingVoid
 
-__all__ = [
-    "METERS",
-    "NO_METER",
-    "CounterWindow",
-    "Meter",
-    "MeterName",
-    "PowerWindow",
-    "Reading",
-    "SampledMeter",
-    "Sampler",
-    "Source",
-    "Step",
-    "file_text",
-]
-
 #: What to do where no meter can be used; of the commands that open one, calibrate takes watts.
 NO_METER: Final = (
     "use --meter none; if you know the power, neuralpower calibrate takes it as --watts W"

@@ -18,8 +18,6 @@ from pytest_neuralpower.errors import MeterRefused, MissingExtraError, OptionErr
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["NoMeter", "choose_meter"]
-
 
 class NoMeter(Meter):
     """Runs the load and reads no energy: runtime alone, or the user's watts times a runtime.

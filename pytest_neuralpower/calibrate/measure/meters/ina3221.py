@@ -21,8 +21,6 @@ from pytest_neuralpower.calibrate.measure.meters.base import (
 from pytest_neuralpower.calibrate.measure.meters.probe import USUAL_PROBE, Probe
 from pytest_neuralpower.errors import DeviceLost, MeterRefused
 
-__all__ = ["open_ina3221"]
-
 _POLL_S: Final = 0.05
 _LEAST_S: Final = 10.0
 _TOTAL_RAILS: Final = ("VDD_IN", "POM_5V_IN")

@@ -19,8 +19,6 @@ from pytest_neuralpower.calibrate.measure.meters.base import (
 from pytest_neuralpower.calibrate.measure.meters.probe import USUAL_PROBE, Probe
 from pytest_neuralpower.errors import DeviceLost, MeterRefused, ReadingVoid
 
-__all__ = ["NvmlDevice", "cuda_uuid", "open_nvml"]
-
 # NVML_ERROR_*: uninitialized, driver not loaded, irq issue, lost, reset required, not found.
 _LOST: Final = frozenset({1, 9, 11, 15, 16, 28})
 # NVML_ERROR_*: invalid argument, not supported, no permission, function not found, corrupted

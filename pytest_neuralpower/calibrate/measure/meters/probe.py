@@ -12,8 +12,6 @@ from typing import Final
 from pytest_neuralpower.calibrate.measure.meters.base import NO_METER, Meter, Sampler, Step
 from pytest_neuralpower.errors import MeterRefused, ReadingVoid
 
-__all__ = ["USUAL_PROBE", "Probe"]
-
 _IDLE_WINDOWS: Final = 3
 _MOST_IDLE_UTILIZATION: Final = 0.02
 _MOST_IDLE_SPREAD: Final = 0.05

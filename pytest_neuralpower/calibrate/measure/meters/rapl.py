@@ -19,8 +19,6 @@ from pytest_neuralpower.calibrate.measure.meters.base import (
 from pytest_neuralpower.calibrate.measure.meters.probe import USUAL_PROBE, Probe
 from pytest_neuralpower.errors import DeviceLost, MeterRefused
 
-__all__ = ["open_rapl"]
-
 _POLL_S: Final = 0.02
 _STILL: Final = f"RAPL counts nothing inside most virtual machines; {NO_METER}"
 

@@ -13,8 +13,6 @@ from pytest_neuralpower.calibrate.measure.meters.base import CounterWindow, Samp
 from pytest_neuralpower.calibrate.measure.meters.probe import USUAL_PROBE, Probe
 from pytest_neuralpower.errors import MeterRefused, MissingExtraError, ReadingVoid
 
-__all__ = ["open_zeus"]
-
 _POLL_S: Final = 0.005
 _STILL: Final = "zeus counts no energy of this device; use --meter none"
 # What an Apple chip is made of; each is part of no other, and each may be missing.

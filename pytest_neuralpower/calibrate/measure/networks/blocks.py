@@ -11,19 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-__all__ = [
-    "Composed",
-    "Draw",
-    "Network",
-    "activation",
-    "added",
-    "convolution",
-    "head",
-    "image_input",
-    "joined",
-    "squeeze_excite",
-]
-
 T = TypeVar("T")
 
 

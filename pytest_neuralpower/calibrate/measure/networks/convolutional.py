@@ -18,19 +18,6 @@ from pytest_neuralpower.calibrate.measure.networks.blocks import (
     squeeze_excite,
 )
 
-__all__ = [
-    "bottleneck",
-    "dense",
-    "inception",
-    "inverted",
-    "plain",
-    "residual",
-    "sentinel",
-    "shuffled",
-    "squeeze",
-    "upsampling",
-]
-
 
 def plain(draw: Draw) -> Network:
     """AlexNet's and VGG's kind."""

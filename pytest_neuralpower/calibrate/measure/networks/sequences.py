@@ -10,8 +10,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from pytest_neuralpower.calibrate.measure.networks.blocks import Composed, Draw, Network
 
-__all__ = ["convolutional_mixer", "decoder", "encoder", "patches", "recurrent", "windows"]
-
 
 def _rms_norm(width: int) -> nn.Module:
     """As Llama writes it, step by step (Zhang and Sennrich, 2019)."""
