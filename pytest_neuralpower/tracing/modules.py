@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_neuralpower.tracing.recorder import Recorder
+    from pytest_neuralpower.tracing.rules.table import Rule
     from pytest_neuralpower.tracing.state import WriteJournal
 
 #: More names than this of one module are not followed: a structure that shares at every level
@@ -159,28 +160,57 @@ def watched_calls(
 Leaf = Callable[["Recorder", str, Attributes, Tensor], Any]
 
 
-def _convolution(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Tensor:
-    if own["padding_mode"] != "zeros":
-        raise NoRule
-    weights = own[PARAMETERS]
-    return conv.conv(
-        recorder, op, input, weights["weight"], weights["bias"],
-        own["stride"], own["padding"], own["dilation"], own["groups"],
-    )  # fmt: skip
+_WEIGHTS: Final = ("weight", "bias")
 
 
-def _transposed(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Tensor:
-    weights = own[PARAMETERS]
-    return conv.conv_transpose(
-        recorder, op, input, weights["weight"], weights["bias"], own["stride"], own["padding"],
-        own["output_padding"], own["groups"], own["dilation"],
-    )  # fmt: skip
+def _by_rule(rule: Rule, *names: str, only: tuple[str, Any] | None = None, **options: str) -> Leaf:
+    """Calls a shape rule with parameters and attributes of the module.
+
+    Parameters
+    ----------
+    names, options
+        The rule's arguments after its input, each the name that the module has for it.
+    only
+        An attribute and the value that it must have.
+    """
+
+    def answer(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
+        if only is not None and own[only[0]] != only[1]:
+            raise NoRule
+        parameters = own[PARAMETERS]
+        given = [parameters[name] if name in _WEIGHTS else own[name] for name in names]
+        if not options:
+            return rule(recorder, op, input, *given)
+        return rule(recorder, op, input, *given, **{key: own[options[key]] for key in options})
+
+    return answer
 
 
-def _linear(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
-    weights = own[PARAMETERS]
-    return matmul.linear(recorder, op, input, weights["weight"], weights["bias"])
+def _unchanged(recorder: Recorder, op: str, input: Tensor) -> Tensor:
+    return input
 
+
+_convolution = _by_rule(
+    conv.conv, "weight", "bias", "stride", "padding", "dilation", "groups",
+    only=("padding_mode", "zeros"),
+)  # fmt: skip
+_transposed = _by_rule(
+    conv.conv_transpose, "weight", "bias", "stride", "padding", "output_padding", "groups",
+    "dilation",
+)  # fmt: skip
+_max_pool = _by_rule(
+    pooling.max_pool, "kernel_size", "stride", "padding", "dilation", "ceil_mode",
+    indices="return_indices",
+)  # fmt: skip
+_avg_pool = _by_rule(pooling.avg_pool, "kernel_size", "stride", "padding", "ceil_mode")
+_adaptive_avg_pool = _by_rule(pooling.adaptive_pool, "output_size")
+_linear = _by_rule(matmul.linear, "weight", "bias")
+_layer_norm = _by_rule(norm.layer_norm, "normalized_shape", "weight", "bias")
+_group_norm = _by_rule(norm.group_norm, "num_groups", "weight", "bias")
+_embedding = _by_rule(matmul.embedding, "weight", only=("max_norm", None))
+_dropout = _by_rule(_unchanged, only=("training", False))
+_identity = _by_rule(_unchanged)
+_flatten = _by_rule(memory.flatten, "start_dim", "end_dim")
 
 _RANKS: Final = {"batch_norm1d": (2, 3), "batch_norm2d": (4,), "batch_norm3d": (5,)}
 
@@ -196,44 +226,6 @@ def _batch_norm(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> 
     )
 
 
-def _layer_norm(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
-    weights = own[PARAMETERS]
-    return norm.layer_norm(
-        recorder, op, input, own["normalized_shape"], weights["weight"], weights["bias"]
-    )
-
-
-def _group_norm(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
-    weights = own[PARAMETERS]
-    return norm.group_norm(
-        recorder, op, input, own["num_groups"], weights["weight"], weights["bias"]
-    )
-
-
-def _embedding(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
-    if own["max_norm"] is not None:
-        raise NoRule
-    return matmul.embedding(recorder, op, input, own[PARAMETERS]["weight"])
-
-
-def _max_pool(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
-    return pooling.max_pool(
-        recorder, op, input, own["kernel_size"], own["stride"], own["padding"],
-        own["dilation"], own["ceil_mode"],
-        indices=own["return_indices"],
-    )  # fmt: skip
-
-
-def _avg_pool(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
-    return pooling.avg_pool(
-        recorder, op, input, own["kernel_size"], own["stride"], own["padding"], own["ceil_mode"]
-    )
-
-
-def _adaptive_avg_pool(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
-    return pooling.adaptive_pool(recorder, op, input, own["output_size"])
-
-
 def _activation(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
     if not input.dtype.is_floating_point:
         raise NoRule
@@ -245,20 +237,6 @@ def _softmax(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any
     if own["dim"] is None:
         raise NoRule  # torch picks a dimension and warns
     return reduction.softmax(recorder, op, input, own["dim"])
-
-
-def _dropout(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
-    if own["training"]:
-        raise NoRule
-    return input
-
-
-def _identity(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
-    return input
-
-
-def _flatten(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
-    return memory.flatten(recorder, op, input, own["start_dim"], own["end_dim"])
 
 
 LEAVES: Final[dict[type, tuple[str, Leaf]]] = {

@@ -74,35 +74,6 @@ def dense_like(shape: Ints, strides: Ints) -> Ints:
 
 
 @lru_cache(_REMEMBERED)
-def view_strides(shape: Ints, strides: Ints, wanted: Ints) -> Ints | None:
-    """Strides that show the same memory under another shape, or ``None`` if a copy is needed.
-
-    Torch's ``computeStride``: dimensions that lie together in memory form a chunk, and each chunk
-    must be covered by whole new dimensions.
-    """
-    if 0 in shape:
-        return contiguous_strides(wanted)
-    result = [0] * len(wanted)
-    new = len(wanted) - 1
-    chunk, base = 1, strides[-1] if strides else 1
-    for axis in reversed(range(len(shape))):
-        chunk *= shape[axis]
-        ends = axis == 0 or (shape[axis - 1] != 1 and strides[axis - 1] != chunk * base)
-        if not ends:
-            continue
-        covered = 1
-        while new >= 0 and (covered < chunk or wanted[new] == 1):
-            result[new] = covered * base
-            covered *= wanted[new]
-            new -= 1
-        if covered != chunk:
-            return None
-        if axis > 0:
-            chunk, base = 1, strides[axis - 1]
-    return tuple(result) if new < 0 else None
-
-
-@lru_cache(_REMEMBERED)
 def broadcast_shapes(*shapes: Ints) -> Ints:
     """Numpy broadcasting.
 
