@@ -41,15 +41,15 @@ from pytest_neuralpower.eyeriss import (
     layer_mapping,
     runtime_s,
 )
-from pytest_neuralpower.eyeriss.accesses import (
+from pytest_neuralpower.eyeriss.mapping import (
     Accesses,
     Geometry,
     PassSizes,
     TileSizes,
     count_accesses,
     count_cycles,
+    movement_cost,
 )
-from pytest_neuralpower.eyeriss.mapping import movement_cost
 
 BATCH = 16
 UNIT = 1e8

@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from collections.abc import Mapping as MappingOf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from pytest_neuralpower.eyeriss.accesses import Accesses, LevelCounts
 from pytest_neuralpower.eyeriss.hardware import (
     EYERISS,
     EYERISS_65NM,
@@ -22,10 +21,15 @@ from pytest_neuralpower.eyeriss.hardware import (
     CostTable,
     EyerissError,
     Hardware,
-    TypeCosts,
     Zeros,
 )
-from pytest_neuralpower.eyeriss.mapping import Mapping, best_mapping, movement_cost
+from pytest_neuralpower.eyeriss.mapping import (
+    Accesses,
+    LevelCounts,
+    Mapping,
+    best_mapping,
+    movement_cost,
+)
 
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer
@@ -207,15 +211,6 @@ class Work:
     input_zeros: int = 0
 
 
-def from_layer(layer: Layer) -> ConvShape | None:
-    """Shape of a layer that is exactly one convolution or fully connected layer, else None.
-
-    A linear layer over tokens is a 1 x 1 convolution over a column of them.
-    """
-    found = works(layer)
-    return found[0].shape if len(found) == 1 else None
-
-
 def works(layer: Layer) -> tuple[Work, ...]:
     """Convolutions that do a layer's multiply-accumulates; empty where there are none.
 
@@ -347,31 +342,6 @@ class NetworkLayer:
     how: str
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkEnergy:
-    """The layers of one call and their sums."""
-
-    layers: tuple[NetworkLayer, ...]
-
-    @property
-    def total(self) -> float:
-        """Energy of the call in multiply-accumulates."""
-        return sum(each.energy.total for each in self.layers)
-
-    @property
-    def millijoules(self) -> float:
-        return sum(each.energy.millijoules for each in self.layers)
-
-    @property
-    def runtime_s(self) -> float:
-        return sum(each.runtime_s for each in self.layers)
-
-    def share(self, data_type: str) -> float:
-        """Share (0..1) of ``input_map``, ``output_map``, ``weight`` or ``computation``."""
-        moved: float = sum(getattr(each.energy, data_type) for each in self.layers)
-        return moved / self.total
-
-
 def network_energy(
     layers: Iterable[Layer],
     *,
@@ -379,7 +349,7 @@ def network_energy(
     zeros: MappingOf[str, Zeros] | None = None,
     costs: CostTable = EYERISS_65NM,
     hardware: Hardware = EYERISS,
-) -> NetworkEnergy:
+) -> tuple[NetworkLayer, ...]:
     """Price every layer of one call, whole batch.
 
     Parameters
@@ -393,11 +363,8 @@ def network_energy(
         A shape that cannot be mapped, or more zeros than values.
     """
     given = zeros or {}
-    return NetworkEnergy(
-        tuple(
-            _price(layer, bits, given.get(layer.path, NO_ZEROS), costs, hardware)
-            for layer in layers
-        )
+    return tuple(
+        _price(layer, bits, given.get(layer.path, NO_ZEROS), costs, hardware) for layer in layers
     )
 
 
@@ -408,7 +375,10 @@ def _price(
     if parts:
         energy, seconds = LayerEnergy(0, 0, 0, 0, costs.pj_per_mac), 0.0
         for work in parts:
-            counted = _zeros_of(work, zeros if len(parts) == 1 else NO_ZEROS)
+            counted = zeros if len(parts) == 1 else NO_ZEROS
+            if work.input_zeros:
+                inserted = min(work.input_zeros + counted.input_map, work.shape.inputs * work.batch)
+                counted = replace(counted, input_map=inserted)
             energy += layer_energy(
                 work.shape, batch=work.batch, bits=bits, zeros=counted, costs=costs,
                 hardware=hardware,
@@ -429,17 +399,6 @@ def _price(
     )
 
 
-def _zeros_of(work: Work, zeros: Zeros) -> Zeros:
-    """Counted zeros of a layer; those that the work inserts are added to its input's."""
-    if not work.input_zeros:
-        return zeros
-    return Zeros(
-        min(work.input_zeros + zeros.input_map, work.shape.inputs * work.batch),
-        zeros.weight,
-        zeros.output_map,
-    )
-
-
 def movement_energy(
     layer: Layer, *, bits: Bits = DENSE, costs: CostTable = EYERISS_65NM, fused: bool = False
 ) -> LayerEnergy:
@@ -449,14 +408,17 @@ def movement_energy(
     only the register file, in and out.
     """
 
-    levels = (costs.register_file,) if fused else _levels(costs)
+    every = (costs.dram, costs.buffer, costs.array, costs.register_file)
+    levels = (costs.register_file,) if fused else every
 
     def word(name: str) -> float:
         each: float = sum(getattr(level, name) for level in levels)
         return each * float(getattr(bits, name)) / WORD_BITS
 
     cost = layer.cost
-    itemsize = _itemsize(layer)
+    # Bytes of one value, so that byte counts become words whatever the model's dtype.
+    tensors = layer.outputs or layer.inputs
+    itemsize = tensors[0].nbytes / tensors[0].numel if tensors and tensors[0].numel else 4
     return LayerEnergy(
         input_map=cost.bytes_in / itemsize * word("input_map"),
         output_map=cost.bytes_out / itemsize * word("output_map"),
@@ -464,16 +426,6 @@ def movement_energy(
         computation=0.0,
         pj_per_mac=costs.pj_per_mac,
     )
-
-
-def _levels(costs: CostTable) -> tuple[TypeCosts, ...]:
-    return costs.dram, costs.buffer, costs.array, costs.register_file
-
-
-def _itemsize(layer: Layer) -> float:
-    """Bytes of one value, so that byte counts become words whatever the model's dtype."""
-    tensors = layer.outputs or layer.inputs
-    return tensors[0].nbytes / tensors[0].numel if tensors and tensors[0].numel else 4
 
 
 def _without_reuse(layer: Layer, bits: Bits, costs: CostTable) -> LayerEnergy:

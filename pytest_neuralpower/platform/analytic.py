@@ -121,7 +121,7 @@ class EyerissPlatform:
             items, bits=self.bits, zeros=zeros, costs=self.costs, hardware=self.hardware
         )
         predicted = Prediction(
-            tuple(map(_layer_prediction, priced.layers)),
+            tuple(map(_layer_prediction, priced)),
             self.name,
             self.sha256,
             energy_basis=self.energy_basis,

@@ -20,17 +20,18 @@ from pytest_neuralpower.eyeriss import (
     layer_energy,
     layer_mapping,
 )
-from pytest_neuralpower.eyeriss.accesses import (
+from pytest_neuralpower.eyeriss.mapping import (
     Geometry,
     PassSizes,
     TileSizes,
+    best_mapping,
     count_accesses,
+    movement_cost,
     reloads,
     rows_delivered,
     rows_read,
     strip_sizes,
 )
-from pytest_neuralpower.eyeriss.mapping import best_mapping, movement_cost
 
 CONV2 = ConvShape(27, 27, 96, 256, (5, 5), padding=(2, 2, 2, 2), groups=2)
 CONV3 = ConvShape(13, 13, 256, 384, (3, 3), padding=(1, 1, 1, 1))
