@@ -56,13 +56,9 @@ def check_format(*, as_json: bool, as_csv: bool) -> None:
 
 def print_json(value: Any) -> None:
     """Print ``value``, of JSON types or a struct of them, indented."""
-    typer.echo(json.dumps(value, indent=2, default=_builtins))
-
-
-def _builtins(value: Any) -> Any:
     from msgspec import to_builtins
 
-    return to_builtins(value)
+    typer.echo(json.dumps(value, indent=2, default=to_builtins))
 
 
 def trace_model(target: str, inputs: Sequence[str], arguments: Sequence[str] | None) -> Trace:

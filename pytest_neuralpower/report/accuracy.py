@@ -114,15 +114,13 @@ def _percent_cell(value: float | None, *, signed: bool = False) -> str:
     return f"{value:+.1f}%" if signed else f"{value:.1f}%"
 
 
-def _score_cells(score: Mapping[str, Any]) -> list[str]:
-    """The cells of one score, in the order of the headings."""
-    return [_percent_cell(score.get(key), signed=key in _SIGNED) for key in _HEADINGS]
-
-
 def _score_table(rows: Sequence[tuple[str, Mapping[str, Any]]], first: str) -> str:
     """One line a score; ``first`` heads the column of their names."""
     return tabulate(
-        [[name, *_score_cells(score)] for name, score in rows],
+        [
+            [name, *(_percent_cell(score.get(key), signed=key in _SIGNED) for key in _HEADINGS)]
+            for name, score in rows
+        ],
         [first, *_HEADINGS.values()],
         tablefmt="plain",
         disable_numparse=True,
@@ -166,7 +164,10 @@ def accuracy_text(name: str, accuracy: Mapping[str, Any]) -> str:
     ]
     intervals = intervals_table(accuracy)
     if intervals:
-        sections += [f"Intervals made to hold {_aim(accuracy)} of what was held out", intervals]
+        sections += [
+            f"Intervals made to hold {accuracy['intervals']['coverage']:.0%} of what was held out",
+            intervals,
+        ]
     networks = networks_table(accuracy)
     if networks:
         scores = [
@@ -275,10 +276,6 @@ def intervals_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
     return _table(
         rows, ["quantity", "family", "within a factor", "holds shapes", "holds rows"], style
     )
-
-
-def _aim(accuracy: Mapping[str, Any]) -> str:
-    return f"{accuracy['intervals']['coverage']:.0%}"
 
 
 def networks_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:

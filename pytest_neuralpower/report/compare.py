@@ -90,7 +90,7 @@ def changes_text(found: Comparison, *, top: int) -> str:
     rows = [
         (
             signed(basis, each.energy_mj if basis == "energy" else each.runtime_ms),
-            _layer_count(each.layers),
+            f"{each.layers} layer{'' if each.layers == 1 else 's'}",
             _cause_text(each),
         )
         for each in found.causes
@@ -144,10 +144,6 @@ def _batch_lines(found: Comparison) -> list[str]:
     return [f"the batch changed from {before} to {after}: per sample {', '.join(parts)}"]
 
 
-def _layer_count(count: int) -> str:
-    return f"{count} layer{'' if count == 1 else 's'}"
-
-
 def _cause_text(cause: CauseSum) -> str:
     example = cause.detail or cause.example or "(root)"
     return f"{cause.cause}: {example}{'' if cause.layers == 1 else ', ...'}"
@@ -155,17 +151,11 @@ def _cause_text(cause: CauseSum) -> str:
 
 def _columns(rows: Sequence[tuple[str, ...]], *, indent: int, right: int = 1) -> list[str]:
     """Aligned columns, the first ``right`` to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        (
-            " " * indent
-            + "  ".join(
-                cell.rjust(width) if place < right else cell.ljust(width)
-                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-        ).rstrip()
-        for row in rows
-    ]
+    from tabulate import tabulate  # noqa: PLC0415 - an idle plugin loads nothing
+
+    align = ["right"] * right + ["left"] * (len(rows[0]) - right)
+    text = tabulate(rows, tablefmt="plain", colalign=align, disable_numparse=True)
+    return [" " * indent + line.rstrip() for line in text.splitlines()]
 
 
 #: Outcome of a comparison -> how its line starts.

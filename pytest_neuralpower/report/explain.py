@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         Estimator,
         NeuralPowerPolynomial,
         Physical,
-        Tree,
         Utilization,
     )
     from pytest_neuralpower.estimators.tree import Node
@@ -186,10 +185,6 @@ def _neuralpower(estimator: NeuralPowerPolynomial, left: str) -> list[str]:
     return lines
 
 
-def _tree(estimator: Tree, left: str) -> list[str]:
-    return _node(estimator.root_, left)
-
-
 def _node(node: Node, left: str) -> list[str]:
     if node.yes is None or node.no is None:
         lines = _sum(left, _in_units(node.rates))
@@ -230,7 +225,7 @@ _WRITERS: Final[Mapping[str, Callable[[Any, str], list[str]]]] = {
     "utilization": _utilization,
     "neuralpower": _neuralpower,
     "neuralpower-relative": _neuralpower,
-    "tree": _tree,
+    "tree": lambda estimator, left: _node(estimator.root_, left),
     "boosted": _boosted,
 }
 

@@ -100,19 +100,17 @@ def _prediction(finding: Finding, texts: _Texts) -> dict[str, object]:
 
 def _columns(layers: Sequence[_Layer], texts: _Texts) -> dict[str, object]:
     return {
-        "path": texts.column(each.path for each in layers),
-        "op": texts.column(each.op for each in layers),
-        "kind": texts.column(each.kind for each in layers),
-        "dtype": texts.column(each.dtype for each in layers),
-        "estimator": texts.column(each.estimator for each in layers),
+        **{
+            name: texts.column(getattr(each, name) for each in layers)
+            for name in ("path", "op", "kind", "dtype", "estimator")
+        },
         "out": texts.column(", ".join(each.outputs) for each in layers),
         "configuration": texts.column(map(_configuration, layers)),
         "flags": texts.column(" ".join(each.flags) for each in layers),
-        "energy_mj": [each.energy_mj for each in layers],
-        "runtime_ms": [each.runtime_ms for each in layers],
-        "power_w": [each.power_w for each in layers],
-        "flops": [each.flops for each in layers],
-        "bytes": [each.bytes for each in layers],
+        **{
+            name: [getattr(each, name) for each in layers]
+            for name in ("energy_mj", "runtime_ms", "power_w", "flops", "bytes")
+        },
         # One coverage holds for the whole of a prediction, where it is shown.
         "energy_interval_mj": [
             each.energy_interval_mj and each.energy_interval_mj[:2] for each in layers
@@ -235,15 +233,12 @@ def _asset(name: str) -> str:
 
 
 def _policy(*scripts: str) -> str:
-    hashes = " ".join(f"'sha256-{_digest(each)}'" for each in scripts)
+    digests = (hashlib.sha256(each.encode()).digest() for each in scripts)
+    hashes = " ".join(f"'sha256-{base64.b64encode(each).decode()}'" for each in digests)
     # plotly makes style elements of its own, and images of charts that are saved.
     return (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:"
     )
-
-
-def _digest(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _embedded(data: Any) -> str:

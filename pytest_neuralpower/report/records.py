@@ -96,12 +96,13 @@ def csv_text(records: Iterable[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: _cell(value) for name, value in row.items()})
+        writer.writerow(
+            {
+                name: json.dumps(value) if isinstance(value, list | dict) else value
+                for name, value in row.items()
+            }
+        )
     return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 # -- Energy of the array by data type.

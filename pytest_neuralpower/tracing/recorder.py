@@ -13,10 +13,9 @@ from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.layers import ITEMSIZE, Layer, Params, ParamValue, TensorSpec
 from pytest_neuralpower.tracing.strides import (
     Ints,
-    channels_last_strides,
     contiguous_strides,
     dense_like,
-    is_channels_last,
+    formatted_like,
 )
 from pytest_neuralpower.tracing.torch_private import any_autocast
 
@@ -222,8 +221,7 @@ class Recorder:
 
     def formatted(self, like: Tensor, shape: Ints, dtype: torch.dtype) -> Tensor:
         """A tensor that is channels_last where another of its rank is, contiguous elsewhere."""
-        last = len(shape) == like.ndim and is_channels_last(like.shape, like.stride())
-        return self.new(shape, dtype, channels_last_strides(shape) if last else None)
+        return self.new(shape, dtype, formatted_like(like.shape, like.stride(), tuple(shape)))
 
     def autocast(self, dtype: torch.dtype) -> torch.dtype:
         """Dtype of an operation on autocast's low-precision list."""

@@ -64,6 +64,15 @@ def is_channels_last(shape: Ints, strides: Ints) -> bool:
 
 
 @lru_cache(_REMEMBERED)
+def formatted_like(shape: Ints, strides: Ints, wanted: Ints) -> Ints:
+    """Strides of a tensor of another shape: channels_last where one of its rank is, else
+    contiguous."""
+    if len(wanted) == len(shape) and is_channels_last(shape, strides):
+        return channels_last_strides(wanted)
+    return contiguous_strides(wanted)
+
+
+@lru_cache(_REMEMBERED)
 def dense_like(shape: Ints, strides: Ints) -> Ints:
     """Strides of ``empty_like(..., memory_format=preserve_format)``."""
     if is_contiguous(shape, strides):

@@ -107,7 +107,6 @@ class NvmlWatch(Watch):
 
     @contextmanager
     def during(self) -> Iterator[Watched]:
-        """See :meth:`Watch.during`."""
         watched = Watched()
         clocks: list[float] = []
         temperatures: list[float] = []
@@ -141,7 +140,6 @@ class NvmlWatch(Watch):
         return self._device.read("temperature_c")
 
     def close(self) -> None:
-        """See :meth:`Watch.close`."""
         self._device.close()
 
 

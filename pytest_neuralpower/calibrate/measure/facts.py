@@ -61,7 +61,10 @@ def device_facts(device: str) -> Facts:
         "system": f"{platform.system()} {platform.release()}",
         "pytest_neuralpower": version("pytest-neuralpower"),
     }
-    facts.setdefault("device_uuid", _machine_uuid(facts["device"]))
+    # A processor has no UUID: the machine's own stands in, hashed, since it is private.
+    machine = file_text(Path("/etc/machine-id")) or platform.node()
+    digest = hashlib.sha256(f"{machine} {facts['device']}".encode()).hexdigest()
+    facts.setdefault("device_uuid", f"CPU-{digest[:12]}")
     return Facts(facts)
 
 
@@ -78,12 +81,6 @@ def cpu_facts(*, sysfs: Path = Path("/sys"), proc: Path = Path("/proc")) -> dict
     }
     governor = file_text(sysfs / "devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return {**facts, "governor": governor} if governor else facts
-
-
-def _machine_uuid(device: str) -> str:
-    """A processor has no UUID: the machine's own stands in, hashed, since it is private."""
-    machine = file_text(Path("/etc/machine-id")) or platform.node()
-    return f"CPU-{hashlib.sha256(f'{machine} {device}'.encode()).hexdigest()[:12]}"
 
 
 def _cuda_facts(device: str) -> dict[str, str]:

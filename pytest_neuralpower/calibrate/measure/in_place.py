@@ -183,17 +183,16 @@ def list_calls(model: nn.Module, inputs: Sequence[Any]) -> tuple[Trace, NetworkC
 def _matched(traced: Sequence[Layer], listed: Sequence[Layer]) -> list[Layer | None]:
     """For each layer of the real run, the traced one: not all are there, as a kernel may return
     a tensor laid out in another way than the rule says, which makes a copy or saves one."""
-    first, second = ([_configuration(layer) for layer in layers] for layers in (traced, listed))
+    # All but the operation's name: `relu6` runs as `hardtanh`.
+    first, second = (
+        [(each.kind, each.inputs, each.weights, each.outputs, each.params) for each in layers]
+        for layers in (traced, listed)
+    )
     known: list[Layer | None] = [None] * len(listed)
     matcher = SequenceMatcher(None, first, second, autojunk=False)
     for here, there, size in matcher.get_matching_blocks():
         known[there : there + size] = traced[here : here + size]
     return known
-
-
-def _configuration(layer: Layer) -> Any:
-    """All but the operation's name: ``relu6`` runs as ``hardtanh``."""
-    return (layer.kind, layer.inputs, layer.weights, layer.outputs, layer.params)
 
 
 def time_calls(

@@ -112,7 +112,9 @@ def measure_profile(options: CalibrationOptions, progress: Progress) -> Outcome:
             f"{device.meter.name} ({device.meter.method}); {len(plan.trials)} trials in about "
             f"{plan.expected_s / 60:.1f} min"
         )
-        _write_recipe(options, device, plan)
+        recipe = options.directory / "recipe.yaml"
+        if not recipe.exists():
+            dump_recipe(_recipe_content(options, device, plan), recipe)
         return _measure(options, device, plan, facts, progress)
     finally:
         device.close()
@@ -220,14 +222,6 @@ def _refuse_other(
 _CANDIDATES: Final = ("physical", "neuralpower", "neuralpower-relative", "tree")
 #: The paper's Lasso takes as long to fit as all others, and is there to compare with.
 _QUICK_CANDIDATES: Final = ("physical", "neuralpower-relative", "tree")
-
-
-def _write_recipe(options: CalibrationOptions, device: Device, plan: CalibrationPlan) -> None:
-    """Write ``recipe.yaml`` of a new calibration; one that is there stays as it is."""
-    path = options.directory / "recipe.yaml"
-    if path.exists():
-        return
-    dump_recipe(_recipe_content(options, device, plan), path)
 
 
 def dump_recipe(content: Mapping[str, Any], path: Path) -> None:

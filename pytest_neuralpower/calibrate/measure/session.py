@@ -167,7 +167,7 @@ class Session:
             except Exception as error:
                 reason = _why_skipped(error)
                 break
-            wrong = [row.runtime_ms for row in rows if not _is_sound(row.runtime_ms)]
+            wrong = [row.runtime_ms for row in rows if not 0 < row.runtime_ms < math.inf]
             if not rows or wrong:
                 reason = f"a runtime of {wrong[0]} ms" if wrong else "no layer was timed"
                 break
@@ -212,10 +212,6 @@ class Session:
                 power_w=self._power_w,
             )
         )
-
-
-def _is_sound(runtime_ms: float) -> bool:
-    return math.isfinite(runtime_ms) and runtime_ms > 0
 
 
 def _why_skipped(error: Exception) -> str:

@@ -118,7 +118,6 @@ class CudaTimer:
         ]
 
     def waited(self, marks: Sequence[tuple[Mark, Mark]]) -> list[bool]:
-        """See :meth:`Timer.waited`."""
         if self._ahead or not marks:
             return [False] * len(marks)
         torch.cuda.synchronize(self._stream.device)

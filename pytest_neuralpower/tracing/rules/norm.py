@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_neuralpower.tracing.fallbacks import NoRule
 from pytest_neuralpower.tracing.recorder import REMEMBERED, OperationPlan, planned, spec_of
-from pytest_neuralpower.tracing.strides import (
-    Ints,
-    channels_last_strides,
-    contiguous_strides,
-    is_channels_last,
-)
+from pytest_neuralpower.tracing.strides import Ints, formatted_like
 
 if TYPE_CHECKING:
     import torch
@@ -65,11 +60,10 @@ def _plan_batch(
     # Statistics of one value per channel are refused in training, as torch does.
     if training and math.prod(shape) == shape[1]:
         raise NoRule
-    last = is_channels_last(shape, strides)
     return planned(
         "norm", "batch_norm", (spec_of(shape, dtype),), shape, dtype,
         weights=tuple(spec_of(*one) for one in given), params=(("training", training),),
-        strides=channels_last_strides(shape) if last else contiguous_strides(shape),
+        strides=formatted_like(shape, strides, shape),
     )  # fmt: skip
 
 

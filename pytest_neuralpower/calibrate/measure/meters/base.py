@@ -230,17 +230,14 @@ class SampledMeter(Meter):
     source: Source | None = "measured"
 
     def measure(self, step: Step, *, seconds: float, settle_s: float) -> Reading:
-        """See :meth:`Meter.measure`."""
         return self._read(step, seconds, max(settle_s, self.lag_s))
 
     def idle_w(self, seconds: float) -> float:
-        """See :meth:`Meter.idle_w`."""
         reading = self._read(lambda: time.sleep(_IDLE_STEP_S), seconds, 0.0)
         assert reading.power_w is not None
         return reading.power_w
 
     def close(self) -> None:
-        """See :meth:`Meter.close`."""
         self.release()
 
     def _read(self, step: Step, seconds: float, settle_s: float) -> Reading:
@@ -328,7 +325,6 @@ class PowerWindow:
         return bool(since) and since[-1].at_s - since[0].at_s >= self.seconds
 
     def mean_power(self) -> tuple[float, float, float]:
-        """See :meth:`CounterWindow.mean_power`."""
         window = [sample for sample in self.samples if sample.at_s >= self.settled]
         begin, end = window[0].at_s, window[-1].at_s
         energy_j = sum((a.value + b.value) / 2 * (b.at_s - a.at_s) for a, b in pairwise(window))

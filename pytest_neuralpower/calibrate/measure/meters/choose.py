@@ -47,7 +47,6 @@ class NoMeter(Meter):
         self._watts = watts
 
     def measure(self, step: Step, *, seconds: float, settle_s: float) -> Reading:
-        """See :meth:`Meter.measure`."""
         settled = time.perf_counter() + settle_s
         while time.perf_counter() < settled:
             step()
