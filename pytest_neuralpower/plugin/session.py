@@ -696,8 +696,9 @@ class GuardSession:
 
 def pytest_command(config: pytest.Config) -> str:
     """How pytest was asked to run, as far as advice must repeat it."""
-    given = config.getoption("--np-platform") or ()
-    return " ".join(["pytest", *(f"--np-platform={name}" for name in given)])
+    given = [f"--np-platform={name}" for name in config.getoption("--np-platform") or ()]
+    judge = config.getoption("--np-judge")
+    return shlex.join(["pytest", *given, *([f"--np-judge={judge}"] if judge else [])])
 
 
 def _parametrised(item: pytest.Item) -> tuple[str | None, bool]:

@@ -89,6 +89,15 @@ def test_a_budget_kept_but_not_safely_is_said_to_be_so(repo, limits):
     )
 
 
+def test_the_printed_command_judges_alike(repo, limits):
+    """A test that only a judge fails passes without it."""
+    repo.write(GUARDED.format(limit=limits["over_point"]))
+    text = repo.run("--np-platform=titanx", "--np-judge=safe", "--np-top=1").stdout.str()
+    command = re.search(r"every layer: pytest (.+)", text).group(1)
+    assert command == "--np-platform=titanx --np-judge=safe --np-top=0 test_guard.py::test_small"
+    repo.run(*command.split()).assert_outcomes(failed=1)
+
+
 def test_the_summary_says_how_sure_it_is(repo, limits):
     for place in ("under_point", "beyond"):
         repo.write(GUARDED.format(limit=limits[place]), f"test_{place}")
