@@ -137,6 +137,7 @@ def load_call(entry: Mapping[str, Any]) -> tuple[Any, Sequence[Any], Mapping[str
         raise ImportPathError(f"arguments: {arguments!r} must be a mapping of names to values")
     if not entry["inputs"]:
         raise ImportPathError("inputs: the list is empty; write a shape each, such as 1,3,224,224")
+    refuse_one_shape(entry["inputs"])
     args, kwargs = make_inputs([read_input(each, field="inputs:") for each in entry["inputs"]])
     return load_model(entry["model"], arguments, in_file=True), args, kwargs
 
@@ -321,9 +322,11 @@ def read_input(value: Any, *, field: str = "--input") -> InputSpec:
         return _of_mapping(value)
     if isinstance(value, list):
         return _of_mapping({"shape": value})
-    name, _, rest = str(value).rpartition("=")
+    name, named, rest = str(value).rpartition("=")
     sizes, _, dtype = rest.partition(":")
     where = f"{field} {value}"
+    if named and not name.isidentifier():
+        raise InputError(f"{where}: {name!r} must be the name of an argument", "name")
     if dtype and dtype not in DTYPES:
         raise InputError(f"{where}: unknown dtype {dtype!r}; allowed: {', '.join(DTYPES)}", "dtype")
     try:
@@ -335,6 +338,12 @@ def read_input(value: Any, *, field: str = "--input") -> InputSpec:
             f"{where}: {sizes!r} is no shape; write positive sizes such as 1,3,224,224"
         )
     return InputSpec(shape, dtype or "float32", None, name or None)
+
+
+def refuse_one_shape(inputs: Sequence[Any]) -> None:
+    """Raise an InputError where a file's list of inputs is one shape: its items are sizes."""
+    if all(type(each) is int for each in inputs):
+        raise InputError(f"inputs: {inputs} is one shape, not a list of them; write [{inputs}]")
 
 
 def _of_mapping(given: Mapping[str, Any]) -> InputSpec:
@@ -421,4 +430,9 @@ def parse_inputs(specs: Sequence[str]) -> tuple[Sequence[torch.Tensor], Mapping[
     ImportPathError
         With one line, for a spec that cannot be read.
     """
-    return make_inputs([read_input(spec) for spec in specs])
+    inputs = [read_input(spec) for spec in specs]
+    names = [each.name for each in inputs if each.name is not None]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"--input {name}=: it is given {names.count(name)} times; give one")
+    return make_inputs(inputs)

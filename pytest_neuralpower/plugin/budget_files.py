@@ -24,6 +24,7 @@ from pytest_neuralpower.model_source import (
     load_model,
     make_inputs,
     read_input,
+    refuse_one_shape,
 )
 from pytest_neuralpower.plugin.options import GUARD, SETTINGS, platform_at
 
@@ -270,8 +271,15 @@ class _Reader:
             self._note(line, str(error))
 
     def _inputs(self, located: Located | None) -> tuple[InputSpec, ...]:
+        if located is None or not isinstance(located.value, list):
+            return ()
+        try:
+            refuse_one_shape(located.plain())
+        except InputError as error:
+            self._note(located.line, str(error))
+            return ()
         found = []
-        for each in located.value if located and isinstance(located.value, list) else ():
+        for each in located.value:
             try:
                 found.append(read_input(each.plain(), field="inputs:"))
             except InputError as error:

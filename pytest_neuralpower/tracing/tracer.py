@@ -358,7 +358,10 @@ def _wrong_arguments(model: nn.Module, args: Any, kwargs: Any) -> str | None:
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        return str(error)
+        takes = signature.parameters.values()
+        any_name = any(each.kind is each.VAR_KEYWORD for each in takes)
+        unknown = [] if any_name else [name for name in kwargs if name not in signature.parameters]
+        return f"unknown argument {', '.join(map(repr, unknown))}" if unknown else str(error)
     return None
 
 

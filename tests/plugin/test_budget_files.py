@@ -229,6 +229,10 @@ MISTAKES = {
         "models:\n  a: {model: 'm:f', tolerance: {}, inputs: [{dtype: int64}]}\n",
         "*:2: an input needs shape:, a list of positive sizes such as [[]1, 3, 224, 224]",
     ),
+    "one shape as the inputs": (
+        "models:\n  a:\n    model: 'm:f'\n    tolerance: {}\n    inputs: [1, 3, 9]\n",
+        "*:5: inputs: [[]1, 3, 9] is one shape, not a list of them; write [[][[]1, 3, 9]]",
+    ),
     "an empty axis": (
         "models:\n  a: {model: 'm:f', tolerance: {}, inputs: [[1, 0]]}\n",
         "*:2: shape: [[]1, 0], a list of positive sizes such as *",

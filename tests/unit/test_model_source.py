@@ -101,8 +101,17 @@ def test_inputs_are_positional_or_named_meta_floats_and_real_integers():
         ("1,x", "'1,x' is no shape"),
         ("1,0,3", "'1,0,3' is no shape"),
         ("", "'' is no shape"),
+        ("ids=1,x", "--input ids=1,x: '1,x' is no shape"),
+        ("ids=1,2:int", "--input ids=1,2:int: unknown dtype 'int'"),
+        ("1x=1,2", "--input 1x=1,2: '1x' must be the name of an argument"),
+        ("=1,2", "--input =1,2: '' must be the name of an argument"),
     ],
 )
 def test_a_wrong_input_is_one_clear_line(spec, message):
     with pytest.raises(ImportPathError, match=message):
         parse_inputs([spec])
+
+
+def test_an_input_that_is_given_twice_is_named():
+    with pytest.raises(ImportPathError, match="--input ids=: it is given 2 times; give one"):
+        parse_inputs(["ids=1,2", "1,3", "ids=2,2"])

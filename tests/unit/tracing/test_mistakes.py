@@ -64,6 +64,7 @@ def test_wrong_number_of_arguments_shows_the_signature(args: Any) -> None:
 
 def test_unknown_keyword_is_named() -> None:
     assert "'mask'" in message(NET, torch.randn(1, 3, 8, 8), mask=None)
+    assert "(unknown argument 'x'); it takes (input)" in message(NET, x=torch.randn(1, 3, 8, 8))
 
 
 @pytest.mark.parametrize(
