@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +172,29 @@ def _add_baseline_options(group: pytest.OptionGroup, parser: pytest.Parser) -> N
     parser.addini("np_baselines", "as --np-baselines", default=DEFAULT_BASELINES)
     parser.addini("np_tolerance", "as --np-tolerance", type="args")
     parser.addini("np_report", "as --np-report", type="args")
+
+
+def refuse_misspelt(args: Iterable[object]) -> None:
+    """Refuse a wrong value of ``--np-update-baseline``.
+
+    argparse, which sees two options without a value, can say neither what is allowed nor what is
+    near. Of options in the ini file it has the word.
+
+    Raises
+    ------
+    pytest.UsageError
+        With one line.
+    """
+    for arg in map(str, args):
+        option, has_value, value = arg.partition("=")
+        if option == "--np-update-baseline" and has_value and value != "new":
+            from difflib import get_close_matches  # noqa: PLC0415 - for a message alone
+
+            hint = ", did you mean new?" if get_close_matches(value, ["new"]) else ""
+            raise pytest.UsageError(
+                f"{arg}: unknown value {value!r}{hint}; allowed: --np-update-baseline, which "
+                "writes all baselines, and --np-update-baseline=new, which writes missing ones"
+            )
 
 
 def read_settings(config: pytest.Config) -> Settings:

@@ -16,6 +16,7 @@ from pytest_neuralpower.plugin.options import (
     SETTINGS,
     add_options,
     read_settings,
+    refuse_misspelt,
 )
 from pytest_neuralpower.plugin.session_end import SessionEnd
 
@@ -31,8 +32,10 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(hookspecs)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     add_options(parser)
+    config = pluginmanager.get_plugin("pytestconfig")
+    refuse_misspelt(config.invocation_params.args if config else ())
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -413,7 +413,12 @@ MISUSE = {
         "ERROR: --np-update-baseline and --np-update-baseline=new: the first writes all *",
     ),
     "what to update is misspelt": (
-        None, ("--np-update-baseline=nwe",), 4, "*--np-update-baseline*nwe*",
+        None, ("--np-update-baseline=nwe",), 4,
+        "ERROR: --np-update-baseline=nwe: unknown value 'nwe', did you mean new?; allowed: *",
+    ),
+    "what to update is none": (
+        None, ("--np-update-baseline=every",), 4,
+        "ERROR: --np-update-baseline=every: unknown value 'every'; allowed: --np-update-baseline,*",
     ),
     "unknown tolerance": (
         None, ("--np-tolerance=max_precent=2",), 4,
