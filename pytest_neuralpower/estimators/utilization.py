@@ -144,6 +144,11 @@ class Utilization(Estimator, tag="utilization"):
     def predict(self, columns: Columns) -> FloatArray:
         return self.predict_utilization(*self.utilization(columns))
 
+    def evaluate_all(self, columns: Columns) -> None:
+        if not self.load_:
+            raise ValueError(f"load needs {', '.join(_TERMS)}, and is empty")
+        super().evaluate_all(columns)
+
     def predict_utilization(self, compute: FloatArray, traffic: FloatArray) -> FloatArray:
         """Power in W at these utilizations."""
         base, by_compute, by_traffic = (self.load_[name] for name in _TERMS)

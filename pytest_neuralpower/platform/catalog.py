@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.protocol import Platform
 
 __all__ = [
+    "as_platform",
     "list_platforms",
     "load_array",
     "load_fitted",
@@ -59,6 +60,24 @@ def load_platform(name: str | Path) -> Platform:
         if path.parent != _SHIPPED:  # those that ship are tested
             check_estimators(path, fitted)
         return fitted
+
+
+def as_platform(platform: Platform | str | Path) -> Platform:
+    """A platform as it is; a name or a path loaded by :func:`load_platform`.
+
+    Raises
+    ------
+    PlatformError
+        Also for what is neither.
+    """
+    if isinstance(platform, str | Path):
+        return load_platform(platform)
+    if not callable(getattr(platform, "predict", None)) or isinstance(platform, type):
+        raise PlatformError(
+            f"platform={platform!r}: give a name, such as 'titanx', the path of a platform file, "
+            "or what load_platform returns"
+        )
+    return platform
 
 
 def load_fitted(name: str | Path) -> FittedPlatform:
@@ -161,7 +180,7 @@ def predict_call(
     with collector_paused():
         from pytest_neuralpower.tracing import trace  # noqa: PLC0415 - imports torch
 
-    loaded = load_platform(platform) if isinstance(platform, str | Path) else platform
+    loaded = as_platform(platform)
     traced = trace(model, *args, **kwargs)
     if not traced:
         raise TraceError(

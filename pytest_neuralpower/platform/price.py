@@ -635,6 +635,8 @@ def check_estimators(path: Path, platform: FittedPlatform) -> None:
         except (KeyError, ValueError, IndexError, OverflowError) as error:
             reason = f"no size {error}" if isinstance(error, KeyError) else str(error)
             raise PlatformError(f"{of_file(path)}: family {name!r}: {reason}; {REFIT}") from None
+    if platform.power is not None and not platform.power.load_:
+        raise PlatformError(f"{of_file(path)}: power: load is empty; {REFIT}")
     try:
         platform.summary()
         for name in FAMILIES:

@@ -220,7 +220,7 @@ class TestRefusals:
             ),
             (
                 lambda d: d["families"]["conv"]["runtime"].update(estimator="oracle"),
-                "families.conv.runtime.estimator is 'oracle'; there are boosted, neuralpower, ",
+                "families.conv.runtime.estimator is 'oracle'; allowed: boosted, neuralpower, ",
             ),
             (
                 lambda d: d["families"]["conv"]["runtime"]["regimes"][0]["rates"].update(fl=1.0),
@@ -242,6 +242,12 @@ class TestRefusals:
             ),
             (lambda d: d["families"]["conv"].update(power_range_w=[1, 2]), "belong together"),
             (lambda d: d["power"]["load"].pop("base"), "power: load needs base, compute, bandw"),
+            (lambda d: d["power"].update(load={}), "power: load is empty; refit it"),
+            (lambda d: d["power"].pop("load"), "power: load is empty; refit it"),
+            (
+                lambda d: d["families"]["conv"].update(power={**d["power"], "load": {}}),
+                "family 'conv': load needs base, compute, bandwidth, and is empty; refit it",
+            ),
         ],
     )
     def test_a_field_of_a_wrong_type(

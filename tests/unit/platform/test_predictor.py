@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,7 @@ from torch import nn
 from pytest_neuralpower import load_platform, predict, trace
 from pytest_neuralpower.errors import PlatformError
 from pytest_neuralpower.platform.catalog import predict_call
-
-if TYPE_CHECKING:
-    from pytest_neuralpower.platform.price import FittedPlatform
+from pytest_neuralpower.platform.price import FittedPlatform
 
 
 class Scaled(nn.Module):
@@ -51,6 +50,13 @@ def test_a_platform_is_taken_loaded_by_name_or_by_path(
         assert predict(Scaled(), IMAGE, platform=given).runtime_ms == expected
     with pytest.raises(PlatformError, match="unknown platform 'toy'"):
         predict(Scaled(), IMAGE, platform="toy")
+
+
+@pytest.mark.parametrize("given", [5, ["titanx"], FittedPlatform])
+def test_what_is_no_platform_is_one_clear_line(given: Any) -> None:
+    says = f"platform={given!r}: give a name, such as 'titanx', the path of a platform file, or "
+    with pytest.raises(PlatformError, match=f"^{re.escape(says)}what load_platform returns$"):
+        predict(Scaled(), IMAGE, platform=given)
 
 
 def test_a_model_s_own_keyword_called_platform_is_passed_on() -> None:
