@@ -31,7 +31,7 @@ from pytest_neuralpower.compress.width_prices import LayerPrices
 from pytest_neuralpower.errors import BudgetError, CompressError, UnsupportedGraphError
 from pytest_neuralpower.guard.budget import as_budget
 from pytest_neuralpower.model_source import Call, as_call, input_texts
-from pytest_neuralpower.platform.catalog import load_platform
+from pytest_neuralpower.platform.catalog import as_platform
 from pytest_neuralpower.platform.prediction import EXTRAPOLATED
 from pytest_neuralpower.tracing import trace
 from pytest_neuralpower.tracing.inputs import batch_size, input_tensors
@@ -366,35 +366,25 @@ def prune_to_budget(
         max_drop=max_drop,
         scored=score_fn is not None,
     )
-    loaded = load_platform(platform) if isinstance(platform, str | Path) else platform
+    loaded = as_platform(platform)
     _check_values(model)
     call = as_call(inputs)
     limit = _of_the_call(as_budget(budget), call)
     _check_platform(loaded, limit.quantity, granularity)
     structure, weights = structure_hash(model), weights_hash(model.state_dict())
-    calls = calibration_calls(calibration, call)
-    work = (model if inplace else copy.deepcopy(model)).eval()
-    reference, refit = copy.deepcopy(work), reconstruct is not None
-    pruner: WeightPruner | ChannelPruner
-    if granularity == "weight":
-        pruner = WeightPruner(
-            model=work, reference=reference, calls=calls, criterion=criterion, order=order,
-            refit=refit, seed=seed, trace=trace(work, *call.args, **call.kwargs), platform=loaded,
-        )  # fmt: skip
-    else:
-        prices = LayerPrices(loaded)
-        pruner = ChannelPruner(
-            model=work, reference=reference, calls=calls, criterion=criterion, order=order,
-            refit=refit, seed=seed, call=call, widths=widths,
-            layers_cost=lambda sets: prices.of(sets).of(limit.quantity),
-        )  # fmt: skip
-
-    def predicted() -> Prediction:
-        """The call as the model is now."""
-        if isinstance(pruner, WeightPruner):
-            return pruner.prediction()
-        return loaded.predict(pruner.groups.trace)
-
+    pruner, predicted = _pruner(
+        granularity,
+        (model if inplace else copy.deepcopy(model)).eval(),
+        call,
+        loaded,
+        limit.quantity,
+        widths=widths,
+        calls=calibration_calls(calibration, call),
+        criterion=criterion,
+        order=order,
+        refit=reconstruct is not None,
+        seed=seed,
+    )
     before = predicted()
     history, first = run_rounds(
         pruner, limit.limit, rounds=rounds, score_fn=score_fn, max_drop=max_drop, finetune=finetune
@@ -439,6 +429,33 @@ def prune_to_budget(
         statements=tuple(_statements(after, loaded, limit.quantity)),
         warnings=tuple(_warnings(after, pruner, scored=first is not None, max_drop=max_drop)),
     )
+
+
+def _pruner(
+    granularity: Granularity,
+    model: nn.Module,
+    call: Call,
+    platform: Platform,
+    quantity: Quantity,
+    *,
+    widths: Literal["plateau"] | int,
+    **options: Any,
+) -> tuple[WeightPruner | ChannelPruner, Callable[[], Prediction]]:
+    """What prunes the model in place, and what predicts the call as the model is by then."""
+    options["reference"] = copy.deepcopy(model)
+    if granularity == "weight":
+        traced = trace(model, *call.args, **call.kwargs)
+        by_weights = WeightPruner(model=model, trace=traced, platform=platform, **options)
+        return by_weights, by_weights.prediction
+    prices = LayerPrices(platform)
+    by_channels = ChannelPruner(
+        model=model,
+        call=call,
+        widths=widths,
+        layers_cost=lambda sets: prices.of(sets).of(quantity),
+        **options,
+    )
+    return by_channels, lambda: platform.predict(by_channels.groups.trace)
 
 
 def _check_options(
