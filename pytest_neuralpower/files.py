@@ -147,7 +147,7 @@ def _reason(type_: Any, says: str, keys: Sequence[str | int], value: Any) -> str
         return f"unknown field {inside + field[1]!r}"
     if re.match("Invalid (enum )?value", says):
         choices = ", ".join(map(str, _choices(type_, keys)))
-        return f"{name} is {_shown(value)}; there are {choices}"
+        return f"{name} is {_shown(value)}; allowed: {choices}"
     if expected := re.fullmatch(r"Expected (.*?)(?:, got .*)?", says):
         wanted = re.sub(
             r"`([^`]*)`",

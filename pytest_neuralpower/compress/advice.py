@@ -20,7 +20,7 @@ from pytest_neuralpower.compress.find_groups import NOT_CHECKED, find_channel_gr
 from pytest_neuralpower.compress.width_prices import LayerQuota, WidthPrices, expansion, shrinkage
 from pytest_neuralpower.guard.budget import Budget, as_budget, check
 from pytest_neuralpower.model_source import as_call
-from pytest_neuralpower.platform.catalog import load_platform
+from pytest_neuralpower.platform.catalog import as_platform
 from pytest_neuralpower.platform.ranges import PROVENANCE_KEY, were_measured
 from pytest_neuralpower.report.terminal import call_text, totals_text
 from pytest_neuralpower.units import show_in, show_percent
@@ -153,7 +153,7 @@ class Advised:
         if self.budget is None:
             return text
         limit = show_in(self.budget.quantity, self.budget.limit, self.budget.unit)
-        return f"{text}; {'meets' if self.meets else 'does not meet'} {limit}"
+        return f"{text}; {'within' if self.meets else 'still over'} the budget of {limit}"
 
     def text(self) -> str:
         """Everything for people."""
@@ -168,7 +168,10 @@ class Advised:
                 f"{self.examined} widths examined, {len(self.frozen)} may not change{left}",
                 "",
                 *self.lines(),
-                *(f"note: {count} left as they are: {why}" for why, count in reasons.items()),
+                *(
+                    f"note: {count} width{'s' if count > 1 else ''} may not change: {why}"
+                    for why, count in reasons.items()
+                ),
             ]
         )
 
@@ -241,7 +244,7 @@ def advise(
         The model cannot be traced with these inputs.
     """
     left = LayerQuota(effort)
-    loaded = load_platform(platform) if isinstance(platform, str | Path) else platform
+    loaded = as_platform(platform)
     call = as_call(inputs)
     limit = None if budget is None else as_budget(budget)
     groups = find_channel_groups(model, call.args, call.kwargs, effort=left)

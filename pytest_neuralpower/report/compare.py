@@ -75,7 +75,7 @@ def _interval_lines(total: TotalChange, quantity: Quantity) -> list[str]:
     if total.interval is None:
         return []
     low, high, coverage = total.interval
-    sure = f"{coverage:.0%} sure to be more" if low > 0 else "not sure to be more"
+    sure = f"{coverage:.0%} sure to be more" if low > 0 else "may be no more than before"
     return [
         f"           change between {signed(quantity, low)} and {signed(quantity, high)}: {sure}"
     ]

@@ -27,7 +27,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A candidate with its ratio; ``efficient`` when no other has both less error and energy."""
+    """A candidate with its ratio; ``efficient`` when Pareto-optimal in error and energy."""
 
     candidate: Candidate
     ratio: float

@@ -279,7 +279,8 @@ def epr_text(ranked: Sequence[Ranked], *, platform: str, alpha: float) -> str:
     headers = ("model", "error", "energy per sample", f"error^{alpha:g} x energy", "front")
     align = ("left", "right", "right", "right", "left")
     table = tabulate(rows, headers, tablefmt="plain", colalign=align, disable_numparse=True)
-    return f"{table}\n\npredicted on {platform}; * no other model has both less error and energy"
+    star = "* Pareto-optimal: no other model is better in both error and energy"
+    return f"{table}\n\npredicted on {platform}\n{star}"
 
 
 def strict_text(prediction: Prediction, share: float, limit: float, again: tuple[str, str]) -> str:

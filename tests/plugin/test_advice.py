@@ -69,16 +69,16 @@ class TestAFailingBudget:
             r"parameters -2,976; \w+",
             text,
         )
-        assert "does not meet 20.0 mJ" in text
+        assert "still over the budget of 20.0 mJ" in text
 
     def test_says_when_advice_alone_meets_it(self, pytester):
         text = lines_of(run(pytester, "energy_budget(mj=142)"))
-        assert "; meets 142 mJ" in text
+        assert "; within the budget of 142 mJ" in text
         assert "alone meets the budget" in text
 
     def test_advises_for_a_runtime_budget(self, pytester):
         text = lines_of(run(pytester, "runtime_budget(us=100)"))
-        assert "does not meet 100 µs" in text
+        assert "still over the budget of 100 µs" in text
 
     def test_on_a_fitted_platform_loads_nothing_of_the_array(self, pytester):
         pytester.makeconftest("""

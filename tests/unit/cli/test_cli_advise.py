@@ -31,12 +31,14 @@ def test_names_what_to_shrink_and_what_it_comes_to(neuralpower, model):
     assert (code, err) == (0, "")
     assert "shrink 2 33 -> 32" in out
     assert "predicted for one call of 8 samples, not measured" in out
-    assert "1 left as they are: it is the model's output" in out
+    assert "note: 1 width may not change: it is the model's output" in out
 
 
 def test_says_whether_the_budget_is_met(neuralpower, model):
-    assert "; meets 1,000 mJ" in neuralpower("advise", *model, "--mj", "1000")[1]
-    assert "; does not meet 0.001 ms" in neuralpower("advise", *model, "--ms", "0.001")[1]
+    assert "; within the budget of 1,000 mJ" in neuralpower("advise", *model, "--mj", "1000")[1]
+    assert (
+        "; still over the budget of 0.001 ms" in neuralpower("advise", *model, "--ms", "0.001")[1]
+    )
 
 
 def test_json_has_every_coupled_module(neuralpower, model):

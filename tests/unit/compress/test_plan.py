@@ -82,15 +82,15 @@ def broken(plan, tmp_path, change):
     [
         (
             lambda data: data.update(format="report"),
-            "format is 'report'; there are pytest-neuralpower plan;",
+            "format is 'report'; allowed: pytest-neuralpower plan;",
         ),
-        (lambda data: data.update(version=9), "version is 9; there are 1; make the plan again"),
+        (lambda data: data.update(version=9), "version is 9; allowed: 1; make the plan again"),
         (lambda data: data.pop("version"), "field 'version' is missing"),
         (lambda data: data.pop("masks"), "field 'masks' is missing"),
         (lambda data: data.update(batch="four"), "batch must be a whole number, not 'four'"),
         (
             lambda data: data.update(granularity="layer"),
-            "granularity is 'layer'; there are channel, weight",
+            "granularity is 'layer'; allowed: channel, weight",
         ),
         (lambda data: data.update(more=1), "unknown field 'more'"),
         (

@@ -16,6 +16,7 @@ from pytest_neuralpower.report.epr import (
     rank,
     read_candidates,
 )
+from pytest_neuralpower.report.terminal import epr_text
 
 SMALL, MIDDLE, WASTEFUL, LARGE = (
     Candidate("small", 0.30, 10.0),
@@ -47,6 +48,12 @@ def test_the_front_has_only_models_that_no_other_beats_in_both():
 )
 def test_one_that_is_equal_in_one_and_worse_in_the_other_is_off_the_front(worse):
     assert pareto_front(rank([worse, SMALL])) == (SMALL,)
+
+
+def test_the_table_says_what_its_star_is():
+    text = epr_text(rank(ALL), platform="titanx", alpha=1)
+    star = "* Pareto-optimal: no other model is better in both error and energy"
+    assert text.splitlines()[-2:] == ["predicted on titanx", star]
 
 
 def test_twins_are_both_on_the_front():
@@ -109,13 +116,17 @@ def test_a_file_that_is_not_there_is_said_so(tmp_path):
         ("- {name: 2001-13-45}", "not readable YAML"),
         ("- {name: a, model: m, inputs: [1]}", "entry 1: no 'error'"),
         ("- {name: a, model: m, inputs: [1], error: 0.1, batch: 2}", "unknown field 'batch'"),
-        ("- {name: a, model: 'nope:f', inputs: [1], error: 0.1}", "cannot import 'nope'"),
+        ("- {name: a, model: 'nope:f', inputs: ['1'], error: 0.1}", "cannot import 'nope'"),
         ("- {name: a, model: 'torch.nn:ReLU', inputs: 3, error: 0.1}", "inputs: 3 must be a list"),
         ("- {name: a, model: 'torch.nn:ReLU', inputs: ['3'], error: 5}", "error 5.0 must be"),
         ("- {name: a, model: 'torch.nn:ReLU', inputs: ['3'], error: high}", "'high' must be"),
         ("- {name: a, model: 'torch.nn:ReLU', inputs: ['3'], error: true}", "error True must be"),
         ("- {name: a, model: 'torch.nn:ReLU', inputs: [], error: 0.1}", "inputs: the list is empt"),
         ("- {name: a, model: 'torch.nn:ReLU', inputs: ['3xa'], error: 0.1}", "1: inputs: 3xa: "),
+        (
+            "- {name: a, model: 'torch.nn:ReLU', inputs: [8, 32], error: 0.1}",
+            "1: inputs: [8, 32] is one shape, not a list of them; write [[8, 32]]",
+        ),
         ("[]", "write a list of entries with name, model, inputs, error"),
     ],
 )

@@ -184,14 +184,14 @@ class TestDirectory:
             (re.sub("- {.*", "profile.csv", RECIPE), "sources must be a list, not 'profile.csv'"),
             (RECIPE + "designs: {conv: [gemm]}", "designs.conv must be an object, not ['gemm']"),
             (RECIPE + "designs: {convs: {}}", "designs: 'convs' is not one of conv, linear, "),
-            (RECIPE + "candidates: [forest]", "candidates[0] is 'forest'; there are boosted, "),
+            (RECIPE + "candidates: [forest]", "candidates[0] is 'forest'; allowed: boosted, "),
             (
                 RECIPE + "designs: {conv: {candidates: [forest]}}",
-                "designs.conv.candidates[0] is 'forest'; there are boosted, ",
+                "designs.conv.candidates[0] is 'forest'; allowed: boosted, ",
             ),
             (
                 RECIPE + "tiers: {runtime: guessed}",
-                "tiers.runtime is 'guessed'; there are datas",
+                "tiers.runtime is 'guessed'; allowed: datas",
             ),
             (RECIPE + "power: {watts: -1}", "power.watts must be a number > 0, not -1"),
             (RECIPE + "power: {watts: much}", "power.watts must be a number or null, not 'much'"),
