@@ -9,22 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pytest_neuralpower.cli.options import (
-    Arguments,
-    Data,
-    DeviceOption,
-    Dtype,
-    Inputs,
-    Json,
-    MeterOption,
-    Mode,
-    PlatformName,
-    Target,
-    Thorough,
-    Watts,
-    parse_arguments,
-    print_json,
-)
+from pytest_neuralpower.cli import options
 from pytest_neuralpower.errors import OptionError
 
 if TYPE_CHECKING:
@@ -33,15 +18,15 @@ if TYPE_CHECKING:
 
 def calibrate_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="name of the platform to make")],
-    device: DeviceOption = "",
-    dtype: Dtype = "",
-    mode: Mode = "",
-    meter: MeterOption = "auto",
-    watts: Watts = None,
+    device: options.DeviceOption = "",
+    dtype: options.Dtype = "",
+    mode: options.Mode = "",
+    meter: options.MeterOption = "auto",
+    watts: options.Watts = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="about a minute on an idle core: a first look")
     ] = False,
-    thorough: Thorough = False,
+    thorough: options.Thorough = False,
     minutes: Annotated[
         float | None,
         typer.Option(
@@ -82,7 +67,7 @@ def calibrate_command(
     if not many and (per_device or backend != "loky"):
         asked = "--per-device" if per_device else f"--backend {backend}"
         raise OptionError(f"{asked} is for many devices: add --device cuda:all, or --workers N")
-    options = CalibrationOptions(
+    calibration = CalibrationOptions(
         name,
         out=out,
         device="" if device.endswith(":all") else device,
@@ -95,12 +80,12 @@ def calibrate_command(
         minutes=minutes,
         resume=resume,
     )
-    with _ctrl_c_told(options.directory):
+    with _ctrl_c_told(calibration.directory):
         if many:
             from pytest_neuralpower.calibrate.measure.fleet import calibrate_fleet
 
             for path, platform in calibrate_fleet(
-                options,
+                calibration,
                 all_gpus=device.endswith(":all"),
                 backend=backend,
                 workers=workers,
@@ -111,10 +96,10 @@ def calibrate_command(
             return
         from pytest_neuralpower.calibrate.measure.profile_writer import only_writer
 
-        with only_writer(options.directory):
+        with only_writer(calibration.directory):
             from pytest_neuralpower.calibrate.measure.run import calibrate
 
-            done = calibrate(options, choose_progress())
+            done = calibrate(calibration, choose_progress())
         typer.echo(
             f"measured in {done.measured_s:.0f} s, fitted in {done.fitted_s:.0f} s; "
             f"{done.outcome.measured} trials measured, {done.outcome.skipped} skipped, "
@@ -153,7 +138,7 @@ def fit_command(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="platform file to write [NAME.json]")
     ] = None,
-    data: Data = None,
+    data: options.Data = None,
 ) -> None:
     """Fit a platform from measured rows: choose each estimator by held-out configurations.
 
@@ -183,11 +168,11 @@ def accuracy_command(
         Path | None,
         typer.Option(metavar="FILE", help="judge these measured networks, not the recipe's"),
     ] = None,
-    data: Data = None,
+    data: options.Data = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="plot predicted against measured (html)")
     ] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Refit PLATFORM with held-out groups, and print its errors next to those of baselines."""
     from pytest_neuralpower.calibrate.fit.accuracy import (
@@ -196,7 +181,6 @@ def accuracy_command(
         measure,
         points,
     )
-    from pytest_neuralpower.cli.options import spinner
     from pytest_neuralpower.report.accuracy import accuracy_text
 
     folder = find_calibration(platform)
@@ -204,7 +188,7 @@ def accuracy_command(
         from pytest_neuralpower.report.charts import check_page
 
         check_page(html)
-    with spinner(f"refitting {folder.name}") as progress:
+    with options.spinner(f"refitting {folder.name}") as progress:
         fitted = measure(
             folder, data_root=data, profile=profile, networks=networks, progress=progress
         )
@@ -216,21 +200,21 @@ def accuracy_command(
         write_page(accuracy_figure(list(points(fitted)), platform=name), html)
         typer.echo(f"wrote {html}: predicted against measured", err=True)
     if as_json:
-        print_json(found)
+        options.print_json(found)
     else:
         typer.echo(accuracy_text(name, found))
 
 
 def measure_command(
-    model: Target,
-    inputs: Inputs,
-    platform: PlatformName,
-    arg: Arguments = None,
-    meter: MeterOption = "auto",
+    model: options.Target,
+    inputs: options.Inputs,
+    platform: options.PlatformName,
+    arg: options.Arguments = None,
+    meter: options.MeterOption = "auto",
     seconds: Annotated[
         float, typer.Option(min=0.1, metavar="S", help="how long to run the model, repeatedly")
     ] = 5.0,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Run MODEL on this machine's device and print measured against predicted.
 
@@ -245,7 +229,7 @@ def measure_command(
     loaded = measured_here(load_platform(platform))
     name = device_of(loaded)
     args, kwargs = parse_inputs(inputs)
-    built = load_model(model, parse_arguments(arg or [])).eval()
+    built = load_model(model, options.parse_arguments(arg or [])).eval()
     prediction = predict_call(built, args, kwargs, platform=loaded)
     device = open_device(name, loaded.dtype, mode=mode_of(loaded), meter=meter)
     try:
@@ -254,7 +238,7 @@ def measure_command(
         device.close()
     compared = compare(measured, prediction, device)
     if as_json:
-        print_json(compared.to_json())
+        options.print_json(compared.to_json())
     else:
         typer.echo(compared.text())
 
@@ -264,7 +248,7 @@ def verify_command(
     minutes: Annotated[
         float, typer.Option(min=0.1, metavar="M", help="time to measure, at most")
     ] = 1.7,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Measure some of PLATFORM's networks again on its device, and show each kind's drift.
 
@@ -276,7 +260,7 @@ def verify_command(
 
     found = verify(load_platform(platform), choose_progress(), seconds=60 * minutes)
     if as_json:
-        print_json(found.to_json())
+        options.print_json(found.to_json())
     else:
         typer.echo(found.text())
     raise typer.Exit(0 if found.holds else 1)

@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pytest_neuralpower.cli.options import (
-    Arguments,
-    Inputs,
-    Json,
-    PlatformName,
-    Target,
-    parse_arguments,
-    print_json,
-)
+from pytest_neuralpower.cli import options
 from pytest_neuralpower.errors import CompressError, OptionError
 from pytest_neuralpower.model_source import Call, import_object, load_model
 
@@ -26,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def advise_command(
-    model: Target,
-    inputs: Inputs,
-    platform: PlatformName,
-    arg: Arguments = None,
+    model: options.Target,
+    inputs: options.Inputs,
+    platform: options.PlatformName,
+    arg: options.Arguments = None,
     mj: Annotated[float | None, typer.Option(help="budget: energy of one call in mJ")] = None,
     ms: Annotated[float | None, typer.Option(help="budget: runtime of one call in ms")] = None,
     channels: Annotated[
@@ -40,7 +32,7 @@ def advise_command(
         int | None,
         typer.Option(min=1, help="most layers to trace and price in the search [default: 100000]"),
     ] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Say which widths of MODEL to move to a plateau edge of a platform. It changes nothing."""
     from pytest_neuralpower.compress.advice import DEFAULT_EFFORT, advise
@@ -53,7 +45,7 @@ def advise_command(
         raise OptionError("--mj and --ms: advice is for one budget; give one of them")
     budget = f"{mj} mJ" if mj is not None else f"{ms} ms" if ms is not None else None
     positional, keywords = parse_inputs(inputs)
-    built = load_model(model, parse_arguments(arg or []))
+    built = load_model(model, options.parse_arguments(arg or []))
     advised = advise(
         built.eval(),
         Call(tuple(positional), keywords),
@@ -63,7 +55,7 @@ def advise_command(
         effort=effort or DEFAULT_EFFORT,
     )
     if as_json:
-        print_json(advised.to_json())
+        options.print_json(advised.to_json())
     else:
         typer.echo(advised.text())
 
@@ -95,7 +87,7 @@ def _load_trained(target: str, arguments: Sequence[str] | None, state: Path | No
 
     from pytest_neuralpower.compress.plan import load_state
 
-    model = load_model(target, parse_arguments(arguments or []), with_values=True)
+    model = load_model(target, options.parse_arguments(arguments or []), with_values=True)
     if not isinstance(model, nn.Module):
         raise CompressError(f"{target} returned a {type(model).__name__}, not a torch.nn.Module")
     if state is not None:
@@ -123,9 +115,9 @@ def _read_calibration(source: str) -> Any:
 
 
 def prune_command(
-    model: Target,
-    inputs: Inputs,
-    platform: PlatformName,
+    model: options.Target,
+    inputs: options.Inputs,
+    platform: options.PlatformName,
     budget: Annotated[
         str, typer.Option("--budget", "-b", metavar="LIMIT", help="such as 12mJ or 3.5ms")
     ],
@@ -143,7 +135,7 @@ def prune_command(
     state: Annotated[
         Path | None, typer.Option(metavar="FILE", help="load MODEL's trained state dict first")
     ] = None,
-    arg: Arguments = None,
+    arg: options.Arguments = None,
     score: Annotated[
         str, typer.Option(metavar="PATH", help="file.py:function(model) -> score, higher is better")
     ] = "",
@@ -162,7 +154,7 @@ def prune_command(
     ] = "",
     rounds: Annotated[int, typer.Option(min=1)] = 1,
     seed: Annotated[int, typer.Option(help="of the sampling of feature maps")] = 0,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Prune MODEL until one call keeps its budget, and write the plan that does it again.
 
@@ -202,7 +194,7 @@ def prune_command(
         raise typer.Exit(3) from None
     result.save(plan, weights)
     if as_json:
-        print_json(result.to_json())
+        options.print_json(result.to_json())
     else:
         typer.echo(result.text())
     written = f"wrote {plan}" + (f" and {weights}" if weights else "")
@@ -221,7 +213,7 @@ def prune_command(
 
 
 def apply_plan_command(
-    model: Target,
+    model: options.Target,
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="written by `neuralpower prune`")],
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="write the state dict of the pruned model (.pt)")
@@ -233,7 +225,7 @@ def apply_plan_command(
     state: Annotated[
         Path | None, typer.Option(metavar="FILE", help="load MODEL's trained state dict first")
     ] = None,
-    arg: Arguments = None,
+    arg: options.Arguments = None,
 ) -> None:
     """Apply PLAN to a fresh MODEL: the same channels or weights are removed.
 

@@ -8,34 +8,24 @@ from typing import Annotated
 
 import typer
 
-from pytest_neuralpower.cli.options import (
-    Arguments,
-    Csv,
-    Inputs,
-    Json,
-    PlatformName,
-    Target,
-    check_format,
-    print_json,
-    trace_model,
-)
+from pytest_neuralpower.cli import options
 from pytest_neuralpower.errors import OptionError
 
 
 def trace_command(
-    model: Target,
-    inputs: Inputs,
-    arg: Arguments = None,
-    as_json: Json = False,
-    as_csv: Csv = False,
+    model: options.Target,
+    inputs: options.Inputs,
+    arg: options.Arguments = None,
+    as_json: options.Json = False,
+    as_csv: options.Csv = False,
 ) -> None:
     """List the layers of one call of MODEL: operations, bytes, shapes. Nothing is computed."""
     from pytest_neuralpower.report import records, terminal
 
-    check_format(as_json=as_json, as_csv=as_csv)
-    found = trace_model(model, inputs, arg)
+    options.check_format(as_json=as_json, as_csv=as_csv)
+    found = options.trace_model(model, inputs, arg)
     if as_json:
-        print_json(records.trace_record(found))
+        options.print_json(records.trace_record(found))
     elif as_csv:
         typer.echo(records.csv_text(map(records.layer_record, found)), nl=False)
     else:
@@ -43,25 +33,25 @@ def trace_command(
 
 
 def predict_command(
-    model: Target,
-    inputs: Inputs,
-    platform: PlatformName,
-    arg: Arguments = None,
+    model: options.Target,
+    inputs: options.Inputs,
+    platform: options.PlatformName,
+    arg: options.Arguments = None,
     top: Annotated[
         int, typer.Option(min=0, help="show the N most expensive layers; 0 shows all")
     ] = 10,
-    as_json: Json = False,
-    as_csv: Csv = False,
+    as_json: options.Json = False,
+    as_csv: options.Csv = False,
 ) -> None:
     """Predict energy, runtime and power of one call of MODEL, layer by layer."""
     from pytest_neuralpower.platform.catalog import load_platform
     from pytest_neuralpower.report import records, terminal
 
-    check_format(as_json=as_json, as_csv=as_csv)
+    options.check_format(as_json=as_json, as_csv=as_csv)
     loaded = load_platform(platform)
-    prediction = loaded.predict(trace_model(model, inputs, arg))
+    prediction = loaded.predict(options.trace_model(model, inputs, arg))
     if as_json:
-        print_json(records.prediction_record(prediction))
+        options.print_json(records.prediction_record(prediction))
     elif as_csv:
         rows = map(records.layer_prediction_record, prediction.layers)
         typer.echo(records.csv_text(rows), nl=False)
@@ -74,12 +64,12 @@ def epr_command(
         Path,
         typer.Argument(metavar="FILE", help="YAML list of models: name, model, inputs, error"),
     ],
-    platform: PlatformName,
+    platform: options.PlatformName,
     alpha: Annotated[float, typer.Option(min=0, help="weight of the error; 0: energy alone")] = 1.0,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="plot energy against error (extra html)")
     ] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Rank models by energy-precision ratio: error^alpha x energy of one sample, lower is better.
 
@@ -102,7 +92,7 @@ def epr_command(
 
         write_page(energy_error_figure(ranked, platform=loaded.name, alpha=alpha), html)
     if as_json:
-        print_json([asdict(item) for item in ranked])
+        options.print_json([asdict(item) for item in ranked])
     else:
         typer.echo(epr_text(ranked, platform=loaded.name, alpha=alpha))
 
@@ -122,7 +112,7 @@ def eyeriss_command(
             "--input", "-i", metavar="[NAME=]SHAPE[:DTYPE]", help="one input of MODEL; repeatable"
         ),
     ] = None,
-    arg: Arguments = None,
+    arg: options.Arguments = None,
     platform: Annotated[
         str,
         typer.Option(
@@ -135,8 +125,8 @@ def eyeriss_command(
     write: Annotated[
         Path | None, typer.Option(metavar="TABLE", help="write the layers as a table, to edit")
     ] = None,
-    as_json: Json = False,
-    as_csv: Csv = False,
+    as_json: options.Json = False,
+    as_csv: options.Csv = False,
 ) -> None:
     """Energy of every layer by data type: input map, output map, weight, computation.
 
@@ -151,12 +141,12 @@ def eyeriss_command(
         energy_text,
     )
 
-    check_format(as_json=as_json, as_csv=as_csv)
+    options.check_format(as_json=as_json, as_csv=as_csv)
     array = load_array(platform)
     if ":" in source:
         if not inputs:
             raise OptionError(f"{source}: a model needs its inputs; add --input 1,3,227,227")
-        rows = table.rows_from_layers(trace_model(source, inputs, arg), bits=array.bits)
+        rows = table.rows_from_layers(options.trace_model(source, inputs, arg), bits=array.bits)
     elif inputs or arg:
         raise OptionError(f"{source}: a table has its own inputs; leave out --input and --arg")
     else:
@@ -169,7 +159,7 @@ def eyeriss_command(
     if write is not None:
         table.write_table(write, rows)
     if as_json:
-        print_json(records)
+        options.print_json(records)
     elif as_csv:
         typer.echo(csv_text(records), nl=False)
     else:
@@ -193,7 +183,7 @@ def platforms_command(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME|PATH]", help="show one platform in full")
     ] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """List the shipped platforms with their tier and measured accuracy, or show one in full."""
     from pytest_neuralpower.platform.catalog import list_platforms, load_platform
@@ -201,7 +191,7 @@ def platforms_command(
 
     if name is not None:
         summary = load_platform(name).summary()
-        print_json(summary) if as_json else typer.echo(platform_text(summary))
+        options.print_json(summary) if as_json else typer.echo(platform_text(summary))
         return
     summaries = [load_platform(shipped).summary() for shipped in list_platforms()]
-    print_json(summaries) if as_json else typer.echo(platforms_text(summaries))
+    options.print_json(summaries) if as_json else typer.echo(platforms_text(summaries))
