@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pytest_neuralpower.calibrate.measure.device import open_device
-from pytest_neuralpower.calibrate.measure.meters.choose import choose_meter
+from pytest_neuralpower.calibrate.measure.device import choose_meter, open_device
 from pytest_neuralpower.platform.catalog import load_platform
 
 pytestmark = pytest.mark.skipif(

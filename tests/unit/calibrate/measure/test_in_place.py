@@ -7,9 +7,13 @@ import torch
 from torch import nn
 
 from pytest_neuralpower.calibrate.fit.rows import SENTINEL
-from pytest_neuralpower.calibrate.measure.in_place import list_calls, repeated_call, time_calls
 from pytest_neuralpower.calibrate.measure.meters.base import Reading
-from pytest_neuralpower.calibrate.measure.run_trial import run_trial
+from pytest_neuralpower.calibrate.measure.run_trial import (
+    list_calls,
+    repeated_call,
+    run_trial,
+    time_calls,
+)
 from pytest_neuralpower.calibrate.measure.timers import CpuTimer
 from pytest_neuralpower.calibrate.measure.trial import Bench, MeasuredHardware, Trial, TrialSkipped
 

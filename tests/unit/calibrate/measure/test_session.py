@@ -11,7 +11,7 @@ from pytest_neuralpower.calibrate.measure.device import Device, open_device
 from pytest_neuralpower.calibrate.measure.plan import PlanRecipe, make_plan
 from pytest_neuralpower.calibrate.measure.profile_writer import ProfileWriter, trials_done
 from pytest_neuralpower.calibrate.measure.progress import Progress, Status
-from pytest_neuralpower.calibrate.measure.session import Session, _why_skipped
+from pytest_neuralpower.calibrate.measure.run import Session, _why_skipped
 from pytest_neuralpower.calibrate.measure.trial import Trial, TrialSkipped
 from pytest_neuralpower.errors import DeviceLost
 

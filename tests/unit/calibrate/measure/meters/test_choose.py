@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_neuralpower.calibrate.measure.device import choose_meter
 from pytest_neuralpower.calibrate.measure.meters.base import METERS, Meter
-from pytest_neuralpower.calibrate.measure.meters.choose import choose_meter
 from pytest_neuralpower.calibrate.measure.meters.probe import Probe
 from pytest_neuralpower.errors import MeterRefused, MissingExtraError, NeuralPowerError, OptionError
 
