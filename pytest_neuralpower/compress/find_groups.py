@@ -392,9 +392,11 @@ def find_channel_groups(
         groups = _find(NarrowedCopy(model, args, kwargs or {}, with_values=True), effort, traced)
     if not groups.changeable:
         for path, kind in unknown_modules(model).items():
+            of_torch = type(model.get_submodule(path)) is getattr(nn, kind, None)
+            instead = "" if of_torch else "use torch.nn's own layers in its place, or "
             raise UnsupportedGraphError(
                 f"no width of {type(model).__name__} can change: torch-pruning does not know {kind}"
-                f" ({path}); use torch.nn's own layers in its place, or change widths by hand"
+                f" ({path}); {instead}change widths by hand"
             )
     return groups
 

@@ -170,7 +170,7 @@ def _missing_lines(findings: Findings, command: str) -> list[str]:
     if not missing:
         return []
     return [
-        f"no baseline yet of {_named(missing)}",
+        f"no baseline yet for {_named(missing)}",
         f"  write it and commit the file: {command} --np-update-baseline=new",
     ]
 

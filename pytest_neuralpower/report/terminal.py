@@ -313,7 +313,7 @@ _STATUS = {
 
 
 def summary_lines(findings: Sequence[Finding], *, whole_ids: bool = False) -> list[str]:
-    """What each guarded test predicted, in lines of 80 columns.
+    """What each guarded test predicted, in lines of 80 columns where its figures fit.
 
     One aligned line a prediction, its test last; where one would be too long, all take two, the
     test first. A test's id too long for a line is shortened, unless ``whole_ids``.

@@ -60,7 +60,7 @@ class TestUpdate:
         result.stdout.fnmatch_lines(
             [
                 "*no baseline*",
-                "no baseline yet of test_guard.py::test_small",
+                "no baseline yet for test_guard.py::test_small",
                 "*pytest --np-platform=titanx --np-update-baseline=new",
             ]
         )

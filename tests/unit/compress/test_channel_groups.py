@@ -291,8 +291,13 @@ class TestWhatCannotBeFollowed:
     def test_a_model_of_foreign_layers_is_refused_and_their_type_is_named(self):
         """As GPT-2's, of linear layers that transformers defines itself."""
         model = nn.Sequential(Transposed(6, 8), nn.ReLU(), Transposed(8, 3))
-        with pytest.raises(UnsupportedGraphError, match=r"does not know Transposed \(0\)"):
+        says = r"does not know Transposed \(0\); use torch.nn's own layers in its place, or change"
+        with pytest.raises(UnsupportedGraphError, match=says):
             find_channel_groups(model, (torch.empty(2, 6),))
+
+    def test_a_layer_of_torchs_own_is_not_to_be_replaced_by_one(self):
+        with pytest.raises(UnsupportedGraphError, match=r"know GRU \(0\); change widths by hand$"):
+            find_channel_groups(nn.Sequential(nn.GRU(6, 8)), (torch.empty(2, 5, 6),))
 
 
 class Transposed(nn.Module):
