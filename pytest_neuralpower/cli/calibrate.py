@@ -237,10 +237,7 @@ def measure_command(
     finally:
         device.close()
     compared = compare(measured, prediction, device)
-    if as_json:
-        options.print_json(compared.to_json())
-    else:
-        typer.echo(compared.text())
+    options.print_result(compared, as_json=as_json)
 
 
 def verify_command(
@@ -259,8 +256,5 @@ def verify_command(
     from pytest_neuralpower.platform.catalog import load_platform
 
     found = verify(load_platform(platform), choose_progress(), seconds=60 * minutes)
-    if as_json:
-        options.print_json(found.to_json())
-    else:
-        typer.echo(found.text())
+    options.print_result(found, as_json=as_json)
     raise typer.Exit(0 if found.holds else 1)

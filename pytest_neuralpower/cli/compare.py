@@ -50,11 +50,7 @@ def compare_command(
     Exits with 0 if nothing costs more than the tolerance allows, 1 if something does, and 2 if they
     could not be compared.
     """
-    from pytest_neuralpower.guard.compare_sources import (
-        compare_sources,
-        exit_code,
-        read_pair,
-    )
+    from pytest_neuralpower.guard.compare_sources import compare_sources, exit_code, read_pair
     from pytest_neuralpower.guard.tolerance import DEFAULT, merge, parse_texts
 
     if markdown and as_json:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pytest_neuralpower.cli import options
-from pytest_neuralpower.errors import CompressError, OptionError
-from pytest_neuralpower.model_source import Call, import_object, load_model
+from pytest_neuralpower.errors import CompressError, OptionError, UnsupportedGraphError
+from pytest_neuralpower.model_source import Call, import_object, load_model, parse_inputs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,10 +36,6 @@ def advise_command(
 ) -> None:
     """Say which widths of MODEL to move to a plateau edge of a platform. It changes nothing."""
     from pytest_neuralpower.compress.advice import DEFAULT_EFFORT, advise
-    from pytest_neuralpower.model_source import (
-        load_model,
-        parse_inputs,
-    )
 
     if mj is not None and ms is not None:
         raise OptionError("--mj and --ms: advice is for one budget; give one of them")
@@ -54,10 +50,7 @@ def advise_command(
         channels=channels,
         effort=effort or DEFAULT_EFFORT,
     )
-    if as_json:
-        options.print_json(advised.to_json())
-    else:
-        typer.echo(advised.text())
+    options.print_result(advised, as_json=as_json)
 
 
 def _check_outputs(files: Mapping[str, Path | None]) -> None:
@@ -162,11 +155,6 @@ def prune_command(
     command was misused, and 3 if the channels of MODEL cannot be told apart.
     """
     from pytest_neuralpower.compress.prune import prune_to_budget
-    from pytest_neuralpower.errors import UnsupportedGraphError
-    from pytest_neuralpower.model_source import (
-        import_object,
-        parse_inputs,
-    )
 
     _check_outputs({"--plan": plan, "--weights": weights})
     positional, keywords = parse_inputs(inputs)
@@ -193,10 +181,7 @@ def prune_command(
         typer.echo(f"neuralpower: {error}", err=True)
         raise typer.Exit(3) from None
     result.save(plan, weights)
-    if as_json:
-        options.print_json(result.to_json())
-    else:
-        typer.echo(result.text())
+    options.print_result(result, as_json=as_json)
     written = f"wrote {plan}" + (f" and {weights}" if weights else "")
     typer.echo(written, err=True)
     if result.met:
@@ -231,13 +216,7 @@ def apply_plan_command(
 
     Exits with 3 if the channels of MODEL cannot be told apart.
     """
-    from pytest_neuralpower.compress.plan import (
-        apply_plan,
-        read_plan,
-        save_state,
-        weights_hash,
-    )
-    from pytest_neuralpower.errors import UnsupportedGraphError
+    from pytest_neuralpower.compress.plan import apply_plan, read_plan, save_state, weights_hash
 
     _check_outputs({"--out": out})
     found = read_plan(plan)

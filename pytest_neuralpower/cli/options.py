@@ -61,6 +61,14 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, default=to_builtins))
 
 
+def print_result(result: Any, *, as_json: bool) -> None:
+    """Print what a command found, by its own ``to_json`` or ``text``."""
+    if as_json:
+        print_json(result.to_json())
+    else:
+        typer.echo(result.text())
+
+
 def trace_model(target: str, inputs: Sequence[str], arguments: Sequence[str] | None) -> Trace:
     """Trace one inference of the model that ``--input`` and ``--arg`` describe.
 

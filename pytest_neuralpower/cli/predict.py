@@ -135,11 +135,7 @@ def eyeriss_command(
     """
     from pytest_neuralpower.eyeriss import table
     from pytest_neuralpower.platform.catalog import load_array
-    from pytest_neuralpower.report.records import (
-        csv_text,
-        energy_records,
-        energy_text,
-    )
+    from pytest_neuralpower.report.records import csv_text, energy_records, energy_text
 
     options.check_format(as_json=as_json, as_csv=as_csv)
     array = load_array(platform)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from pytest_neuralpower.errors import PlatformError, TraceError
 from pytest_neuralpower.eyeriss.energy import FUSED, NetworkLayer, network_energy
@@ -53,6 +53,14 @@ class EyerissPlatform:
     costs: CostTable = EYERISS_65NM
     bits: Bits = field(default_factory=Bits)
 
+    mode: ClassVar[str] = "row-stationary, mapping of least energy per layer, no value zero"
+    tiers: ClassVar[Mapping[str, str]] = {"power": "analytic"}
+    #: Nothing was measured.
+    provenance: ClassVar[Mapping[str, Any]] = {}
+    analytic: ClassVar[bool] = True
+    #: A product with a zero operand is skipped, and zeros are compressed.
+    exploits_zeros: ClassVar[bool] = True
+
     @property
     def device(self) -> str:
         size = self.hardware
@@ -65,28 +73,6 @@ class EyerissPlatform:
     def dtype(self) -> str:
         """Of the weights, as the maps may have other widths."""
         return f"int{self.bits.weight}"
-
-    @property
-    def mode(self) -> str:
-        return "row-stationary, mapping of least energy per layer, no value zero"
-
-    @property
-    def tiers(self) -> dict[str, str]:
-        return {"power": "analytic"}
-
-    @property
-    def provenance(self) -> Mapping[str, object]:
-        """Empty: nothing was measured."""
-        return {}
-
-    @property
-    def analytic(self) -> bool:
-        return True
-
-    @property
-    def exploits_zeros(self) -> bool:
-        """A product with a zero operand is skipped, and zeros are compressed."""
-        return True
 
     def knows(self, quantity: Quantity) -> bool:
         """Energy alone."""

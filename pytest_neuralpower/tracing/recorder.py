@@ -11,12 +11,7 @@ from torch.nn import Parameter
 
 from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.layers import ITEMSIZE, Layer, Params, ParamValue, TensorSpec
-from pytest_neuralpower.tracing.strides import (
-    Ints,
-    contiguous_strides,
-    dense_like,
-    formatted_like,
-)
+from pytest_neuralpower.tracing.strides import Ints, contiguous_strides, dense_like, formatted_like
 from pytest_neuralpower.tracing.torch_private import any_autocast
 
 if TYPE_CHECKING:

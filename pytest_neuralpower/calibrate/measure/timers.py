@@ -6,34 +6,12 @@ import ctypes
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 
 from pytest_neuralpower.calibrate.measure.trial import TrialSkipped
 from pytest_neuralpower.tracing.torch_private import hold_stream
-
-
-class Timer(Protocol):
-    """Marks the device's time; reads the marks when all work is done."""
-
-    def __hash__(self) -> int: ...
-
-    def start(self) -> None:
-        """Before a run of a network: nothing is left to do from before."""
-        ...
-
-    def mark(self) -> Any:
-        """A point in the device's work, now."""
-        ...
-
-    def elapsed_ms(self, marks: Sequence[tuple[Any, Any]]) -> list[float]:
-        """Time from the first to the second of each pair, ms, the timer's own time taken off."""
-        ...
-
-    def waited(self, marks: Sequence[tuple[Any, Any]]) -> list[bool]:
-        """Whether each pair's time ended with the host: what Python took is then part of it."""
-        ...
 
 
 class CpuTimer:
@@ -48,24 +26,15 @@ class CpuTimer:
         self._own_ns = min(-(self.mark() - self.mark()) for _ in range(1000))
 
     def start(self) -> None:
-        """Calls return when they are done: nothing to wait for."""
+        """Before a run of a network. Calls return when they are done: nothing to wait for."""
 
-    def elapsed_ms(self, marks: Sequence[tuple[int, int]]) -> list[float]:
+    def elapsed_ms(self, marks: Sequence[tuple[Any, Any]]) -> list[float]:
+        """Time from the first to the second of each pair, ms, the timer's own time taken off."""
         return [max(end - begin - self._own_ns, 1) * 1e-6 for begin, end in marks]
 
-    def waited(self, marks: Sequence[tuple[int, int]]) -> list[bool]:
-        """The host computes by itself."""
+    def waited(self, marks: Sequence[tuple[Any, Any]]) -> list[bool]:
+        """Whether each pair's time ended with the host: what Python took is then part of it."""
         return [True] * len(marks)
-
-
-def time_call(call: Callable[[], object], timer: Timer) -> tuple[float, float]:
-    """Device time and wall time of one call, ms."""
-    timer.start()
-    wall_s = time.perf_counter()
-    begin = timer.mark()
-    call()
-    (runtime_ms,) = timer.elapsed_ms([(begin, timer.mark())])
-    return runtime_ms, 1e3 * (time.perf_counter() - wall_s)
 
 
 # -- Times on a CUDA device, by events in its stream.
@@ -111,13 +80,13 @@ class CudaTimer:
         event.record(self._stream)
         return Mark(event, queued_ns)
 
-    def elapsed_ms(self, marks: Sequence[tuple[Mark, Mark]]) -> list[float]:
+    def elapsed_ms(self, marks: Sequence[tuple[Any, Any]]) -> list[float]:
         torch.cuda.synchronize(self._stream.device)
         return [
             max(begin.event.elapsed_time(end.event) - self._own_ms, 1e-6) for begin, end in marks
         ]
 
-    def waited(self, marks: Sequence[tuple[Mark, Mark]]) -> list[bool]:
+    def waited(self, marks: Sequence[tuple[Any, Any]]) -> list[bool]:
         if self._ahead or not marks:
             return [False] * len(marks)
         torch.cuda.synchronize(self._stream.device)
@@ -133,6 +102,19 @@ class CudaTimer:
         marks = [(self.mark(), self.mark()) for _ in range(100)]
         torch.cuda.synchronize(self._stream.device)
         return float(min(begin.event.elapsed_time(end.event) for begin, end in marks))
+
+
+Timer: TypeAlias = CpuTimer | CudaTimer
+
+
+def time_call(call: Callable[[], object], timer: Timer) -> tuple[float, float]:
+    """Device time and wall time of one call, ms."""
+    timer.start()
+    wall_s = time.perf_counter()
+    begin = timer.mark()
+    call()
+    (runtime_ms,) = timer.elapsed_ms([(begin, timer.mark())])
+    return runtime_ms, 1e3 * (time.perf_counter() - wall_s)
 
 
 def caught_up(queued_ms: Sequence[float], passed_ms: Sequence[float]) -> list[bool]:

@@ -228,9 +228,7 @@ def _nll_loss(
     reduce: Any = None,
     reduction: Any = "mean",
 ) -> Tensor:
-    if size_average is not None or reduce is not None:
-        raise NoRule
-    shape = _reduced_shape(input.shape, _class_axis(input), False)
+    shape = _class_shape(input, size_average, reduce)
     if tuple(target.shape) != shape:
         raise NoRule
     return _loss(recorder, op, (input, target, weight), shape, reduction)
@@ -248,9 +246,7 @@ def _cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    if size_average is not None or reduce is not None:
-        raise NoRule
-    shape = _reduced_shape(input.shape, _class_axis(input), False)
+    shape = _class_shape(input, size_average, reduce)
     # The target names a class for each position, or is a distribution of the input's shape.
     if target.shape != input.shape and tuple(target.shape) != shape:
         raise NoRule
@@ -260,6 +256,12 @@ def _cross_entropy(
 
 def _class_axis(input: Tensor) -> int:
     return 1 if input.ndim > 1 else 0
+
+
+def _class_shape(input: Tensor, *deprecated: Any) -> Ints:
+    if deprecated != (None, None):
+        raise NoRule
+    return _reduced_shape(input.shape, _class_axis(input), False)
 
 
 def _cosine_similarity(
