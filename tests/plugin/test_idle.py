@@ -17,12 +17,10 @@ def test_nothing_heavy_is_loaded():
     ours = sorted(name for name in sys.modules if name.startswith("pytest_neuralpower"))
     assert ours == [
         "pytest_neuralpower",
-        "pytest_neuralpower.errors",
         "pytest_neuralpower.plugin",
         "pytest_neuralpower.plugin.hookspecs",
         "pytest_neuralpower.plugin.options",
         "pytest_neuralpower.plugin.plugin",
-        "pytest_neuralpower.plugin.session_end",
     ]
 """
 
