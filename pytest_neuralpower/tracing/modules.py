@@ -160,9 +160,6 @@ def watched_calls(
 Leaf = Callable[["Recorder", str, Attributes, Tensor], Any]
 
 
-_WEIGHTS: Final = ("weight", "bias")
-
-
 def _by_rule(rule: Rule, *names: str, only: tuple[str, Any] | None = None, **options: str) -> Leaf:
     """Calls a shape rule with parameters and attributes of the module.
 
@@ -178,7 +175,7 @@ def _by_rule(rule: Rule, *names: str, only: tuple[str, Any] | None = None, **opt
         if only is not None and own[only[0]] != only[1]:
             raise NoRule
         parameters = own[PARAMETERS]
-        given = [parameters[name] if name in _WEIGHTS else own[name] for name in names]
+        given = [parameters[name] if name in parameters else own[name] for name in names]
         if not options:
             return rule(recorder, op, input, *given)
         return rule(recorder, op, input, *given, **{key: own[options[key]] for key in options})

@@ -166,10 +166,6 @@ def _to(
     return cast(recorder, input, dtype, memory_format, copy or flags[1:] == [True])
 
 
-def _type_as(recorder: Recorder, op: str, input: Tensor, other: Tensor) -> Tensor:
-    return cast(recorder, input, other.dtype)
-
-
 def _type(
     recorder: Recorder, op: str, input: Tensor, dtype: Any = None, non_blocking: bool = False
 ) -> Any:
@@ -454,9 +450,8 @@ RULES: Final[dict[Any, Rule]] = {
     "stack": _stack,
     "clone": _clone,
     "contiguous": _contiguous,
-    "to": _to,
     "type": _type,
-    "type_as": _type_as,
+    **dict.fromkeys(("to", "type_as"), _to),
     **{name: partial(_cast_method, target=dtype) for name, dtype in CASTS.items()},
     "reshape": _reshape_to,
     "reshape_as": _reshape_as,
