@@ -164,28 +164,27 @@ class Geometry:
 
     def rows_read(self, strip: int) -> int:
         """Input rows read for all output rows in strips of ``strip`` rows, halos included."""
-        shape = self.shape
-        return rows_read(
-            strip, outputs=shape.out_height, length=shape.height, kernel=shape.kernel[0],
-            stride=shape.stride[0], dilation=shape.dilation[0], before=shape.padding[0],
-        )  # fmt: skip
+        return rows_read(strip, **self._axis(0))
 
     @cached_property
     def columns_read(self) -> int:
-        shape = self.shape
-        return rows_read(
-            self.strip_width, outputs=shape.out_width, length=shape.width,
-            kernel=shape.kernel[1], stride=shape.stride[1], dilation=shape.dilation[1],
-            before=shape.padding[2],
-        )  # fmt: skip
+        return rows_read(self.strip_width, **self._axis(1))
 
     @cached_property
     def row_deliveries(self) -> int:
+        return rows_delivered(**self._axis(0))
+
+    def _axis(self, axis: int) -> dict[str, int]:
+        """Sizes along y (0) or x (1), as :func:`rows_read` takes them."""
         shape = self.shape
-        return rows_delivered(
-            outputs=shape.out_height, length=shape.height, kernel=shape.kernel[0],
-            stride=shape.stride[0], dilation=shape.dilation[0], before=shape.padding[0],
-        )  # fmt: skip
+        return {
+            "outputs": (shape.out_height, shape.out_width)[axis],
+            "length": (shape.height, shape.width)[axis],
+            "kernel": shape.kernel[axis],
+            "stride": shape.stride[axis],
+            "dilation": shape.dilation[axis],
+            "before": shape.padding[2 * axis],
+        }
 
 
 def reloads(

@@ -10,7 +10,14 @@ from pytest_neuralpower.units import Quantity, show, show_percent
 if TYPE_CHECKING:
     from pytest_neuralpower.guard.compare import Breach, CauseSum, Comparison, TotalChange
     from pytest_neuralpower.guard.compare_sources import ComparedModel
+    from pytest_neuralpower.guard.finding import Finding
     from pytest_neuralpower.guard.tolerance import ComparedQuantity
+    from pytest_neuralpower.platform.prediction import Prediction
+
+
+def values_of(found: Finding | Prediction) -> dict[Quantity, float | None]:
+    """Energy (mJ), runtime (ms) and power (W) of one call; None for what is not known."""
+    return {"energy": found.energy_mj, "runtime": found.runtime_ms, "power": found.power_w}
 
 
 def signed(quantity: Quantity, value: float) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import UNSET
 
-from pytest_neuralpower.report.compare import changes_text, signed_percent, total_cells
+from pytest_neuralpower.report.compare import changes_text, signed_percent, total_cells, values_of
 from pytest_neuralpower.units import Quantity, show
 
 if TYPE_CHECKING:
@@ -54,12 +54,7 @@ def render(report: Report) -> str:
 
 
 def _finding_row(finding: Finding) -> str:
-    values: dict[Quantity, float | None] = {
-        "energy": finding.energy_mj,
-        "runtime": finding.runtime_ms,
-        "power": finding.power_w,
-    }
-    cells = [_cell(finding, quantity, value) for quantity, value in values.items()]
+    cells = [_cell(finding, quantity, value) for quantity, value in values_of(finding).items()]
     icon = _ICONS.get(finding.outcome, _BROKEN)
     return _row([icon, f"`{finding.test}`", finding.platform, *cells, _since(finding)])
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import UNSET
 
 from pytest_neuralpower.platform.prediction import EXTRAPOLATED, FALLBACK, UNCOVERED, UNTRUSTED
-from pytest_neuralpower.report.compare import signed_percent
+from pytest_neuralpower.report.compare import signed_percent, values_of
 from pytest_neuralpower.units import Quantity, show, show_percent
 
 if TYPE_CHECKING:
@@ -140,12 +140,8 @@ def caveats(prediction: Prediction) -> list[str]:
 
 def totals_text(prediction: Prediction) -> str:
     """What is known of energy, runtime and power of one call, in one line."""
-    values: dict[Quantity, float | None] = {
-        "energy": prediction.energy_mj,
-        "runtime": prediction.runtime_ms,
-        "power": prediction.power_w,
-    }
-    return ", ".join(show(name, value) for name, value in values.items() if value is not None)
+    values = values_of(prediction).items()
+    return ", ".join(show(name, value) for name, value in values if value is not None)
 
 
 def _basis_text(prediction: Prediction) -> str:
@@ -385,13 +381,8 @@ _SURE: Final[Mapping[bool | None, str]] = {None: "", True: " (sure)", False: " (
 
 def _total_cells(finding: Finding) -> list[str]:
     """Energy, runtime and power; next to the tightest budget of each, if it has one."""
-    values: dict[Quantity, float | None] = {
-        "energy": finding.energy_mj,
-        "runtime": finding.runtime_ms,
-        "power": finding.power_w,
-    }
     cells = []
-    for quantity, value in values.items():
+    for quantity, value in values_of(finding).items():
         verdict = finding.tightest(quantity)
         if verdict is None:
             cell = _known(quantity, value)

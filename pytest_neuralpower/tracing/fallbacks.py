@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -193,14 +193,13 @@ def answer(recorder: Recorder, func: Any, op: str, args: Any, kwargs: Any) -> An
     return result
 
 
-class _Outline:
+class _Outline(NamedTuple):
     """One result: its shape, strides and dtype, or which argument it is (an operation in place)."""
 
-    __slots__ = ("dtype", "position", "shape", "strides")
-
-    def __init__(self, tensor: Tensor, position: int | None) -> None:
-        self.shape, self.strides, self.dtype = tuple(tensor.shape), tensor.stride(), tensor.dtype
-        self.position = position
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    position: int | None
 
     def fill(self, args: Any) -> Tensor:
         if self.position is not None:
@@ -253,7 +252,7 @@ def _ask(func: Any, op: str, args: Any, kwargs: Any) -> tuple[str, Any, bool]:
             if tensor.is_quantized:
                 raise NeedsForward(f"{op} makes a quantised tensor")
             views.append(base_of(tensor) is not None)
-        return _Outline(tensor, position)
+        return _Outline(tuple(tensor.shape), tensor.stride(), tensor.dtype, position)
 
     outlined = map_tensors(outline, result)
     return how, outlined, bool(views) and all(views)
