@@ -1,18 +1,25 @@
-"""What one guarded test costs beyond importing torch, and what the idle plugin costs to import.
+"""What one guarded test costs beyond importing torch, and what the idle plugin adds to pytest.
 
     python benchmarks/guard_speed.py
 
-Prints medians; these machines are noisy, so the smallest run stands beside each median.
+Prints medians; these machines are noisy, so the smallest run stands beside each median. What the
+idle plugin adds is the processor time of a session of one empty test with the plugin beyond that of
+one with ``-p no:neuralpower``, run in turns. Beside it stands the same of two sessions without the
+plugin: what the machine's noise alone comes to.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tabulate import tabulate
 
@@ -48,6 +55,7 @@ print((loaded - start) * 1e3, (read - loaded) * 1e3, (stop - read) * 1e3, (stop 
 def main() -> None:
     imports = _fresh(IMPORT_PROBE, runs=15)
     rows = [["import of the idle plugin (fresh process)", *_spread([run[0] for run in imports])]]
+    rows += _idle()
     firsts = _fresh(FIRST_GUARD_PROBE, runs=7)
     parts = (
         "importing the session, tracer and predictor",
@@ -58,6 +66,43 @@ def main() -> None:
     rows += [[part, *_spread([run[i] for run in firsts])] for i, part in enumerate(parts)]
     rows += _warm()
     print(tabulate(rows, ("what", "median ms", "least ms"), floatfmt=".2f"))
+
+
+def _idle(turns: int = 40) -> list[list[object]]:
+    """Whole sessions with and without the plugin; all other installed plugins stay out of both."""
+    others = {point.name for point in entry_points(group="pytest11")} - {"neuralpower"}
+    options = [f"-pno:{name}" for name in ("cacheprovider", *sorted(others))]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+    without = "-pno:neuralpower"
+
+    def spent(*more: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", *options, *more],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            check=True,
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) * 1e3
+
+    with TemporaryDirectory() as folder:
+        Path(folder, "test_empty.py").write_text("def test_empty():\n    pass\n")
+        spent(), spent(without)  # these write the bytecode
+        runs = [(spent(without), spent(), spent(without)) for _ in range(turns)]
+    off, on, again = zip(*runs, strict=True)
+    return [
+        [
+            what,
+            statistics.median(b - a for a, b in zip(off, other, strict=True)),
+            min(other) - min(off),
+        ]
+        for what, other in (
+            ("idle plugin in a session of one empty test", on),
+            ("the same session again without it: noise", again),
+        )
+    ]
 
 
 def _warm() -> list[list[object]]:
