@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Annotated, Any, Final, NamedTuple, Protocol, TypeVar
 
@@ -216,24 +216,25 @@ def _quoted(text: str) -> str:
     return flow(text)
 
 
-def _tensors_json(tensors: Sequence[TensorSpec], dtype: str) -> str:
+@lru_cache(maxsize=4096)  # one layer's output is the next one's input
+def _tensors_json(tensors: tuple[TensorSpec, ...], dtype: str) -> str:
     if not tensors:
         return "[]"
     return '["' + '", "'.join([_tensor_text(each, dtype) for each in tensors]) + '"]'
 
 
 def _params_json(params: Params) -> str:
-    texts = []
-    for name, value in params:
-        kind = type(value)
-        if kind is int:
-            text = str(value)
-        elif kind is bool:
-            text = "true" if value else "false"
-        else:
-            text = flow(value)
-        texts.append(f"{_quoted(name)}: {text}")
-    return f"{{{', '.join(texts)}}}"
+    texts = [
+        # A cache takes 0.0 and -0.0 for one value.
+        f"{_quoted(name)}: {flow(value)}" if type(value) is float else _param_json(name, value)
+        for name, value in params
+    ]
+    return "{" + ", ".join(texts) + "}"
+
+
+@lru_cache(maxsize=4096, typed=True)  # True is not 1
+def _param_json(name: str, value: ParamValue) -> str:
+    return f"{flow(name)}: {flow(value)}"
 
 
 def _cost_text(value: float | None) -> str:
