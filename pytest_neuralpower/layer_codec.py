@@ -185,7 +185,7 @@ def _more_text(item: Explained) -> str:
     cost = item.layer.cost
     return (
         f', "flops": {cost.flops}, "bytes": {cost.bytes_moved}, '
-        f'"flags": {flow(item.flags) if item.flags else "[]"}, '
+        f'"flags": {_quoted(item.flags)}, '
         f'"estimator": {_quoted(item.estimator)}, '
         f'"runtime_interval_ms": {_interval_text(item.runtime_interval_ms)}, '
         f'"energy_interval_mj": {_interval_text(item.energy_interval_mj)}'
@@ -212,7 +212,7 @@ def _fields_text(item: Priced) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _quoted(text: str) -> str:
+def _quoted(text: str | tuple[str, ...]) -> str:
     return flow(text)
 
 
