@@ -41,6 +41,11 @@ class Estimator(
     #: Name in recipes, platform files and reports.
     name: ClassVar[str]
 
+    @property
+    def label(self) -> str:
+        """Name in reports: of what is wrapped, where another estimator is."""
+        return self.name
+
     def fit(
         self,
         columns: Columns,

@@ -130,8 +130,13 @@ def columns(family_name: str, layers: Sequence[Layer]) -> dict[str, FloatArray]:
     elif family_name == "pool":
         found = _table(_POOL_NAMES, [_pool_row(layer) for layer in layers])
         found["kernel_area"] = found["kh"] * found["kw"]
+        # Adaptive pools sweep every input about once; others as often as their windows overlap.
+        windows = found["bytes_out"] * found["kernel_area"]
+        found["window_bytes"] = np.where(found["adaptive"] > 0, found["bytes_in"], windows)
     elif family_name in ("norm", "softmax"):
         found = _table(_ROW_NAMES, [_row_row(layer) for layer in layers])
+    elif family_name == "rnn":
+        found = _table(_RNN_NAMES, [_rnn_row(layer) for layer in layers])
     elif family_name == "attention":
         found = _attention_columns(layers)
     else:
@@ -158,6 +163,11 @@ def op_code(op: str) -> float:
     if code is None:
         code = _OP_CODES[op] = float(len(_OP_CODES))
     return code
+
+
+def op_name(code: float) -> str:
+    """The operation that a code of :func:`op_code` stands for."""
+    return next(name for name, known in _OP_CODES.items() if known == code)
 
 
 _COST_NAMES: Final = ("flops", "bytes_in", "bytes_out", "bytes_weight", "bytes_workspace")
@@ -269,7 +279,10 @@ def _gemm_columns(
 
 # -- Pooling.
 
-_POOL_NAMES: Final = ("batch", "channels", "h", "w", "oh", "ow", "kh", "kw", *_COST_NAMES)
+_POOL_NAMES: Final = (
+    *("batch", "channels", "h", "w", "oh", "ow", "kh", "kw", "adaptive"),
+    *_COST_NAMES,
+)
 
 
 def _pool_row(layer: Layer) -> tuple[float, ...]:
@@ -277,18 +290,19 @@ def _pool_row(layer: Layer) -> tuple[float, ...]:
     h, oh = math.prod(given[2:-1]), math.prod(result[2:-1])
     w, ow = given[-1], result[-1]
     window = layer.param("kernel")
+    adaptive = window is None
     if isinstance(window, int):
         window = (window,) * (len(given) - 2)
     if window is None:  # adaptive: the window that the two sizes imply
         kh, kw = -(-h // max(oh, 1)), -(-w // max(ow, 1))
     else:
         kh, kw = math.prod(window[:-1]), window[-1]
-    return (given[0], given[1], h, w, oh, ow, kh, kw, *cost_terms(layer))
+    return (given[0], given[1], h, w, oh, ow, kh, kw, adaptive, *cost_terms(layer))
 
 
 # -- Norms and softmaxes.
 
-_ROW_NAMES: Final = ("rows", "width", *_COST_NAMES)
+_ROW_NAMES: Final = ("rows", "width", "training", *_COST_NAMES)
 
 
 def _row_row(layer: Layer) -> tuple[float, ...]:
@@ -301,7 +315,27 @@ def _row_row(layer: Layer) -> tuple[float, ...]:
         width = shape[layer.param("dim", -1)] if shape else 1
     else:  # batch and group norm: what one weight scales
         width = math.prod(shape) // max(layer.weights[0].numel if layer.weights else 1, 1)
-    return (math.prod(shape) // max(width, 1), width, *cost_terms(layer))
+    training = bool(layer.param("training", False))
+    return (math.prod(shape) // max(width, 1), width, training, *cost_terms(layer))
+
+
+# -- Recurrent layers.
+
+_RNN_NAMES: Final = ("batch", "steps", "step_bytes", *_COST_NAMES)
+
+
+def _rnn_row(layer: Layer) -> tuple[float, ...]:
+    """``steps`` wait for one another: of every layer, one after the other; directions do not.
+
+    ``step_bytes`` are the weights that each of them reads.
+    """
+    layers = int(layer.param("num_layers", 1))
+    directions = 2 if layer.param("bidirectional", False) else 1
+    samples = layer.outputs[-1].shape[-2] if len(layer.outputs[-1].shape) > 1 else 1
+    times = max(int(layer.param("steps", 1)) // max(samples, 1), 1)
+    terms = cost_terms(layer)
+    held = terms.bytes_weight / (layers * directions)
+    return (samples, times * layers, held, *terms)
 
 
 # -- Attention.

@@ -251,7 +251,7 @@ class Selection(Struct, frozen=True, eq=False):
             "rows": self.rows,
             "groups": self.groups,
             "folds": self.folds,
-            "chosen": self.estimator.name,
+            "chosen": self.estimator.label,
             "held_out": self.scores,
         }
 

@@ -23,7 +23,7 @@ from pytest_neuralpower.eyeriss.hardware import (
 )
 from pytest_neuralpower.layers import KINDS, Layer, Trace
 from pytest_neuralpower.platform.file import content_hash
-from pytest_neuralpower.platform.prediction import FALLBACK, UNCOVERED, LayerPrediction, Prediction
+from pytest_neuralpower.platform.prediction import INFERRED, UNCOVERED, LayerPrediction, Prediction
 from pytest_neuralpower.platform.protocol import Explanation, Summary
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _layer_prediction(priced: NetworkLayer) -> LayerPrediction:
     if not priced.layer.covered:
         flags = (UNCOVERED,)
     elif priced.how == "unmapped":
-        flags = (FALLBACK,)
+        flags = (INFERRED,)
     return LayerPrediction(
         priced.layer,
         runtime_ms=None,

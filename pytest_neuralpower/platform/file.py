@@ -12,7 +12,7 @@ from pytest_neuralpower.errors import PlatformError
 from pytest_neuralpower.files import decode, read_text, write_atomically
 
 FORMAT: Final = "pytest-neuralpower platform"
-VERSION: Final = 2
+VERSION: Final = 3
 
 #: How a broken file is made good, as errors say it.
 REFIT: Final = "refit it"

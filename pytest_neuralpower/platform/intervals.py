@@ -98,7 +98,7 @@ class Intervals(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     coverage
         Share (0..1) of the true values that the intervals are made to hold.
     runtime
-        Its ``other`` is the fallback's.
+        Families without rows have the spread of their prior.
     power
         None on a platform without power.
     energy
@@ -118,7 +118,7 @@ class Intervals(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
         energy_mj: FloatArray | None,
         *,
         outside: NDArray[np.bool_],
-        dtype_mismatch: NDArray[np.bool_],
+        least: FloatArray,
     ) -> LayerErrors:
         """Errors to expect of predicted layers.
 
@@ -130,17 +130,19 @@ class Intervals(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
             Predicted values; energy None where the platform has no power.
         outside
             Layers outside the calibrated ranges.
-        dtype_mismatch
-            Layers of a dtype that was never measured: no better known than the fallback's.
+        least
+            Log distance that a layer's runtime has at least: of a dtype that was never measured,
+            what holds the physical limit; 0 elsewhere.
         """
         index: dict[str, int] = {}
         which = np.array([index.setdefault(name, len(index)) for name in families], dtype=np.intp)
         names = tuple(index)
-        runtime = _part(self.runtime, names, which, outside, dtype_mismatch)
+        runtime = _part(self.runtime, names, which, outside, least)
+        none = np.zeros(len(least))
         parts: dict[str, tuple[_Part, ...]] = {"runtime": (runtime,)}
         model_errors = {"runtime": self.runtime.model_error}
         if energy_mj is not None and self.power is not None:
-            power = _part(self.power, names, which, outside, dtype_mismatch)
+            power = _part(self.power, names, which, outside, none)
             parts["power"] = (power,)
             parts["energy"] = (runtime, power)
             model_errors["power"] = self.power.model_error
@@ -150,7 +152,7 @@ class Intervals(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
             if self.energy is not None:
                 model_errors["energy"] = self.energy.model_error
                 known = np.array([name in self.energy.families for name in names])[which]
-                joint = _part(self.energy, names, which, outside, dtype_mismatch)
+                joint = _part(self.energy, names, which, outside, least)
                 parts["energy"] = (joint.only(known), runtime.only(~known), power.only(~known))
         return LayerErrors(self.coverage, names, which, runtime_ms, energy_mj, parts, model_errors)
 
@@ -179,7 +181,7 @@ def _part(
     names: Sequence[str],
     which: NDArray[np.intp],
     outside: NDArray[np.bool_],
-    dtype_mismatch: NDArray[np.bool_],
+    least: FloatArray,
 ) -> _Part:
     other = spreads.other or _UNKNOWN
     found = [spreads.families.get(name, other) for name in names]
@@ -187,9 +189,7 @@ def _part(
         np.array([getattr(spread, name) for spread in found])[which]
         for name in ("inside", "outside", "correlation")
     )
-    distance = np.where(outside, beyond, inside)
-    if dtype_mismatch.any():
-        distance = np.where(dtype_mismatch, np.maximum(distance, other.outside), distance)
+    distance = np.maximum(np.where(outside, beyond, inside), least)
     own = np.array([name in spreads.families for name in names])
     return _Part(distance, correlation, own[which])
 

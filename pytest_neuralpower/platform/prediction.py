@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 #: Flags a layer's prediction can carry.
 UNCOVERED = "uncovered"  # no formula for the operation: priced by its bytes alone
 EXTRAPOLATED = "extrapolated"  # outside the ranges (or the dtype) the platform was calibrated on
-FALLBACK = "fallback"  # the platform has no estimator for this kind: priced as memory-bound
+INFERRED = "inferred"  # no row of this kind on the device: priced as other devices run it
 
 #: Any of these: the platform's own measurements do not vouch for the figure.
-UNTRUSTED = (UNCOVERED, FALLBACK, EXTRAPOLATED)
+UNTRUSTED = (UNCOVERED, INFERRED, EXTRAPOLATED)
 
 #: What the energy of a platform with measured power is (NeuralPower, section 3.3).
 GROSS: Final = "gross device energy, idle included"

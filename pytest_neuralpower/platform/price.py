@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from operator import attrgetter
 from pathlib import Path
@@ -18,26 +18,26 @@ from msgspec.structs import replace
 
 from pytest_neuralpower.collector import collector_paused
 from pytest_neuralpower.errors import PlatformError, TraceError
-from pytest_neuralpower.estimators import AnyEstimator, Utilization
-from pytest_neuralpower.estimators.base import NonNegative, Positive
+from pytest_neuralpower.estimators import AnyEstimator, Bounded, Utilization
+from pytest_neuralpower.estimators.base import NonNegative, Positive, some_rows
 from pytest_neuralpower.estimators.features import (
     FAMILIES,
-    STAND_INS,
     Columns,
     FloatArray,
     columns,
     family,
 )
+from pytest_neuralpower.estimators.physics import Ceilings, least_ms, roofline_ms
 from pytest_neuralpower.estimators.terms import evaluate, is_term
 from pytest_neuralpower.files import decode
-from pytest_neuralpower.layers import Layer, Trace
+from pytest_neuralpower.layers import ITEMSIZE, Layer, Trace
 from pytest_neuralpower.platform.file import REFIT, of_file, write
 from pytest_neuralpower.platform.intervals import Interval, Intervals
 from pytest_neuralpower.platform.prediction import (
     ESTIMATED,
     EXTRAPOLATED,
-    FALLBACK,
     GROSS,
+    INFERRED,
     UNCOVERED,
     LayerPrediction,
     Prediction,
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.units import Quantity
 
 __all__ = [
-    "Fallback",
     "FamilyModel",
     "FittedPlatform",
     "check_estimators",
@@ -76,13 +75,21 @@ _UNMEASURED_POWER: Final = {
 
 _FLOATING: Final = ("float", "bfloat", "complex")
 
+#: Columns that grow with the size of an element.
+_BYTES: Final = frozenset(
+    {
+        *("bytes_in", "bytes_out", "bytes_weight", "bytes_workspace", "bytes_moved"),
+        *("window_bytes", "step_bytes", "itemsize"),
+    }
+)
+
 
 #: Flags of a layer as bits of a number, so that an array holds those of many.
 _UNCOVERED: Final = 1
-_FALLBACK: Final = 2
+_INFERRED: Final = 2
 _EXTRAPOLATED: Final = 4
 
-_NAMES: Final = {_UNCOVERED: UNCOVERED, _FALLBACK: FALLBACK, _EXTRAPOLATED: EXTRAPOLATED}
+_NAMES: Final = {_UNCOVERED: UNCOVERED, _INFERRED: INFERRED, _EXTRAPOLATED: EXTRAPOLATED}
 
 #: The flags that each sum of codes stands for.
 _FLAGS: Final = tuple(
@@ -177,22 +184,6 @@ class FamilyModel(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
             estimator.evaluate_all({**values, "runtime_ms": runtime_ms})
 
 
-class Fallback(Struct, frozen=True, forbid_unknown_fields=True):
-    """Prices a layer by its traffic at the bandwidth that streaming layers achieved, or by its
-    operations at the rate that convolutions achieved where that takes longer.
-
-    ``floor_ms`` is the shortest kernel in the calibration: no layer is predicted below it.
-    """
-
-    bandwidth_gbs: Positive
-    gflops: Positive
-    floor_ms: Positive
-
-    def predict(self, values: Columns) -> FloatArray:
-        memory = values["bytes_moved"] / (self.bandwidth_gbs * 1e6)
-        return np.asarray(np.maximum(memory, values["flops"] / (self.gflops * 1e6)))
-
-
 class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     """Calibrated estimators for one device, dtype and execution mode.
 
@@ -210,8 +201,10 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         Ceilings: ``peak_gflops``, ``bandwidth_gbs``, ``multiprocessors``, ``limit_w``, ...
     families
         Estimators and calibrated ranges by family of layers.
-    fallback
-        Prices the families that have no estimator.
+    inferred
+        By family without rows on this device, its price as other devices run it.
+    peaks_gflops
+        Operations by dtype, where they are known.
     power
         Estimator of every layer's power from its columns and ``runtime_ms``; None without one.
     provenance
@@ -232,8 +225,9 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     tiers: dict[str, str]
     hardware: dict[str, NonNegative]
     families: dict[str, FamilyModel]
-    fallback: Fallback
+    inferred: dict[str, Bounded]
     power: Utilization | None
+    peaks_gflops: dict[str, Positive] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     accuracy: dict[str, Any] = field(default_factory=dict)
     intervals: Intervals | None = None
@@ -301,7 +295,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
 
     def _predict(self, items: Sequence[Layer], layers: Trace | Iterable[Layer]) -> Prediction:
         which, distinct = _distinct(items)
-        runtime, power, codes, used, families = self._predict_columns(distinct)
+        runtime, power, codes, used, families, least = self._predict_columns(distinct)
         self._refuse_impossible(distinct, "runtime", runtime)
         if power is not None:
             self._refuse_impossible(distinct, "power", power)
@@ -318,7 +312,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         if self.intervals is not None:
             outside = codes == _EXTRAPOLATED
             errors = self.intervals.errors(
-                families, runtime, millijoules, outside=outside, dtype_mismatch=mismatch
+                families, runtime, millijoules, outside=outside, least=least
             )
             values += [_layer_intervals(errors, each) for each in ("runtime", "energy")]
             intervals = _call_intervals(errors.of(which), self.hardware.get("limit_w", math.inf))
@@ -368,28 +362,30 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
 
     def _predict_columns(
         self, items: Sequence[Layer]
-    ) -> tuple[FloatArray, FloatArray | None, NDArray[np.intp], list[str], list[str]]:
-        """Runtime, power, flag code, estimator's name and family of each layer."""
+    ) -> tuple[FloatArray, FloatArray | None, NDArray[np.intp], list[str], list[str], FloatArray]:
+        """Runtime, power, flag code, estimator's name, family and least log distance of each."""
         members: dict[str, list[int]] = {}
         for index, layer in enumerate(items):
             members.setdefault(family(layer), []).append(index)
         runtime = np.empty(len(items))
         power = np.empty(len(items)) if self.knows("power") else None
         codes = np.zeros(len(items), dtype=np.intp)
+        least = np.zeros(len(items))
         used, families = [""] * len(items), [""] * len(items)
+        estimate: Callable[[Columns], FloatArray]
         for name, where in members.items():
             values = columns(name, [items[index] for index in where])
-            model = self.families.get(name) or self.families.get(STAND_INS.get(name, ""))
+            model = self.families.get(name)
             if model is None:
-                estimated = self.fallback.predict(values)
-                flag = _UNCOVERED if name == "uncovered" else _FALLBACK
-                label, code = "fallback", np.full(len(where), flag)
+                prior = self.inferred[name]
+                estimate, label = prior.predict, prior.label
+                flag = _UNCOVERED if name == "uncovered" else _INFERRED
+                code = np.full(len(where), flag)
             else:
-                estimated, label = model.runtime_ms(values), model.runtime.name
+                estimate, label = model.runtime_ms, model.runtime.label
                 code = np.where(outside(model.ranges, values), _EXTRAPOLATED, 0)
-                if name not in self.families:
-                    code[:] = _EXTRAPOLATED
-            estimated = np.maximum(estimated, self.fallback.floor_ms)
+            dtypes = [items[index].dtype for index in where]
+            estimated, least[where] = self._in_their_dtypes(name, values, dtypes, estimate)
             runtime[where], codes[where] = estimated, code
             for index in where:
                 used[index], families[index] = label, name
@@ -404,7 +400,55 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
                     power = None
                 else:
                     power[where] = watts
-        return runtime, power, codes, used, families
+        return runtime, power, codes, used, families, least
+
+    def _in_their_dtypes(
+        self,
+        family_name: str,
+        values: Columns,
+        dtypes: Sequence[str],
+        estimate: Callable[[Columns], FloatArray],
+    ) -> tuple[FloatArray, FloatArray]:
+        """Runtime of layers in their own dtypes, and the log distance that is at least unsure.
+
+        What was measured in one dtype says of another what the ceilings' ratio says; the interval
+        then reaches from the physical limit to what the measured dtype takes.
+        """
+        others = {dtype for dtype in set(dtypes) if self._is_other(dtype)}
+        if not others:
+            return estimate(values), np.zeros(len(dtypes))
+        runtime, least = np.empty(len(dtypes)), np.zeros(len(dtypes))
+        own = Ceilings.of(self.hardware)
+        names = np.array(dtypes)
+        for dtype in set(dtypes):
+            rows = names == dtype
+            some = some_rows(values, rows)
+            if dtype not in others:
+                runtime[rows] = estimate(some)
+                continue
+            ratio = ITEMSIZE[self.dtype] / ITEMSIZE[dtype]
+            scaled = {name: each * ratio if name in _BYTES else each for name, each in some.items()}
+            ceilings = own.at(self.peak_gflops(dtype))
+            measured = estimate(scaled)
+            faster = roofline_ms(family_name, some, ceilings)
+            faster = faster / roofline_ms(family_name, scaled, own)
+            limit = least_ms(family_name, some, ceilings)
+            found = np.maximum(measured * faster, limit)
+            reached = np.log(found / np.maximum(limit, roofline_ms(family_name, some, ceilings)))
+            runtime[rows] = found
+            least[rows] = np.minimum(
+                np.maximum(np.maximum(reached, 0.0), np.abs(np.log(measured / found))), 10.0
+            )
+        return runtime, least
+
+    def peak_gflops(self, dtype: str) -> float:
+        """Operations in this dtype, GFLOP/s; the platform's own where it is not known."""
+        return self.peaks_gflops.get(dtype, self.hardware["peak_gflops"])
+
+    def _is_other(self, dtype: str) -> bool:
+        """Whether layers compute in a dtype that no row has: any floating one but the platform's,
+        and whole numbers that have a peak of their own."""
+        return dtype != self.dtype and (dtype.startswith(_FLOATING) or dtype in self.peaks_gflops)
 
     def _refuse_impossible(
         self, items: Sequence[Layer], quantity: Quantity, values: FloatArray
@@ -423,9 +467,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     def _dtype_mismatch(self, items: Sequence[Layer]) -> NDArray[np.bool_]:
         """Layers that compute in a floating dtype other than the platform's."""
         dtypes = [layer.dtype for layer in items]
-        mismatch = {
-            dtype for dtype in set(dtypes) if dtype != self.dtype and dtype.startswith(_FLOATING)
-        }
+        mismatch = {dtype for dtype in set(dtypes) if self._is_other(dtype)}
         return np.array([dtype in mismatch for dtype in dtypes])
 
     def explain(self, kind: str) -> Explanation:
@@ -438,6 +480,8 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         """
         model = self.families.get(kind)
         estimators: dict[Quantity, AnyEstimator] = model.estimators if model else {}
+        if model is None and kind in self.inferred:
+            estimators = {"runtime": self.inferred[kind]}
         text: tuple[str, ...] = ()
         if model is None:
             if kind not in FAMILIES:
@@ -469,20 +513,13 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         )
 
     def _without_estimator(self, family_name: str) -> tuple[str, ...]:
-        """How a family is priced by the estimator of a like one, or by its traffic."""
-        like = STAND_INS.get(family_name, "")
-        if like in self.families:
-            return (f"priced by the equations of {like}, and flagged as extrapolated: "
-                    f"explain {like}",)  # fmt: skip
-        rates = self.fallback
-        pad = " " * len("runtime_ms")
+        """How a family without rows is priced."""
+        prior = self.inferred[family_name].prior
+        spread = float(np.exp(prior.distance))
         return (
-            f"runtime_ms, by fallback: {self.name} has no estimator of {family_name}, flagged F",
-            "  runtime_ms = the largest of",
-            f"  {pad}   {1 / (rates.bandwidth_gbs * 1e6):.4g} * bytes_moved   "
-            f"({rates.bandwidth_gbs:g} GB/s)",
-            f"  {pad}   {1 / (rates.gflops * 1e6):.4g} * flops   ({rates.gflops:g} GFLOP/s)",
-            f"  {pad}   {rates.floor_ms:.4g}   (the shortest layer that was measured)",
+            f"{family_name} was not measured on {self.name}: priced as it runs on "
+            f"{len(prior.devices)} other devices, flagged I; 90% of such layers are within a "
+            f"factor of {spread:.2f}",
         )
 
     def _known_power(self) -> str:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 from tabulate import tabulate
 
 from pytest_neuralpower.estimators.terms import is_term, meaning
@@ -16,9 +17,11 @@ from pytest_neuralpower.estimators.terms import is_term, meaning
 if TYPE_CHECKING:
     from pytest_neuralpower.estimators import (
         Boosted,
+        Bounded,
         Estimator,
         NeuralPowerPolynomial,
         Physical,
+        Sparse,
         Utilization,
     )
     from pytest_neuralpower.estimators.tree import Node
@@ -53,7 +56,7 @@ def explain_text(platform: Platform, kind: str) -> str:
         lines += [*found.text, ""]
     for each in found.equations:
         left = _LEFT.get(each.quantity, each.quantity)
-        lines += [f"{left}, by {each.estimator.name}" + (each.known and f" ({each.known})")]
+        lines += [f"{left}, by {each.estimator.label}" + (each.known and f" ({each.known})")]
         lines += _indented(_equations(each.estimator, left))
         if each.overheads:
             lines.append("  and what the framework adds:")
@@ -219,6 +222,39 @@ def _boosted(estimator: Boosted, left: str) -> list[str]:
     ]
 
 
+def _bounded(estimator: Bounded, left: str) -> list[str]:
+    low, high = (float(np.exp(edge)) for edge in estimator.bounds_)
+    middle = float(np.exp(estimator.center_))
+    prior = estimator.prior
+    lines = [] if estimator.inner is None else _equations(estimator.inner, left)
+    if estimator.inner is not None:
+        lines.append(
+            f"kept between {low:.3g} and {high:.3g} times the prior, and fading to {middle:.3g} "
+            "times it outside the calibrated ranges"
+        )
+    ceilings = estimator.ceilings
+    return [
+        *lines,
+        f"the prior: as {len(prior.devices)} other devices run it",
+        *_sparse(prior.factor, "prior_ms"),
+        f"the roofline: {ceilings.launch_ms * 1e3:g} us + the larger of flops at "
+        f"{ceilings.compute_gflops:g} GFLOP/s and traffic at {ceilings.bandwidth_gbs:g} GB/s",
+        "never below its operations at the peak or its bytes at the full bandwidth, nor below what "
+        "a smaller batch takes",
+    ]
+
+
+def _sparse(estimator: Sparse, left: str) -> list[str]:
+    named = [(weight, term.replace("*", " * ")) for term, weight in estimator.coefficients_.items()]
+    if not named:
+        return [f"{left} = {np.exp(estimator.intercept_):.4g} * {estimator.of}"]
+    low, high = (float(np.exp(edge)) for edge in estimator.bounds_)
+    return [
+        f"{left} = {estimator.of} * exp(factor), between {low:.3g} and {high:.3g} times",
+        *_sum("factor", [(estimator.intercept_, ""), *named]),
+    ]
+
+
 #: How each estimator is written, by its name.
 _WRITERS: Final[Mapping[str, Callable[[Any, str], list[str]]]] = {
     "physical": _physical,
@@ -227,6 +263,8 @@ _WRITERS: Final[Mapping[str, Callable[[Any, str], list[str]]]] = {
     "neuralpower-relative": _neuralpower,
     "tree": lambda estimator, left: _node(estimator.root_, left),
     "boosted": _boosted,
+    "bounded": _bounded,
+    "neuralpower-bounded": _sparse,
 }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET
 
-from pytest_neuralpower.platform.prediction import EXTRAPOLATED, FALLBACK, UNCOVERED, UNTRUSTED
+from pytest_neuralpower.platform.prediction import EXTRAPOLATED, INFERRED, UNCOVERED, UNTRUSTED
 from pytest_neuralpower.report.compare import signed_percent, values_of
 from pytest_neuralpower.units import Quantity, show, show_percent
 
@@ -28,7 +28,7 @@ _LEAST_WIDTH = 20
 #: Flag of a layer -> (its letter in a table, what it means).
 _FLAG_NOTES = {
     UNCOVERED: ("U", "has no formula: priced by its bytes"),
-    FALLBACK: ("F", "has no estimator on this platform: priced by operations and bytes"),
+    INFERRED: ("I", "was not measured on this device: priced as other devices run it"),
     EXTRAPOLATED: ("E", "is outside the calibrated sizes or dtype: extrapolated"),
 }
 

@@ -61,16 +61,16 @@ def _energy_accuracy(fit: FamilyFit, hardware: Mapping[str, float]) -> EnergyAcc
 def _predicted(fit: FamilyFit) -> tuple[str, dict[str, FloatArray]]:
     """The candidate that ships, and held-out energies (mJ) by candidate."""
     if fit.energy is not None:
-        return fit.energy.estimator.name, fit.energy.predicted
+        return fit.energy.estimator.label, fit.energy.predicted
     assert fit.power is not None  # the caller has looked
     both = {
         name: power * fit.runtime.predicted[name]
         for name, power in fit.power.predicted.items()
         if name in fit.runtime.predicted
     }
-    chosen = fit.power.estimator.name
-    if chosen != fit.runtime.estimator.name:
-        chosen = f"{chosen} x {fit.runtime.estimator.name}"
+    chosen = fit.power.estimator.label
+    if chosen != fit.runtime.estimator.label:
+        chosen = f"{chosen} x {fit.runtime.estimator.label}"
     return chosen, {chosen: fit.power.held_out * fit.runtime.held_out, **both}
 
 

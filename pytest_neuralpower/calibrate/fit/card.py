@@ -92,9 +92,8 @@ def card_text(platform: FittedPlatform) -> str:
         layers_table(accuracy, "github"),
         "A family that does not beat both baselines is not shipped. "
         "Errors are relative to the measured one. All batch sizes of a shape are held "
-        "out together. Other kinds of layer are priced by their traffic at "
-        f"{platform.fallback.bandwidth_gbs:g} GB/s, or their operations at "
-        f"{platform.fallback.gflops:g} GFLOP/s, and flagged.",
+        "out together. Kinds of layer without rows are priced as other devices run them, and "
+        "flagged.",
         *(["## Rows set apart to judge", split] if split else []),
         *(["The estimators judged here saw none of these."] if split else []),
         *_overhead(accuracy),
@@ -242,12 +241,13 @@ def _calibration(platform: FittedPlatform) -> list[str]:
             f"{math.expm1(platform.intervals.runtime.model_error):.0%}."
         )
     sections.append(
-        "A kind of layer is kept where it beats the fallback, which would price it instead, even "
+        "A kind of layer is kept where it beats the prior, which would price it instead, even "
         "if a baseline that was fitted to it does as well."
     )
     if not_fitted := platform.accuracy.get("not_fitted"):
         sections.append(
-            "Priced by their traffic, for too few rows could be predicted: " + ", ".join(not_fitted)
+            "Priced as other devices run them, for too few rows could be predicted: "
+            + ", ".join(not_fitted)
         )
     return [
         *sections,

@@ -13,11 +13,13 @@ from pytest_neuralpower.estimators import (
     NeuralPowerPolynomial,
     NeuralPowerRelative,
     Physical,
+    Sparse,
     Tree,
     Utilization,
 )
 from pytest_neuralpower.estimators.features import GEMM_FAMILIES, range_columns, size_columns
 from pytest_neuralpower.estimators.neuralpower import SIZES
+from pytest_neuralpower.estimators.physics import Ceilings, features
 from pytest_neuralpower.estimators.terms import Regime
 
 __all__ = [
@@ -32,7 +34,9 @@ __all__ = [
 ]
 
 #: Estimators that can compete for a runtime: convolutions have them all.
-Candidate = Literal["physical", "neuralpower", "neuralpower-relative", "tree", "boosted"]
+Candidate = Literal[
+    "neuralpower-bounded", "physical", "neuralpower", "neuralpower-relative", "tree", "boosted"
+]
 
 #: Unfitted estimators by name, the simplest first.
 Makers = Mapping[str, Callable[[], Estimator]]
@@ -155,7 +159,9 @@ def runtime_makers(
             noise_ms=CALL_NOISE_MS if on_processor else None,
         )
 
+    bounded = {Sparse.name: lambda: Sparse(features(family) or ("length",), Ceilings.of(hardware))}
     return {
+        **(bounded if quantity == "runtime" else {}),
         "physical": physical,
         **_paper_makers(family, quantity),
         "tree": lambda: Tree(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -25,6 +26,7 @@ from pytest_neuralpower.calibrate.fit.power import (
     fit_power,
     judge_networks,
 )
+from pytest_neuralpower.calibrate.fit.prior import priors_for
 from pytest_neuralpower.calibrate.fit.profile import read_profile
 from pytest_neuralpower.calibrate.fit.readers import READERS
 from pytest_neuralpower.calibrate.fit.recipe import Recipe, Source, read_recipe
@@ -35,21 +37,20 @@ from pytest_neuralpower.calibrate.fit.uncertainty import (
     with_intervals,
 )
 from pytest_neuralpower.errors import FitError, PlatformError, ProfileError
+from pytest_neuralpower.estimators import Bounded, Estimator, Prior, Sparse
 from pytest_neuralpower.estimators.base import refuse_bad_rows
 from pytest_neuralpower.estimators.features import Columns, FloatArray, columns, family
-from pytest_neuralpower.estimators.selection import Score, select
-from pytest_neuralpower.platform.price import Fallback, FamilyModel, FittedPlatform
+from pytest_neuralpower.estimators.physics import Ceilings
+from pytest_neuralpower.estimators.selection import COMPARED, Score, select
+from pytest_neuralpower.platform.price import FamilyModel, FittedPlatform
 from pytest_neuralpower.platform.ranges import PROVENANCE_KEY as WIDTHS
 from pytest_neuralpower.platform.ranges import calibrated_ranges, measured_widths
 
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.fit.rows import NetworkRow, Row
 
-#: Families that only stream their tensors: what bandwidth they reach prices the fallback.
+#: Families that only stream their tensors: what bandwidth they reach prices overheads.
 _STREAMING: Final = ("activation", "elementwise")
-
-#: Families whose operations count: what rate they reach bounds the fallback.
-_COMPUTING: Final = ("conv", "linear", "matmul")
 
 
 class _Table(NamedTuple):
@@ -207,22 +208,29 @@ def fit_rows(
         No rows, or rows of some family that cannot be fitted; the message names the family.
     """
     tables = _tables(rows, recipe)
-    fallback = _fallback(tables, recipe)
+    priors = priors_for(
+        recipe.device,
+        recipe.hardware,
+        recipe.dtype,
+        calibration=recipe.folder.parent,
+        data_root=data_root,
+    )
+    streaming_gbs = _streaming_gbs(tables, recipe)
     families: dict[str, FamilyModel] = {}
     fits: dict[str, FamilyFit] = {}
     accuracy: dict[str, dict[str, Any]] = {"runtime": {}}
     for name, table in tables.items():
         try:
             fit, power, judged = _fit_family(
-                name, table, recipe, fallback, candidates=candidates, progress=progress
+                name, table, recipe, priors[name], candidates=candidates, progress=progress
             )
         except FitError as error:
             if not recipe.plan:
                 raise FitError(f"{recipe.name}, {name}: {error}") from None
-            # Random networks bring some kinds of layer too rarely; the fallback prices those.
+            # Random networks bring some kinds of layer too rarely; the prior prices those.
             accuracy.setdefault("not_fitted", {})[name] = str(error)
             continue
-        kept = judged.is_kept(alone="fallback" if recipe.plan else "")
+        kept = judged.is_kept(alone="prior" if recipe.plan else "")
         accuracy.setdefault("runtime" if kept else "not_shipped", {})[name] = judged
         if not kept:
             continue
@@ -233,7 +241,7 @@ def fit_rows(
             accuracy.setdefault(f"layer_{power.quantity}", {})[name] = power.selection.accuracy()
         families[name] = FamilyModel(
             calibrated_ranges(name, table.columns),
-            overheads=dict.fromkeys(recipe.overheads.get(name, ()), 1.0 / fallback.bandwidth_gbs),
+            overheads=dict.fromkeys(recipe.overheads.get(name, ()), 1.0 / streaming_gbs),
             **chosen,
         )
     if not families:
@@ -246,8 +254,13 @@ def fit_rows(
         tiers=dict(recipe.tiers),
         hardware=dict(recipe.hardware),
         families=families,
-        fallback=fallback,
+        inferred={
+            name: bounded(name, recipe, prior)
+            for name, prior in priors.items()
+            if name not in families
+        },
         power=None,
+        peaks_gflops=dict(recipe.peaks_gflops),
         provenance={
             "sources": [source.facts() for source in recipe.sources],
             "notes": list(recipe.notes),
@@ -263,12 +276,12 @@ def fit_rows(
         networks,
     )
     platform = judge_networks(platform, recipe)
-    left_out = {
-        name: _fallback({other: tables[other] for other in tables if other != name}, recipe)
-        for name in tables
-        if len(tables) > 1
-    }
-    return Fitted(with_intervals(platform, recipe, fits, left_out), fits)
+    return Fitted(with_intervals(platform, recipe, fits), fits)
+
+
+def bounded(name: str, recipe: Recipe, prior: Prior, inner: Estimator | None = None) -> Bounded:
+    """An estimator of runtime that corrects how other devices run the family."""
+    return Bounded(name, Ceilings.of(recipe.hardware), prior, inner)  # type: ignore[arg-type]
 
 
 def _tables(rows: Iterable[Row], recipe: Recipe) -> dict[str, _Table]:
@@ -294,20 +307,27 @@ def _fit_family(
     name: str,
     table: _Table,
     recipe: Recipe,
-    fallback: Fallback,
+    prior: Prior,
     *,
     candidates: Collection[str],
     progress: Callable[[str], None],
 ) -> tuple[FamilyFit, LayerPower | None, FamilyAccuracy]:
     """One family's choice of estimators, and its held-out errors next to the baselines'; next to
-    the fallback's, which would price it instead, on a device measured on the spot."""
+    the prior's, which would price it instead, on a device measured on the spot."""
     members, values, runtime = table
     design = recipe.designs.get(name, Design())
     allowed = candidates or design.candidates or recipe.candidates
-    makers = {
+    plain = {
         candidate: make
         for candidate, make in runtime_makers(name, design, recipe.hardware).items()
-        if not allowed or candidate in allowed
+        if not allowed or candidate in (*allowed, Sparse.name)
+    }
+    makers = {
+        # The paper's estimator is compared with as it was published.
+        candidate: make
+        if candidate in COMPARED
+        else partial(_bounded_by, name, recipe, prior, make)
+        for candidate, make in plain.items()
     }
     if not makers:
         raise FitError(
@@ -317,13 +337,12 @@ def _fit_family(
     groups = [row.shape_group for row in members]
     progress(f"runtime of {len(members):,} {name} rows")
     chosen = select(makers, values, runtime, groups, lines=[row.line for row in members])
-    overhead = judge_overhead(members, values, chosen, makers.get("physical"))
+    overhead = judge_overhead(members, values, chosen, plain.get("physical"))
     progress(f"power of {len(members):,} {name} rows")
     power = fit_layer_power(name, members, values, chosen, design=design, hardware=recipe.hardware)
     baselines = baseline_scores(values, runtime, chosen.fold, recipe.hardware)
     if recipe.plan:
-        predicted = np.maximum(fallback.predict(values), fallback.floor_ms)
-        baselines["fallback"] = Score.of(predicted, runtime)
+        baselines["prior"] = Score.of(bounded(name, recipe, prior).predict(values), runtime)
     selections = {power.quantity: power.selection} if power else {}
     return (
         FamilyFit(members, values, runtime, chosen, **selections),
@@ -332,19 +351,16 @@ def _fit_family(
     )
 
 
-def _fallback(tables: Mapping[str, _Table], recipe: Recipe) -> Fallback:
-    """Rates that the measured layers reached in total; the device's ceilings where none did, or
-    the recipe's ``streaming_gbs``, what others of its layers reach with their weights."""
+def _bounded_by(name: str, recipe: Recipe, prior: Prior, make: Callable[[], Estimator]) -> Bounded:
+    return bounded(name, recipe, prior, make())
 
-    def reached(names: Sequence[str], work: str, ceiling: float) -> float:
-        known = [tables[name] for name in names if name in tables]
-        if not known:
-            return ceiling
-        total = sum(float(table.columns[work].sum()) for table in known)
-        return total / sum(float(table.runtime_ms.sum()) for table in known) / 1e6
 
-    streaming = recipe.hardware.get("streaming_gbs", recipe.hardware["bandwidth_gbs"])
-    bandwidth = reached(_STREAMING, "bytes_moved", streaming)
-    gflops = reached(_COMPUTING, "flops", recipe.hardware["peak_gflops"])
-    floor = min(float(table.runtime_ms.min()) for table in tables.values())
-    return Fallback(float(f"{bandwidth:.6g}"), float(f"{gflops:.6g}"), floor)
+def _streaming_gbs(tables: Mapping[str, _Table], recipe: Recipe) -> float:
+    """Bandwidth that streaming layers reached in total; where there are none, the recipe's
+    ``streaming_gbs``, what others of its layers reach with their weights, or the ceiling."""
+    known = [tables[name] for name in _STREAMING if name in tables]
+    if not known:
+        return float(recipe.hardware.get("streaming_gbs", recipe.hardware["bandwidth_gbs"]))
+    total = sum(float(table.columns["bytes_moved"].sum()) for table in known)
+    rate = total / sum(float(table.runtime_ms.sum()) for table in known) / 1e6
+    return float(f"{rate:.6g}")

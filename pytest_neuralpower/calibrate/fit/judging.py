@@ -189,7 +189,7 @@ def judge_split(
         name: _scored(lambda make=make: predicted(make), runtime[apart])  # type: ignore[misc]
         for name, make in makers.items()
     }
-    return Split(int((~apart).sum()), int(apart.sum()), chosen.estimator.name, scores)
+    return Split(int((~apart).sum()), int(apart.sum()), chosen.estimator.label, scores)
 
 
 # -- Latencies that hold an overhead of their place in the table, which no layer causes.

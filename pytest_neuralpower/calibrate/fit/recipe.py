@@ -107,6 +107,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hardware
         ``peak_gflops`` and ``bandwidth_gbs`` are required; ``multiprocessors`` (1) and
         ``limit_w`` are used where given.
+    peaks_gflops
+        Operations (GFLOP/s) by dtype, where they differ from ``hardware``'s.
     sources
         Of the measured rows.
     designs
@@ -138,6 +140,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hardware: Mapping[str, int | float]  # a whole number stays one in the platform file
     dtype: _Text = "float32"
     tiers: Mapping[str, Tier] = {}
+    peaks_gflops: Mapping[str, float] = {}
     sources: tuple[Source, ...] = ()
     designs: Mapping[str, Design] = {}
     candidates: tuple[Candidate, ...] = ()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.fit.rows import NetworkRow, Row
     from pytest_neuralpower.estimators.features import Columns, FloatArray
     from pytest_neuralpower.estimators.selection import Selection
-    from pytest_neuralpower.platform.price import Fallback, FittedPlatform
+    from pytest_neuralpower.platform.price import FittedPlatform
 
 __all__ = [
     "learn_totals",
@@ -248,7 +248,6 @@ def with_intervals(
     platform: FittedPlatform,
     recipe: Recipe,
     fits: Mapping[str, FamilyFit],
-    left_out: Mapping[str, Fallback],
 ) -> FittedPlatform:
     """The platform with intervals, and with their held-out coverage in its accuracy.
 
@@ -256,8 +255,6 @@ def with_intervals(
     ----------
     fits
         By family.
-    left_out
-        By family, the fallback that the other families' rows give.
 
     Raises
     ------
@@ -269,9 +266,10 @@ def with_intervals(
     accuracy: dict[str, object] = {"runtime": found, "totals": totals}
     # Before any network is looked at.
     model_error = round(SUM_OF_LAYERS.get(totals, SUM_OF_LAYERS["alone"]), 4)
-    intervals = Intervals(
-        COVERAGE, QuantitySpreads(runtime, _fallback_spread(fits, left_out), model_error)
-    )
+    for name, inferred in platform.inferred.items():
+        distance = inferred.prior.distance
+        runtime[name] = Spread(distance, distance, inferred.prior.correlation)
+    intervals = Intervals(COVERAGE, QuantitySpreads(runtime, None, model_error))
     power, joint, scores = _power_spreads(fits)
     if power:
         accuracy |= scores
@@ -360,21 +358,6 @@ def _held_out_power(fit: FamilyFit, watts: FloatArray) -> FloatArray:
         )
         found[out] = estimator.predict({name: values[out] for name, values in predicted.items()})
     return found
-
-
-def _fallback_spread(
-    fits: Mapping[str, FamilyFit], left_out: Mapping[str, Fallback]
-) -> Spread | None:
-    """How far the fallback is off for a family it has not seen: each family in turn."""
-    if len(fits) < 2:
-        return None
-    residuals, groups = [], []
-    for name, fit in fits.items():
-        predicted = np.maximum(left_out[name].predict(fit.columns), left_out[name].floor_ms)
-        residuals.append(np.log(fit.runtime_ms / predicted))
-        groups += [name] * len(predicted)
-    distance = conformal_distance(np.concatenate(residuals), groups)
-    return Spread(distance, distance, 1.0)  # one wrong rate: off for all layers alike
 
 
 def _power_of_networks(platform: FittedPlatform) -> Spread:

@@ -1,0 +1,320 @@
+"""The prior: how other devices run a family of layers, fitted to the rows of all of them.
+
+Each device counts alike, and so does each source of its rows. How far a prior is off on a device
+that it has not seen is told by leaving out one device after the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+import msgspec
+import numpy as np
+import yaml
+
+from pytest_neuralpower.calibrate.fit.profile import read_profile
+from pytest_neuralpower.calibrate.fit.readers import READERS
+from pytest_neuralpower.calibrate.fit.recipe import read_recipe
+from pytest_neuralpower.estimators import Prior, Sparse
+from pytest_neuralpower.estimators.features import FAMILIES, columns, family
+from pytest_neuralpower.estimators.physics import FEATURES, Ceilings, features, roofline_ms
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.calibrate.fit.rows import Row
+    from pytest_neuralpower.estimators.features import Columns, FloatArray
+
+__all__ = ["Board", "Judged", "device_class", "fit_priors", "judge_priors", "read_boards"]
+
+#: Devices whose libraries are alike: GPUs on their plain cores, on tensor cores, and processors.
+DeviceClass: TypeAlias = Literal["gpu", "tensor", "cpu"]
+
+#: Families that stream their tensors alike; the rows of any of them tell the others.
+_STREAMING: Final = ("activation", "elementwise")
+
+#: Rows of one table that are looked at, at most: more say the same.
+_MOST_ROWS: Final = 500
+
+#: Deviation from device to device of families that only one device has rows of: that of the
+#: families of processors that several have.
+_BETWEEN_UNKNOWN: Final = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Rows of one family from one source."""
+
+    family: str
+    columns: Columns
+    runtime_ms: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """One device with measured rows of some families."""
+
+    device: str
+    kind: DeviceClass
+    ceilings: Ceilings
+    tables: tuple[_Table, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Errors on a device that a prior has not seen: median and 90% factor, and the bias."""
+
+    device: str
+    median: float
+    ninety: float
+    bias: float
+    rows: int
+
+
+def device_class(hardware: Mapping[str, float], dtype: str) -> DeviceClass:
+    """What a device's layers in this dtype are priced like."""
+    if hardware.get("multiprocessors", 1) <= 1:
+        return "cpu"
+    return "tensor" if dtype in ("float16", "bfloat16") else "gpu"
+
+
+class _Extra(msgspec.Struct, frozen=True):
+    """A board of ``calibration/prior.yaml``: rows of a few kinds, too few for a platform."""
+
+    device: str
+    hardware: dict[str, float]
+    sources: list[dict[str, object]]
+    dtype: str = "float32"
+
+
+@cache
+def read_boards(calibration: Path, data_root: Path | None) -> tuple[Board, ...]:
+    """Every device with rows: of the recipes in ``calibration`` and of its ``prior.yaml``.
+
+    Without the public tables, those whose rows are in the folder alone.
+    """
+    boards = []
+    for path in sorted(calibration.glob("*/recipe.yaml")):
+        recipe = read_recipe(path.parent)
+        rows: list[list[Row]] = []
+        for source in recipe.sources:
+            if source.profile:
+                rows.append(list(read_profile(path.parent / source.profile).rows))
+            elif data_root is not None:
+                read = READERS[source.reader or ""]
+                rows.append(list(read(data_root / source.path, source.options)))
+        boards.append(_board(recipe.device, recipe.hardware, recipe.dtype, rows))
+    if data_root is not None:
+        text = (calibration / "prior.yaml").read_text(encoding="utf-8")
+        for extra in msgspec.convert(yaml.safe_load(text)["boards"], list[_Extra]):
+            rows = [
+                list(READERS[str(source["reader"])](data_root / str(source["path"]), source))
+                for source in extra.sources
+            ]
+            boards.append(_board(extra.device, extra.hardware, extra.dtype, rows))
+    return tuple(boards)
+
+
+def _board(
+    device: str, hardware: Mapping[str, float], dtype: str, sources: Sequence[Sequence[Row]]
+) -> Board:
+    tables = []
+    for rows in sources:
+        members: dict[str, list[Row]] = {}
+        for row in rows:
+            if not row.flaw and row.layer.dtype == dtype:
+                members.setdefault(family(row.layer), []).append(row)
+        for name, found in members.items():
+            kept = [found[place] for place in _spread(len(found))]
+            values = columns(name, [row.layer for row in kept])
+            tables.append(_Table(name, values, np.array([row.runtime_ms for row in kept])))
+    return Board(device, device_class(hardware, dtype), Ceilings.of(hardware), tuple(tables))
+
+
+def _spread(count: int) -> list[int]:
+    """Places of at most so many rows, evenly over a table."""
+    places = np.unique(np.linspace(0, count - 1, min(count, _MOST_ROWS)).astype(int))
+    return [int(place) for place in places]
+
+
+def fit_priors(
+    boards: Sequence[Board], kind: DeviceClass, *, without: str = ""
+) -> dict[str, Prior]:
+    """Priors of every family on a class of devices.
+
+    Parameters
+    ----------
+    boards
+        From :func:`read_boards`.
+    kind
+        The class; families that its devices have no rows of are those of plain GPUs.
+    without
+        A device that must not have a say.
+    """
+    known = [board for board in boards if board.device != without and board.kind == kind]
+    found = {}
+    for name in FAMILIES:
+        own = _families(name)
+        if any(table.family in own for board in known for table in board.tables):
+            found[name] = _prior(known, own)
+    others = {} if kind == "gpu" else fit_priors(boards, "gpu", without=without)
+    for name in FAMILIES:
+        if name not in found:
+            found[name] = _inferred(name, found) or others[name]
+    return found
+
+
+def _families(name: str) -> tuple[str, ...]:
+    return _STREAMING if name in _STREAMING else (name,)
+
+
+def _prior(boards: Sequence[Board], names: Sequence[str]) -> Prior:
+    factor = _fit(boards, names)
+    judged = _left_out(boards, names)
+    devices = tuple(sorted({each.device for each, _ in judged}))
+    within = float(np.median([deviation for _, deviation in judged]))
+    between = _BETWEEN_UNKNOWN
+    if len(devices) > 2:
+        between = float(np.sqrt(np.mean([np.log(each.bias) ** 2 for each, _ in judged])))
+    return Prior(factor, float(f"{between:.4g}"), float(f"{within:.4g}"), devices)
+
+
+def _fit(boards: Sequence[Board], names: Sequence[str]) -> Sparse:
+    inputs = features(names[0])
+    values: dict[str, list[FloatArray]] = {name: [] for name in inputs}
+    wanted, weight = [], []
+    for board in boards:
+        mine = [table for table in board.tables if table.family in names]
+        for table in mine:
+            for name in inputs:
+                values[name].append(FEATURES[name][1](table.columns, board.ceilings))
+            wanted.append(_log_ratio(table, board.ceilings))
+            share = _MOST_ROWS / len(table.runtime_ms) / len(mine)
+            weight.append(np.full(len(table.runtime_ms), share))
+    factor = Sparse(inputs, boards[0].ceilings, "roofline_ms")
+    return factor.fit_values(
+        {name: np.concatenate(each) for name, each in values.items()},
+        np.concatenate(wanted),
+        np.concatenate(weight),
+    )
+
+
+def _log_ratio(table: _Table, ceilings: Ceilings) -> FloatArray:
+    roofline = roofline_ms(table.family, table.columns, ceilings)
+    return np.asarray(np.log(table.runtime_ms / roofline))
+
+
+def _left_out(boards: Sequence[Board], names: Sequence[str]) -> list[tuple[Judged, float]]:
+    """Each device priced by the others (by itself where it is alone), and the deviation of its
+    logarithmic errors about their median."""
+    known = [board for board in boards if any(table.family in names for table in board.tables)]
+    devices = dict.fromkeys(board.device for board in known)
+    found = []
+    for device in devices:
+        rest = [board for board in known if board.device != device] or known
+        factor = _fit(rest, names)
+        errors = []
+        for board in known:
+            if board.device == device:
+                mine = msgspec.structs.replace(factor, ceilings=board.ceilings)
+                errors += [
+                    _log_ratio(table, board.ceilings) - mine.log_factor(table.columns)
+                    for table in board.tables
+                    if table.family in names
+                ]
+        error = np.concatenate(errors)
+        middle = float(np.median(error))
+        size = np.abs(error)
+        judged = Judged(
+            device,
+            median=float(np.exp(np.median(size))),
+            ninety=float(np.exp(np.quantile(size, 0.9))),
+            bias=float(np.exp(middle)),
+            rows=len(error),
+        )
+        # Of a normal error: its 90% quantile over 1.645.
+        found.append((judged, float(np.quantile(np.abs(error - middle), 0.9)) / 1.645))
+    return found
+
+
+def judge_priors(boards: Sequence[Board], kind: DeviceClass) -> dict[str, list[Judged]]:
+    """By family with rows on several devices, what a prior without each of them is off by there."""
+    known = [board for board in boards if board.kind == kind]
+    found = {}
+    for name in FAMILIES:
+        if name == _STREAMING[1]:
+            continue
+        judged = [each for each, _ in _left_out(known, _families(name))] if known else []
+        if len(judged) > 1:
+            found[name] = judged
+    return found
+
+
+# -- Families that no device of the class was measured on.
+
+#: By family: whose factor it takes, the logarithm that is added, and the deviation that adds to it.
+#: Kinds that move tensors are taken to stream them; what is less alike is less sure.
+_LIKE: Final[Mapping[str, tuple[str, float, float]]] = {
+    "memory": ("activation", 0.0, 0.2),
+    "reduction": ("activation", 0.0, 0.2),
+    "embedding": ("activation", 0.2, 0.4),
+    "uncovered": ("activation", 0.2, 0.6),
+    # Few operations a byte, and hardly any reuse in cuDNN's kernels of plain layouts.
+    "conv.depthwise": ("activation", 0.7, 0.5),
+    "conv.transposed": ("conv", 0.0, 0.3),
+    "softmax": ("activation", 0.0, 0.2),
+    "norm": ("activation", 0.0, 0.2),
+    # A step is a product of a matrix and a vector, an addition and the gates' activations.
+    "rnn": ("activation", 0.4, 0.5),
+    # A fused kernel reaches a good half of the peak.
+    "attention": ("activation", 0.4, 0.4),
+    "pool": ("activation", 0.2, 0.2),
+}
+
+
+def _inferred(name: str, known: Mapping[str, Prior]) -> Prior | None:
+    like, more, spread = _LIKE.get(name, ("", 0.0, 0.0))
+    if like not in known:
+        return None
+    prior = known[like]
+    factor = msgspec.structs.replace(
+        prior.factor,
+        intercept_=prior.factor.intercept_ + more,
+        bounds_=tuple(edge + more for edge in prior.factor.bounds_),
+    )
+    between = float(f"{np.hypot(prior.between, spread):.4g}")
+    return Prior(factor, between, prior.within, prior.devices)
+
+
+# -- The prior that ships: for devices that their owners calibrate.
+
+SHIPPED: Final = Path(__file__).parents[2] / "platform" / "prior.json"
+
+
+def save_priors(calibration: Path, data_root: Path | None, path: Path = SHIPPED) -> None:
+    """Fit the priors of all classes to all devices, and write them."""
+    boards = read_boards(calibration, data_root)
+    kinds: tuple[DeviceClass, ...] = ("gpu", "tensor", "cpu")
+    found = {kind: fit_priors(boards, kind) for kind in kinds}
+    path.write_text(json.dumps(msgspec.to_builtins(found), indent=1) + "\n", encoding="utf-8")
+
+
+def priors_for(
+    device: str,
+    hardware: Mapping[str, float],
+    dtype: str,
+    *,
+    calibration: Path,
+    data_root: Path | None,
+) -> dict[str, Prior]:
+    """Priors of a platform: without its own device where all rows are there, else those shipped."""
+    kind, ceilings = device_class(hardware, dtype), Ceilings.of(hardware)
+    if data_root is not None and (calibration / "prior.yaml").is_file():
+        found = fit_priors(read_boards(calibration, data_root), kind, without=device)
+    else:
+        text = SHIPPED.read_bytes()
+        found = msgspec.json.decode(text, type=dict[str, dict[str, Prior]])[kind]
+    return {name: prior.on(ceilings) for name, prior in found.items()}

@@ -1,0 +1,362 @@
+"""Bounded corrections of the physical time: what is learnt on top of the roofline, and how far.
+
+A price is ``roofline x prior x correction``. The prior is how other devices run layers of this
+family, the correction what this device's own rows add. Whatever estimator learns it, the correction
+is bounded by what the rows showed and fades outside their range, no price beats the ceilings, and
+none falls when the batch grows: all of it here, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, TypeAlias
+
+import numpy as np
+from msgspec import Meta, Struct, field
+from msgspec.structs import replace
+
+from pytest_neuralpower.estimators.base import Estimator, some_rows
+from pytest_neuralpower.estimators.boosted import Boosted
+from pytest_neuralpower.estimators.features import op_code, op_name, range_columns
+from pytest_neuralpower.estimators.neuralpower import NeuralPowerPolynomial, NeuralPowerRelative
+from pytest_neuralpower.estimators.physical import Physical
+from pytest_neuralpower.estimators.physics import (
+    FEATURES,
+    Ceilings,
+    halved,
+    least_ms,
+    roofline_ms,
+)
+from pytest_neuralpower.estimators.tree import Tree
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pytest_neuralpower.estimators.features import Columns, FloatArray
+
+__all__ = ["Bounded", "Prior", "Sparse"]
+
+#: Terms that a polynomial keeps at most: more cannot be read, and say no more of devices unseen.
+MOST_TERMS: Final = 30
+
+#: Weight of the coefficients' squares against the mean error.
+_RIDGE: Final = 1e-3
+
+#: Errors of the logarithm below this count squared, beyond it by their size.
+_SMALL_ERROR: Final = 0.03
+
+_FITS: Final = 12
+
+#: Share of the rows that the bounds of a correction hold, and how far they reach beyond.
+_HELD: Final = 0.99
+_MARGIN: Final = float(np.log(1.25))
+
+#: Halvings of a batch that are looked at, at most.
+_HALVINGS: Final = 24
+
+#: Of a doubling: how far away a tensor twice as large is. It changes no kernel's efficiency.
+_MORE_OF_THE_SAME: Final = 0.25
+
+#: What a price may fall by when the batch doubles: libraries do take less time for 64 rows than
+#: for 32 here and there.
+_FALL: Final = 0.04
+
+#: Doublings that an operation is away that no row had.
+_OTHER_OPERATION: Final = 1.0
+
+_Log: TypeAlias = Annotated[float, Meta(ge=-10, le=10)]
+
+
+class Sparse(Estimator, tag="neuralpower-bounded", omit_defaults=True):
+    """A sparse polynomial of degree 2 as the logarithm of a factor, kept within what rows showed.
+
+    The regressors are NeuralPower's in spirit: logarithms of sizes, and its special terms
+    (operations, memory) over what the device could do; the loss is relative.
+
+    Parameters
+    ----------
+    inputs
+        Names of :data:`~pytest_neuralpower.estimators.physics.FEATURES`.
+    ceilings
+        Of the device.
+    of
+        The column that is multiplied, ms: ``roofline_ms`` or ``prior_ms``.
+
+    Attributes
+    ----------
+    intercept_, coefficients_
+        Of the polynomial: a term is a name, or two joined by ``*``.
+    ranges_
+        Least and largest value of each input: what lies beyond is taken to lie at its edge.
+    bounds_
+        Least and largest logarithm of the factor.
+    """
+
+    name: ClassVar[str] = "neuralpower-bounded"
+
+    inputs: tuple[str, ...]
+    ceilings: Ceilings
+    of: str = "prior_ms"
+    intercept_: float = 0.0
+    coefficients_: dict[str, float] = field(default_factory=dict)
+    ranges_: dict[str, tuple[float, float]] = field(default_factory=dict)
+    bounds_: tuple[_Log, _Log] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        for name in (*self.inputs, *(each for term in self.coefficients_ for each in _parts(term))):
+            if name not in FEATURES:
+                raise ValueError(f"unknown input {name!r}; there are {', '.join(FEATURES)}")
+        if self.coefficients_ and not self.ranges_:
+            raise ValueError("a fitted polynomial needs ranges of its inputs")
+
+    def _fit(self, columns: Columns, target: FloatArray) -> None:
+        self.fit_weighted(columns, target, np.ones(len(target)))
+
+    def fit_weighted(self, columns: Columns, target: FloatArray, weight: FloatArray) -> Sparse:
+        """Fit with a weight for each row, so that devices or sources count alike."""
+        wanted = np.log(target / columns[self.of])
+        values = {name: FEATURES[name][1](columns, self.ceilings) for name in self.inputs}
+        return self.fit_values(values, wanted, weight)
+
+    def fit_values(
+        self, values: Mapping[str, FloatArray], wanted: FloatArray, weight: FloatArray
+    ) -> Sparse:
+        """Fit to the logarithms of factors, shape ``(rows,)``, from the inputs' own values."""
+        self.ranges_ = {
+            name: (_rounded(float(each.min())), _rounded(float(each.max())))
+            for name, each in values.items()
+        }
+        terms = {
+            term: each
+            for term in _terms(self.inputs)
+            if np.ptp(each := _value(term, values)) > 1e-9
+        }
+        kept = list(terms)
+        if kept:
+            size = _fitted([terms[term] for term in kept], wanted, weight)[1]
+            order = np.argsort(-np.abs(size), kind="stable")[:MOST_TERMS]
+            kept = [kept[place] for place in sorted(order.tolist())]
+        weights, _ = _fitted([terms[term] for term in kept], wanted, weight)
+        self.intercept_ = _rounded(float(weights[0]))
+        self.coefficients_ = {
+            term: _rounded(float(each)) for term, each in zip(kept, weights[1:], strict=True)
+        }
+        edges = np.quantile(wanted, (0.005, 0.995))
+        self.bounds_ = (_rounded(float(edges[0])), _rounded(float(edges[1])))
+        return self
+
+    def log_factor(self, columns: Columns) -> FloatArray:
+        """Logarithm of the factor of each row."""
+        values = {
+            name: np.clip(FEATURES[name][1](columns, self.ceilings), low, high)
+            for name, (low, high) in self.ranges_.items()
+        }
+        total = np.full(len(columns["flops"]), self.intercept_)
+        for term, weight in self.coefficients_.items():
+            total += weight * _value(term, values)
+        return np.asarray(np.clip(total, *self.bounds_))
+
+    def predict(self, columns: Columns) -> FloatArray:
+        return np.asarray(columns[self.of] * np.exp(self.log_factor(columns)))
+
+
+def _parts(term: str) -> list[str]:
+    return term.split("*")
+
+
+def _terms(inputs: Sequence[str]) -> list[str]:
+    squares = [f"{one}*{other}" for at, one in enumerate(inputs) for other in inputs[at:]]
+    return [*inputs, *squares]
+
+
+def _value(term: str, values: Mapping[str, FloatArray]) -> FloatArray:
+    one, *other = _parts(term)
+    return values[one] * values[other[0]] if other else values[one]
+
+
+def _fitted(
+    terms: Sequence[FloatArray], wanted: FloatArray, weight: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Weights of a constant and of the terms; and of the terms in units of their deviation.
+
+    Least absolute deviations with a ridge, by reweighing.
+    """
+    matrix = np.stack([np.ones_like(wanted), *terms], axis=1)
+    middle, size = matrix.mean(axis=0), matrix.std(axis=0)
+    middle[0], size[0] = 0.0, 1.0
+    size[size == 0] = 1.0
+    scaled = (matrix - middle) / size
+    ridge = np.eye(matrix.shape[1]) * _RIDGE * weight.sum()
+    ridge[0, 0] = 0.0
+    each, found = weight.copy(), np.zeros(matrix.shape[1])
+    for _ in range(_FITS):
+        left = scaled.T * each
+        found = np.linalg.solve(left @ scaled + ridge, left @ wanted)
+        error = np.maximum(np.abs(wanted - scaled @ found), _SMALL_ERROR)
+        each = weight * _SMALL_ERROR / error
+    weights = found / size
+    weights[0] -= float(weights[1:] @ middle[1:])
+    return weights, found[1:]
+
+
+class Prior(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How other devices run layers of one family.
+
+    Attributes
+    ----------
+    factor
+        On the roofline: a polynomial, or its intercept alone.
+    between, within
+        Standard deviation of its logarithmic error from device to device, and on one device.
+    devices
+        How many it is known of.
+    """
+
+    factor: Sparse
+    between: Annotated[float, Meta(ge=0, le=10)]
+    within: Annotated[float, Meta(ge=0, le=10)]
+    devices: tuple[str, ...] = ()
+
+    @property
+    def distance(self) -> float:
+        """Log factor that holds 90% of the layers of a device that it has not seen."""
+        return float(f"{1.645 * float(np.hypot(self.between, self.within)):.4g}")
+
+    @property
+    def correlation(self) -> float:
+        """Share of the variance that all layers of the family on one device have in common."""
+        total = self.between**2 + self.within**2
+        return float(f"{self.between**2 / total:.4g}") if total else 1.0
+
+    def on(self, ceilings: Ceilings) -> Prior:
+        """The same of a device with these ceilings."""
+        return replace(self, factor=replace(self.factor, ceilings=ceilings))
+
+
+_Inner: TypeAlias = Physical | NeuralPowerPolynomial | NeuralPowerRelative | Tree | Boosted | Sparse
+
+
+class Bounded(Estimator, tag="bounded", omit_defaults=True):
+    """Time in ms: the roofline, as other devices run it, corrected by what this one showed.
+
+    Parameters
+    ----------
+    family
+        Of the layers.
+    ceilings
+        Of the device.
+    prior
+        How other devices run the family.
+    inner
+        What learns the time of this device's rows; None to go by the prior alone.
+
+    Attributes
+    ----------
+    ranges_
+        Least and largest calibrated value of each of the family's sizes.
+    ops_
+        Operations that rows had.
+    center_
+        Median logarithm of measured over prior time: what the correction fades to.
+    bounds_
+        Least and largest logarithm of it that the correction may take.
+    """
+
+    name: ClassVar[str] = "bounded"
+
+    family: str
+    ceilings: Ceilings
+    prior: Prior
+    inner: _Inner | None = None
+    ranges_: dict[str, tuple[float, float]] = field(default_factory=dict)
+    ops_: tuple[str, ...] = ()
+    center_: _Log = 0.0
+    bounds_: tuple[_Log, _Log] = (0.0, 0.0)
+
+    @property
+    def label(self) -> str:
+        return "prior" if self.inner is None else self.inner.label
+
+    def _tune(self, columns: Columns, target: FloatArray, groups: Sequence[Hashable]) -> None:
+        if self.inner is not None:
+            self.inner._tune(self._seen(columns), target, groups)
+
+    def _fit(self, columns: Columns, target: FloatArray) -> None:
+        seen = self._seen(columns)
+        ratio = np.log(target / seen["prior_ms"])
+        self.center_ = _rounded(float(np.median(ratio)))
+        low, high = np.quantile(ratio, (0.5 - _HELD / 2, 0.5 + _HELD / 2))
+        self.bounds_ = (_rounded(float(low) - _MARGIN), _rounded(float(high) + _MARGIN))
+        self.ranges_ = {
+            name: (float(columns[name].min()), float(columns[name].max()))
+            for name in range_columns(self.family)
+        }
+        if "op" in columns:
+            self.ops_ = tuple(sorted(op_name(code) for code in np.unique(columns["op"]).tolist()))
+        if self.inner is not None:
+            self.inner._fit(seen, target)
+
+    def _seen(self, columns: Columns) -> dict[str, FloatArray]:
+        """The columns, with the roofline and the time by the prior."""
+        roofline = roofline_ms(self.family, columns, self.ceilings)
+        found = {**columns, "roofline_ms": roofline}
+        found["prior_ms"] = self.prior.factor.predict(found)
+        return found
+
+    def _once(self, columns: Columns) -> tuple[FloatArray, FloatArray]:
+        """Time of each row, whatever half its batch takes; and what it takes at most."""
+        seen = self._seen(columns)
+        base = seen["prior_ms"]
+        correction = np.full(len(base), self.center_)
+        if self.inner is not None:
+            learnt = np.log(np.maximum(self.inner.predict(seen), 1e-12) / base)
+            inside = 0.5 ** self.doublings_outside(columns) ** 2
+            learnt = np.clip(learnt, *self.bounds_)
+            correction += inside * (learnt - self.center_)
+        most = base * np.exp(max(self.bounds_[1], self.center_))
+        least = least_ms(self.family, columns, self.ceilings)
+        return np.maximum(base * np.exp(correction), least), np.maximum(most, least)
+
+    def doublings_outside(self, columns: Columns) -> FloatArray:
+        """How many times a size must double or halve to be in the calibrated ranges, in sum."""
+        total = np.zeros(len(columns["flops"]))
+        for name, (low, high) in self.ranges_.items():
+            values = np.maximum(columns[name], 1e-3)
+            beyond = np.log2(np.maximum(values / max(high, 1e-3), 1.0))
+            beyond += np.log2(np.maximum(max(low, 1e-3) / values, 1.0))
+            same = name == "bytes_moved" or self.family == "pool"
+            total += beyond * (_MORE_OF_THE_SAME if same else 1.0)
+        if self.ops_:
+            known = np.isin(columns["op"], [op_code(op) for op in self.ops_])
+            total += np.where(known, 0.0, _OTHER_OPERATION)
+        return total
+
+    def predict(self, columns: Columns) -> FloatArray:
+        best, _ = self._once(columns)
+        rows: NDArray[np.intp] = np.arange(len(best))
+        smaller: Columns = columns
+        kept = 1.0
+        for _ in range(_HALVINGS):
+            smaller, batch = halved(self.family, smaller)
+            there = batch >= 1.0
+            if not there.any():
+                break
+            rows, smaller = rows[there], some_rows(smaller, there)
+            found, most = self._once(smaller)
+            kept *= 1.0 - _FALL
+            best[rows] = np.maximum(best[rows], kept * found)
+            # A smaller one can only have taken longer where even its bound does.
+            open_ = kept * most > best[rows]
+            if not open_.any():
+                break
+            rows, smaller = rows[open_], some_rows(smaller, open_)
+        return np.asarray(best)
+
+    def evaluate_all(self, columns: Columns) -> None:
+        self.predict(columns)
+        if self.inner is not None:
+            self.inner.evaluate_all(self._seen(columns))
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")

@@ -1,0 +1,319 @@
+"""The one physical model: what a layer must take on a device, and by what other layers tell more.
+
+``time = launches + max(operations / peak, traffic / bandwidth)``. Efficiencies are no part of it:
+:class:`~pytest_neuralpower.estimators.correction.Correction` learns them as a bounded factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from pytest_neuralpower.estimators.base import NonNegative, Positive
+from pytest_neuralpower.estimators.features import GEMM_FAMILIES, op_code
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.estimators.features import Columns, FloatArray
+
+__all__ = ["FEATURES", "Ceilings", "features", "halved", "least_ms", "roofline_ms", "traffic_bytes"]
+
+#: Operations that minimal filtering saves a 3x3 convolution of stride 1: with output tiles of 2 x 2
+#: it multiplies 2.25 times less (Lavin and Gray, "Fast Algorithms for Convolutional Networks",
+#: CVPR 2016).
+_FILTERING: Final = 2.25
+
+#: Least time between two steps of a recurrent layer that wait for one another, ms: no kernel
+#: starts and ends in less.
+_LEAST_STEP_MS: Final = 0.002
+
+
+#: Windows of a pool that overlap are read at this part of what streaming takes a byte: kernels of
+#: pools do not keep them (two Pascal boards, whole networks of small cells).
+_WINDOWS: Final = 0.7
+
+
+#: From one kernel to the next on a GPU, and from one call of a library to the next, ms.
+_LAUNCH_MS: Final = 0.004
+_CALL_MS: Final = 0.003
+
+#: A board of so few watts cannot sustain its peak: joules of one fp32 operation on a process of
+#: 5 nm, growing with ``nm ** 0.8`` (fitted to T4, P4 and L4).
+_SMALL_BOARD_W: Final = 75
+_JOULES: Final = 8.2e-12
+
+
+class Ceilings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a device can at most do, in one dtype.
+
+    Attributes
+    ----------
+    peak_gflops
+        Operations, GFLOP/s.
+    bandwidth_gbs
+        Memory, GB/s.
+    cache_mb
+        Last level of cache, MB: tensors that fit may never come from memory.
+    units
+        Multiprocessors of a GPU; 1 of a processor, whose libraries do not cut work into tiles.
+    launch_ms
+        From one kernel to the next.
+    sustained_gflops
+        Operations that the board's power sustains, where that is less than the peak.
+    """
+
+    peak_gflops: Positive
+    bandwidth_gbs: Positive
+    cache_mb: NonNegative = 0.0
+    units: Positive = 1.0
+    launch_ms: NonNegative = 0.0
+    sustained_gflops: Positive | None = None
+
+    @classmethod
+    def of(cls, hardware: Mapping[str, float]) -> Ceilings:
+        """Of a platform's or recipe's ``hardware``.
+
+        ``peak_gflops`` and ``bandwidth_gbs`` are needed; ``multiprocessors``, ``l2_mb`` and
+        ``l3_mb``, ``launch_ms``, ``limit_w`` and ``process_nm`` are used where they are there.
+        """
+        units = float(hardware.get("multiprocessors", 1))
+        launch = _LAUNCH_MS if units > 1 else _CALL_MS
+        peak, limit = float(hardware["peak_gflops"]), hardware.get("limit_w")
+        sustained = None
+        if units > 1 and limit is not None and limit <= _SMALL_BOARD_W and "process_nm" in hardware:
+            joules = _JOULES * (hardware["process_nm"] / 5) ** 0.8
+            sustained = min(peak, limit / joules / 1e9)
+        return cls(
+            peak_gflops=peak,
+            bandwidth_gbs=float(hardware["bandwidth_gbs"]),
+            cache_mb=float(hardware.get("l3_mb", hardware.get("l2_mb", 0.0))),
+            units=units,
+            launch_ms=float(hardware.get("launch_ms", launch)),
+            sustained_gflops=sustained,
+        )
+
+    def at(self, peak_gflops: float) -> Ceilings:
+        """The same in another dtype."""
+        return replace(self, peak_gflops=peak_gflops, sustained_gflops=None)
+
+    @property
+    def compute_gflops(self) -> float:
+        """Operations that can go on: the peak, or what the board's power sustains."""
+        return self.sustained_gflops or self.peak_gflops
+
+    @property
+    def gpu(self) -> bool:
+        """Whether libraries cut work into tiles for several multiprocessors."""
+        return self.units > 1
+
+
+def _operations(family: str, columns: Columns) -> FloatArray:
+    """Operations that are carried out: of a causal attention those on or below the diagonal."""
+    return columns["scored_flops"] if family == "attention" else columns["flops"]
+
+
+def traffic_bytes(family: str, columns: Columns, ceilings: Ceilings) -> FloatArray:
+    """Bytes that pass between memory and the device, each tensor as often as it is read or written.
+
+    Layer norms and softmaxes read rows again that are wider than what their threads hold;
+    statistics of a batch, a group or an instance are a pass of their own.
+    """
+    moved = columns["bytes_moved"]
+    if family == "norm":
+        tensor = columns["bytes_in"]
+        by_rows = columns["op"] == op_code("layer_norm")
+        by_statistics = (columns["op"] == op_code("batch_norm")) & (columns["training"] == 0)
+        again = np.where(by_rows, _missed(columns, ceilings), np.where(by_statistics, 0.0, 1.0))
+        return np.asarray(moved + again * tensor)
+    if family == "softmax" and ceilings.gpu:
+        wide = columns["width"] > 1024  # one warp holds less
+        return np.asarray(moved + wide * 2 * _missed(columns, ceilings) * columns["bytes_in"])
+    return np.asarray(moved)
+
+
+def _missed(columns: Columns, ceilings: Ceilings) -> FloatArray:
+    """Share of a row that has left the cache before it is read again (16 rows a multiprocessor)."""
+    if not ceilings.gpu:
+        return np.zeros_like(columns["width"])
+    held = ceilings.units * 16 * columns["width"] * 4
+    return np.asarray(np.maximum(0.0, 1.0 - ceilings.cache_mb * 1e6 / np.maximum(held, 1.0)))
+
+
+def _launches(family: str, columns: Columns) -> FloatArray:
+    """Kernels that wait for one another: of a recurrent layer one a step and layer."""
+    return columns["steps"] if family == "rnn" else np.ones_like(columns["flops"])
+
+
+def roofline_ms(family: str, columns: Columns, ceilings: Ceilings) -> FloatArray:
+    """Time in ms at the ceilings, launches included: ``launch + max(compute, memory)``.
+
+    Williams, Waterman, Patterson, "Roofline: An Insightful Visual Performance Model", CACM 2009.
+    """
+    compute = _operations(family, columns) / (ceilings.compute_gflops * 1e6)
+    memory = traffic_bytes(family, columns, ceilings) / (ceilings.bandwidth_gbs * 1e6)
+    if family == "rnn":  # weights are read again in each step
+        memory = memory + columns["steps"] * columns["step_bytes"] / (ceilings.bandwidth_gbs * 4e6)
+    launch = ceilings.launch_ms * _launches(family, columns)
+    if family == "pool":
+        if not ceilings.gpu:  # one comparison at a time, between loads
+            return np.asarray(launch + compute + memory)
+        windows = _WINDOWS * columns["window_bytes"] / (ceilings.bandwidth_gbs * 1e6)
+        memory = np.maximum(memory, windows)
+    return np.asarray(launch + np.maximum(compute, memory))
+
+
+def least_ms(family: str, columns: Columns, ceilings: Ceilings) -> FloatArray:
+    """Time in ms that no library can beat: operations at the peak, every tensor moved once.
+
+    What fits the last cache may stay there; a 3x3 convolution of stride 1 may be filtered
+    minimally.
+    """
+    needed = _operations(family, columns)
+    if family == "conv":
+        filtered = (columns["kernel_area"] == 9) & (columns["stride"] == 1)
+        needed = np.where(filtered, needed / _FILTERING, needed)
+    moved = np.maximum(columns["bytes_moved"] - ceilings.cache_mb * 1e6, 0.0)
+    least = np.maximum(
+        needed / (ceilings.peak_gflops * 1e6), moved / (ceilings.bandwidth_gbs * 1e6)
+    )
+    if family == "rnn" and ceilings.gpu:
+        least = np.maximum(least, _LEAST_STEP_MS * columns["steps"])
+    return np.asarray(least)
+
+
+# -- What efficiencies depend on, in units that all devices share.
+
+
+def _log(values: FloatArray, low: float, high: float) -> FloatArray:
+    """Base-2 logarithm, kept within what matters."""
+    return np.asarray(np.clip(np.log2(np.maximum(values, 1e-12)), low, high))
+
+
+def _padding(columns: Columns) -> FloatArray:
+    rows = np.ceil(columns["m"] / 128) * 128 / columns["m"]
+    return np.asarray(rows * np.ceil(columns["n"] / 64) * 64 / columns["n"])
+
+
+def _waves(columns: Columns, ceilings: Ceilings) -> FloatArray:
+    tiles = np.ceil(columns["m"] / 128) * np.ceil(columns["n"] / 64) * columns["groups"]
+    return np.asarray(tiles / ceilings.units)
+
+
+def _tail(columns: Columns, ceilings: Ceilings) -> FloatArray:
+    waves = _waves(columns, ceilings)
+    return np.asarray(np.where(waves < 8, np.log2(np.ceil(waves) / waves), 0.0))
+
+
+def _intensity(columns: Columns, ceilings: Ceilings) -> FloatArray:
+    compute = columns["flops"] / ceilings.compute_gflops
+    memory = np.maximum(columns["bytes_moved"] / ceilings.bandwidth_gbs, 1e-12)
+    return np.asarray(compute / memory)
+
+
+def _length(columns: Columns, ceilings: Ceilings) -> FloatArray:
+    compute = columns["flops"] / (ceilings.compute_gflops * 1e6)
+    memory = columns["bytes_moved"] / (ceilings.bandwidth_gbs * 1e6)
+    return np.asarray(np.maximum(compute, memory) / 0.004)
+
+
+#: By name: what it is, and its values.
+FEATURES: Final[Mapping[str, tuple[str, Callable[[Columns, Ceilings], FloatArray]]]] = {
+    "waves": ("tiles over multiprocessors", lambda c, d: _log(_waves(c, d), -8, 4)),
+    "intensity": ("compute over memory time", lambda c, d: _log(_intensity(c, d), -4, 4)),
+    "length": ("roofline time over 4 us", lambda c, d: _log(_length(c, d), -2, 8)),
+    "narrow": (
+        "narrower side of the product",
+        lambda c, _: _log(np.minimum(c["m"], c["n"]), 0, 8),
+    ),
+    "depth": ("length of the reduction", lambda c, _: _log(c["k"], 0, 12)),
+    "padding": ("padded over true size of the tiles", lambda c, _: _log(_padding(c), 0, 13)),
+    "tail": ("unfilled part of the last wave", _tail),
+    "pointwise": ("kernel 1 x 1", lambda c, _: np.asarray(c["kernel_area"] == 1, float)),
+    "filtered": (
+        "kernel 3 x 3 of stride 1",
+        lambda c, _: np.asarray((c["kernel_area"] == 9) & (c["stride"] == 1), float),
+    ),
+    "strided": ("stride above 1", lambda c, _: np.asarray(c["stride"] > 1, float)),
+    "kernel": ("kernel's area", lambda c, _: _log(c["kernel_area"], 0, 5)),
+    "cin": ("input channels", lambda c, _: _log(c["cin"], 0, 8)),
+    "cout": ("output channels", lambda c, _: _log(c["cout"], 0, 8)),
+    "height": ("output height", lambda c, _: _log(c["oh"], 0, 7)),
+    "fours": (
+        "output padded to tiles of 4 x 4",
+        lambda c, _: _log(
+            np.ceil(c["oh"] / 4) * np.ceil(c["ow"] / 4) * 16 / (c["oh"] * c["ow"]), 0, 4
+        ),
+    ),
+    "width": ("width of a row", lambda c, _: _log(c["width"], 0, 14)),
+}
+
+_PRODUCT: Final = ("waves", "intensity", "narrow", "depth", "length", "padding", "tail")
+_CONVOLUTION: Final = (
+    *_PRODUCT,
+    *("pointwise", "filtered", "strided", "kernel", "cin", "cout", "height", "fours"),
+)
+
+
+def features(family: str) -> tuple[str, ...]:
+    """Names of what the efficiency of this family depends on; none where it streams tensors."""
+    if family in ("conv", "conv.transposed"):
+        return _CONVOLUTION
+    return _PRODUCT if family in GEMM_FAMILIES and family != "conv.depthwise" else ()
+
+
+# -- Half the batch: what enforces that a larger batch is never cheaper.
+
+#: Columns that grow with the batch, beside operations and bytes.
+_BATCH: Final[Mapping[str, tuple[str, ...]]] = {
+    "conv": ("batch", "m"),
+    "conv.transposed": ("batch", "m"),
+    "conv.depthwise": ("batch", "m"),
+    "linear": ("m",),
+    "pool": ("batch", "window_bytes"),
+    "softmax": ("rows",),
+    "attention": ("heads", "shared_heads", "scored_flops"),
+    "rnn": ("batch",),
+}
+_GROWING: Final = ("flops", "bytes_in", "bytes_out", "bytes_workspace")
+
+
+def halved(family: str, columns: Columns) -> tuple[dict[str, FloatArray], FloatArray]:
+    """Columns of the same layers at half the batch, and the batch (or rows) that leaves.
+
+    A linear layer's rows are its batch, and so are the products of a batched matrix product. Where
+    one operand has no batch it is not halved.
+    """
+    found = dict(columns)
+    shrunk = np.full(len(columns["flops"]), 0.5)
+    for name in (*_BATCH.get(family, ()), *_GROWING):
+        if name in found:
+            found[name] = found[name] * 0.5
+    if family == "matmul":
+        batched = columns["groups"] >= 2
+        found["groups"] = np.where(batched, columns["groups"] * 0.5, columns["groups"])
+        found["m"] = np.where(batched, columns["m"], columns["m"] * 0.5)
+        # Without a batch the right operand stays: k n of m k + k n.
+        kept = columns["n"] / (columns["m"] + columns["n"])
+        shrunk = np.where(batched, 0.5, 0.5 + 0.5 * kept)
+        found["bytes_in"] = columns["bytes_in"] * shrunk
+    elif family == "norm":
+        rows_left = np.where(columns["op"] == op_code("layer_norm"), 0.5, 1.0)
+        found["rows"] = columns["rows"] * rows_left
+        found["width"] = columns["width"] * (1.5 - rows_left)
+    elif family == "embedding":
+        found["bytes_weight"] = columns["bytes_weight"] * 0.5
+    found["bytes_moved"] = found["bytes_in"] + found["bytes_out"] + found["bytes_weight"]
+    return found, _batch(family, found)
+
+
+def _batch(family: str, columns: Columns) -> FloatArray:
+    if family == "matmul":
+        return np.asarray(np.where(columns["groups"] > 1, columns["groups"], columns["m"]))
+    if family == "norm":
+        by_rows = columns["op"] == op_code("layer_norm")
+        return np.asarray(np.where(by_rows, columns["rows"], columns["width"]))
+    named = _BATCH.get(family)
+    return columns[named[0]] if named else columns["bytes_out"] / 8.0
