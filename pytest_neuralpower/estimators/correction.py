@@ -61,6 +61,16 @@ _MORE_OF_THE_SAME: Final = 0.25
 #: for 32 here and there.
 _FALL: Final = 0.04
 
+#: By what a prior may be above what it says of twice the batch.
+_RISE: Final = 1.3
+
+#: No price is above so many times the roofline, launches included: what rows of tiny layers show
+#: beyond is what the process that timed them added.
+MOST_ROOFLINES: Final = 15.0
+#: On processors some layers run on scalar code: rows of depthwise and transposed convolutions show
+#: it.
+_MOST_ON_PROCESSORS: Final = 60.0
+
 #: Doublings that an operation is away that no row had.
 _OTHER_OPERATION: Final = 1.0
 
@@ -313,9 +323,12 @@ class Bounded(Estimator, tag="bounded", omit_defaults=True):
             inside = 0.5 ** self.doublings_outside(columns) ** 2
             learnt = np.clip(learnt, *self.bounds_)
             correction += inside * (learnt - self.center_)
-        most = base * np.exp(max(self.bounds_[1], self.center_))
         least = least_ms(self.family, columns, self.ceilings)
-        return np.maximum(base * np.exp(correction), least), np.maximum(most, least)
+        slowest = MOST_ROOFLINES if self.ceilings.gpu else _MOST_ON_PROCESSORS
+        highest = np.maximum(slowest * seen["roofline_ms"], least)
+        most = base * np.exp(max(self.bounds_[1], self.center_))
+        found = np.clip(base * np.exp(correction), least, highest)
+        return found, np.clip(most, least, highest)
 
     def doublings_outside(self, columns: Columns) -> FloatArray:
         """How many times a size must double or halve to be in the calibrated ranges, in sum."""
@@ -345,8 +358,9 @@ class Bounded(Estimator, tag="bounded", omit_defaults=True):
             found, most = self._once(smaller)
             kept *= 1.0 - _FALL
             best[rows] = np.maximum(best[rows], kept * found)
-            # A smaller one can only have taken longer where even its bound does.
-            open_ = kept * most > best[rows]
+            # A smaller one can only have taken longer where even its bound does; the prior may rise
+            # a little on the way.
+            open_ = kept * most * _RISE > best[rows]
             if not open_.any():
                 break
             rows, smaller = rows[open_], some_rows(smaller, open_)

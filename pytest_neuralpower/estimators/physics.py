@@ -38,12 +38,16 @@ _WINDOWS: Final = 0.7
 
 #: From one kernel to the next on a GPU, and from one call of a library to the next, ms.
 _LAUNCH_MS: Final = 0.004
-_CALL_MS: Final = 0.003
+_CALL_MS: Final = 0.008
 
 #: A board of so few watts cannot sustain its peak: joules of one fp32 operation on a process of
 #: 5 nm, growing with ``nm ** 0.8`` (fitted to T4, P4 and L4).
 _SMALL_BOARD_W: Final = 75
 _JOULES: Final = 8.2e-12
+
+
+#: Operations of a processor's vectors that one of its scalar comparisons takes the place of.
+_SCALAR: Final = 8.0
 
 
 class Ceilings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -159,7 +163,7 @@ def roofline_ms(family: str, columns: Columns, ceilings: Ceilings) -> FloatArray
     launch = ceilings.launch_ms * _launches(family, columns)
     if family == "pool":
         if not ceilings.gpu:  # one comparison at a time, between loads
-            return np.asarray(launch + compute + memory)
+            return np.asarray(launch + _SCALAR * compute + memory)
         windows = _WINDOWS * columns["window_bytes"] / (ceilings.bandwidth_gbs * 1e6)
         memory = np.maximum(memory, windows)
     return np.asarray(launch + np.maximum(compute, memory))
