@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import yaml
 
+from pytest_neuralpower.calibrate.fit.devices import find_device
 from pytest_neuralpower.calibrate.fit.profile import read_profile
 from pytest_neuralpower.calibrate.fit.readers import READERS
 from pytest_neuralpower.calibrate.fit.recipe import read_recipe
@@ -82,11 +83,12 @@ def device_class(hardware: Mapping[str, float], dtype: str) -> DeviceClass:
 
 
 class _Extra(msgspec.Struct, frozen=True):
-    """A board of ``calibration/prior.yaml``: rows of a few kinds, too few for a platform."""
+    """A board of ``calibration/prior.yaml``: rows of a few kinds, too few for a platform. The
+    device file has its figures, and its name where ``device`` does not say whose sibling it is."""
 
-    device: str
-    hardware: dict[str, float]
+    datasheet: str
     sources: list[dict[str, object]]
+    device: str = ""
     dtype: str = "float32"
 
 
@@ -114,7 +116,9 @@ def read_boards(calibration: Path, data_root: Path | None) -> tuple[Board, ...]:
                 list(READERS[str(source["reader"])](data_root / str(source["path"]), source))
                 for source in extra.sources
             ]
-            boards.append(_board(extra.device, extra.hardware, extra.dtype, rows))
+            known = find_device(extra.datasheet)
+            device = extra.device or known.device
+            boards.append(_board(device, known.hardware(extra.dtype), extra.dtype, rows))
     return tuple(boards)
 
 

@@ -12,9 +12,11 @@ import yaml
 from msgspec import UNSET, UnsetType
 
 from pytest_neuralpower.calibrate.fit.designs import Candidate, Design
+from pytest_neuralpower.calibrate.fit.devices import find_device
 from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.estimators.features import FAMILIES
 from pytest_neuralpower.files import decode
+from pytest_neuralpower.layers import ITEMSIZE
 
 __all__ = ["Power", "Recipe", "Source", "Validation", "read_recipe"]
 
@@ -103,12 +105,15 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes
     ----------
     name, device, dtype, mode, tiers
-        As in :class:`~pytest_neuralpower.platform.price.Platform`.
+        As in :class:`~pytest_neuralpower.platform.price.FittedPlatform`.
+    datasheet
+        Name of a device in the device file (``platform/devices.yaml``): ``device``, ``hardware``
+        and ``peaks_gflops`` are those of the file where they are not given.
     hardware
         ``peak_gflops`` and ``bandwidth_gbs`` are required; ``multiprocessors`` (1) and
         ``limit_w`` are used where given.
     peaks_gflops
-        Operations (GFLOP/s) by dtype, where they differ from ``hardware``'s.
+        Operations (GFLOP/s) by dtype.
     sources
         Of the measured rows.
     designs
@@ -135,12 +140,13 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     name: _Text
-    device: _Text
     mode: _Text
-    hardware: Mapping[str, int | float]  # a whole number stays one in the platform file
+    device: str = ""
+    datasheet: _Text | None = None
+    hardware: Mapping[str, int | float] = {}  # a whole number stays one in the platform file
     dtype: _Text = "float32"
     tiers: Mapping[str, Tier] = {}
-    peaks_gflops: Mapping[str, float] = {}
+    peaks_gflops: Mapping[str, int | float] = {}
     sources: tuple[Source, ...] = ()
     designs: Mapping[str, Design] = {}
     candidates: tuple[Candidate, ...] = ()
@@ -184,6 +190,9 @@ def read_recipe(directory: Path) -> Recipe:
     if isinstance(data, dict):  # a field that is there and empty is as one that is not
         data = {name: value for name, value in data.items() if value is not None}
     recipe = decode(Recipe, data, file=f"recipe {path}", error=ProfileError, renew=_RENEW)
+    recipe = _with_datasheet(recipe, path)
+    if not recipe.device:
+        raise ProfileError(f"recipe {path}: field 'device' is missing; {_RENEW}")
     for problem in _problems(recipe):
         raise ProfileError(f"recipe {path}: {problem}; {_RENEW}")
     sources = zip(recipe.sources, data.get("sources", ()), strict=True)
@@ -196,6 +205,22 @@ def read_recipe(directory: Path) -> Recipe:
     )
 
 
+def _with_datasheet(recipe: Recipe, path: Path) -> Recipe:
+    """The recipe with what the device file says, where the recipe does not."""
+    if recipe.datasheet is None:
+        return recipe
+    try:
+        known = find_device(recipe.datasheet)
+    except ProfileError as error:
+        raise ProfileError(f"recipe {path}: {error}; {_RENEW}") from None
+    return msgspec.structs.replace(
+        recipe,
+        device=recipe.device or known.device,
+        hardware={**known.hardware(recipe.dtype), **recipe.hardware},
+        peaks_gflops={**known.peaks_gflops, **recipe.peaks_gflops},
+    )
+
+
 def _problems(recipe: Recipe) -> Iterator[str]:
     """What a type does not say of a recipe's fields."""
     if Path(recipe.name).name != recipe.name:
@@ -203,14 +228,17 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     for ceiling in ("peak_gflops", "bandwidth_gbs"):
         if ceiling not in recipe.hardware:
             yield f"hardware needs {ceiling!r}"
-    for name, value in recipe.hardware.items():
+    figures = {f"hardware.{name}": value for name, value in recipe.hardware.items()}
+    figures |= {f"peaks_gflops.{dtype}": value for dtype, value in recipe.peaks_gflops.items()}
+    for name, value in figures.items():
         if not (math.isfinite(value) and value > 0):
-            yield f"hardware.{name} must be a number above 0, not {value!r}"
+            yield f"{name} must be a number above 0, not {value!r}"
     for number, source in enumerate(recipe.sources, 1):
         if not source.profile and not (source.reader and source.path):
             yield f"source {number} needs a 'profile', or a 'reader' and a 'path'"
     keys: tuple[tuple[str, Iterable[str], tuple[str, ...]], ...] = (
         ("tiers", recipe.tiers, ("runtime", "power")),
+        ("peaks_gflops", recipe.peaks_gflops, (*ITEMSIZE, "tf32")),
         ("designs", recipe.designs, FAMILIES),
         ("overheads", recipe.overheads, FAMILIES),
         ("power.fixed", recipe.power.fixed if recipe.power else (), _TERMS),

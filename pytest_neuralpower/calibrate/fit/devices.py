@@ -1,0 +1,76 @@
+"""The device file: what devices can at most do, by dtype, each figure with its source."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import yaml
+
+from pytest_neuralpower.errors import ProfileError
+
+__all__ = ["Device", "find_device", "read_devices"]
+
+_FILE: Final = Path(__file__).parents[2] / "platform" / "devices.yaml"
+
+
+class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One device, as its maker describes it.
+
+    Attributes
+    ----------
+    device, source
+        Its name, and where its figures are from.
+    peaks_gflops
+        Operations (GFLOP/s) by dtype, dense.
+    bandwidth_gbs, multiprocessors, l2_mb, limit_w, process_nm
+        As in the ``hardware`` of a platform.
+    """
+
+    device: str
+    source: str
+    peaks_gflops: Mapping[str, int | float]  # a whole number stays one in the platform file
+    bandwidth_gbs: int | float
+    multiprocessors: int
+    l2_mb: int | float
+    limit_w: int | float
+    process_nm: int | float
+
+    def hardware(self, dtype: str) -> dict[str, int | float]:
+        """A platform's ``hardware``; ``peak_gflops`` is that of ``dtype``, or of float32 where the
+        device has no units for it."""
+        return {
+            "peak_gflops": self.peaks_gflops.get(dtype, self.peaks_gflops["float32"]),
+            "bandwidth_gbs": self.bandwidth_gbs,
+            "multiprocessors": self.multiprocessors,
+            "l2_mb": self.l2_mb,
+            "process_nm": self.process_nm,
+            "limit_w": self.limit_w,
+        }
+
+
+@cache
+def read_devices() -> Mapping[str, Device]:
+    """Every device of the device file, by name."""
+    text = _FILE.read_text(encoding="utf-8")
+    return msgspec.convert(yaml.safe_load(text), dict[str, Device])
+
+
+def find_device(name: str) -> Device:
+    """The device of this name.
+
+    Raises
+    ------
+    ProfileError
+        There is none; one line names those there are.
+    """
+    known = read_devices()
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise ProfileError(f"unknown device {name!r}{hint}; datasheets are known of {', '.join(known)}")
