@@ -1,4 +1,4 @@
-"""Random layers far beyond any table: whether a platform's prices can be, and grow with the batch."""
+"""Random layers far beyond any table: whether a price can be, and grows with the batch."""
 
 from __future__ import annotations
 
