@@ -288,9 +288,9 @@ def networks_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
         row = [name, *_pair(each["measured_ms"], each["predicted_ms"])]
         if "measured_j" in each:
             row += _pair(each["measured_j"], each["predicted_j"])
-        rows.append(row)
+        rows.append([*row, f"{each['seen_percent']:.0f}%"])
     headers = ["network", "measured ms", "predicted ms", "off", "measured J", "predicted J", "off"]
-    return _table(rows, headers[: len(rows[0])], style)
+    return _table(rows, [*headers[: len(rows[0]) - 1], "shape seen"], style)
 
 
 def _pair(measured: float, predicted: float) -> list[str]:

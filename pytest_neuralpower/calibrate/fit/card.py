@@ -161,7 +161,8 @@ def _networks(accuracy: Mapping[str, Any]) -> list[str]:
         return []
     text = (
         f"{_sentence(networks_line(accuracy))}. Paleo's runtime RMSPE on the same networks is 28%, "
-        "NeuralPower's in sample 11.8%. No network's runtime was fitted."
+        "NeuralPower's in sample 11.8%. No network's runtime was fitted; *shape seen* is the share "
+        "of the predicted runtime in layers that have a row of their shape."
     )
     return ["## Whole networks", table, text]
 

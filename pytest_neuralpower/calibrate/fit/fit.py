@@ -275,7 +275,8 @@ def fit_rows(
         lambda other: read_rows(read_recipe(other), data_root)[0],
         networks,
     )
-    platform = judge_networks(platform, recipe)
+    known = [row for table in tables.values() for row in table.rows]
+    platform = judge_networks(platform, recipe, known)
     return Fitted(with_intervals(platform, recipe, fits), fits)
 
 

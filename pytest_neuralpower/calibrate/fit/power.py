@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -23,6 +23,7 @@ from pytest_neuralpower.calibrate.fit.designs import (
     utilization_model,
 )
 from pytest_neuralpower.calibrate.fit.recipe import Power, Recipe, read_recipe
+from pytest_neuralpower.calibrate.fit.rows import Row
 from pytest_neuralpower.errors import FitError, ProfileError
 from pytest_neuralpower.estimators import Utilization
 from pytest_neuralpower.estimators.features import columns, family
@@ -36,9 +37,10 @@ from pytest_neuralpower.estimators.selection import (
 from pytest_neuralpower.platform.catalog import load_fitted
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.calibrate.fit.rows import NetworkRow, Row
+    from pytest_neuralpower.calibrate.fit.rows import NetworkRow
     from pytest_neuralpower.estimators.features import Columns, FloatArray
     from pytest_neuralpower.layers import Trace
+    from pytest_neuralpower.platform.prediction import Prediction
     from pytest_neuralpower.platform.price import FittedPlatform
 
 __all__ = [
@@ -371,18 +373,26 @@ def _validated(
 # -- Whole measured networks.
 
 
-def judge_networks(platform: FittedPlatform, recipe: Recipe) -> FittedPlatform:
-    """The platform with the errors of whole measured networks in its accuracy."""
+def judge_networks(
+    platform: FittedPlatform, recipe: Recipe, rows: Iterable[Row] = ()
+) -> FittedPlatform:
+    """The platform with the errors of whole measured networks in its accuracy.
+
+    ``rows`` are those it was fitted to: a network whose time goes to layers that have a row of
+    their shape is no test of a layer that nobody measured, and the accuracy says how much does.
+    """
     if not recipe.networks:
         return platform
     networks = load_networks(recipe.folder / recipe.networks)
     predicted = [platform.predict(trace_network(network)) for network in networks]
     runtime = np.array([each.runtime_ms for each in predicted])
     score = Score.of(runtime, np.array([each.paper_ms for each in networks]))
+    shapes = {row.shape_group for row in rows}
     known = {
         network.name: {
             "measured_ms": network.paper_ms,
             "predicted_ms": round(each.runtime_ms or np.nan, 2),
+            "seen_percent": round(100 * _seen_share(each, shapes), 1),
         }
         for network, each in zip(networks, predicted, strict=True)
     }
@@ -394,6 +404,16 @@ def judge_networks(platform: FittedPlatform, recipe: Recipe) -> FittedPlatform:
             known[network.name] |= {"measured_j": network.paper_j, "predicted_j": round(joules, 3)}
     accuracy = {**platform.accuracy, "networks": msgspec.to_builtins(found)}
     return replace(platform, accuracy=accuracy)
+
+
+def _seen_share(prediction: Prediction, shapes: Set[Hashable]) -> float:
+    """Share of the runtime that goes to layers with a row of their shape, whatever its batch."""
+    seen = [
+        each.runtime_ms or 0.0
+        for each in prediction.layers
+        if Row(each.layer, 0.0).shape_group in shapes
+    ]
+    return sum(seen) / (prediction.runtime_ms or np.nan)
 
 
 def load_networks(path: Path) -> Sequence[Any]:
