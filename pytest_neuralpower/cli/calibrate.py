@@ -133,20 +133,40 @@ def _print_result(path: Path, platform: FittedPlatform) -> None:
 
 def fit_command(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIRECTORY", help="folder with recipe.yaml and measured rows")
-    ],
+        Path | None,
+        typer.Argument(metavar="DIRECTORY", help="folder with recipe.yaml and measured rows"),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="platform file to write [NAME.json]")
     ] = None,
+    datasheet: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="instead: a device that nobody measured (titan-rtx)"),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(metavar="DTYPE", help="of --datasheet: what its layers compute in")
+    ] = "float32",
     data: options.Data = None,
 ) -> None:
     """Fit a platform from measured rows: choose each estimator by held-out configurations.
 
-    Writes the platform file, and its card next to the recipe.
+    Writes the platform file, and its card next to the recipe. With --datasheet every kind of layer
+    is priced as other devices run it, within what the device's maker says.
     """
     from pytest_neuralpower.calibrate.fit.fit import fit_command
     from pytest_neuralpower.report.accuracy import platforms_text
 
+    if (directory is None) == (datasheet is None):
+        raise typer.BadParameter("give a folder with recipe.yaml, or --datasheet DEVICE")
+    if datasheet is not None:
+        from pytest_neuralpower.calibrate.fit.datasheet import datasheet_platform
+
+        found = datasheet_platform(datasheet, dtype=dtype, data_root=data)
+        path = out or Path(f"{found.name}.json")
+        typer.echo(platforms_text([found.save(path).summary()]))
+        typer.echo(f"wrote {path}: use it with pytest --np-platform={path}")
+        return
+    assert directory is not None  # one of both is given
     path, saved = fit_command(directory, out, data_root=data)
     typer.echo(platforms_text([saved.summary()]))
     typer.echo(f"wrote {path}: use it with pytest --np-platform={path}")

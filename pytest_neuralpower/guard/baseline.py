@@ -35,7 +35,7 @@ from pytest_neuralpower.layer_codec import (
     rounded,
 )
 from pytest_neuralpower.layers import Trace
-from pytest_neuralpower.platform.prediction import add_known, mean_power
+from pytest_neuralpower.platform.prediction import Host, add_known, mean_power
 
 if TYPE_CHECKING:
     from pytest_neuralpower.platform.prediction import Prediction
@@ -92,15 +92,22 @@ class Baseline(_Facts, frozen=True, dict=True):
         Version of torch that traced it.
     layers
         In order of execution.
+    host
+        What the call waited for, where the platform knows it.
     """
 
     layers: Sequence[Priced]
+    host: Host | None = None
 
     @cached_property
     def totals(self) -> Totals:
-        """Sums over the layers, each rounded as it is stored."""
+        """Sums over the layers, each rounded as it is stored, and waiting for the host."""
         runtime_ms = add_known([rounded(item.runtime_ms) for item in self.layers])
         energy_mj = add_known([rounded(item.energy_mj) for item in self.layers])
+        if self.host is not None:
+            if energy_mj is not None:
+                energy_mj += self.host.waiting_mj(runtime_ms, len(self.layers))
+            runtime_ms = self.host.total_ms(runtime_ms, len(self.layers))
         return Totals(energy_mj, runtime_ms, mean_power(energy_mj, runtime_ms))
 
     def repredict(self, platform: Platform) -> Prediction:
@@ -131,6 +138,7 @@ def baseline_of(prediction: Prediction, *, test: str, torch: str) -> Baseline:
         platform_sha256=prediction.platform_sha256,
         torch=torch,
         layers=prediction.layers,
+        host=prediction.host,
     )
 
 
@@ -157,6 +165,7 @@ class BaselineFile(_Facts, frozen=True, forbid_unknown_fields=True, kw_only=True
     format: str
     version: Annotated[int, msgspec.Meta(ge=1)]
     totals: Totals
+    host: Host | None = None
     layers: tuple[LayerLine, ...] = ()
 
 
@@ -170,6 +179,8 @@ def baseline_text(baseline: Baseline) -> str:
         *(f"{name}: {flow(getattr(baseline, name))}" for name in _Facts.__struct_fields__),
         f"totals: {flow(totals)}",
     ]
+    if baseline.host is not None:
+        lines.append(f"host: {flow(msgspec.to_builtins(baseline.host))}")
     return "\n".join(lines) + _START + _body(baseline.layers)
 
 
@@ -252,7 +263,7 @@ def parse_baseline(text: str, name: str, expected: Prediction | None = None) -> 
         file = _checked(content, name)
         layers = _layers(records, name)
     facts = {each: getattr(file, each) for each in _Facts.__struct_fields__}
-    baseline = Baseline(**facts, layers=layers)
+    baseline = Baseline(**facts, layers=layers, host=file.host)
     _check_totals(file.totals, baseline.totals, name)
     return baseline
 
@@ -296,7 +307,7 @@ def _checked(data: Any, name: str) -> BaselineFile:
             f"baseline {name}: version {version}, this release reads up to {VERSION}: upgrade "
             "pytest-neuralpower"
         )
-    allowed = "format", "version", *_Facts.__struct_fields__, "totals", "layers"
+    allowed = "format", "version", *_Facts.__struct_fields__, "totals", "host", "layers"
     for key in data:
         if key not in allowed:
             raise _error(name, f"unknown key {key!r}; allowed: {', '.join(allowed)}")

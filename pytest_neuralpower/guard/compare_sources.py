@@ -114,6 +114,7 @@ def _prediction(finding: Finding, torch: str) -> Baseline:
         platform_sha256=finding.platform_sha256,
         torch=torch,
         layers=priced_layers(bytes(finding.layers)),
+        host=finding.host or None,
     )
 
 
@@ -232,6 +233,7 @@ def _as_stored(baseline: Baseline) -> Prediction:
         baseline.platform_sha256,
         batch=baseline.batch,
         model=baseline.model,
+        host=baseline.host,
     )
 
 

@@ -18,6 +18,7 @@ from pytest_neuralpower.errors import CompareError
 from pytest_neuralpower.guard.budget import Verdict
 from pytest_neuralpower.guard.compare import Comparison
 from pytest_neuralpower.platform.intervals import Interval
+from pytest_neuralpower.platform.prediction import Host
 from pytest_neuralpower.units import Quantity, show
 
 __all__ = [
@@ -155,6 +156,8 @@ class Finding(Struct, frozen=True):
         Of the platform, for people.
     energy_interval_mj, runtime_interval_ms, power_interval_w
         To six digits; None on a platform without.
+    host
+        What the call waited for; unset where its mode does not wait.
     layers
         A JSON array with one layer a line (``layer_codec``), unset where no report shows layers:
         thousands of them stay one text on their way from an xdist worker.
@@ -184,6 +187,7 @@ class Finding(Struct, frozen=True):
     runtime_interval_ms: Interval | None = None
     power_interval_w: Interval | None = None
     energy_basis: str = ""
+    host: Host | UnsetType = UNSET
     notes: tuple[str, ...] = ()
     layers: msgspec.Raw | UnsetType = UNSET
 

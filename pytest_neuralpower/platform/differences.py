@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,7 +50,10 @@ def difference_interval(
     signed = [-pair[0].amounts(quantity), pair[1].amounts(quantity)]
     down, up = _changed(base, head, pair, signed, quantity)
     value = float(signed[0].sum() + signed[1].sum())
-    return _interval(value - down, value + up, pair[0].coverage)
+    device = _interval(value - down, value + up, pair[0].coverage)
+    if base.host is None or head.host is None:
+        return device
+    return _waiting_difference(base, head, quantity, device)
 
 
 def ratio_interval(
@@ -75,7 +79,92 @@ def ratio_interval(
     down, up = _changed(base, head, pair, signed, quantity)
     ratio = totals[1] / totals[0]
     # Shares of the totals: the change of the ratio's logarithm, to first order.
-    return _interval(ratio * np.exp(-down), ratio * np.exp(up), pair[0].coverage)
+    device = _interval(ratio * np.exp(-down), ratio * np.exp(up), pair[0].coverage)
+    if base.host is None or head.host is None:
+        return device
+    return _waiting_ratio(base, head, quantity, device)
+
+
+# -- Calls that may wait for their host. Of a larger of two, the change (or ratio) lies between the
+# changes (or ratios) of both; which of the two it is may be sure.
+
+
+def _bound(call: Prediction) -> tuple[bool, bool]:
+    """Whether the device surely takes longer than the host, and whether the host surely does."""
+    assert call.errors is not None  # the caller has looked
+    assert call.host is not None
+    low, high = call.errors.total("runtime")
+    launch = call.host.layer_ms * len(call.layers)
+    return launch * call.host.factor <= low, launch / call.host.factor >= high
+
+
+def _hull(device: Interval, host: tuple[float, float], bound: Sequence[bool]) -> Interval:
+    """What holds both, or the one that is sure."""
+    by_device, by_host = bound
+    if by_device:
+        return device
+    if by_host:
+        return device._replace(low=host[0], high=host[1])
+    return device._replace(low=min(device.low, host[0]), high=max(device.high, host[1]))
+
+
+def _bounds(base: Prediction, head: Prediction) -> tuple[bool, bool]:
+    ends = list(zip(_bound(base), _bound(head), strict=True))
+    return all(ends[0]), all(ends[1])
+
+
+def _host_difference(base: Prediction, head: Prediction) -> tuple[float, float]:
+    """Interval of the difference of what launching takes: both calls have one host."""
+    assert head.host is not None  # the caller has looked
+    value = head.host.layer_ms * (len(head.layers) - len(base.layers))
+    ends = value / head.host.factor, value * head.host.factor
+    return min(ends), max(ends)
+
+
+def _waiting_difference(
+    base: Prediction, head: Prediction, quantity: Quantity, device: Interval
+) -> Interval:
+    bound = _bounds(base, head)
+    launches = _host_difference(base, head)
+    if quantity == "runtime":
+        return _hull(device, launches, bound)
+    if bound[0]:
+        return device
+    if quantity == "power":
+        before, after = base.power_interval_w, head.power_interval_w
+        assert before is not None  # its errors are known
+        assert after is not None
+        return device._replace(low=after.low - before.high, high=after.high - before.low)
+    alone = replace(base, host=None), replace(head, host=None)
+    time = difference_interval(alone[0], alone[1], "runtime")
+    assert time is not None  # its errors are known
+    assert head.host is not None
+    # How much longer the device waits: what launching takes more, less what the layers do.
+    longer = time._replace(low=launches[0] - time.high, high=launches[1] - time.low)
+    longer = _hull(longer, (0.0, 0.0), (bound[1], False))
+    watts = head.host.waiting_w or 0.0
+    return device._replace(
+        low=device.low + watts * longer.low, high=device.high + watts * longer.high
+    )
+
+
+def _waiting_ratio(
+    base: Prediction, head: Prediction, quantity: Quantity, device: Interval
+) -> Interval:
+    bound = _bounds(base, head)
+    if quantity == "runtime":
+        launches = len(head.layers) / len(base.layers)  # the host's factor cancels
+        return _hull(device, (launches, launches), bound)
+    if bound[0]:
+        return device
+    before, after = (
+        each.energy_interval_mj if quantity == "energy" else each.power_interval_w
+        for each in (base, head)
+    )
+    assert before is not None  # its errors are known
+    assert after is not None
+    # What both have in common is not told apart where the device may or may not wait.
+    return device._replace(low=after.low / before.high, high=after.high / before.low)
 
 
 def _pair(

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add, attrgetter
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple, cast
 
+from msgspec import Meta, Struct
+
+from pytest_neuralpower.estimators.base import NonNegative, Positive
 from pytest_neuralpower.units import show
 
 if TYPE_CHECKING:
@@ -26,6 +29,33 @@ UNTRUSTED = (UNCOVERED, INFERRED, EXTRAPOLATED)
 GROSS: Final = "gross device energy, idle included"
 #: What it is where nobody measured power and the user gave a wattage.
 ESTIMATED: Final = "estimated energy: the watts that the user gave, times the runtime"
+
+
+class Host(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a framework's host takes to launch one layer: a call takes no less than that for each.
+
+    Attributes
+    ----------
+    layer_ms
+        Time of one operation, ms. It belongs to the host and the framework, not to the device.
+    factor
+        90% of hosts are within this factor of it, up or down.
+    waiting_w
+        What the device draws while it waits, W; None where that is not known.
+    """
+
+    layer_ms: Positive
+    factor: Annotated[float, Meta(ge=1)] = 1.5
+    waiting_w: NonNegative | None = None
+
+    def total_ms(self, device_ms: float | None, layers: int) -> float | None:
+        """Runtime of a call: what the device takes, or the host where that is more."""
+        return None if device_ms is None else max(device_ms, self.layer_ms * layers)
+
+    def waiting_mj(self, device_ms: float | None, layers: int) -> float:
+        """Energy of waiting for the host; 0 where the device's power at rest is not known."""
+        waiting = self.layer_ms * layers - (device_ms or 0.0)
+        return max(waiting, 0.0) * (self.waiting_w or 0.0)
 
 
 class LayerPrediction(NamedTuple):
@@ -60,6 +90,9 @@ class LayerPrediction(NamedTuple):
 class Prediction:
     """The sum over the layers of one call: ``T = sum Tn``, ``E = sum Pn Tn``, ``P = E / T``.
 
+    Where the platform knows its ``host``, a call takes at least what launching its layers takes;
+    the figures of layers are those of the device.
+
     Energy is of one forward call of the given inputs; ``energy_basis`` says of what, in words.
     ``batch`` is the number of samples in that call. ``errors`` is what intervals of sums and of
     differences are made of; None where the platform knows none.
@@ -76,6 +109,7 @@ class Prediction:
     runtime_interval_ms: Interval | None = None
     energy_interval_mj: Interval | None = None
     power_interval_w: Interval | None = None
+    host: Host | None = None
     errors: LayerErrors | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
@@ -87,14 +121,28 @@ class Prediction:
         )
 
     @property
-    def runtime_ms(self) -> float | None:
-        """None when the platform knows energy alone."""
+    def device_ms(self) -> float | None:
+        """Sum of the layers' runtimes, None when the platform knows energy alone."""
         return add_known([layer.runtime_ms for layer in self.layers])
 
     @property
+    def host_ms(self) -> float | None:
+        """What the host takes to launch the layers; None where the call does not wait for it."""
+        return None if self.host is None else self.host.layer_ms * len(self.layers)
+
+    @property
+    def runtime_ms(self) -> float | None:
+        """The device's or the host's, whichever takes longer; None when energy alone is known."""
+        device = self.device_ms
+        return device if self.host is None else self.host.total_ms(device, len(self.layers))
+
+    @property
     def energy_mj(self) -> float | None:
-        """None when the platform has no power model."""
-        return add_known([layer.energy_mj for layer in self.layers])
+        """Waiting for the host included; None when the platform has no power model."""
+        energy = add_known([layer.energy_mj for layer in self.layers])
+        if energy is None or self.host is None or self.host.waiting_w is None:
+            return energy
+        return energy + self.host.waiting_mj(self.device_ms, len(self.layers))
 
     @property
     def energy_parts_mj(self) -> dict[str, float] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 import re
@@ -39,11 +40,13 @@ from pytest_neuralpower.platform.prediction import (
     GROSS,
     INFERRED,
     UNCOVERED,
+    Host,
     LayerPrediction,
     Prediction,
 )
 from pytest_neuralpower.platform.protocol import Equation, Explanation, HeldOut, Summary
 from pytest_neuralpower.platform.ranges import outside
+from pytest_neuralpower.units import show
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -205,6 +208,8 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         By family without rows on this device, its price as other devices run it.
     peaks_gflops
         Operations by dtype, where they are known.
+    host
+        What the host takes to launch a layer, in a mode whose calls wait for it.
     power
         Estimator of every layer's power from its columns and ``runtime_ms``; None without one.
     provenance
@@ -228,6 +233,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     inferred: dict[str, Bounded]
     power: Utilization | None
     peaks_gflops: dict[str, Positive] = field(default_factory=dict)
+    host: Host | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     accuracy: dict[str, Any] = field(default_factory=dict)
     intervals: Intervals | None = None
@@ -309,13 +315,15 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         flags = [_FLAGS[code] for code in codes.tolist()]
         values: list[Iterable[Any]] = [runtime.tolist(), watts, energy, used, flags]
         intervals: _CallIntervals = {}
+        host = self._host()
         if self.intervals is not None:
             outside = codes == _EXTRAPOLATED
             errors = self.intervals.errors(
                 families, runtime, millijoules, outside=outside, least=least
             )
             values += [_layer_intervals(errors, each) for each in ("runtime", "energy")]
-            intervals = _call_intervals(errors.of(which), self.hardware.get("limit_w", math.inf))
+            limit_w = self.hardware.get("limit_w", math.inf)
+            intervals = _call_intervals(errors.of(which), limit_w, host)
         else:
             values += [repeat(None), repeat(None)]
         # No platform of this class tells data types apart, hence the last None. This is what
@@ -328,22 +336,35 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
             ]
         )
         notes = self._notes(items, mismatch[which], has_power=power is not None)
+        if host is not None:
+            notes += _host_note(host, len(items), float(runtime[which].sum()))
         basis = self.energy_basis
-        if not isinstance(layers, Trace):
-            return Prediction(
-                predicted, self.name, self.sha256, notes=notes, energy_basis=basis, **intervals
-            )
-        return Prediction(
+        found = Prediction(
             predicted,
             self.name,
             self.sha256,
+            notes=notes,
+            energy_basis=basis,
+            host=host,
+            **intervals,
+        )
+        if not isinstance(layers, Trace):
+            return found
+        return dataclasses.replace(
+            found,
             batch=layers.batch,
             model=layers.model,
             route=layers.route,
             notes=(*layers.notes, *notes),
-            energy_basis=basis,
-            **intervals,
         )
+
+    def _host(self) -> Host | None:
+        """The host, with what the device draws when no layer runs."""
+        if self.host is None or self.power is None:
+            return self.host
+        rest = np.zeros(1)
+        watts = float(self.power.predict_utilization(rest, rest)[0])
+        return replace(self.host, waiting_w=watts)
 
     def _notes(
         self, items: Sequence[Layer], mismatch: NDArray[np.bool_], *, has_power: bool
@@ -586,8 +607,9 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     def to_json(self) -> dict[str, object]:
         """The platform as plain data, without its hash."""
         found: dict[str, object] = to_builtins(self)
-        if self.intervals is None:
-            del found["intervals"]
+        for name in ("intervals", "host"):
+            if found[name] is None:
+                del found[name]
         del found["sha256"]
         return found
 
@@ -636,7 +658,7 @@ class _CallIntervals(TypedDict, total=False):
     power_interval_w: Interval
 
 
-def _call_intervals(errors: LayerErrors, limit_w: float) -> _CallIntervals:
+def _call_intervals(errors: LayerErrors, limit_w: float, host: Host | None) -> _CallIntervals:
     fields: _CallIntervals = {"errors": errors}
     for quantity, name in _INTERVAL_FIELDS:
         if errors.knows(quantity):
@@ -644,7 +666,44 @@ def _call_intervals(errors: LayerErrors, limit_w: float) -> _CallIntervals:
             if quantity == "power":  # the board allows no more, unless it is predicted to
                 high = max(min(high, limit_w), float(errors.amounts(quantity).sum()))
             fields[name] = Interval(low, high, errors.coverage)
+    if host is not None:
+        fields |= _waiting(fields, host, len(errors.runtime_ms))
     return fields
+
+
+def _waiting(fields: _CallIntervals, host: Host, layers: int) -> _CallIntervals:
+    """Intervals of a call that may wait for its host, from those of the device alone."""
+    device, found = fields["runtime_interval_ms"], _CallIntervals()
+    launch = host.layer_ms * layers
+    least, most = launch / host.factor, launch * host.factor
+    found["runtime_interval_ms"] = device._replace(
+        low=max(device.low, least), high=max(device.high, most)
+    )
+    watts = host.waiting_w
+    if watts is not None and "energy_interval_mj" in fields:
+        energy = fields["energy_interval_mj"]
+        found["energy_interval_mj"] = energy._replace(
+            low=energy.low + watts * max(least - device.high, 0.0),
+            high=energy.high + watts * max(most - device.low, 0.0),
+        )
+        # Of the call's time the device works this share; the rest draws what waiting draws.
+        shares = device.low / max(device.low, most), device.high / max(device.high, least)
+        power = fields["power_interval_w"]
+        found["power_interval_w"] = power._replace(
+            low=min(watts + share * (power.low - watts) for share in shares),
+            high=max(watts + share * (power.high - watts) for share in shares),
+        )
+    return found
+
+
+def _host_note(host: Host, layers: int, device_ms: float) -> tuple[str, ...]:
+    launch = host.layer_ms * layers
+    if launch <= device_ms:
+        return ()
+    return (
+        f"host-bound: launching {layers:,} operations takes {show('runtime', launch)}, the device "
+        f"would need {show('runtime', device_ms)}",
+    )
 
 
 def of_content(path: Path, content: Mapping[str, object], sha256: str) -> FittedPlatform:

@@ -564,6 +564,7 @@ class GuardSession:
             runtime_interval_ms=_rounded(prediction.runtime_interval_ms),
             power_interval_w=_rounded(prediction.power_interval_w),
             energy_basis=prediction.energy_basis,
+            host=prediction.host or UNSET,
             notes=prediction.notes,
             layers=msgspec.Raw(layers_json(prediction.layers)) if self._with_layers else UNSET,
             **known,

@@ -62,8 +62,11 @@ def layer_prediction_record(item: LayerPrediction) -> dict[str, object]:
 def prediction_record(prediction: Prediction) -> dict[str, object]:
     """A whole prediction: totals first, then its layers."""
     named = ((each.name, getattr(prediction, each.name)) for each in fields(prediction))
+    left = ("layers", "errors", "host")
+    waits = {"device_ms": prediction.device_ms, "host_ms": prediction.host_ms}
     return {
-        **_plain({name: value for name, value in named if name not in ("layers", "errors")}),
+        **_plain({name: value for name, value in named if name not in left}),
+        **({} if prediction.host is None else waits),
         "energy_mj": prediction.energy_mj,
         "runtime_ms": prediction.runtime_ms,
         "power_w": prediction.power_w,

@@ -261,6 +261,7 @@ def fit_rows(
         },
         power=None,
         peaks_gflops=dict(recipe.peaks_gflops),
+        host=recipe.host,
         provenance={
             "sources": [source.facts() for source in recipe.sources],
             "notes": list(recipe.notes),

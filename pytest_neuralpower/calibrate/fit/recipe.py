@@ -17,6 +17,7 @@ from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.estimators.features import FAMILIES
 from pytest_neuralpower.files import decode
 from pytest_neuralpower.layers import ITEMSIZE
+from pytest_neuralpower.platform.prediction import Host
 
 __all__ = ["Power", "Recipe", "Source", "Validation", "read_recipe"]
 
@@ -114,6 +115,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ``limit_w`` are used where given.
     peaks_gflops
         Operations (GFLOP/s) by dtype.
+    host
+        What the framework's host takes to launch a layer, where calls wait for it.
     sources
         Of the measured rows.
     designs
@@ -147,6 +150,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: _Text = "float32"
     tiers: Mapping[str, Tier] = {}
     peaks_gflops: Mapping[str, int | float] = {}
+    host: Host | None = None
     sources: tuple[Source, ...] = ()
     designs: Mapping[str, Design] = {}
     candidates: tuple[Candidate, ...] = ()

@@ -1,0 +1,96 @@
+"""A platform of a device that nobody measured: its datasheet, and how other devices run layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from pytest_neuralpower.calibrate.fit.devices import find_device
+from pytest_neuralpower.calibrate.fit.fit import bounded
+from pytest_neuralpower.calibrate.fit.prior import priors_for
+from pytest_neuralpower.calibrate.fit.recipe import Recipe
+from pytest_neuralpower.calibrate.fit.uncertainty import with_intervals
+from pytest_neuralpower.errors import PlatformError
+from pytest_neuralpower.layers import ITEMSIZE
+from pytest_neuralpower.platform.prediction import Host
+from pytest_neuralpower.platform.price import FittedPlatform
+
+__all__ = ["EAGER", "datasheet_platform"]
+
+#: What an operation of eager PyTorch takes a host: 25 to 55 us were seen.
+EAGER: Final = Host(layer_ms=0.038, factor=1.5)
+
+
+def datasheet_platform(
+    name: str,
+    *,
+    dtype: str = "float32",
+    data_root: Path | None = None,
+    without: str = "",
+    calibration: Path = Path("calibration"),
+) -> FittedPlatform:
+    """The platform of a device in the device file, without a measured row of it.
+
+    Every family is priced as other devices run it, and flagged ``inferred``; power is not known.
+
+    Parameters
+    ----------
+    name
+        Of the device, such as ``titan-rtx``.
+    dtype
+        Floating dtype of its layers; half precision is priced as other boards' tensor cores run it.
+    data_root
+        Folder of the public tables, to fit the prior anew; None to take the one that ships.
+    without
+        Device whose rows must have no say in a prior fitted anew; by default the device's own.
+    calibration
+        Folder of the recipes that the prior is fitted to, with ``data_root``.
+
+    Raises
+    ------
+    ProfileError
+        There is no such device; one line names those there are.
+    PlatformError
+        The device has no units for ``dtype``.
+    """
+    known = find_device(name)
+    if dtype not in known.peaks_gflops or dtype not in ITEMSIZE:
+        raise PlatformError(
+            f"{known.device} computes in {', '.join(known.peaks_gflops)}, not in {dtype!r}"
+        )
+    recipe = Recipe(
+        name=name if dtype == "float32" else f"{name}-{dtype}",
+        device=known.device,
+        dtype=dtype,
+        mode="PyTorch eager (calls wait for the host's launches), without TF32",
+        tiers={"runtime": "datasheet"},
+        hardware=known.hardware(dtype),
+        peaks_gflops=known.peaks_gflops,
+        host=EAGER,
+    )
+    priors = priors_for(
+        without or known.device,
+        recipe.hardware,
+        dtype,
+        calibration=calibration,
+        data_root=data_root,
+    )
+    platform = FittedPlatform(
+        name=recipe.name,
+        device=recipe.device,
+        dtype=dtype,
+        mode=recipe.mode,
+        tiers=dict(recipe.tiers),
+        hardware=dict(recipe.hardware),
+        families={},
+        inferred={family: bounded(family, recipe, prior) for family, prior in priors.items()},
+        power=None,
+        peaks_gflops=dict(recipe.peaks_gflops),
+        host=recipe.host,
+        provenance={
+            "sources": [{"title": f"datasheet: {known.source}"}],
+            "notes": ["No layer was measured on this device."],
+        },
+        accuracy={"runtime": {}},
+    )
+    return with_intervals(platform, recipe, {})
