@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from pytest_neuralpower.calibrate.fit.recipe import Recipe
     from pytest_neuralpower.calibrate.fit.rows import NetworkRow, Row
+    from pytest_neuralpower.estimators import Prior
     from pytest_neuralpower.estimators.features import Columns, FloatArray
     from pytest_neuralpower.estimators.selection import Selection
     from pytest_neuralpower.platform.price import FittedPlatform
@@ -262,14 +263,12 @@ def with_intervals(
         The recipe's ``totals`` is none of the known.
     """
     totals = _totals(recipe)
-    runtime, found = _runtime_spreads(fits)
+    measured, found = _runtime_spreads(fits)
     accuracy: dict[str, object] = {"runtime": found, "totals": totals}
     # Before any network is looked at.
     model_error = round(SUM_OF_LAYERS.get(totals, SUM_OF_LAYERS["alone"]), 4)
-    for name, inferred in platform.inferred.items():
-        distance = inferred.prior.distance
-        runtime[name] = Spread(distance, distance, inferred.prior.correlation)
-    intervals = Intervals(COVERAGE, QuantitySpreads(runtime, None, model_error))
+    priors = {name: _prior_spread(each.prior) for name, each in platform.inferred.items()}
+    intervals = Intervals(COVERAGE, QuantitySpreads(priors | measured, None, model_error))
     power, joint, scores = _power_spreads(fits)
     if power:
         accuracy |= scores
@@ -358,6 +357,11 @@ def _held_out_power(fit: FamilyFit, watts: FloatArray) -> FloatArray:
         )
         found[out] = estimator.predict({name: values[out] for name, values in predicted.items()})
     return found
+
+
+def _prior_spread(prior: Prior) -> Spread:
+    """How far layers of a device lie from a prior that has not seen it."""
+    return Spread(prior.distance, prior.distance, prior.correlation)
 
 
 def _power_of_networks(platform: FittedPlatform) -> Spread:

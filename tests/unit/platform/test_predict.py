@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from typing import TYPE_CHECKING
 
 import pytest
 from msgspec.structs import replace
@@ -16,14 +15,12 @@ from pytest_neuralpower.errors import PlatformError, TraceError
 from pytest_neuralpower.layers import Layer, TensorSpec, Trace
 from pytest_neuralpower.platform.prediction import (
     EXTRAPOLATED,
-    FALLBACK,
+    INFERRED,
     UNCOVERED,
     LayerPrediction,
     Prediction,
 )
-
-if TYPE_CHECKING:
-    from pytest_neuralpower.platform.price import FittedPlatform
+from pytest_neuralpower.platform.price import FamilyModel, FittedPlatform
 
 
 def conv(*, batch: int = 2, cin: int = 32, kernel: int = 3) -> Layer:
@@ -46,10 +43,19 @@ class TestRuntime:
         assert found.runtime_ms == pytest.approx(1.0 + 2.0 * layer.cost.flops / 1e9)
         assert (found.estimator, found.flags) == ("physical", ())
 
-    def test_is_never_below_the_shortest_kernel(self, platform: FittedPlatform) -> None:
-        tiny = streaming("activation", (1,))
-        empty = streaming("activation", (0, 8))
-        assert [each.runtime_ms for each in platform.predict([tiny, empty]).layers] == [0.01, 0.01]
+    def test_of_nothing_is_that_of_a_launch(self, platform: FittedPlatform) -> None:
+        tiny, empty = streaming("norm", (1,)), streaming("norm", (0, 8))
+        found = [each.runtime_ms for each in platform.predict([tiny, empty]).layers]
+        assert found == pytest.approx([0.01, 0.01], rel=1e-4)
+
+    def test_of_nothing_is_as_close_to_it_as_the_rows_were(self, platform: FittedPlatform) -> None:
+        """What was learnt says 0 ms: the correction of the prior, 0.01 ms, ends at its bound."""
+        inner = platform.families["activation"].runtime
+        learnt = replace(platform.inferred["activation"], inner=inner, bounds_=(-0.5, 0.5))
+        families = {"activation": FamilyModel({}, learnt)}
+        found = replace(platform, families=families).predict([streaming("activation", (0, 8))])
+        assert found.runtime_ms == pytest.approx(0.01 * math.exp(-0.5))
+        assert found.layers[0].estimator == "physical"
 
     def test_of_the_mode_s_overheads_is_added(self, platform: FittedPlatform) -> None:
         plain = platform.families["conv"]
@@ -72,24 +78,24 @@ class TestRuntime:
 
 
 class TestFlags:
-    def test_a_kind_without_an_estimator_is_priced_by_its_traffic(
+    def test_a_kind_without_rows_is_priced_by_its_traffic_as_elsewhere(
         self, platform: FittedPlatform
     ) -> None:
-        layer = streaming("norm", (1000, 1000))
+        layer = streaming("elementwise", (1000, 1000))
         found = platform.predict([layer]).layers[0]
-        assert found.runtime_ms == pytest.approx(8e6 / 50e6)
-        assert (found.estimator, found.flags) == ("fallback", (FALLBACK,))
+        assert found.runtime_ms == pytest.approx(2 * (0.005 + 8e6 / 100e6))
+        assert (found.estimator, found.flags) == ("prior", (INFERRED,))
 
     def test_or_by_its_operations_where_they_take_longer(self, platform: FittedPlatform) -> None:
         found = platform.predict([linear_layer(1000, 1000, 1000)]).layers[0]
-        assert found.runtime_ms == pytest.approx(2e9 / 500e6)
-        assert found.flags == (FALLBACK,)
+        assert found.runtime_ms == pytest.approx(2 * (0.005 + 2e9 / 1000e6))
+        assert found.flags == (INFERRED,)
 
     def test_an_uncovered_operation_is_priced_and_flagged_as_such(
         self, platform: FittedPlatform
     ) -> None:
         found = platform.predict([streaming("uncovered", (1000, 1000))]).layers[0]
-        assert found.runtime_ms == pytest.approx(8e6 / 50e6)
+        assert found.runtime_ms == pytest.approx(2 * (0.005 + 8e6 / 100e6))
         assert found.flags == (UNCOVERED,)
 
     @pytest.mark.parametrize(("cin", "kernel"), [(8, 1), (67, 3)])
@@ -106,11 +112,10 @@ class TestFlags:
         layer = conv_layer(
             (1, 32, 14, 14), cout=32, kernel=(3, 3), stride=(1, 1), padding=(1, 1), groups=32
         )
-        assert platform.predict([layer]).layers[0].flags == (FALLBACK,)
+        found = platform.predict([layer]).layers[0]
+        assert (found.estimator, found.flags) == ("prior", (INFERRED,))
 
-    def test_a_transposed_convolution_borrows_it_and_says_so(
-        self, platform: FittedPlatform
-    ) -> None:
+    def test_nor_does_a_transposed_one(self, platform: FittedPlatform) -> None:
         plain = conv()
         params = tuple((k, True if k == "transposed" else v) for k, v in plain.params)
         layer = Layer(
@@ -118,7 +123,8 @@ class TestFlags:
             (TensorSpec((64, 32, 3, 3), "float32"),), plain.inputs, "float32", params,
         )  # fmt: skip
         found = platform.predict([layer]).layers[0]
-        assert (found.estimator, found.flags) == ("physical", (EXTRAPOLATED,))
+        assert (found.estimator, found.flags) == ("prior", (INFERRED,))
+        assert found.runtime_ms == pytest.approx(2 * (0.005 + layer.cost.flops / 1e9))
 
     def test_another_floating_dtype_is_extrapolated_with_one_note(
         self, platform: FittedPlatform
@@ -131,15 +137,54 @@ class TestFlags:
             "flagged extrapolated",
         )
 
-    def test_a_kind_without_an_estimator_in_another_dtype_is_both(
-        self, platform: FittedPlatform
-    ) -> None:
+    def test_a_kind_without_rows_in_another_dtype_is_both(self, platform: FittedPlatform) -> None:
         (found,) = platform.predict([streaming("norm", (64, 64), "float16")]).layers
-        assert set(found.flags) == {FALLBACK, EXTRAPOLATED}
+        assert set(found.flags) == {INFERRED, EXTRAPOLATED}
 
     def test_integers_are_no_dtype_mismatch(self, platform: FittedPlatform) -> None:
         found = platform.predict([streaming("activation", (64, 64), "int64")])
         assert (found.notes, found.layers[0].flags) == ((), ())
+
+    def test_unless_they_have_a_peak_of_their_own(self, platform: FittedPlatform) -> None:
+        quick = replace(platform, peaks_gflops={"int8": 4000.0})
+        found = quick.predict([streaming("activation", (64, 64), "int8")])
+        assert found.layers[0].flags == (EXTRAPOLATED,)
+        assert found.notes == (
+            "1 of 1 layers compute in int8, platform toy was calibrated in float32: "
+            "flagged extrapolated",
+        )
+
+
+class TestAnotherDtype:
+    """Measured in float32, where 1,000 GFLOP/s are the peak; float16 may do four times as many."""
+
+    @pytest.fixture
+    def quick(self, platform: FittedPlatform) -> FittedPlatform:
+        return replace(platform, peaks_gflops={"float16": 4000.0})
+
+    def test_takes_as_much_less_as_the_ceilings_allow(self, quick: FittedPlatform) -> None:
+        """Of operations a quarter, of bytes a half, and of a launch all."""
+        half = linear_layer(1000, 1000, 1000, dtype="float16")
+        streamed = streaming("elementwise", (1000, 1000), "float16")
+        computes, streams = quick.predict([half, streamed]).layers
+        assert computes.runtime_ms == pytest.approx(2 * (0.005 + 2e9 / 4000e6))
+        assert streams.runtime_ms == pytest.approx(2 * (0.005 + 4e6 / 100e6))
+
+    def test_takes_its_own_time_where_its_peak_is_not_known(self, platform: FittedPlatform) -> None:
+        product = linear_layer(1000, 1000, 1000)
+        half = linear_layer(1000, 1000, 1000, dtype="float16")
+        found = platform.predict([half])
+        assert found.runtime_ms == platform.predict([product]).runtime_ms
+
+    def test_may_take_what_the_peak_allows_or_what_was_measured(
+        self, quick: FittedPlatform
+    ) -> None:
+        plain = linear_layer(4000, 4000, 4000)
+        half = linear_layer(4000, 4000, 4000, dtype="float16")
+        measured = quick.predict([plain]).runtime_ms
+        low, high, _ = quick.predict([half]).layers[0].runtime_interval_ms
+        assert low <= half.cost.flops / 4000e6 * 1.01
+        assert high >= measured * 0.99
 
 
 class TestPower:
@@ -217,18 +262,18 @@ class TestCost:
     """What layers are ranked and weighted by: energy, or runtime where energy is not known."""
 
     LONG = LayerPrediction(conv(), 8.0, 1.25, 10.0, "by hand", (EXTRAPOLATED,))
-    HOT = LayerPrediction(conv(), 1.0, 40.0, 40.0, "by hand", (FALLBACK, EXTRAPOLATED))
+    HOT = LayerPrediction(conv(), 1.0, 40.0, 40.0, "by hand", (INFERRED, EXTRAPOLATED))
     PLAIN = LayerPrediction(conv(), 1.0, 30.0, 30.0, "by hand")
 
     def test_is_energy(self) -> None:
         found = Prediction((self.LONG, self.HOT, self.PLAIN), "toy", "0" * 64)
         assert found.top(2) == (self.HOT, self.PLAIN)
-        assert [found.share(each) for each in (EXTRAPOLATED, FALLBACK, UNCOVERED)] == [
+        assert [found.share(each) for each in (EXTRAPOLATED, INFERRED, UNCOVERED)] == [
             5 / 8,
             0.5,
             0,
         ]
-        assert found.share(UNCOVERED, FALLBACK, EXTRAPOLATED) == 5 / 8
+        assert found.share(UNCOVERED, INFERRED, EXTRAPOLATED) == 5 / 8
 
     def test_is_runtime_where_energy_is_not_known(self) -> None:
         layers = tuple(
@@ -237,7 +282,7 @@ class TestCost:
         )
         found = Prediction(layers, "toy", "0" * 64)
         assert found.top(1) == (layers[1],)
-        assert [found.share(each) for each in (EXTRAPOLATED, FALLBACK)] == [0.9, 0.1]
+        assert [found.share(each) for each in (EXTRAPOLATED, INFERRED)] == [0.9, 0.1]
 
 
 class TestImpossibleValues:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from flat_priors import flat_priors
 from msgspec import structs
 
 from pytest_neuralpower.calibrate.fit.power import constant_power
@@ -10,15 +11,15 @@ from pytest_neuralpower.calibrate.fit.recipe import Power, Recipe
 from pytest_neuralpower.calibrate.fit.rows import conv_layer
 from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.guard.finding import Finding
-from pytest_neuralpower.platform.price import Fallback, FittedPlatform
+from pytest_neuralpower.platform.price import FittedPlatform
 from pytest_neuralpower.report.terminal import prediction_text, summary_lines
 
 CONV = conv_layer((1, 3, 32, 32), cout=8, kernel=(3, 3), stride=(1, 1), padding=(1, 1))
 TIERS = {"runtime": "measured", "power": "estimated"}
 HARDWARE = {"peak_gflops": 100.0, "bandwidth_gbs": 10.0}
-RECIPE = Recipe("toy", "Toy", "eager", HARDWARE, tiers=TIERS, power=Power(watts=65))
+RECIPE = Recipe("toy", "eager", "Toy", hardware=HARDWARE, tiers=TIERS, power=Power(watts=65))
 BARE = FittedPlatform(
-    "toy", "Toy", "float32", "eager", TIERS, HARDWARE, {}, Fallback(10.0, 100.0, 0.001), None
+    "toy", "Toy", "float32", "eager", TIERS, HARDWARE, {}, flat_priors(HARDWARE), None
 )
 
 

@@ -49,7 +49,7 @@ def measured(*, power: bool = False) -> list[Row]:
 
 def recipe(folder: Path = Path(), **fields: object) -> Recipe:
     hardware = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0, "limit_w": 250.0}
-    return Recipe("toy", "Toy", "eager", hardware, folder=folder, **fields)  # type: ignore[arg-type]
+    return Recipe("toy", "eager", "Toy", hardware=hardware, folder=folder, **fields)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from flat_priors import flat_priors
 
 from pytest_neuralpower.calibrate.fit.power import metered_power
 from pytest_neuralpower.calibrate.fit.rows import NetworkRow, Row, matmul_layer, streaming_layer
-from pytest_neuralpower.platform.price import Fallback, FittedPlatform
+from pytest_neuralpower.platform.price import FittedPlatform
 
 PEAK, BANDWIDTH = 1000.0, 100.0
+HARDWARE = {"peak_gflops": PEAK, "bandwidth_gbs": BANDWIDTH}
 BARE = FittedPlatform(
     "toy", "Toy", "float32", "eager", {"runtime": "measured", "power": "measured"},
-    {"peak_gflops": PEAK, "bandwidth_gbs": BANDWIDTH}, {}, Fallback(100.0, 1000.0, 0.001), None,
+    HARDWARE, {}, flat_priors(HARDWARE), None,
 )  # fmt: skip
 
 

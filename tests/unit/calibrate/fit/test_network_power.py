@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from flat_priors import flat_priors
 from msgspec.structs import replace
 
 from pytest_neuralpower.calibrate.fit.power import fit_power, judge_networks, load_networks
@@ -12,7 +13,7 @@ from pytest_neuralpower.calibrate.fit.recipe import Power, Recipe
 from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.estimators import Physical
 from pytest_neuralpower.estimators.terms import Regime
-from pytest_neuralpower.platform.price import Fallback, FamilyModel, FittedPlatform
+from pytest_neuralpower.platform.price import FamilyModel, FittedPlatform
 
 HARDWARE = {"peak_gflops": 1000.0, "bandwidth_gbs": 100.0, "limit_w": 300.0}
 
@@ -41,14 +42,14 @@ NETWORKS = tuple(
 
 @pytest.fixture
 def platform() -> FittedPlatform:
-    """Convolutions at 500 GFLOP/s after a launch of 0.05 ms; everything else at 50 GB/s."""
+    """Convolutions at 500 GFLOP/s after a launch of 0.05 ms; everything else at the roofline."""
     rates = {"launch": 0.05, "flops": 2.0}
     regime = Regime("all", ("launch", "flops"), rates=rates, time_over_roofline=(0.0, 1e9))
     conv = Physical([regime], 1000.0, 100.0, rescale=False)
     return FittedPlatform(
         "toy", "Toy", "float32", "eager", {}, HARDWARE,
         {"conv": FamilyModel({}, conv)},
-        Fallback(50.0, 500.0, 0.001), None, accuracy={"runtime": {}},
+        flat_priors(HARDWARE), None, accuracy={"runtime": {}},
     )  # fmt: skip
 
 
@@ -56,7 +57,10 @@ def platform() -> FittedPlatform:
 def recipe(tmp_path: Path) -> Recipe:
     (tmp_path / "nets.py").write_text(NETWORKS)
     power = Power(networks="nets.py", fixed={"bandwidth_w": 0})
-    return Recipe("toy", "Toy", "eager", HARDWARE, power=power, networks="nets.py", folder=tmp_path)
+    return Recipe(
+        "toy", "eager", "Toy",
+        hardware=HARDWARE, power=power, networks="nets.py", folder=tmp_path,
+    )  # fmt: skip
 
 
 def unused(folder: Path) -> FittedPlatform:
