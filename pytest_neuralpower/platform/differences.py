@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from pytest_neuralpower.units import Quantity
 
 __all__ = ["difference_interval", "ratio_interval"]
+
+#: Doublings of the cost of what two calls have in common, over which the correlation of what the
+#: sum of layers misses in each falls to exp(-1/2).
+_MODEL_REACH: Final = 3.0
 
 
 def difference_interval(
@@ -61,7 +65,8 @@ def ratio_interval(
 ) -> Interval | None:
     """Interval of ``head / base``, as :func:`difference_interval` but relative: 1 is unchanged.
 
-    The device's being off by one factor for every layer cancels fully.
+    A platform's being off by one factor for all layers of a family cancels as far as their sizes
+    are alike.
 
     Raises
     ------
@@ -191,15 +196,21 @@ def _changed(
     """How far a signed sum over two predictions may lie below and above its point."""
     down, up = spread_of_sum(pair, signed, quantity)
     model_error = pair[0]._model_errors[quantity]
-    # Where the same place of the model is in both, what the sum of layers misses there is common.
+    # Where the same place of the model is in both, what the sum of layers misses there is common,
+    # the more so the less these places have changed.
     places = [[(item.layer.path, item.layer.kind) for item in each.layers] for each in (base, head)]
     common = set(places[0]) & set(places[1])
-    kept = alone = 0.0
-    for where, amounts in zip(places, signed, strict=True):
+    kept, costs, alone = [], [], 0.0
+    for where, amounts, each in zip(places, signed, pair, strict=True):
         mask = np.array([place in common for place in where])
-        kept += float(amounts[mask].sum())
+        kept.append(float(amounts[mask].sum()))
+        costs.append(float(each.amounts(quantity)[mask].sum()))
         alone += float(amounts[~mask].sum()) ** 2
-    missed = float(np.sqrt(kept**2 + alone)) * float(np.expm1(model_error))
+    alike = 0.0
+    if min(costs) > 0:
+        alike = float(np.exp(-0.5 * (np.log2(costs[1] / costs[0]) / _MODEL_REACH) ** 2))
+    squared = kept[0] ** 2 + kept[1] ** 2 + 2 * alike * kept[0] * kept[1] + alone
+    missed = float(np.sqrt(max(squared, 0.0))) * float(np.expm1(model_error))
     return float(np.hypot(down, missed)), float(np.hypot(up, missed))
 
 

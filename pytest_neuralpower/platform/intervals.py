@@ -16,26 +16,39 @@ Errors of several layers add up as four parts, independent of one another, each 
 - of the *model*: how far a call is from the sum of its layers, which no layer's rows can tell.
 
 In a difference every layer of the base counts negatively, so what both calls have in common
-cancels: equal configurations fully, a family's shared error as far as the family's totals are
-equal, and the error of the model as far as the same places of the model are in both.
+cancels: equal configurations fully, layers of one family as far as their sizes are alike, and the
+error of the model as far as the same places of the model are in both.
+
+Both take the safe side. A total takes all layers of a family to err alike as rows of neighbouring
+sizes do; a difference lets that fade with the distance in sizes, as it faded between held-out rows
+(a variogram: Matheron, "Principles of geostatistics", Economic Geology 1963).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from msgspec import Meta, Struct
 
 from pytest_neuralpower.estimators.features import FloatArray, IndexArray
+from pytest_neuralpower.layers import Layer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_neuralpower.units import Quantity
 
-__all__ = ["Interval", "Intervals", "LayerErrors", "QuantitySpreads", "Spread", "spread_of_sum"]
+__all__ = [
+    "Interval",
+    "Intervals",
+    "LayerErrors",
+    "QuantitySpreads",
+    "Spread",
+    "log_sizes",
+    "spread_of_sum",
+]
 
 
 class Interval(NamedTuple):
@@ -50,7 +63,7 @@ class Interval(NamedTuple):
 _Distance: TypeAlias = Annotated[float, Meta(ge=0, le=10)]
 
 
-class Spread(Struct, frozen=True, forbid_unknown_fields=True):
+class Spread(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How far measured layers lay from what was predicted without them.
 
     Attributes
@@ -60,12 +73,16 @@ class Spread(Struct, frozen=True, forbid_unknown_fields=True):
     outside
         The same of layers outside; at least ``inside``.
     correlation
-        Share (0..1) of the variance that layers of one family have in common.
+        Share (0..1) of the variance that layers of one family have in common: of nearly equal
+        sizes, where it fades.
+    reach
+        Doublings of sizes over which that share falls to 1/e; None (default) where it does not.
     """
 
     inside: _Distance
     outside: _Distance
     correlation: Annotated[float, Meta(ge=0, le=1)]
+    reach: Annotated[float, Meta(gt=0)] | None = None
 
     def __post_init__(self) -> None:
         if self.outside < self.inside:
@@ -113,6 +130,7 @@ class Intervals(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
 
     def errors(
         self,
+        layers: Sequence[Layer],
         families: Sequence[str],
         runtime_ms: FloatArray,
         energy_mj: FloatArray | None,
@@ -124,8 +142,8 @@ class Intervals(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
 
         Parameters
         ----------
-        families
-            Family of each layer.
+        layers, families
+            Layers of different configurations, and the family of each.
         runtime_ms, energy_mj
             Predicted values; energy None where the platform has no power.
         outside
@@ -154,7 +172,17 @@ class Intervals(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
                 known = np.array([name in self.energy.families for name in names])[which]
                 joint = _part(self.energy, names, which, outside, least)
                 parts["energy"] = (joint.only(known), runtime.only(~known), power.only(~known))
-        return LayerErrors(self.coverage, names, which, runtime_ms, energy_mj, parts, model_errors)
+        return LayerErrors(
+            self.coverage,
+            tuple(layers),
+            np.arange(len(layers)),
+            names,
+            which,
+            runtime_ms,
+            energy_mj,
+            parts,
+            model_errors,
+        )
 
 
 class _Part(NamedTuple):
@@ -162,14 +190,18 @@ class _Part(NamedTuple):
 
     distance: FloatArray
     correlation: FloatArray
+    #: Doublings; infinite where what is shared does not fade.
+    reach: FloatArray
     #: Whether the layer's family has a spread of its own; all others are of one family here.
     own: NDArray[np.bool_]
 
     def of(self, which: NDArray[np.intp]) -> _Part:
-        return _Part(self.distance[which], self.correlation[which], self.own[which])
+        return _Part(
+            self.distance[which], self.correlation[which], self.reach[which], self.own[which]
+        )
 
     def only(self, mask: NDArray[np.bool_]) -> _Part:
-        return _Part(np.where(mask, self.distance, 0.0), self.correlation, self.own)
+        return self._replace(distance=np.where(mask, self.distance, 0.0))
 
 
 #: What nothing measured vouches for: a factor of e.
@@ -189,18 +221,28 @@ def _part(
         np.array([getattr(spread, name) for spread in found])[which]
         for name in ("inside", "outside", "correlation")
     )
+    reach = np.array([spread.reach or np.inf for spread in found])[which]
     distance = np.maximum(np.where(outside, beyond, inside), least)
     own = np.array([name in spreads.families for name in names])
-    return _Part(distance, correlation, own[which])
+    return _Part(distance, correlation, reach, own[which])
 
 
 class LayerErrors(Struct, frozen=True, eq=False):
     """Errors to expect of one prediction, layer by layer, before they are summed.
 
     Made by :meth:`Intervals.errors`; arrays have one element a layer.
+
+    Attributes
+    ----------
+    distinct, configuration
+        Layers of different configurations, and which of them each layer equals.
+    names, family
+        Families, and which of them each layer is of.
     """
 
     coverage: float
+    distinct: tuple[Layer, ...]
+    configuration: IndexArray
     names: tuple[str, ...]
     family: IndexArray
     runtime_ms: FloatArray
@@ -218,6 +260,8 @@ class LayerErrors(Struct, frozen=True, eq=False):
         """Errors of the layers with these places in this one, each as often as it is named."""
         return LayerErrors(
             self.coverage,
+            self.distinct,
+            self.configuration[which],
             self.names,
             self.family[which],
             self.runtime_ms[which],
@@ -245,6 +289,12 @@ class LayerErrors(Struct, frozen=True, eq=False):
         high = value + float(np.hypot(up, value * np.expm1(self._model_errors[quantity])))
         return value * value / high, high  # as far down as up, as a factor: it never reaches 0
 
+    def factor(self, places: Sequence[int], quantity: Quantity) -> float:
+        """Factor, at least 1, by which the sum of the layers at these places may be off."""
+        part = self.of(np.array(places, dtype=np.intp))
+        value = float(part.amounts(quantity).sum())
+        return part.total(quantity)[1] / value if value else 1.0
+
 
 def spread_of_sum(
     errors: Sequence[LayerErrors], signed: Sequence[FloatArray], quantity: Quantity
@@ -252,28 +302,83 @@ def spread_of_sum(
     """How far a signed sum of layers may lie below and above its point, both >= 0.
 
     ``signed`` are amounts: negative where a layer is taken away. All of ``errors`` are of one
-    platform.
+    platform. With more than one of them, what a family shares fades with the distance in sizes.
     """
-    amount = np.concatenate(list(signed))
-    key = np.concatenate([each.runtime_ms for each in errors])
     names = tuple(dict.fromkeys(name for each in errors for name in each.names))
     place = [np.array([names.index(name) for name in each.names]) for each in errors]
     family = np.concatenate([at[each.family] for at, each in zip(place, errors, strict=True)])
-    # Layers of one family and equal predicted runtime are one configuration: telling them apart by
-    # their shapes would cost more, and taking two for one is on the safe side.
-    _, same = np.unique(key, return_inverse=True)
-    same = same * len(names) + family
+    same = _same_configurations(errors)
+    # A configuration errs as one, so all of its layers are one term of the sum.
+    _, first, same = np.unique(same, return_index=True, return_inverse=True)
+    amount = np.bincount(same, np.concatenate(list(signed)))
+    family = family[first]
+    sizes = _log_sizes(errors)[first] if len(errors) > 1 else None
     down = up = 0.0
     for parts in zip(*(each._parts[quantity] for each in errors), strict=True):
-        distance = np.concatenate([part.distance for part in parts])
-        correlation = np.concatenate([part.correlation for part in parts])
-        own = np.concatenate([part.own for part in parts])
+        columns = (np.concatenate(column)[first] for column in zip(*parts, strict=True))
+        distance, correlation, reach, own = columns
         shared = np.where(own, family, len(names))
         higher, lower = amount * np.expm1(distance), amount * np.expm1(-distance)
-        for groups, weight in ((shared, correlation), (same, 1.0 - correlation)):
-            raised = np.bincount(groups, np.sqrt(weight) * higher)
-            lowered = np.bincount(groups, np.sqrt(weight) * lower)
-            # Where layers were taken away, their being slower than predicted lowers the sum.
-            up += float((np.maximum(0.0, np.maximum(raised, lowered)) ** 2).sum())
-            down += float((np.minimum(0.0, np.minimum(raised, lowered)) ** 2).sum())
+        alone = np.sqrt(1.0 - correlation)
+        # Where layers were taken away, their being slower than predicted lowers the sum.
+        up += float((np.maximum(higher, lower) * alone) @ (np.maximum(higher, lower) * alone))
+        down += float((np.minimum(higher, lower) * alone) @ (np.minimum(higher, lower) * alone))
+        weight = np.sqrt(correlation)
+        for group in np.unique(shared).tolist():
+            members = np.flatnonzero(shared == group)
+            raised, lowered = (each[members] * weight[members] for each in (higher, lower))
+            if sizes is None or np.isinf(reach[members]).all():
+                squares = [float(each.sum()) ** 2 for each in (raised, lowered)]
+            else:
+                squares = _faded_squares((raised, lowered), sizes[members], reach[members])
+            more, less = squares if raised.sum() >= lowered.sum() else squares[::-1]
+            up += more
+            down += less
     return float(np.sqrt(down)), float(np.sqrt(up))
+
+
+def _same_configurations(errors: Sequence[LayerErrors]) -> IndexArray:
+    """A number for the configuration of each layer of all ``errors``."""
+    if len(errors) == 1:
+        return errors[0].configuration
+    numbers: dict[object, int] = {}
+    found = []
+    for each in errors:
+        known = [numbers.setdefault(one.configuration, len(numbers)) for one in each.distinct]
+        found.append(np.array(known)[each.configuration])
+    return np.concatenate(found)
+
+
+def _log_sizes(errors: Sequence[LayerErrors]) -> FloatArray:
+    """:func:`log_sizes` of each layer of all ``errors``."""
+    found = [
+        np.array([layer.cost[:4] for layer in each.distinct], dtype=np.float64)[each.configuration]
+        for each in errors
+    ]
+    return log_sizes(np.concatenate(found))
+
+
+def log_sizes(terms: FloatArray) -> FloatArray:
+    """Doublings of operations, and of bytes read, written and of weights: shape ``(layers, 4)``.
+
+    What is further apart errs less alike.
+    """
+    return np.asarray(np.log2(np.maximum(terms, 1.0)))
+
+
+#: Rows of a table of distances that are made at once.
+_BLOCK: Final = 256
+
+
+def _faded_squares(
+    terms: Sequence[FloatArray], sizes: FloatArray, reach: FloatArray
+) -> list[float]:
+    """Variance of each sum of terms whose correlation fades with the distance in sizes."""
+    squares = [0.0] * len(terms)
+    for start in range(0, len(sizes), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        distance = np.sqrt(((sizes[rows, None] - sizes) ** 2).sum(axis=2))
+        alike = np.exp(-distance / reach)
+        for at, term in enumerate(terms):
+            squares[at] += float(term[rows] @ alike @ term)
+    return [max(each, 0.0) for each in squares]

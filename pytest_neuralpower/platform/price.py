@@ -319,7 +319,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         if self.intervals is not None:
             outside = codes == _EXTRAPOLATED
             errors = self.intervals.errors(
-                families, runtime, millijoules, outside=outside, least=least
+                distinct, families, runtime, millijoules, outside=outside, least=least
             )
             values += [_layer_intervals(errors, each) for each in ("runtime", "energy")]
             limit_w = self.hardware.get("limit_w", math.inf)
@@ -372,13 +372,13 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         """What a reader should know of layers in other dtypes, and of power."""
         counts = Counter(items[place].dtype for place in np.flatnonzero(mismatch).tolist())
         notes = tuple(
-            f"{count} of {len(items)} layers compute in {dtype}, platform {self.name} was "
-            f"calibrated in {self.dtype}: flagged {EXTRAPOLATED}"
+            f"{count} of {len(items)} layers in {dtype}: priced by its peak, {self.dtype} "
+            "was measured"
             for dtype, count in sorted(counts.items())
         )
         origin = _UNMEASURED_POWER.get(self.tiers.get("power", ""))
         if has_power and origin:
-            notes += (f"power and energy: {origin}, not measured on this device",)
+            notes += (f"power and energy: {origin}, not measured here",)
         return notes
 
     def _predict_columns(

@@ -17,7 +17,7 @@ from pytest_neuralpower.calibrate.fit.power import load_networks, trace_network
 from pytest_neuralpower.errors import FitError, ProfileError
 from pytest_neuralpower.estimators.base import need_extra
 from pytest_neuralpower.estimators.selection import Score
-from pytest_neuralpower.platform.intervals import Intervals, QuantitySpreads, Spread
+from pytest_neuralpower.platform.intervals import Intervals, QuantitySpreads, Spread, log_sizes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,6 +48,15 @@ _MOST_ROWS: Final = 2000
 
 #: Neighbours of a row whose errors are compared with its own.
 _NEIGHBOURS: Final = 3
+
+#: Sizes that tell how far two layers are apart.
+_SIZES: Final = ("flops", "bytes_in", "bytes_out", "bytes_weight")
+
+#: Doublings beyond which rows are not looked at for what errors have in common.
+_FARTHEST: Final = 16
+
+#: Doublings that the common part of errors reaches at least.
+_LEAST_REACH: Final = 0.25
 
 
 def conformal_distance(residuals: FloatArray, groups: Sequence[Hashable]) -> float:
@@ -125,7 +134,8 @@ def family_spread(
     """
     inside = conformal_distance(residuals, groups)
     beyond = 2 * inside if outside is None else conformal_distance(outside, outside_groups)
-    return Spread(inside, max(inside, beyond), _correlation(residuals, columns, groups))
+    correlation, reach = _correlation(residuals, columns, groups)
+    return Spread(inside, max(inside, beyond), correlation, reach)
 
 
 def ends(
@@ -157,27 +167,43 @@ def ends(
     return np.concatenate(residuals), found
 
 
-def _correlation(residuals: FloatArray, columns: Columns, groups: Sequence[Hashable]) -> float:
-    """Share of the variance that two layers of one network have in common.
+def _correlation(
+    residuals: FloatArray, columns: Columns, groups: Sequence[Hashable]
+) -> tuple[float, float | None]:
+    """Share of the variance that two layers of one network have in common, and how far it reaches.
 
     Layers of a network resemble one another more than rows drawn at random. So: the correlation
     (about 0) of each row's residual with those of the nearest rows of other shapes, by operations
     and bytes, plus its standard error, as a correlation that is not seen is not one that is not
-    there.
+    there. How it fades with the distance is what all pairs of rows show, in bins of a doubling; of
+    what is not seen to reach anywhere, it reaches as far as the nearest rows.
     """
     which, count = _numbered(groups)
-    names = ("flops", "bytes_in", "bytes_out", "bytes_weight")
-    places = np.log2(np.maximum(np.stack([columns[name] for name in names], axis=1), 1.0))
+    places = log_sizes(np.stack([columns[name] for name in _SIZES], axis=1))
     rows = np.arange(0, len(residuals), max(1, len(residuals) // _MOST_ROWS))
-    products = np.empty(len(rows))
+    near_products, near_distances = np.empty(len(rows)), np.empty(len(rows))
+    sums, pairs = np.zeros(_FARTHEST), np.zeros(_FARTHEST)
     for index, row in enumerate(rows.tolist()):
-        distance = ((places - places[row]) ** 2).sum(axis=1)
+        distance = np.sqrt(((places - places[row]) ** 2).sum(axis=1))
         distance[which == which[row]] = np.inf
         near = np.argsort(distance, kind="stable")[:_NEIGHBOURS]
-        products[index] = residuals[row] * residuals[near].mean()
+        near_products[index] = residuals[row] * residuals[near].mean()
+        near_distances[index] = distance[near].mean()
+        products = residuals[row] * residuals
+        far = np.flatnonzero(distance < _FARTHEST)
+        bins = distance[far].astype(np.intp)
+        sums += np.bincount(bins, products[far], minlength=_FARTHEST)
+        pairs += np.bincount(bins, minlength=_FARTHEST)
     variance = float((residuals**2).mean())
-    found = max(float(products.mean()) / variance, 0.0) if variance > 0 else 0.0
-    return _rounded(min(found + float(1 / np.sqrt(count)), 1.0))
+    if variance <= 0 or count == 1:
+        return _rounded(min(float(1 / np.sqrt(count)), 1.0)), None
+    found = max(float(near_products.mean()) / variance, 0.0)
+    nearest = min(float(np.median(near_distances)), _FARTHEST)
+    seen = np.maximum(sums / np.maximum(pairs, 1.0) / variance, 0.0)
+    # The area under a fading exp(-distance / reach) is its reach.
+    reach = float(seen.sum()) / found if found > 0 else 0.0
+    correlation = min(found + float(1 / np.sqrt(count)), 1.0)
+    return _rounded(correlation), _rounded(max(reach, nearest, _LEAST_REACH))
 
 
 def _numbered(groups: Sequence[Hashable]) -> tuple[NDArray[np.intp], int]:

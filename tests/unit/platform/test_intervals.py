@@ -13,7 +13,8 @@ from msgspec import structs
 
 from pytest_neuralpower.calibrate.fit.rows import linear_layer
 from pytest_neuralpower.errors import PlatformError
-from pytest_neuralpower.estimators import Utilization
+from pytest_neuralpower.estimators import Bounded, Prior, Sparse, Utilization
+from pytest_neuralpower.estimators.physics import Ceilings
 from pytest_neuralpower.platform.differences import difference_interval, ratio_interval
 from pytest_neuralpower.platform.intervals import (
     Interval,
@@ -22,7 +23,7 @@ from pytest_neuralpower.platform.intervals import (
     QuantitySpreads,
     Spread,
 )
-from pytest_neuralpower.platform.price import Fallback, FittedPlatform
+from pytest_neuralpower.platform.price import FittedPlatform
 
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer
@@ -48,16 +49,23 @@ def errors(
     *,
     energy: list[float] | None = None,
     outside: list[int] = [],  # noqa: B006 - never changed
-    dtype_mismatch: list[int] = [],  # noqa: B006
+    least: list[float] | None = None,
 ) -> LayerErrors:
-    count = np.arange(len(runtime))
-    return found.errors(
-        families or ["conv"] * len(runtime),
-        np.array(runtime),
-        None if energy is None else np.array(energy),
-        outside=np.isin(count, outside),
-        dtype_mismatch=np.isin(count, dtype_mismatch),
+    """Errors of layers that are of one configuration where family and runtime are equal."""
+    families = families or ["conv"] * len(runtime)
+    pairs = list(zip(families, runtime, strict=True))
+    distinct = list(dict.fromkeys(pairs))
+    which = np.array([distinct.index(pair) for pair in pairs])
+    first = np.array([pairs.index(pair) for pair in distinct])
+    made = found.errors(
+        [linear_layer(8, 8, 1 + at) for at in range(len(distinct))],
+        [name for name, _ in distinct],
+        np.array([ms for _, ms in distinct]),
+        None if energy is None else np.array(energy)[first],
+        outside=np.isin(first, outside),
+        least=np.array(least or [0.0] * len(runtime))[first],
     )
+    return made.of(which)
 
 
 class TestLayers:
@@ -67,15 +75,12 @@ class TestLayers:
         assert low == pytest.approx([2 * math.exp(-0.1), 2 * math.exp(-0.5)])
 
     def test_outside_the_calibrated_ranges_are_less_sure(self) -> None:
-        _, high = errors(intervals(), [1.0, 1.0], outside=[1]).layers("runtime")
-        assert high == pytest.approx([math.exp(0.1), math.exp(0.3)])
+        _, high = errors(intervals(), [1.0, 2.0], outside=[1]).layers("runtime")
+        assert high == pytest.approx([math.exp(0.1), 2 * math.exp(0.3)])
 
-    def test_of_another_dtype_are_no_surer_than_the_fallback(self) -> None:
-        _, high = errors(intervals(), [1.0], outside=[0], dtype_mismatch=[0]).layers("runtime")
-        assert high == pytest.approx([math.exp(0.5)])
-        wide = QuantitySpreads({"conv": Spread(0.1, 0.8, 0.0)}, OTHER)
-        found = errors(Intervals(0.9, wide), [1.0, 1.0], outside=[0], dtype_mismatch=[0, 1])
-        assert found.layers("runtime")[1] == pytest.approx([math.exp(0.8), math.exp(0.5)])
+    def test_of_another_dtype_hold_the_physical_limit(self) -> None:
+        found = errors(intervals(), [1.0, 2.0], outside=[0, 1], least=[0.5, 0.2])
+        assert found.layers("runtime")[1] == pytest.approx([math.exp(0.5), 2 * math.exp(0.3)])
 
     def test_are_off_in_energy_by_runtime_and_power(self) -> None:
         found = errors(intervals(power=Spread(0.2, 0.2, 1.0)), [1.0], energy=[50.0])
@@ -107,7 +112,7 @@ class TestTotals:
         _, high = errors(intervals(), [1.0] * 4).total("runtime")
         assert high == pytest.approx(4 * math.exp(0.1))
 
-    def test_families_err_apart_but_all_fallbacks_together(self) -> None:
+    def test_families_err_apart_but_all_without_a_spread_together(self) -> None:
         apart = errors(intervals(correlation=1.0), [1.0, 2.0], ["conv", "norm"])
         assert apart.total("runtime")[1] - 3 == pytest.approx(
             math.hypot(math.expm1(0.1), 2 * math.expm1(0.5))
@@ -160,9 +165,15 @@ def test_a_coverage_that_is_no_share_between_0_and_1_is_refused(coverage: object
         msgspec.convert({**data, "coverage": coverage}, Intervals)
 
 
+def at_the_roofline() -> dict[str, Bounded]:
+    """Linear layers at 1 GFLOP/s."""
+    ceilings = Ceilings(peak_gflops=1.0, bandwidth_gbs=1.0)
+    return {"linear": Bounded("linear", ceilings, Prior(Sparse((), ceilings, "roofline_ms"), 0, 0))}
+
+
 @pytest.fixture
 def platform() -> FittedPlatform:
-    """Everything at the fallback's 1 GB/s or 1 GFLOP/s, 50 W."""
+    """Linear layers alone, at 1 GFLOP/s and 50 W."""
     power = Utilization(peak_gflops=1.0, bandwidth_gbs=1.0)
     power.load_ = {"base": 50.0, "compute": 0.0, "bandwidth": 0.0}
     spreads = Intervals(
@@ -172,7 +183,7 @@ def platform() -> FittedPlatform:
     )
     return FittedPlatform(
         "toy", "Toy", "float32", "eager", {}, {"peak_gflops": 1.0, "bandwidth_gbs": 1.0}, {},
-        Fallback(1.0, 1.0, 1e-6), power, intervals=spreads, sha256="0" * 64,
+        at_the_roofline(), power, intervals=spreads, sha256="0" * 64,
     )  # fmt: skip
 
 
@@ -226,7 +237,8 @@ class TestDifferences:
         base, head = net(common, 100, 200), net(common, 110, 220)
         ratio = ratio_interval(base, head, "runtime")
         assert ratio is not None
-        assert (ratio.low, ratio.high) == pytest.approx((1.1, 1.1), rel=0.01)
+        # What the sum of layers misses changes by a part of what the call changes.
+        assert (ratio.low, ratio.high) == pytest.approx((1.1, 1.1), rel=0.04)
 
     def test_of_unrelated_models_does_not_cancel(self, platform: FittedPlatform) -> None:
         base = net(platform, 1000)
@@ -269,7 +281,7 @@ class TestDifferencesByHand:
         interval; each call has linear layers by path, with so many ms."""
         known = Intervals(0.9, QuantitySpreads({"linear": spread}, OTHER, whole))
         platform = FittedPlatform(
-            "toy", "Toy", "float32", "eager", {}, {}, {}, Fallback(1.0, 1.0, 1e-6), None,
+            "toy", "Toy", "float32", "eager", {}, {}, {}, at_the_roofline(), None,
             intervals=known, sha256="0" * 64,
         )  # fmt: skip
         calls = [
@@ -290,18 +302,24 @@ class TestDifferencesByHand:
 
     def test_what_the_sum_of_layers_misses_is_common_at_the_same_places(self) -> None:
         off = math.expm1(0.3)
-        # The layer that grew by 2 ms is missed by as much more; what did not change cancels.
-        below, above, _ = self.interval({"a": 4, "b": 1}, {"a": 4, "b": 3}, whole=0.3)
-        assert (below, above) == pytest.approx((2 * off, 2 * off))
+        # What did not change cancels, the less the more has changed: 5 ms to 7, to 50.
+        for ms, least, most in ((3, 2.0, 2.4), (46, 45.0, 50.0)):
+            below, above, ratio = self.interval({"a": 4, "b": 1}, {"a": 4, "b": ms}, whole=0.3)
+            assert below == pytest.approx(above)
+            assert least * off < above < most * off
+            grown = (4 + ms) / 5
+            assert math.log(ratio.high / grown) == pytest.approx(
+                off * (2 - 2 * math.exp(-((math.log2(grown) / 3) ** 2) / 2)) ** 0.5
+            )
         # One grew by what another shrank.
         below, above, _ = self.interval({"a": 4, "b": 1}, {"a": 3, "b": 2}, whole=0.3)
         assert (below, above) == pytest.approx((0, 0), abs=1e-12)
 
     def test_what_it_misses_elsewhere_is_each_call_s_own(self) -> None:
         off = math.expm1(0.3)
-        # a grew by 1 ms; b and c, 3 ms together, are in base alone, d of 4 ms is in head.
-        below, above, _ = self.interval({"a": 1, "b": 1, "c": 2}, {"a": 2, "d": 4}, whole=0.3)
-        assert (below, above) == pytest.approx((off * 26**0.5, off * 26**0.5))
+        # a is as it was; b and c, 3 ms together, are in base alone, d of 4 ms is in head.
+        below, above, _ = self.interval({"a": 1, "b": 1, "c": 2}, {"a": 1, "d": 4}, whole=0.3)
+        assert (below, above) == pytest.approx((off * 25**0.5, off * 25**0.5))
 
     def test_a_family_s_shared_error_counts_as_far_as_its_totals_differ(self) -> None:
         shared = Spread(0.2, 0.2, 1.0)
@@ -323,6 +341,38 @@ class TestDifferencesByHand:
         # One more of what there is: it is off as the others are.
         below, above, _ = self.interval({"a": 2, "b": 2}, {"a": 2, "b": 2, "c": 2}, spread=own)
         assert (below, above) == pytest.approx((2 * down, 2 * up))
+
+    def test_a_family_s_shared_error_cancels_the_less_the_more_sizes_differ(self) -> None:
+        shared = Spread(0.2, 0.2, 1.0)
+        widths = []
+        for reach in (None, 50.0, 5.0, 0.5):
+            spread = structs.replace(shared, reach=reach)
+            _, _, ratio = self.interval({"a": 4}, {"a": 8}, spread=spread)
+            widths.append(math.log(ratio.high / 2))
+            same = self.interval({"a": 4, "b": 1}, {"b": 1, "a": 4}, spread=spread)
+            assert same[:2] == pytest.approx((0, 0), abs=1e-9)
+        assert widths == sorted(widths)
+        assert widths[0] == pytest.approx(0, abs=1e-9)
+        # A product of twice the width has twice the operations and the weights, and writes twice.
+        apart = (1 + math.log2(2) ** 2 * 2) ** 0.5
+        assert widths[2] == pytest.approx(
+            math.expm1(0.2) * (2 - 2 * math.exp(-apart / 5)) ** 0.5, rel=0.01
+        )
+
+    def test_other_layers_of_the_same_price_err_apart(self) -> None:
+        known = Intervals(0.9, QuantitySpreads({"linear": Spread(0.2, 0.2, 0.0)}, OTHER))
+        platform = FittedPlatform(
+            "toy", "Toy", "float32", "eager", {}, {}, {}, at_the_roofline(), None,
+            intervals=known, sha256="0" * 64,
+        )  # fmt: skip
+        base, head = (
+            platform.predict([linear_layer(rows, 1000 // rows, 500)]) for rows in (10, 20)
+        )
+        assert base.runtime_ms == head.runtime_ms
+        found = difference_interval(base, head, "runtime")
+        assert found is not None
+        assert found.high == pytest.approx(math.hypot(math.expm1(0.2), -math.expm1(-0.2)))
+        assert found.low == pytest.approx(-found.high)
 
     def test_a_ratio_is_off_by_what_the_shares_of_its_layers_are(self) -> None:
         own = Spread(0.2, 0.2, 0.0)

@@ -122,12 +122,12 @@ class TestRefusals:
         assert "not a platform" in refusal(saved)
 
     def test_a_future_version(self, saved: Path) -> None:
-        text = refusal(edit(saved, lambda data: data.update(version=3)))
-        assert "version 3, this release reads up to 2; upgrade pytest-neuralpower" in text
+        text = refusal(edit(saved, lambda data: data.update(version=4)))
+        assert "version 4, this release reads up to 3; upgrade pytest-neuralpower" in text
 
     def test_an_earlier_version_names_the_commands_that_renew_it(self, saved: Path) -> None:
         text = refusal(edit(saved, lambda data: data.update(version=1), sign=False))
-        assert "version 1 is of an earlier release, this one reads 2; renew it: " in text
+        assert "version 1 is of an earlier release, this one reads 3; renew it: " in text
         assert "`neuralpower fit FOLDER --out toy.json`" in text
         assert "`neuralpower calibrate`" in text
 
@@ -138,7 +138,9 @@ class TestRefusals:
         )
 
     def test_a_hand_edited_file(self, saved: Path) -> None:
-        text = refusal(edit(saved, lambda data: data["fallback"].update(gflops=1.0), sign=False))
+        text = refusal(
+            edit(saved, lambda data: data["hardware"].update(peak_gflops=1.0), sign=False)
+        )
         assert "does not match its sha256" in text
         assert "refit" in text
 
@@ -157,9 +159,14 @@ class TestRefusals:
             (lambda d: d.update(name="../x"), "name '../x' must be a file's name"),
             (lambda d: d["tiers"].update(power=[]), "tiers.power must be a string, not []"),
             (lambda d: d.update(provenance={"sources": 5}), "sources must be a list of objects"),
-            (lambda d: d["fallback"].update(floor_ms=0), "floor_ms must be a number > 0, not 0"),
-            (lambda d: d["fallback"].update(gflops="9"), "gflops must be a number, not '9'"),
-            (lambda d: d["fallback"].pop("gflops"), "field 'fallback.gflops' is missing"),
+            (
+                lambda d: d["inferred"]["norm"]["prior"].update(between=-1),
+                "inferred.norm.prior.between must be a number >= 0, not -1",
+            ),
+            (
+                lambda d: d["inferred"]["norm"]["prior"].pop("factor"),
+                "field 'inferred.norm.prior.factor' is missing",
+            ),
             (
                 lambda d: d["hardware"].update(peak_gflops=-1),
                 "hardware.peak_gflops must be a number >= 0, not -1",
@@ -220,7 +227,7 @@ class TestRefusals:
             ),
             (
                 lambda d: d["families"]["conv"]["runtime"].update(estimator="oracle"),
-                "families.conv.runtime.estimator is 'oracle'; allowed: boosted, neuralpower, ",
+                "families.conv.runtime.estimator is 'oracle'; allowed: boosted, bounded, ",
             ),
             (
                 lambda d: d["families"]["conv"]["runtime"]["regimes"][0]["rates"].update(fl=1.0),
@@ -310,10 +317,10 @@ class TestHostile:
         path.write_bytes((SHIPPED / "titanx.json").read_bytes())
 
         def change(data: dict[str, Any]) -> None:
-            data["families"]["matmul"]["runtime"]["multiprocessors"] = 10**400
+            data["families"]["matmul"]["runtime"]["ceilings"]["units"] = 10**400
 
         edit(path, change)
-        assert "family 'matmul'" in refusal(path)
+        assert "families.matmul.runtime.ceilings.units" in refusal(path)
 
     def test_a_byte_order_mark_is_no_content(self, saved: Path) -> None:
         saved.write_bytes(b"\xef\xbb\xbf" + saved.read_bytes())

@@ -133,8 +133,7 @@ class TestFlags:
         found = platform.predict([half, half, streaming("activation", (64, 64))])
         assert [each.flags for each in found.layers] == [(EXTRAPOLATED,), (EXTRAPOLATED,), ()]
         assert found.notes == (
-            "2 of 3 layers compute in float16, platform toy was calibrated in float32: "
-            "flagged extrapolated",
+            "2 of 3 layers in float16: priced by its peak, float32 was measured",
         )
 
     def test_a_kind_without_rows_in_another_dtype_is_both(self, platform: FittedPlatform) -> None:
@@ -150,8 +149,7 @@ class TestFlags:
         found = quick.predict([streaming("activation", (64, 64), "int8")])
         assert found.layers[0].flags == (EXTRAPOLATED,)
         assert found.notes == (
-            "1 of 1 layers compute in int8, platform toy was calibrated in float32: "
-            "flagged extrapolated",
+            "1 of 1 layers in int8: priced by its peak, float32 was measured",
         )
 
 
@@ -232,7 +230,7 @@ class TestPower:
     ) -> None:
         guessed = replace(platform, tiers={"runtime": "measured", "power": "datasheet"})
         (note,) = guessed.predict([conv()]).notes
-        assert note == "power and energy: from the datasheet, not measured on this device"
+        assert note == "power and energy: from the datasheet, not measured here"
         assert replace(guessed, power=None).predict([conv()]).notes == ()
 
     def test_of_a_family_comes_first(self, platform: FittedPlatform) -> None:
