@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 from msgspec import Struct
 
+from pytest_neuralpower.estimators.features import family
 from pytest_neuralpower.guard.align import match_layers
 from pytest_neuralpower.guard.causes import Batches, Cause, find_causes
 from pytest_neuralpower.guard.tolerance import ComparedQuantity
@@ -20,6 +21,7 @@ from pytest_neuralpower.platform.intervals import Interval
 if TYPE_CHECKING:
     from pytest_neuralpower.guard.baseline import Baseline, Totals
     from pytest_neuralpower.guard.tolerance import Tolerance
+    from pytest_neuralpower.layers import Layer
     from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
     from pytest_neuralpower.platform.protocol import Platform
 
@@ -49,7 +51,8 @@ class TotalChange(Struct, frozen=True):
     calibration
         ``base`` less ``stored``, 0 on the calibration of that time; None where not known.
     interval
-        Of ``head`` less ``base``; None where the platform knows none.
+        Of ``head`` less ``base``; None where the platform knows none. It does not reach below 0
+        where every changed layer does more, nor above where every one does less.
     """
 
     stored: float | None
@@ -202,7 +205,7 @@ def compare_predictions(
         if before is None or after is None:
             return None
         calibration = None if accepted is None else before - accepted if recalibrated else 0.0
-        interval = _interval(base, head, quantity, changed=bool(changes))
+        interval = _interval(base, head, quantity, changes)
         return TotalChange(accepted, before, after, calibration, interval)
 
     return Comparison(
@@ -220,14 +223,56 @@ def compare_predictions(
 
 
 def _interval(
-    base: Prediction, head: Prediction, quantity: ComparedQuantity, *, changed: bool
+    base: Prediction, head: Prediction, quantity: ComparedQuantity, changes: Sequence[LayerChange]
 ) -> Interval | None:
     if base.platform_sha256 != head.platform_sha256:
         return None
-    if changed:
-        return difference_interval(base, head, quantity)
-    own = head.energy_interval_mj if quantity == "energy" else head.runtime_interval_ms
-    return own and own._replace(low=0.0, high=0.0)  # exactly 0, however sums are rounded
+    if not changes:
+        own = head.energy_interval_mj if quantity == "energy" else head.runtime_interval_ms
+        return own and own._replace(low=0.0, high=0.0)  # exactly 0, however sums are rounded
+    interval = difference_interval(base, head, quantity)
+    if interval is None:
+        return None
+    pairs = [
+        (
+            None if change.base_index is None else base.layers[change.base_index].layer,
+            None if change.head_index is None else head.layers[change.head_index].layer,
+        )
+        for change in changes
+    ]
+    # A device that computes and moves more in every layer that changed is not done sooner, whatever
+    # the errors of the estimators.
+    if all(_does_more(one, other) for one, other in pairs):
+        return interval._replace(low=max(interval.low, 0.0), high=max(interval.high, 0.0))
+    if all(_does_more(other, one) for one, other in pairs):
+        return interval._replace(low=min(interval.low, 0.0), high=min(interval.high, 0.0))
+    return interval
+
+
+#: Hyper-parameters on which it depends how well a layer's work suits a device.
+_SUITS: Final = ("groups", "transposed", "dilation", "mode")
+
+
+def _does_more(base: Layer | None, head: Layer | None) -> bool:
+    """Whether a layer takes as many operations and bytes as it did, and more of one of them.
+
+    Of layers that differ in anything but sizes, work does not tell which is dearer: a depthwise
+    convolution may take longer than a dense one, a dtype run on other units.
+    """
+    if base is None or head is None:
+        return base is None
+    if base.configuration == head.configuration:
+        return True  # moved or renamed
+    if (base.op, base.dtype, family(base)) != (head.op, head.dtype, family(head)):
+        return False
+    if any(base.param(name) != head.param(name) for name in _SUITS):
+        return False
+    before, after = base.cost, head.cost
+    return (
+        after.flops >= before.flops
+        and after.bytes_moved >= before.bytes_moved
+        and (after.flops, after.bytes_moved) != (before.flops, before.bytes_moved)
+    )
 
 
 def _changes(base: Prediction, head: Prediction) -> Iterator[LayerChange]:

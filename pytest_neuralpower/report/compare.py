@@ -83,6 +83,8 @@ def _interval_lines(total: TotalChange, quantity: Quantity) -> list[str]:
         return []
     low, high, coverage = total.interval
     sure = f"{coverage:.0%} sure to be more" if low > 0 else "may be no more than before"
+    if low == 0:  # what the comparison knows of the layers' work
+        sure = "not less, as no layer does less"
     return [
         f"           change between {signed(quantity, low)} and {signed(quantity, high)}: {sure}"
     ]

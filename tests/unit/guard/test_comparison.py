@@ -14,6 +14,8 @@ from pytest_neuralpower.errors import BaselineError
 from pytest_neuralpower.guard.baseline import Totals, baseline_of
 from pytest_neuralpower.guard.compare import compare, compare_predictions, judge
 from pytest_neuralpower.guard.tolerance import Tolerance, merge, parse_tolerance
+from pytest_neuralpower.layers import TensorSpec
+from pytest_neuralpower.platform.differences import difference_interval
 from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
 
 
@@ -51,6 +53,50 @@ def test_a_wider_convolution_is_more_operations_and_more_bytes(against):
     conv = next(each for each in found.layers if each.path == "1.narrow")
     assert conv.causes[0].detail == "+50.0% (weights 64x64x1x1 -> 96x64x1x1)"
     assert {each.path for each in found.layers} == {"1.narrow", "1.norm", "1", "1.wide"}
+
+
+@pytest.mark.parametrize(
+    ("base", "head"),
+    [
+        (call([32, 48]), call([32, 49])),
+        (call([32, 48]), call([32, 48, 8])),
+        (call([32, 48], batch=4), call([32, 48], batch=5)),
+        (call([32, 48], ["a", "b"]), call([40, 48], ["a", "c"])),
+    ],
+)
+def test_more_work_in_every_changed_layer_is_surely_not_cheaper(against, base, head):
+    for before, after, sign in ((base, head, 1), (head, base, -1)):
+        found = against(before, after)
+        for total in (found.energy, found.runtime):
+            low, high = sorted((sign * total.interval.low, sign * total.interval.high))
+            assert low >= 0
+            assert high > 0
+
+
+@pytest.mark.parametrize(
+    ("base", "head"),
+    [
+        (call([32, 48]), call([33, 47])),  # more here, less there
+        (call([32, 48]), call([32, 48], dtype=torch.float16)),  # other units may be slower
+    ],
+)
+def test_of_other_changes_work_does_not_tell(against, base, head):
+    interval = against(base, head).runtime.interval
+    assert interval.low < 0 < interval.high
+
+
+def test_a_dense_convolution_does_not_surely_take_longer_than_a_depthwise_one(predicted):
+    conv = predicted([32]).layers[0].layer
+    params = {**dict(conv.params), "groups": 32}
+    weight = TensorSpec((32, 2, 1, 1), "float32")
+    grouped = structs.replace(conv, params=tuple(sorted(params.items())), weights=(weight,))
+    platform = load_platform("titanx")
+    base, head = platform.predict([grouped]), platform.predict([conv])
+    stored = Totals(base.energy_mj, base.runtime_ms, base.power_w)
+    found = compare_predictions(base, head, stored, base.platform_sha256)
+    assert head.layers[0].layer.cost.flops > base.layers[0].layer.cost.flops
+    assert found.runtime.interval == difference_interval(base, head, "runtime")
+    assert found.runtime.interval.low < 0
 
 
 def test_a_rename_costs_nothing(against):
