@@ -6,12 +6,13 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
 from msgspec import Struct
 
 from pytest_neuralpower.errors import BudgetError
 from pytest_neuralpower.platform.intervals import Interval
+from pytest_neuralpower.platform.prediction import UNCOVERED
 from pytest_neuralpower.units import SYMBOLS, UNITS, Quantity, show_in
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ class Verdict(Struct, frozen=True):
         What is held against the limit: the ``point``; the interval's lower end, so that only what
         is ``certain`` to be over fails; or its upper end, so that only what is ``safe`` passes.
     sure
-        Whether the limit lies outside the interval; None without an interval.
+        Whether the limit lies outside the interval, and all of the cost is of layers whose errors
+        are known; None without an interval.
     """
 
     quantity: Quantity
@@ -201,11 +203,26 @@ def check(budget: Budget, prediction: Prediction, judge: Judge = "point") -> Ver
     held, sure = value, None
     if interval is not None:
         held = {"point": value, "certain": interval.low, "safe": interval.high}[judge]
-        sure = not interval.low <= budget.limit <= interval.high
+        sure = not (interval.low <= budget.limit <= interval.high or unknown_share(prediction))
     return Verdict(
         *(budget.quantity, budget.unit, budget.samples, budget.per, budget.limit),
         *(value, held <= budget.limit, judge, interval, sure),
     )
+
+
+#: Less than this share of a cost is not looked at: it shows as 0%.
+_NEGLIGIBLE: Final = 0.005
+
+
+def unknown_share(prediction: Prediction) -> float:
+    """Share (0..1) of the cost whose error nothing measured tells, 0 where it hardly counts.
+
+    Intervals of kinds that were not measured on the device were judged on devices left out, those
+    of sizes beyond the calibrated ones by leaving such sizes out; an operation without a formula
+    may take any time.
+    """
+    share = prediction.share(UNCOVERED)
+    return share if share >= _NEGLIGIBLE else 0.0
 
 
 # -- The budget of ``prune_to_budget``.

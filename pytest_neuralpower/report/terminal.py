@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from msgspec import UNSET
 
+from pytest_neuralpower.guard.budget import unknown_share
 from pytest_neuralpower.platform.prediction import EXTRAPOLATED, INFERRED, UNCOVERED, UNTRUSTED
 from pytest_neuralpower.report.compare import signed_percent, values_of
 from pytest_neuralpower.units import Quantity, show, show_percent
@@ -26,11 +27,17 @@ _WIDTH = 80
 _LEAST_WIDTH = 20
 
 #: Flag of a layer -> (its letter in a table, what it means).
-_FLAG_NOTES = {
-    UNCOVERED: ("U", "has no formula: priced by its bytes"),
-    INFERRED: ("I", "was not measured on this device: priced as other devices run it"),
-    EXTRAPOLATED: ("E", "is outside the calibrated sizes or dtype: extrapolated"),
+_FLAG_NOTES: Final = {
+    UNCOVERED: ("U", "no formula, may take any time"),
+    INFERRED: ("I", "measured on other devices only"),
+    EXTRAPOLATED: ("E", "sizes or dtype not measured"),
 }
+
+#: What a calibration can measure.
+_MEASURABLE: Final = (INFERRED, EXTRAPOLATED)
+
+#: Kinds of layers that one line names.
+_KINDS: Final = 3
 
 
 def _shape_text(tensors: Sequence[TensorSpec]) -> str:
@@ -127,15 +134,76 @@ def _count_text(count: float) -> str:
     return f"{count:g} "
 
 
-def caveats(prediction: Prediction) -> list[str]:
-    """One line for each reason to trust the prediction less; empty when there is none."""
-    basis = "runtime" if prediction.energy_mj is None else "energy"
-    lines = []
+def caveats(
+    prediction: Prediction, quantity: Literal["energy", "runtime"] | None = None
+) -> list[str]:
+    """One line for each reason to trust the prediction less, and one for what would settle it.
+
+    Each names the kinds of layers, dearest first, their share of ``quantity`` (default: the energy,
+    or the runtime where that is not known), and the factor within which their sum is known, up or
+    down. Empty where there is no reason.
+    """
+    if quantity is None or values_of(prediction)[quantity] is None:
+        quantity = "runtime" if prediction.energy_mj is None else "energy"
+    costs = [
+        (each.energy_mj if quantity == "energy" else each.runtime_ms) or 0.0
+        for each in prediction.layers
+    ]
+    total = sum(costs)
+    lines: list[str] = []
+    measurable: list[LayerPrediction] = []
     for flag, (letter, reason) in _FLAG_NOTES.items():
-        share = prediction.share(flag)
-        if share > 0:
-            lines.append(f"{letter}: {show_percent(share)} of the {basis} {reason}")
+        places = [at for at, each in enumerate(prediction.layers) if flag in each.flags]
+        cost = sum(costs[at] for at in places)
+        if not cost:
+            continue
+        by_name: dict[str, float] = {}
+        for at in places:
+            layer = prediction.layers[at].layer
+            name = layer.op if flag == UNCOVERED else layer.kind
+            by_name[name] = by_name.get(name, 0.0) + costs[at]
+        if prediction.runtime_ms is None and flag == INFERRED:
+            reason = "not mapped on the array, priced by their traffic"  # noqa: PLW2901
+        elif flag in _MEASURABLE:
+            measurable += [prediction.layers[at] for at in places]
+            reason += _factor_text(prediction, places, quantity)  # noqa: PLW2901
+        share = show_percent(cost / total)
+        lines += _within_width(f"{letter}: {_named(by_name)} ({share} of the {quantity}):", reason)
+    if measurable:
+        lines.append(f"   to settle it: {_calibration(measurable)} on the device")
     return [*lines, *(f"note: {note}" for note in prediction.notes)]
+
+
+def _named(costs: Mapping[str, float]) -> str:
+    """The dearest first: ``norm, pool and 2 more``."""
+    names = sorted(costs, key=lambda name: -costs[name])
+    if len(names) > _KINDS + 1:
+        return f"{', '.join(names[:_KINDS])} and {len(names) - _KINDS} more"
+    return ", ".join(names)
+
+
+def _factor_text(
+    prediction: Prediction, places: Sequence[int], quantity: Literal["energy", "runtime"]
+) -> str:
+    """How far the sum of some layers may be off; empty where that is not known."""
+    errors = prediction.errors
+    if errors is None or not errors.knows(quantity):
+        return ""
+    factor = errors.factor(places, quantity)
+    return f", within {factor:,.{1 if factor < 10 else 0}f}x"
+
+
+def _within_width(start: str, end: str) -> list[str]:
+    """Both in one line; in two where that is too long, indented as texts of failures are."""
+    whole = f"{start} {end}"
+    return [whole] if len(whole) <= _WIDTH - 2 else [start, f"   {end}"]
+
+
+def _calibration(layers: Sequence[LayerPrediction]) -> str:
+    """The command that measures layers like these."""
+    dtypes = {each.layer.dtype for each in layers} & {"bfloat16", "float16"}
+    option = f" --dtype {min(dtypes)}" if len(dtypes) == 1 else ""
+    return f"`neuralpower calibrate NAME{option}`"
 
 
 def totals_text(prediction: Prediction) -> str:
@@ -216,7 +284,8 @@ def failure_text(
         if verdict.interval is not None:
             low, high, _ = verdict.interval
             lines.append(
-                f"  interval   {verdict.show(low)} to {verdict.show(high)}: {_sureness(verdict)}"
+                f"  interval   {verdict.show(low)} to {verdict.show(high)}"
+                f"{_sureness(verdict, prediction)}"
             )
         if verdict.judge != "point":
             end = "lower" if verdict.judge == "certain" else "upper"
@@ -231,7 +300,10 @@ def failure_text(
         else "  layers:",
         _layer_table(shown, prediction, indent=2),
     ]
-    lines += [f"  {line}" for line in caveats(prediction)]
+    judged = {verdict.quantity for verdict in broken}
+    lines += [
+        f"  {line}" for line in caveats(prediction, "runtime" if judged == {"runtime"} else None)
+    ]
     if len(shown) < len(prediction.layers):
         lines += ["", f"  every layer: {again[0]} --np-top=0 {again[1]}"]
     return "\n".join(lines)
@@ -247,15 +319,18 @@ def _distance(verdict: Verdict) -> str:
     return f"{show_percent(abs(ratio - 1))} {'over' if ratio > 1 else 'under'} (by {by})"
 
 
-def _sureness(verdict: Verdict) -> str:
+def _sureness(verdict: Verdict, prediction: Prediction) -> str:
     """How sure it is that the budget is over or kept, from where the limit lies."""
     assert verdict.interval is not None  # the caller has looked
     low, high, coverage = verdict.interval
     limit = verdict.limit
     if verdict.sure:
-        return f"{coverage:.0%} sure to be {'over' if limit < low else 'within'}"
+        return f": {coverage:.0%} sure to be {'over' if limit < low else 'within'}"
+    if not low <= limit <= high:
+        share = show_percent(unknown_share(prediction))
+        return f" ({coverage:.0%}): not sure, {share} of it has no formula"
     place = (limit - low) / (high - low) if high > low else 0.5
-    return f"not sure, the limit lies {place:.0%} of the way up this {coverage:.0%} interval"
+    return f" ({coverage:.0%}): not sure, the limit is {place:.0%} of the way up"
 
 
 def epr_text(ranked: Sequence[Ranked], *, platform: str, alpha: float) -> str:
@@ -299,7 +374,7 @@ def strict_text(prediction: Prediction, share: float, limit: float, again: tuple
 _STATUS = {
     "ok": "ok",
     "over": "OVER",
-    "untrusted": "UNSURE",
+    "untrusted": "STRICT",
     "misused": "ERROR",
     "regressed": "WORSE",
     "missing": "MISSING",
@@ -319,7 +394,7 @@ def summary_lines(findings: Sequence[Finding], *, whole_ids: bool = False) -> li
             _STATUS[each.outcome],
             *_total_cells(each),
             _since_baseline(each),
-            f"{each.untrusted_share:.0%} unsure" if each.untrusted_share > 0 else "",
+            f"{each.untrusted_share:.0%} not measured" if each.untrusted_share > 0 else "",
             each.platform,
             each.test,
         ]
@@ -375,7 +450,7 @@ def short_id(nodeid: str, width: int) -> str:
     return f"{last[:start]}…{last[start + 1 - width :]}"
 
 
-#: Whether the limit lies outside the interval -> what the summary adds.
+#: Whether it is sure that the budget is over or kept -> what the summary adds.
 _SURE: Final[Mapping[bool | None, str]] = {None: "", True: " (sure)", False: " (not sure)"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from pytest_neuralpower.calibrate.fit.rows import linear_layer
 from pytest_neuralpower.errors import BudgetError
 from pytest_neuralpower.guard.budget import Budget, check, closest_budgets, parse_marker
 from pytest_neuralpower.platform.intervals import Interval
-from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
+from pytest_neuralpower.platform.prediction import UNCOVERED, LayerPrediction, Prediction
 
 #: One call of 8 samples: 4 ms (90% sure: 2 to 16), 200 mJ (100 to 400), so 50 W (32 to 64).
 ITEM = LayerPrediction(linear_layer(8, 2, 2), 4.0, 50.0, 200.0, "by hand")
@@ -55,6 +56,15 @@ def test_it_is_sure_only_where_the_limit_lies_outside_the_interval(marker, writt
         for limit in (low * 0.999, low, point, high, high * 1.001)
     ]
     assert sure == [True, False, False, False, True]
+
+
+@pytest.mark.parametrize(("cost", "sure"), [(0.9, True), (1.1, False)])
+def test_it_is_not_sure_where_an_operation_without_a_formula_counts(cost, sure):
+    # Of 200 mJ, half a percent is 1 mJ.
+    unknown = ITEM._replace(energy_mj=cost, flags=(UNCOVERED,))
+    call = replace(CALL, layers=(ITEM._replace(energy_mj=200.0 - cost), unknown))
+    for limit in (99.0, 401.0):
+        assert check(budget("energy_budget", {"mj": None}, limit), call).sure is sure
 
 
 def test_without_an_interval_nothing_is_said_of_how_sure_it_is():

@@ -24,7 +24,7 @@ def test_a_layer_of_calibrated_sizes_in_another_dtype_is_not_said_to_lie_outside
     assert caveats(platform.predict([layer])) == []
     lines = caveats(platform.predict([in_dtype(layer, "float16")]))
     assert lines == [
-        "E: 100% of the energy is outside the calibrated sizes or dtype: extrapolated",
-        "note: 1 of 1 layers compute in float16, platform titanx was calibrated in float32: "
-        "flagged extrapolated",
+        "E: linear (100% of the energy): sizes or dtype not measured, within 6.5x",
+        "   to settle it: `neuralpower calibrate NAME --dtype float16` on the device",
+        "note: 1 of 1 layers in float16: priced by its peak, float32 was measured",
     ]
