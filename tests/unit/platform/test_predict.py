@@ -148,9 +148,7 @@ class TestFlags:
         quick = replace(platform, peaks_gflops={"int8": 4000.0})
         found = quick.predict([streaming("activation", (64, 64), "int8")])
         assert found.layers[0].flags == (EXTRAPOLATED,)
-        assert found.notes == (
-            "1 of 1 layers in int8: priced by its peak, float32 was measured",
-        )
+        assert found.notes == ("1 of 1 layers in int8: priced by its peak, float32 was measured",)
 
 
 class TestAnotherDtype:
