@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -37,6 +37,14 @@ Arguments = Annotated[
 ]
 PlatformName = Annotated[
     str, typer.Option("--platform", "-p", metavar="NAME|PATH", help="see `neuralpower platforms`")
+]
+Estimators = Annotated[
+    Literal["best", "neuralpower"],
+    typer.Option(
+        "--estimator",
+        help="what prices layers: the estimators chosen by held-out error, or the NeuralPower "
+        "paper's polynomials (conv, linear, pool)",
+    ),
 ]
 Data = Annotated[
     Path | None,

@@ -37,6 +37,7 @@ def predict_command(
     inputs: options.Inputs,
     platform: options.PlatformName,
     arg: options.Arguments = None,
+    estimator: options.Estimators = "best",
     top: Annotated[
         int, typer.Option(min=0, help="show the N most expensive layers; 0 shows all")
     ] = 10,
@@ -44,11 +45,11 @@ def predict_command(
     as_csv: options.Csv = False,
 ) -> None:
     """Predict energy, runtime and power of one call of MODEL, layer by layer."""
-    from pytest_neuralpower.platform.catalog import load_platform
+    from pytest_neuralpower.platform.catalog import load_platform, priced_by
     from pytest_neuralpower.report import records, terminal
 
     options.check_format(as_json=as_json, as_csv=as_csv)
-    loaded = load_platform(platform)
+    loaded = priced_by(load_platform(platform), estimator)
     prediction = loaded.predict(options.trace_model(model, inputs, arg))
     if as_json:
         options.print_json(records.prediction_record(prediction))
@@ -168,7 +169,8 @@ def explain_command(
     platform: Annotated[str, typer.Argument(metavar="PLATFORM", help="a name or a path")],
     kind: Annotated[str, typer.Argument(metavar="KIND", help="kind of layer, such as conv")],
 ) -> None:
-    """Print the equations by which a platform prices one kind of layer."""
+    """Print the equations by which a platform prices one kind of layer, and the NeuralPower
+    paper's beside them."""
     from pytest_neuralpower.platform.catalog import load_platform
     from pytest_neuralpower.report.explain import explain_text
 

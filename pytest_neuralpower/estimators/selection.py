@@ -28,6 +28,7 @@ __all__ = [
     "grouped_folds",
     "held_out",
     "select",
+    "usual_folds",
     "whole_groups",
 ]
 
@@ -57,6 +58,12 @@ def grouped_folds(groups: Sequence[Hashable], folds: int) -> NDArray[np.intp]:
         load[fold] += len(rows)
         result[rows] = fold
     return result
+
+
+def usual_folds(groups: Sequence[Hashable]) -> NDArray[np.intp]:
+    """:func:`grouped_folds` of as many folds as estimators are compared with: 10, or 5 of more than
+    :data:`MANY_ROWS` rows."""
+    return grouped_folds(groups, 5 if len(groups) > MANY_ROWS else 10)
 
 
 def whole_groups(groups: Sequence[Hashable], most: int) -> NDArray[np.intp]:
@@ -310,7 +317,7 @@ def select(
     FitError
         Bad rows, too few groups, or no candidate could be fitted.
     """
-    fold = grouped_folds(groups, folds or (5 if len(target) > MANY_ROWS else 10))
+    fold = grouped_folds(groups, folds) if folds else usual_folds(groups)
     scores: dict[str, dict[str, Any]] = {}
     fitted: dict[str, Estimator] = {}
     predicted: dict[str, FloatArray] = {}

@@ -73,9 +73,10 @@ class _Facts(Struct, frozen=True):
     platform: str
     platform_sha256: str
     torch: str
+    estimator: str = "best"
 
 
-class Baseline(_Facts, frozen=True, dict=True):
+class Baseline(_Facts, frozen=True, dict=True, kw_only=True):
     """What one call of one model was predicted to cost when that was accepted.
 
     Attributes
@@ -90,6 +91,8 @@ class Baseline(_Facts, frozen=True, dict=True):
         Which calibration predicted it.
     torch
         Version of torch that traced it.
+    estimator
+        ``best``, or ``neuralpower``: which of the platform's estimators priced it.
     layers
         In order of execution.
     host
@@ -137,6 +140,7 @@ def baseline_of(prediction: Prediction, *, test: str, torch: str) -> Baseline:
         platform=prediction.platform,
         platform_sha256=prediction.platform_sha256,
         torch=torch,
+        estimator=prediction.estimator,
         layers=prediction.layers,
         host=prediction.host,
     )
@@ -176,12 +180,20 @@ def baseline_text(baseline: Baseline) -> str:
         "# Written by pytest --np-update-baseline; review changes, do not edit.",
         f"format: {FORMAT}",
         f"version: {VERSION}",
-        *(f"{name}: {flow(getattr(baseline, name))}" for name in _Facts.__struct_fields__),
+        *(f"{name}: {flow(value)}" for name, value in _facts(baseline).items()),
         f"totals: {flow(totals)}",
     ]
     if baseline.host is not None:
         lines.append(f"host: {flow(msgspec.to_builtins(baseline.host))}")
     return "\n".join(lines) + _START + _body(baseline.layers)
+
+
+def _facts(baseline: Baseline) -> dict[str, object]:
+    """By name; the estimator only where it is not the usual one."""
+    found = {name: getattr(baseline, name) for name in _Facts.__struct_fields__}
+    if baseline.estimator == "best":
+        del found["estimator"]
+    return found
 
 
 def _body(layers: Iterable[Priced]) -> str:

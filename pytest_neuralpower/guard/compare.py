@@ -142,6 +142,9 @@ class Comparison(Struct, frozen=True):
         Those that differ, in order of execution.
     unchanged
         How many layers are equal in path and configuration.
+    estimators
+        What priced base when it was accepted, and what prices both now: ``best`` or
+        ``neuralpower``.
     """
 
     model: tuple[str, str]
@@ -154,6 +157,7 @@ class Comparison(Struct, frozen=True):
     causes: tuple[CauseSum, ...]
     layers: tuple[LayerChange, ...]
     unchanged: int
+    estimators: tuple[str, str] = ("best", "best")
 
     @property
     def changed(self) -> bool:
@@ -186,11 +190,18 @@ def compare(base: Baseline, head: Prediction, platform: Platform) -> Comparison:
     ]
     # What is configured alike is predicted alike.
     repredicted = head if same else base.repredict(platform)
-    return compare_predictions(repredicted, head, base.totals, base.platform_sha256)
+    return compare_predictions(
+        repredicted, head, base.totals, base.platform_sha256, stored_estimator=base.estimator
+    )
 
 
 def compare_predictions(
-    base: Prediction, head: Prediction, stored: Totals, stored_sha256: str
+    base: Prediction,
+    head: Prediction,
+    stored: Totals,
+    stored_sha256: str,
+    *,
+    stored_estimator: str = "best",
 ) -> Comparison:
     """:func:`compare` where base is predicted again already."""
     changes = () if base is head else tuple(_changes(base, head))
@@ -219,6 +230,7 @@ def compare_predictions(
         causes=_cause_sums(changes),
         layers=changes,
         unchanged=len(head.layers) - sum(each.head_index is not None for each in changes),
+        estimators=(stored_estimator, head.estimator),
     )
 
 

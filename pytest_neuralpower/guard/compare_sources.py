@@ -16,7 +16,7 @@ from pytest_neuralpower.guard.baseline import Baseline, parse_baseline, read_bas
 from pytest_neuralpower.guard.compare import Comparison, compare_predictions, judge
 from pytest_neuralpower.guard.finding import Finding, read_report
 from pytest_neuralpower.layer_codec import priced_layers
-from pytest_neuralpower.platform.catalog import load_platform
+from pytest_neuralpower.platform.catalog import load_platform, priced_by
 from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def _prediction(finding: Finding, torch: str) -> Baseline:
         platform=finding.platform,
         platform_sha256=finding.platform_sha256,
         torch=torch,
+        estimator=finding.estimator,
         layers=priced_layers(bytes(finding.layers)),
         host=finding.host or None,
     )
@@ -219,8 +220,11 @@ def _compare(base: Baseline, head: Baseline, loaded: Mapping[str, Platform]) -> 
             ) from None
         sides = _as_stored(base), _as_stored(head)
     else:
+        platform = priced_by(platform, head.estimator)
         sides = base.repredict(platform), head.repredict(platform)
-    return compare_predictions(*sides, base.totals, base.platform_sha256)
+    return compare_predictions(
+        *sides, base.totals, base.platform_sha256, stored_estimator=base.estimator
+    )
 
 
 def _as_stored(baseline: Baseline) -> Prediction:
@@ -234,6 +238,7 @@ def _as_stored(baseline: Baseline) -> Prediction:
         batch=baseline.batch,
         model=baseline.model,
         host=baseline.host,
+        estimator=baseline.estimator,
     )
 
 

@@ -158,6 +158,8 @@ class Finding(Struct, frozen=True):
         To six digits; None on a platform without.
     host
         What the call waited for; unset where its mode does not wait.
+    estimator
+        ``best``, or ``neuralpower`` where the paper's polynomials priced what they can.
     layers
         A JSON array with one layer a line (``layer_codec``), unset where no report shows layers:
         thousands of them stay one text on their way from an xdist worker.
@@ -188,6 +190,7 @@ class Finding(Struct, frozen=True):
     power_interval_w: Interval | None = None
     energy_basis: str = ""
     host: Host | UnsetType = UNSET
+    estimator: str = "best"
     notes: tuple[str, ...] = ()
     layers: msgspec.Raw | UnsetType = UNSET
 

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_neuralpower.collector import collector_paused
 from pytest_neuralpower.errors import PlatformError, TraceError
 from pytest_neuralpower.platform.file import checked, read_json
-from pytest_neuralpower.platform.price import FittedPlatform, check_estimators, of_content
+from pytest_neuralpower.platform.price import (
+    BEST,
+    NEURALPOWER,
+    FittedPlatform,
+    check_estimators,
+    of_content,
+)
 
 if TYPE_CHECKING:
     from pytest_neuralpower.platform.analytic import EyerissPlatform
@@ -26,6 +32,7 @@ __all__ = [
     "load_platform",
     "predict",
     "predict_call",
+    "priced_by",
 ]
 
 
@@ -80,6 +87,34 @@ def as_platform(platform: Platform | str | Path) -> Platform:
     return platform
 
 
+def priced_by(platform: Platform, estimator: str) -> Platform:
+    """The platform with the estimators pricing that ``estimator`` says.
+
+    Parameters
+    ----------
+    platform
+        Any platform.
+    estimator
+        ``best``, each family's chosen estimator, or ``neuralpower``, the NeuralPower paper's
+        polynomials for the families that have them (conv, linear, pool).
+
+    Raises
+    ------
+    PlatformError
+        There is no such choice, or the platform has none of the paper's estimators.
+    """
+    if estimator == BEST:
+        return platform
+    if estimator != NEURALPOWER:
+        raise PlatformError(f"estimator={estimator!r}: allowed: {BEST}, {NEURALPOWER}")
+    if not isinstance(platform, FittedPlatform):
+        raise PlatformError(
+            f"platform {platform.name} has no fitted estimators: predict with estimator={BEST}, or "
+            "name a fitted platform (`neuralpower platforms`)"
+        )
+    return platform.by_neuralpower()
+
+
 def load_fitted(name: str | Path) -> FittedPlatform:
     """:func:`load_platform` where only one whose estimators were fitted will do.
 
@@ -132,7 +167,12 @@ _TRAINING_NOTE = "the model is in training mode; call .eval() on it to price inf
 
 
 def predict(
-    model: Any, /, *args: Any, platform: Platform | str | Path | None = None, **kwargs: Any
+    model: Any,
+    /,
+    *args: Any,
+    platform: Platform | str | Path | None = None,
+    estimator: str = BEST,
+    **kwargs: Any,
 ) -> Prediction:
     """Predict runtime, power and energy of ``model(*args, **kwargs)`` on a platform.
 
@@ -144,9 +184,15 @@ def predict(
     model
         A ``torch.nn.Module``; one in training mode is priced as it is, with a note.
     *args, **kwargs
-        The call's inputs. A model whose own keyword is ``platform`` needs :func:`predict_call`.
+        The call's inputs. A model whose own keyword is ``platform`` or ``estimator`` needs
+        :func:`predict_call`.
     platform
         A loaded platform, a shipped platform's name, or the path of a platform file.
+    estimator
+        ``best`` (default): each family's chosen estimator. ``neuralpower``: the polynomials of the
+        NeuralPower paper, fitted to the same rows as the paper does, for conv, linear and pool
+        where these were measured; the notes say what they priced. Such a prediction has another
+        ``platform_sha256`` and no intervals.
 
     Returns
     -------
@@ -159,14 +205,14 @@ def predict(
     TraceError
         The model cannot be traced with these inputs.
     PlatformError
-        The platform is unknown or its file is broken.
+        The platform is unknown, its file is broken, or it has no such estimators.
     """
     if platform is None:
         raise PlatformError(
             "predict() needs platform=, a name or a path; "
             f"shipped platforms: {', '.join(list_platforms())}"
         )
-    return predict_call(model, args, kwargs, platform=platform)
+    return predict_call(model, args, kwargs, platform=priced_by(as_platform(platform), estimator))
 
 
 def predict_call(

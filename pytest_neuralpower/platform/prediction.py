@@ -94,7 +94,8 @@ class Prediction:
     the figures of layers are those of the device.
 
     Energy is of one forward call of the given inputs; ``energy_basis`` says of what, in words.
-    ``batch`` is the number of samples in that call. ``errors`` is what intervals of sums and of
+    ``batch`` is the number of samples in that call. ``estimator`` is ``neuralpower`` where the
+    paper's polynomials priced what they can. ``errors`` is what intervals of sums and of
     differences are made of; None where the platform knows none.
     """
 
@@ -110,6 +111,7 @@ class Prediction:
     energy_interval_mj: Interval | None = None
     power_interval_w: Interval | None = None
     host: Host | None = None
+    estimator: str = "best"
     errors: LayerErrors | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:

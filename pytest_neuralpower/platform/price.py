@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import math
 import re
 from collections import Counter
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict
 
 import numpy as np
 from msgspec import Struct, field, to_builtins
@@ -19,7 +20,12 @@ from msgspec.structs import replace
 
 from pytest_neuralpower.collector import collector_paused
 from pytest_neuralpower.errors import PlatformError, TraceError
-from pytest_neuralpower.estimators import AnyEstimator, Bounded, Utilization
+from pytest_neuralpower.estimators import (
+    AnyEstimator,
+    Bounded,
+    NeuralPowerPolynomial,
+    Utilization,
+)
 from pytest_neuralpower.estimators.base import NonNegative, Positive, some_rows
 from pytest_neuralpower.estimators.features import (
     FAMILIES,
@@ -56,8 +62,12 @@ if TYPE_CHECKING:
     from pytest_neuralpower.units import Quantity
 
 __all__ = [
+    "BEST",
+    "NEURALPOWER",
+    "EstimatorChoice",
     "FamilyModel",
     "FittedPlatform",
+    "PaperModel",
     "check_estimators",
     "of_content",
 ]
@@ -75,6 +85,12 @@ _UNMEASURED_POWER: Final = {
     "datasheet": "from the datasheet",
     "estimated": "estimated from the watts that the user gave",
 }
+
+#: Estimators that a prediction is made with: those chosen by their held-out error, or the paper's.
+EstimatorChoice: TypeAlias = Literal["best", "neuralpower"]
+
+BEST: Final = "best"
+NEURALPOWER: Final = "neuralpower"
 
 _FLOATING: Final = ("float", "bfloat", "complex")
 
@@ -100,6 +116,29 @@ _FLAGS: Final = tuple(
 )
 
 
+class PaperModel(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """NeuralPower's own polynomials for one family of layers, as the paper fits them.
+
+    Attributes
+    ----------
+    runtime
+        Of the runtime (ms).
+    power
+        Of the power (W), where rows have it.
+    power_range_w
+        Least and largest measured power (W), which ``power`` is kept within: the authors clamp
+        nothing, and a polynomial goes below 0 outside its rows.
+    """
+
+    runtime: NeuralPowerPolynomial
+    power: NeuralPowerPolynomial | None = None
+    power_range_w: tuple[Positive, Positive] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.power is None) != (self.power_range_w is None):
+            raise ValueError("power and power_range_w belong together")
+
+
 class FamilyModel(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What is known of one family of layers: its estimators and what they were fitted on.
 
@@ -115,8 +154,11 @@ class FamilyModel(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
         Energy grows with what a layer does as its runtime does, so it can be learnt in the same
         way; errors of power and of runtime then do not add up.
     power_range_w
-        Least and largest measured power (W), with ``energy``: power is kept within, so that a layer
-        that is far from the calibration draws neither more than anything measured nor nothing.
+        Least and largest measured power (W), with ``energy``, and with a ``power`` of the paper's:
+        power is kept within, so that a layer that is far from the calibration draws neither more
+        than anything measured nor nothing.
+    neuralpower
+        The paper's estimators of the same rows, of families that the paper has.
     overheads
         What the execution mode adds to the kernels that were measured: ms per unit of a physical
         term (:mod:`pytest_neuralpower.estimators.terms`). Never fitted, known from how the
@@ -129,6 +171,7 @@ class FamilyModel(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     energy: AnyEstimator | None = None
     power_range_w: tuple[Positive, Positive] | None = None
     overheads: dict[str, NonNegative] = field(default_factory=dict)
+    neuralpower: PaperModel | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in self.ranges.items():
@@ -137,8 +180,29 @@ class FamilyModel(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
         for term in self.overheads:
             if not is_term(term):
                 raise ValueError(f"overhead {term!r} is not a known term")
-        if (self.energy is None) != (self.power_range_w is None):
-            raise ValueError("energy and power_range_w belong together")
+        if self.energy is not None and self.power_range_w is None:
+            raise ValueError("energy needs power_range_w")
+        if self.power_range_w is not None and self.energy is None and self.power is None:
+            raise ValueError("power_range_w needs energy or power")
+
+    def by_neuralpower(self) -> FamilyModel:
+        """The family as the paper prices it; as it is where the paper has no model of it.
+
+        What the framework adds to kernels is added to the paper's runtime, too: it was fitted to
+        the same rows. Where no row has power, that of all layers stays.
+        """
+        paper = self.neuralpower
+        if paper is None:
+            return self
+        if paper.power is None:
+            return replace(self, runtime=paper.runtime)
+        return replace(
+            self,
+            runtime=paper.runtime,
+            power=paper.power,
+            energy=None,
+            power_range_w=paper.power_range_w,
+        )
 
     @property
     def estimators(self) -> dict[Quantity, AnyEstimator]:
@@ -175,7 +239,10 @@ class FamilyModel(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
             power = self.energy.predict(seen) / runtime_ms
             return np.asarray(np.clip(power, *self.power_range_w))
         estimator = self.power or default
-        return None if estimator is None else estimator.predict(seen)
+        if estimator is None:
+            return None
+        power = estimator.predict(seen)
+        return power if self.power_range_w is None else np.clip(power, *self.power_range_w)
 
     def evaluate_all(self, values: Columns) -> None:
         """Use every column that any layer might need; raises KeyError or ValueError."""
@@ -183,7 +250,8 @@ class FamilyModel(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
         for term in self.overheads:
             evaluate(term, values, 1)
         runtime_ms = np.ones(1)
-        for estimator in self.estimators.values():
+        paper = {} if self.neuralpower is None else self.by_neuralpower().estimators
+        for estimator in (*self.estimators.values(), *paper.values()):
             estimator.evaluate_all({**values, "runtime_ms": runtime_ms})
 
 
@@ -221,6 +289,9 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         is not known.
     sha256
         Hash of all the above; baselines and reports quote it.
+    estimator
+        Which of its estimators price: ``best``, those chosen, or ``neuralpower``, the paper's,
+        where there are any. Not part of the file.
     """
 
     name: str
@@ -238,6 +309,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     accuracy: dict[str, Any] = field(default_factory=dict)
     intervals: Intervals | None = None
     sha256: str = ""
+    estimator: EstimatorChoice = "best"
 
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or set("/\\") & set(self.name):
@@ -247,6 +319,35 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         sources = self.provenance.get("sources", [])
         if not isinstance(sources, list) or not all(isinstance(each, dict) for each in sources):
             raise ValueError("provenance sources must be a list of objects")
+
+    def by_neuralpower(self) -> FittedPlatform:
+        """The platform with the paper's estimators pricing what they can.
+
+        It has another hash, and no intervals: those known are of the estimators chosen.
+
+        Raises
+        ------
+        PlatformError
+            It has none of the paper's.
+        """
+        if not self._paper_families:
+            raise PlatformError(
+                f"platform {self.name} has no estimators of the NeuralPower paper, fitted "
+                f"to rows of conv, linear and pool: predict with estimator={BEST}, or {REFIT}"
+            )
+        return replace(
+            self,
+            families={name: model.by_neuralpower() for name, model in self.families.items()},
+            accuracy=_by_neuralpower(self.accuracy),
+            intervals=None,
+            sha256=hashlib.sha256(f"{self.sha256} {NEURALPOWER}".encode()).hexdigest(),
+            estimator=NEURALPOWER,
+        )
+
+    @property
+    def _paper_families(self) -> list[str]:
+        """Families that the paper's estimators can price."""
+        return [name for name, model in self.families.items() if model.neuralpower is not None]
 
     @property
     def analytic(self) -> bool:
@@ -338,6 +439,8 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         notes = self._notes(items, mismatch[which], has_power=power is not None)
         if host is not None:
             notes += _host_note(host, len(items), float(runtime[which].sum()))
+        if self.estimator == NEURALPOWER:
+            notes += (self._paper_note(families),)
         basis = self.energy_basis
         found = Prediction(
             predicted,
@@ -345,6 +448,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
             self.sha256,
             notes=notes,
             energy_basis=basis,
+            estimator=self.estimator,
             host=host,
             **intervals,
         )
@@ -380,6 +484,16 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         if has_power and origin:
             notes += (f"power and energy: {origin}, not measured here",)
         return notes
+
+    def _paper_note(self, families: Iterable[str]) -> str:
+        """Which families of a call the paper's estimators price, and which have none."""
+        asked = dict.fromkeys(families)
+        paper = [name for name in asked if name in self._paper_families]
+        others = [name for name in asked if name not in paper]
+        note = f"estimator neuralpower: {', '.join(paper) or 'nothing'} by the paper's polynomials"
+        if others:
+            note += f", {', '.join(others)} as with best, for there are none"
+        return f"{note}; no intervals"
 
     def _predict_columns(
         self, items: Sequence[Layer]
@@ -501,6 +615,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         """
         model = self.families.get(kind)
         estimators: dict[Quantity, AnyEstimator] = model.estimators if model else {}
+        paper = model.neuralpower if model and self.estimator != NEURALPOWER else None
         if model is None and kind in self.inferred:
             estimators = {"runtime": self.inferred[kind]}
         text: tuple[str, ...] = ()
@@ -516,10 +631,23 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
                 estimator,
                 self._known_power() if estimator is self.power else self._scores(quantity, kind),
                 model.overheads if model and quantity == "runtime" else {},
-                model.power_range_w if model and quantity == "energy" else None,
+                model.power_range_w if model and quantity in ("energy", "power") else None,
             )
             for quantity, estimator in estimators.items()
         )
+        if model and paper is not None:
+            equations += tuple(
+                Equation(
+                    quantity,
+                    estimator,
+                    self._paper_scores(quantity, kind),
+                    model.overheads if quantity == "runtime" else {},
+                    paper.power_range_w if quantity == "power" else None,
+                    title="the NeuralPower paper's, which --estimator=neuralpower predicts by",
+                )
+                for quantity, estimator in (("runtime", paper.runtime), ("power", paper.power))
+                if estimator is not None
+            )
         title = f"{kind} on {self.name}: {self.device}, {self.dtype}"
         return Explanation((title,), text, equations)
 
@@ -561,6 +689,19 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         if "held_out_rows" in found:
             return f"{tier}; off by {found['held_out_rows']['mape']:.1f}% on rows held out"
         return tier
+
+    def _paper_scores(self, quantity: str, family_name: str) -> str:
+        """How far the paper's estimator was off, where that is known."""
+        found = self.accuracy.get("neuralpower", {}).get(family_name, {}).get(quantity)
+        if found is None:
+            return ""
+        held_out, fitted = found["held_out"], found["fitted"]
+        judged = held_out.get("rmspe")
+        return (
+            f"degree {found['degree']}, {found['terms']} terms; RMSPE "
+            + (f"{judged:.1f}% on held-out shapes, " if judged is not None else "")
+            + f"{fitted['rmspe']:.1f}% on the rows themselves"
+        )
 
     def _scores(self, quantity: str, family_name: str) -> str:
         """What the chosen estimator and the others scored, where it is known."""
@@ -610,7 +751,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         for name in ("intervals", "host"):
             if found[name] is None:
                 del found[name]
-        del found["sha256"]
+        del found["sha256"], found["estimator"]
         return found
 
     def save(self, path: Path | str) -> FittedPlatform:
@@ -618,6 +759,24 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         file, content = Path(path), self.to_json()
         sha256 = write(file, content)
         return of_content(file, content, sha256)
+
+
+def _by_neuralpower(accuracy: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the accuracy where the paper's estimators price."""
+    found = {key: value for key, value in accuracy.items() if key not in ("networks", "intervals")}
+    runtime = dict(found.get("runtime", {}))
+    for name, paper in accuracy.get("neuralpower", {}).items():
+        if name in runtime and NEURALPOWER in runtime[name]["held_out"]:
+            runtime[name] = {**runtime[name], "chosen": NEURALPOWER}
+        if "power" not in paper:
+            continue
+        for section in ("layer_power", "layer_energy"):
+            found[section] = {
+                family_name: scores
+                for family_name, scores in found.get(section, {}).items()
+                if family_name != name
+            }
+    return {**found, "runtime": runtime}
 
 
 #: Everything of a layer but its path, read in one go: see :attr:`Layer.configuration`.
@@ -715,7 +874,7 @@ def of_content(path: Path, content: Mapping[str, object], sha256: str) -> Fitted
         A field is missing, unknown or not what it must be; one line names it.
     """
     platform = decode(FittedPlatform, content, file=of_file(path), error=PlatformError, renew=REFIT)
-    return replace(platform, sha256=sha256)
+    return replace(platform, sha256=sha256, estimator=BEST)
 
 
 def check_estimators(path: Path, platform: FittedPlatform) -> None:

@@ -32,7 +32,9 @@ class Equation(Struct, frozen=True):
     overheads
         What the execution mode adds: ms per unit of a physical term.
     power_range_w
-        Of energy: the range (W) within which energy over runtime is kept.
+        The range (W) within which power, or energy over runtime, is kept.
+    title
+        What it is, where it does not price by default.
     """
 
     quantity: str
@@ -40,6 +42,7 @@ class Equation(Struct, frozen=True):
     known: str
     overheads: Mapping[str, float] = field(default_factory=dict)
     power_range_w: tuple[float, float] | None = None
+    title: str = ""
 
 
 class Explanation(Struct, frozen=True):

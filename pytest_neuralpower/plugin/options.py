@@ -19,6 +19,7 @@ DEFAULT_TOP = 5
 DEFAULT_STRICT_LIMIT_PERCENT = 5.0
 DEFAULT_BASELINES = "budgets/baselines"
 JUDGES = ("point", "certain", "safe")
+ESTIMATORS = ("best", "neuralpower")
 
 
 #: Marker -> its arguments and what it is for.
@@ -50,6 +51,8 @@ class Settings:
         Whether predictions must be trusted, and the share of the energy (0..1) that need not be.
     judge
         Which end of an interval is held against a budget.
+    estimator
+        Which of a platform's estimators predict.
     baselines
         Their folder.
     update_baseline
@@ -65,6 +68,7 @@ class Settings:
     strict: bool = False
     strict_limit: float = DEFAULT_STRICT_LIMIT_PERCENT / 100
     judge: Judge = "point"
+    estimator: str = "best"
     baselines: Path = Path(DEFAULT_BASELINES)
     update_baseline: str = ""
     tolerance: tuple[str, ...] = ()
@@ -124,6 +128,12 @@ def add_options(parser: pytest.Parser) -> None:
         help="on the device itself: run each predicted model, too, and report measured against "
         "predicted",
     )
+    group.addoption(
+        "--np-estimator",
+        choices=ESTIMATORS,
+        help="what predicts: each kind's chosen estimator (best, the default), or the polynomials "
+        "of the NeuralPower paper for conv, linear and pool (neuralpower)",
+    )
     _add_baseline_options(group, parser)
     parser.addini("np_platform", "platforms to predict on, as --np-platform", type="args")
     parser.addini("np_top", "as --np-top", type="int", default=DEFAULT_TOP)
@@ -135,6 +145,7 @@ def add_options(parser: pytest.Parser) -> None:
         default=DEFAULT_STRICT_LIMIT_PERCENT,
     )
     parser.addini("np_judge", "as --np-judge: point, certain or safe", default="point")
+    parser.addini("np_estimator", "as --np-estimator: best or neuralpower", default="best")
 
 
 def _add_baseline_options(group: pytest.OptionGroup, parser: pytest.Parser) -> None:
@@ -222,6 +233,9 @@ def read_settings(config: pytest.Config) -> Settings:
     judge = config.getoption("--np-judge") or _ini(config, "np_judge")
     if judge not in JUDGES:
         raise pytest.UsageError(f"np_judge={judge!r}: allowed: {', '.join(JUDGES)}")
+    estimator = config.getoption("--np-estimator") or _ini(config, "np_estimator")
+    if estimator not in ESTIMATORS:
+        raise pytest.UsageError(f"np_estimator={estimator!r}: allowed: {', '.join(ESTIMATORS)}")
     folder = config.inipath.parent if config.inipath else config.rootpath
     baselines = config.getoption("--np-baselines")
     return Settings(
@@ -230,6 +244,7 @@ def read_settings(config: pytest.Config) -> Settings:
         strict=bool(config.getoption("--np-strict") or _ini(config, "np_strict")),
         strict_limit=percent / 100,
         judge=judge,
+        estimator=estimator,
         measure=_measures(config),
         update_baseline=_update_baseline(config),
         baselines=Path(baselines).absolute()

@@ -311,12 +311,15 @@ class GuardSession:
     def load(self, name: str) -> Platform:
         """Load a platform once a session; raises PlatformError."""
         if name not in self._loaded:
-            from pytest_neuralpower.platform.catalog import load_platform  # noqa: PLC0415 - imports numpy
+            from pytest_neuralpower.platform.catalog import (  # noqa: PLC0415 - imports numpy
+                load_platform,
+                priced_by,
+            )
 
             found = self._provide(name=name)
             if found is None or isinstance(found, str | Path):
                 found = load_platform(found or name)
-            self._loaded[name] = found
+            self._loaded[name] = priced_by(found, self.settings.estimator)
         return self._loaded[name]
 
     @cached_property
@@ -565,6 +568,7 @@ class GuardSession:
             power_interval_w=_rounded(prediction.power_interval_w),
             energy_basis=prediction.energy_basis,
             host=prediction.host or UNSET,
+            estimator=prediction.estimator,
             notes=prediction.notes,
             layers=msgspec.Raw(layers_json(prediction.layers)) if self._with_layers else UNSET,
             **known,
@@ -698,8 +702,10 @@ class GuardSession:
 def pytest_command(config: pytest.Config) -> str:
     """How pytest was asked to run, as far as advice must repeat it."""
     given = [f"--np-platform={name}" for name in config.getoption("--np-platform") or ()]
-    judge = config.getoption("--np-judge")
-    return shlex.join(["pytest", *given, *([f"--np-judge={judge}"] if judge else [])])
+    for option in ("--np-judge", "--np-estimator"):
+        if value := config.getoption(option):
+            given.append(f"{option}={value}")
+    return shlex.join(["pytest", *given])
 
 
 def _parametrised(item: pytest.Item) -> tuple[str | None, bool]:

@@ -409,6 +409,9 @@ def _networks(summary: Summary, quantity: str) -> list[str]:
 def platform_facts(platform: Platform) -> dict[str, str]:
     """Device, data type, mode, how each quantity is known, and the sources of its rows."""
     facts = {"device": platform.device, "dtype": platform.dtype, "mode": platform.mode}
+    estimator = getattr(platform, "estimator", "best")
+    if estimator != "best":
+        facts["estimator"] = estimator
     facts |= {f"{quantity} is": tier for quantity, tier in platform.tiers.items()}
     sources = platform.provenance.get("sources", ())
     titles = [str(each.get("title", "")) for each in sources]

@@ -128,6 +128,12 @@ def _calibration_lines(found: Comparison) -> list[str]:
     if not found.recalibrated:
         return []
     lines = ["the platform was recalibrated since: its share is not a change of the model"]
+    before, now = found.estimators
+    if before != now:
+        lines = [
+            f"the baseline was accepted with estimator {before} and is predicted again with {now}: "
+            "their difference, below as calibration, is not a change of the model"
+        ]
     for quantity, total in found.known().items():
         if total.stored is not None and total.calibration is not None:
             lines.append(

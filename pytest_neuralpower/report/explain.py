@@ -56,6 +56,8 @@ def explain_text(platform: Platform, kind: str) -> str:
         lines += [*found.text, ""]
     for each in found.equations:
         left = _LEFT.get(each.quantity, each.quantity)
+        if each.title:
+            lines.append(f"{each.title}:")
         lines += [f"{left}, by {each.estimator.label}" + (each.known and f" ({each.known})")]
         lines += _indented(_equations(each.estimator, left))
         if each.overheads:
@@ -63,7 +65,8 @@ def explain_text(platform: Platform, kind: str) -> str:
             lines += _indented(_sum("overhead", _in_units(each.overheads)))
         if each.power_range_w is not None:
             low, high = each.power_range_w
-            lines.append(f"  power_w = energy_mj / runtime_ms, from {low:.4g} to {high:.4g}")
+            kept = "" if each.quantity == "power" else " = energy_mj / runtime_ms"
+            lines.append(f"  power_w{kept}, kept from {low:.4g} to {high:.4g}")
         lines.append("")
     if found.costs:
         headers = ("one access to", "input map", "weight", "output map")

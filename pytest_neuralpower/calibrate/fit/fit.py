@@ -16,9 +16,11 @@ from pytest_neuralpower.calibrate.fit.card import with_calibration, write_card, 
 from pytest_neuralpower.calibrate.fit.designs import Design, runtime_makers
 from pytest_neuralpower.calibrate.fit.judging import (
     FamilyAccuracy,
+    Refused,
     baseline_scores,
     judge_overhead,
     judge_split,
+    scored,
 )
 from pytest_neuralpower.calibrate.fit.power import (
     LayerPower,
@@ -37,12 +39,30 @@ from pytest_neuralpower.calibrate.fit.uncertainty import (
     with_intervals,
 )
 from pytest_neuralpower.errors import FitError, PlatformError, ProfileError
-from pytest_neuralpower.estimators import Bounded, Estimator, Prior, Sparse
+from pytest_neuralpower.estimators import (
+    Bounded,
+    Estimator,
+    NeuralPowerPolynomial,
+    Prior,
+    Sparse,
+)
 from pytest_neuralpower.estimators.base import refuse_bad_rows
 from pytest_neuralpower.estimators.features import Columns, FloatArray, columns, family
+from pytest_neuralpower.estimators.neuralpower import SIZES as PAPER_FAMILIES
 from pytest_neuralpower.estimators.physics import Ceilings
-from pytest_neuralpower.estimators.selection import COMPARED, Score, select
-from pytest_neuralpower.platform.price import FamilyModel, FittedPlatform
+from pytest_neuralpower.estimators.selection import (
+    COMPARED,
+    Score,
+    held_out,
+    select,
+    usual_folds,
+)
+from pytest_neuralpower.platform.price import (
+    NEURALPOWER,
+    FamilyModel,
+    FittedPlatform,
+    PaperModel,
+)
 from pytest_neuralpower.platform.ranges import PROVENANCE_KEY as WIDTHS
 from pytest_neuralpower.platform.ranges import calibrated_ranges, measured_widths
 
@@ -53,7 +73,7 @@ if TYPE_CHECKING:
 _STREAMING: Final = ("activation", "elementwise")
 
 
-class _Table(NamedTuple):
+class Table(NamedTuple):
     """Measured rows of one family, with their columns and runtimes."""
 
     rows: Sequence[Row]
@@ -239,6 +259,10 @@ def fit_rows(
         if power is not None:
             chosen |= power.chosen()
             accuracy.setdefault(f"layer_{power.quantity}", {})[name] = power.selection.accuracy()
+        paper = fit_paper(name, table, fit.runtime.predicted.get(NEURALPOWER))
+        if paper is not None:
+            chosen["neuralpower"], scores = paper
+            accuracy.setdefault(NEURALPOWER, {})[name] = scores
         families[name] = FamilyModel(
             calibrated_ranges(name, table.columns),
             overheads=dict.fromkeys(recipe.overheads.get(name, ()), 1.0 / streaming_gbs),
@@ -286,7 +310,7 @@ def bounded(name: str, recipe: Recipe, prior: Prior, inner: Estimator | None = N
     return Bounded(name, Ceilings.of(recipe.hardware), prior, inner)  # type: ignore[arg-type]
 
 
-def _tables(rows: Iterable[Row], recipe: Recipe) -> dict[str, _Table]:
+def _tables(rows: Iterable[Row], recipe: Recipe) -> dict[str, Table]:
     """The rows by family; raises FitError where there are none, or a bad one."""
     by_family: dict[str, list[Row]] = {}
     for row in rows:
@@ -301,13 +325,13 @@ def _tables(rows: Iterable[Row], recipe: Recipe) -> dict[str, _Table]:
             refuse_bad_rows(values, runtime, [row.line for row in members])
         except FitError as error:
             raise FitError(f"{recipe.name}, {name}: {error}") from None
-        tables[name] = _Table(members, values, runtime)
+        tables[name] = Table(members, values, runtime)
     return tables
 
 
 def _fit_family(
     name: str,
-    table: _Table,
+    table: Table,
     recipe: Recipe,
     prior: Prior,
     *,
@@ -322,7 +346,7 @@ def _fit_family(
     plain = {
         candidate: make
         for candidate, make in runtime_makers(name, design, recipe.hardware).items()
-        if not allowed or candidate in (*allowed, Sparse.name)
+        if not allowed or candidate in (*allowed, Sparse.name, *COMPARED)
     }
     makers = {
         # The paper's estimator is compared with as it was published.
@@ -353,11 +377,71 @@ def _fit_family(
     )
 
 
+class PaperScore(msgspec.Struct, frozen=True):
+    """How one of the paper's estimators does: on shapes held out, and on the rows themselves, which
+    is what the paper prints.
+
+    Attributes
+    ----------
+    degree, terms
+        Of the polynomial, and how many of its coefficients are not 0.
+    """
+
+    degree: int
+    terms: int
+    held_out: Score | Refused
+    fitted: Score
+
+
+def fit_paper(
+    name: str, table: Table, held_out_ms: FloatArray | None = None
+) -> tuple[PaperModel, dict[str, PaperScore]] | None:
+    """NeuralPower's own estimators of a family's runtime, and of its power where all rows have it;
+    None of a family that the paper does not have, or whose rows cannot be fitted.
+
+    ``held_out_ms`` is the runtime of each row by an estimator without its shape, where it is known.
+    """
+    if name not in PAPER_FAMILIES:
+        return None
+    groups = [row.shape_group for row in table.rows]
+    power = [row.power_w for row in table.rows if row.power_w is not None]
+    targets = {"runtime": table.runtime_ms}
+    if len(power) == len(groups):
+        targets["power"] = np.array(power)
+    found: dict[str, Any] = {}
+    scores: dict[str, PaperScore] = {}
+    for quantity, target in targets.items():
+        make = partial(NeuralPowerPolynomial, name, quantity)
+        try:
+            fitted = make().fit(table.columns, target)
+        except FitError:
+            continue
+
+        def predicted(
+            make: Callable[[], Estimator] = make, target: FloatArray = target
+        ) -> FloatArray:
+            return held_out(make, table.columns, target, usual_folds(groups), groups)
+
+        known = held_out_ms if quantity == "runtime" else None
+        found[quantity] = fitted
+        scores[quantity] = PaperScore(
+            fitted.degree_,
+            len(fitted.coefficients_),
+            scored(predicted, target) if known is None else Score.of(known, target),
+            Score.of(fitted.predict(table.columns), target),
+        )
+    if "runtime" not in found:
+        return None
+    if "power" in found:
+        found["power_range_w"] = (min(power), max(power))
+    return PaperModel(**found), scores
+
+
 def _bounded_by(name: str, recipe: Recipe, prior: Prior, make: Callable[[], Estimator]) -> Bounded:
     return bounded(name, recipe, prior, make())
 
 
-def _streaming_gbs(tables: Mapping[str, _Table], recipe: Recipe) -> float:
+def _streaming_gbs(tables: Mapping[str, Table], recipe: Recipe) -> float:
     """Bandwidth that streaming layers reached in total; where there are none, the recipe's
     ``streaming_gbs``, what others of its layers reach with their weights, or the ceiling."""
     known = [tables[name] for name in _STREAMING if name in tables]

@@ -38,6 +38,7 @@ __all__ = [
     "growing_overhead",
     "judge_overhead",
     "judge_split",
+    "scored",
 ]
 
 #: Held-out MAPE (%) under which a tie with the roofline is as good as beating it: tensors that are
@@ -138,7 +139,8 @@ def beats(mape: float, baselines: Scores) -> bool:
     )
 
 
-def _scored(predict: Callable[[], FloatArray], measured: FloatArray) -> Score | Refused:
+def scored(predict: Callable[[], FloatArray], measured: FloatArray) -> Score | Refused:
+    """The score of what ``predict`` answers, or why it could not be fitted."""
     try:
         return Score.of(predict(), measured)
     except FitError as error:
@@ -156,7 +158,7 @@ def baseline_scores(
     Both take what they predict to be one rate times the work, energy and time alike.
     """
     return {
-        name: _scored(lambda make=make: held_out(make, columns, target, fold), target)  # type: ignore[misc]
+        name: scored(lambda make=make: held_out(make, columns, target, fold), target)  # type: ignore[misc]
         for name, make in baseline_makers(hardware).items()
     }
 
@@ -186,7 +188,7 @@ def judge_split(
         return make().fit(seen, runtime[~apart], groups=groups).predict(unseen)
 
     scores = {
-        name: _scored(lambda make=make: predicted(make), runtime[apart])  # type: ignore[misc]
+        name: scored(lambda make=make: predicted(make), runtime[apart])  # type: ignore[misc]
         for name, make in makers.items()
     }
     return Split(int((~apart).sum()), int(apart.sum()), chosen.estimator.label, scores)
