@@ -3,9 +3,9 @@
 Cai, Juan, Stamoulis, Marculescu, "NeuralPower: Predict and Deploy Energy-Efficient Convolutional
 Neural Networks", ACML 2017, section 3, with the regressors that the authors' published training
 scripts use: polynomials of the sizes, of power also of their logarithms, and products with a
-physical meaning. Terms, degree and penalty are those of least 10-fold cross-validated squared
-error. (The authors settled on degree 3 for the runtime of conv and pool, 2 for that of fully
-connected layers, and 2 for power.)
+physical meaning. The Lasso's penalty is that of least 10-fold cross-validated squared error, as in
+these scripts, and the degree that of least cross-validated RMSPE. (The authors settled on degree 3
+for the runtime of conv and pool, 2 for that of fully connected layers, and 2 for power.)
 """
 
 from __future__ import annotations
@@ -182,11 +182,13 @@ class NeuralPowerPolynomial(Estimator, tag="neuralpower", omit_defaults=True):
                 raise ValueError(f"unknown regressor {name!r}")
 
     def _fit(self, columns: Columns, target: FloatArray) -> None:
+        if self.quantity == "runtime":
+            self.floor_ = min(FLOOR_MS, float(target.min()))
         found: _Chosen | None = None
         for degree in DEGREES[self.quantity]:
             terms = regressors(self.family, self.quantity, columns, degree=degree)
-            tried = _lasso(terms, target)
-            if found is None or tried.squared_error < found.squared_error:
+            tried = _lasso(terms, target, self.floor)
+            if found is None or tried.rmspe < found.rmspe:
                 self.degree_, found = degree, tried
         assert found is not None  # every quantity has degrees
         if found.unsolved:
@@ -195,8 +197,6 @@ class NeuralPowerPolynomial(Estimator, tag="neuralpower", omit_defaults=True):
                 f"{_PENALTIES} penalties did not converge; they were left out of the choice",
                 stacklevel=2,
             )
-        if self.quantity == "runtime":
-            self.floor_ = min(FLOOR_MS, float(target.min()))
         self.intercept_ = float(f"{found.intercept:.10g}")
         self.coefficients_ = {
             name: float(f"{weight:.10g}") for name, weight in found.weights.items()
@@ -232,18 +232,19 @@ class NeuralPowerPolynomial(Estimator, tag="neuralpower", omit_defaults=True):
 class _Chosen(NamedTuple):
     """The solution of one degree whose penalty predicts held-out folds best.
 
-    ``unsolved`` counts the penalties that might have been better, had rounding not kept the path
+    ``rmspe`` is the root mean square of its relative errors on these folds; ``unsolved`` counts the penalties that might have been better, had rounding not kept the path
     from reaching them.
     """
 
-    squared_error: float
+    rmspe: float
     weights: dict[str, float]
     intercept: float
     unsolved: int
 
 
-def _lasso(terms: Mapping[str, FloatArray], target: FloatArray) -> _Chosen:
-    """The penalty by cross-validation, and the Lasso of all rows with it."""
+def _lasso(terms: Mapping[str, FloatArray], target: FloatArray, floor: float | None) -> _Chosen:
+    """The penalty by cross-validation, and the Lasso of all rows with it; ``floor`` is the least
+    that is predicted."""
     try:
         from sklearn.model_selection import KFold  # noqa: PLC0415 - only fitting
     except ImportError:
@@ -257,18 +258,19 @@ def _lasso(terms: Mapping[str, FloatArray], target: FloatArray) -> _Chosen:
     everything = _Moments.of(scaled, target)
     penalties = everything.largest_penalty * np.geomspace(1.0, _LEAST_PENALTY, _PENALTIES)
     weights, solved = _path(everything, penalties)
-    errors = np.zeros(_PENALTIES)
+    predicted = np.empty((len(target), _PENALTIES))
     folds = KFold(min(_FOLDS, len(target)), shuffle=True, random_state=0)
     for seen, unseen in folds.split(scaled):
         fold = _Moments.of(scaled[seen], target[seen])
         held_out, there = _path(fold, penalties)
-        predicted = (scaled[unseen] - fold.mean) @ held_out + fold.target
-        errors += ((predicted - target[unseen, None]) ** 2).sum(axis=0)
+        predicted[unseen] = (scaled[unseen] - fold.mean) @ held_out + fold.target
         solved &= there
+    errors = ((predicted - target[:, None]) ** 2).mean(axis=0)
     best = int(np.argmin(np.where(solved, errors, np.inf)))
     rates = weights[:, best] / spread
+    answered = np.maximum(predicted[:, best], -np.inf if floor is None else floor)
     return _Chosen(
-        float(errors[best]) / len(target),
+        float(np.sqrt(np.mean((answered / target - 1) ** 2))),
         {name: rate for name, rate in zip(names, rates.tolist(), strict=True) if rate != 0},
         everything.target - float(mean @ rates),
         int((~solved & (errors < errors[best])).sum()),
