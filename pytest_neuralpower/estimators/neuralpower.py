@@ -232,8 +232,8 @@ class NeuralPowerPolynomial(Estimator, tag="neuralpower", omit_defaults=True):
 class _Chosen(NamedTuple):
     """The solution of one degree whose penalty predicts held-out folds best.
 
-    ``rmspe`` is the root mean square of its relative errors on these folds; ``unsolved`` counts the penalties that might have been better, had rounding not kept the path
-    from reaching them.
+    ``rmspe`` is the root mean square of its relative errors on these folds; ``unsolved`` counts the
+    penalties that might have been better, had rounding not kept the path from reaching them.
     """
 
     rmspe: float
