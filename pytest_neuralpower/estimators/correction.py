@@ -9,7 +9,7 @@ none falls when the batch grows: all of it here, once.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, TypeAlias
 
 import numpy as np
 from msgspec import Meta, Struct, field
@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from pytest_neuralpower.estimators.base import Estimator, some_rows
 from pytest_neuralpower.estimators.boosted import Boosted
-from pytest_neuralpower.estimators.features import op_code, op_name, range_columns
+from pytest_neuralpower.estimators.features import FAMILIES, op_code, op_name, range_columns
 from pytest_neuralpower.estimators.neuralpower import NeuralPowerPolynomial, NeuralPowerRelative
 from pytest_neuralpower.estimators.physical import Physical
 from pytest_neuralpower.estimators.physics import (
@@ -74,6 +74,9 @@ _MOST_ON_PROCESSORS: Final = 60.0
 #: Doublings that an operation is away that no row had.
 _OTHER_OPERATION: Final = 1.0
 
+#: Families with an operation of their own name.
+_NAMESAKES: Final = ("softmax", "embedding")
+
 _Log: TypeAlias = Annotated[float, Meta(ge=-10, le=10)]
 
 
@@ -106,18 +109,21 @@ class Sparse(Estimator, tag="neuralpower-bounded", omit_defaults=True):
 
     inputs: tuple[str, ...]
     ceilings: Ceilings
-    of: str = "prior_ms"
+    of: Literal["roofline_ms", "prior_ms"] = "prior_ms"
     intercept_: float = 0.0
     coefficients_: dict[str, float] = field(default_factory=dict)
     ranges_: dict[str, tuple[float, float]] = field(default_factory=dict)
     bounds_: tuple[_Log, _Log] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
-        for name in (*self.inputs, *(each for term in self.coefficients_ for each in _parts(term))):
+        used = [name for term in self.coefficients_ for name in _parts(term)]
+        for name in (*self.inputs, *used, *self.ranges_):
             if name not in FEATURES:
                 raise ValueError(f"unknown input {name!r}; there are {', '.join(FEATURES)}")
-        if self.coefficients_ and not self.ranges_:
-            raise ValueError("a fitted polynomial needs ranges of its inputs")
+        for name in used:
+            if name not in self.ranges_:
+                raise ValueError(f"a term of {name!r}, which has no range")
+        _refuse_reversed(self.ranges_, self.bounds_)
 
     def _fit(self, columns: Columns, target: FloatArray) -> None:
         self.fit_weighted(columns, target, np.ones(len(target)))
@@ -168,6 +174,17 @@ class Sparse(Estimator, tag="neuralpower-bounded", omit_defaults=True):
 
     def predict(self, columns: Columns) -> FloatArray:
         return np.asarray(columns[self.of] * np.exp(self.log_factor(columns)))
+
+
+def _refuse_reversed(
+    ranges: Mapping[str, tuple[float, float]], bounds: tuple[float, float]
+) -> None:
+    """Raise ValueError for what ends below its start."""
+    for name, (low, high) in ranges.items():
+        if low > high:
+            raise ValueError(f"range {name!r} ends below its start")
+    if bounds[0] > bounds[1]:
+        raise ValueError("bounds end below their start")
 
 
 def _parts(term: str) -> list[str]:
@@ -227,6 +244,10 @@ class Prior(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     within: Annotated[float, Meta(ge=0, le=10)]
     devices: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.factor.of != "roofline_ms":
+            raise ValueError(f"its factor is of {self.factor.of}, not of roofline_ms")
+
     @property
     def distance(self) -> float:
         """Log factor that holds 90% of the layers of a device that it has not seen."""
@@ -265,7 +286,7 @@ class Bounded(Estimator, tag="bounded", omit_defaults=True):
     ranges_
         Least and largest calibrated value of each of the family's sizes.
     ops_
-        Operations that rows had.
+        Operations that rows had; empty where they do not tell.
     center_
         Median logarithm of measured over prior time: what the correction fades to.
     bounds_
@@ -282,6 +303,11 @@ class Bounded(Estimator, tag="bounded", omit_defaults=True):
     ops_: tuple[str, ...] = ()
     center_: _Log = 0.0
     bounds_: tuple[_Log, _Log] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ValueError(f"family {self.family!r} is not one of {', '.join(FAMILIES)}")
+        _refuse_reversed(self.ranges_, self.bounds_)
 
     @property
     def label(self) -> str:
@@ -302,7 +328,10 @@ class Bounded(Estimator, tag="bounded", omit_defaults=True):
             for name in range_columns(self.family)
         }
         if "op" in columns:
-            self.ops_ = tuple(sorted(op_name(code) for code in np.unique(columns["op"]).tolist()))
+            ops = sorted(op_name(code) for code in np.unique(columns["op"]).tolist())
+            # Rows of a profile may name their kind alone: any operation of it may be meant.
+            unnamed = self.family in ops and self.family not in _NAMESAKES
+            self.ops_ = () if unnamed else tuple(ops)
         if self.inner is not None:
             self.inner._fit(seen, target)
 
@@ -368,6 +397,7 @@ class Bounded(Estimator, tag="bounded", omit_defaults=True):
 
     def evaluate_all(self, columns: Columns) -> None:
         self.predict(columns)
+        self.doublings_outside(columns)
         if self.inner is not None:
             self.inner.evaluate_all(self._seen(columns))
 

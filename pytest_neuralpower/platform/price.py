@@ -878,18 +878,26 @@ def of_content(path: Path, content: Mapping[str, object], sha256: str) -> Fitted
 
 
 def check_estimators(path: Path, platform: FittedPlatform) -> None:
-    """Raise a PlatformError where an estimator asks for what layers of its family do not have, or
-    the accuracy is not what reports read.
+    """Raise a PlatformError where a family has no estimator, an estimator asks for what layers of
+    its family do not have, or the accuracy is not what reports read.
     """
-    for name, model in platform.families.items():
-        if name not in FAMILIES:
-            continue  # never asked for
+    for name in FAMILIES:  # others are never asked for
+        model, inferred = platform.families.get(name), platform.inferred.get(name)
+        known = inferred if model is None else model
+        if known is None:
+            raise PlatformError(
+                f"{of_file(path)}: neither families nor inferred have {name!r}; {REFIT}"
+            )
+        runtime = inferred if model is None else model.runtime
         values = {column: np.ones(1) for column in columns(name, ())}
         try:
-            model.evaluate_all(values)
+            if isinstance(runtime, Bounded) and runtime.family != name:
+                raise ValueError(f"its runtime is that of {runtime.family!r}")
+            known.evaluate_all(values)
         except (KeyError, ValueError, IndexError, OverflowError) as error:
             reason = f"no size {error}" if isinstance(error, KeyError) else str(error)
-            raise PlatformError(f"{of_file(path)}: family {name!r}: {reason}; {REFIT}") from None
+            where = "inferred" if model is None else "family"
+            raise PlatformError(f"{of_file(path)}: {where} {name!r}: {reason}; {REFIT}") from None
     if platform.power is not None and not platform.power.load_:
         raise PlatformError(f"{of_file(path)}: power: load is empty; {REFIT}")
     try:

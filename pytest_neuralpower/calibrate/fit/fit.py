@@ -355,10 +355,6 @@ def _fit_family(
         else partial(_bounded_by, name, recipe, prior, make)
         for candidate, make in plain.items()
     }
-    if not makers:
-        raise FitError(
-            f"none of the candidates {', '.join(allowed)} can predict layers of this kind"
-        )
     split = judge_split(members, values, runtime, makers)
     groups = [row.shape_group for row in members]
     progress(f"runtime of {len(members):,} {name} rows")

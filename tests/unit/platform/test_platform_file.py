@@ -126,8 +126,8 @@ class TestRefusals:
         assert "version 4, this release reads up to 3; upgrade pytest-neuralpower" in text
 
     def test_an_earlier_version_names_the_commands_that_renew_it(self, saved: Path) -> None:
-        text = refusal(edit(saved, lambda data: data.update(version=1), sign=False))
-        assert "version 1 is of an earlier release, this one reads 3; renew it: " in text
+        text = refusal(edit(saved, lambda data: data.update(version=2), sign=False))
+        assert "version 2 is of an earlier release, this one reads 3; renew it: " in text
         assert "`neuralpower fit FOLDER --out toy.json`" in text
         assert "`neuralpower calibrate`" in text
 
@@ -166,6 +166,83 @@ class TestRefusals:
             (
                 lambda d: d["inferred"]["norm"]["prior"].pop("factor"),
                 "field 'inferred.norm.prior.factor' is missing",
+            ),
+            (lambda d: d.pop("inferred"), "field 'inferred' is missing"),
+            (lambda d: d["inferred"].update(pool=3), "inferred.pool must be an object, not 3"),
+            (
+                lambda d: d["inferred"]["pool"].update(estimator="physical"),
+                "inferred.pool.estimator is 'physical'; allowed: bounded",
+            ),
+            (lambda d: d["inferred"].pop("rnn"), "neither families nor inferred have 'rnn'"),
+            (
+                lambda d: d["inferred"].update(rnn=d["inferred"]["pool"]),
+                "inferred 'rnn': its runtime is that of 'pool'",
+            ),
+            (
+                lambda d: d["inferred"]["pool"].update(family="pools"),
+                "inferred.pool: family 'pools' is not one of conv, linear, ",
+            ),
+            (
+                lambda d: d["inferred"]["pool"].pop("prior"),
+                "field 'inferred.pool.prior' is missing",
+            ),
+            (
+                lambda d: d["inferred"]["pool"]["ceilings"].update(peak_gflops=0),
+                "inferred.pool.ceilings.peak_gflops must be a number > 0, not 0",
+            ),
+            (
+                lambda d: d["inferred"]["pool"]["ceilings"].update(launch_ms=-1),
+                "inferred.pool.ceilings.launch_ms must be a number >= 0, not -1",
+            ),
+            (
+                lambda d: d["inferred"]["pool"]["prior"].update(within=11),
+                "inferred.pool.prior.within must be a number <= 10, not 11",
+            ),
+            (
+                lambda d: d["inferred"]["pool"]["prior"]["factor"].update(inputs=["colour"]),
+                "inferred.pool.prior.factor: unknown input 'colour'; there are waves, ",
+            ),
+            (
+                lambda d: d["inferred"]["pool"]["prior"]["factor"].update(coefficients={"m*n": 1}),
+                "inferred.pool.prior.factor: unknown input 'm'; there are waves, ",
+            ),
+            (
+                lambda d: d["inferred"]["pool"]["prior"]["factor"].update(
+                    inputs=["width"], coefficients={"width": 1.0}
+                ),
+                "inferred.pool.prior.factor: a term of 'width', which has no range",
+            ),
+            (
+                lambda d: d["inferred"]["pool"]["prior"]["factor"].update(of="flops"),
+                "inferred.pool.prior.factor.of is 'flops'; allowed: ",
+            ),
+            (
+                lambda d: d["inferred"]["pool"]["prior"]["factor"].update(bounds=[1.0, 0.5]),
+                "inferred.pool.prior.factor: bounds end below their start",
+            ),
+            (
+                lambda d: d["inferred"]["pool"]["prior"]["factor"].update(of="prior_ms"),
+                "inferred.pool.prior: its factor is of prior_ms, not of roofline_ms",
+            ),
+            (
+                lambda d: d["inferred"]["pool"].update(bounds=[0.1, -0.1]),
+                "inferred.pool: bounds end below their start",
+            ),
+            (
+                lambda d: d["inferred"]["pool"].update(center=11.0),
+                "inferred.pool.center must be a number <= 10, not 11.0",
+            ),
+            (
+                lambda d: d["inferred"]["pool"].update(ranges={"nosuch": [1, 2]}),
+                "inferred 'pool': no size 'nosuch'",
+            ),
+            (
+                lambda d: d["inferred"]["pool"].update(ranges={"batch": [2, 1]}),
+                "inferred.pool: range 'batch' ends below its start",
+            ),
+            (
+                lambda d: d["families"]["conv"].update(runtime=d["inferred"]["linear"]),
+                "family 'conv': its runtime is that of 'linear'",
             ),
             (
                 lambda d: d["hardware"].update(peak_gflops=-1),
