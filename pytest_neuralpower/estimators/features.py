@@ -35,9 +35,6 @@ Columns: TypeAlias = Mapping[str, FloatArray]
 #: Families whose time is that of matrix products (m x k by k x n, ``groups`` of them).
 GEMM_FAMILIES: Final = frozenset({"conv", "conv.transposed", "conv.depthwise", "linear", "matmul"})
 
-#: Where to look when a platform has no estimator of its own for a family.
-STAND_INS: Final[Mapping[str, str]] = {"conv.transposed": "conv"}
-
 #: Columns whose calibrated range says whether a layer is inside what was measured. They are the
 #: sizes that set a kernel's efficiency, not their products: a layer with every size in range is
 #: interpolated however many operations it has.

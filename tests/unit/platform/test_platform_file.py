@@ -324,7 +324,14 @@ class TestRefusals:
                 lambda d: d["families"]["conv"]["runtime"].pop("regimes"),
                 "field 'families.conv.runtime.regimes' is missing",
             ),
-            (lambda d: d["families"]["conv"].update(power_range_w=[1, 2]), "belong together"),
+            (
+                lambda d: d["families"]["conv"].update(power_range_w=[1, 2]),
+                "families.conv: power_range_w needs energy or power",
+            ),
+            (
+                lambda d: d["families"]["conv"].update(energy=d["families"]["conv"]["runtime"]),
+                "families.conv: energy needs power_range_w",
+            ),
             (lambda d: d["power"]["load"].pop("base"), "power: load needs base, compute, bandw"),
             (lambda d: d["power"].update(load={}), "power: load is empty; refit it"),
             (lambda d: d["power"].pop("load"), "power: load is empty; refit it"),
