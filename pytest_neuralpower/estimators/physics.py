@@ -100,8 +100,10 @@ class Ceilings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         )
 
     def at(self, peak_gflops: float) -> Ceilings:
-        """The same in another dtype."""
-        return replace(self, peak_gflops=peak_gflops, sustained_gflops=None)
+        """The same in another dtype; what power sustains is the same share of the peak."""
+        ratio = peak_gflops / self.peak_gflops
+        sustained = self.sustained_gflops and self.sustained_gflops * ratio
+        return replace(self, peak_gflops=peak_gflops, sustained_gflops=sustained)
 
     @property
     def compute_gflops(self) -> float:

@@ -222,7 +222,10 @@ def _part(
         for name in ("inside", "outside", "correlation")
     )
     reach = np.array([spread.reach or np.inf for spread in found])[which]
-    distance = np.maximum(np.where(outside, beyond, inside), least)
+    distance = np.where(outside, beyond, inside)
+    # How far a library gets in another dtype, it gets in all layers of the family.
+    correlation = np.where(least > distance, 1.0, correlation)
+    distance = np.maximum(distance, least)
     own = np.array([name in spreads.families for name in names])
     return _Part(distance, correlation, reach, own[which])
 

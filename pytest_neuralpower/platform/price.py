@@ -29,6 +29,7 @@ from pytest_neuralpower.estimators import (
 from pytest_neuralpower.estimators.base import NonNegative, Positive, some_rows
 from pytest_neuralpower.estimators.features import (
     FAMILIES,
+    GEMM_FAMILIES,
     Columns,
     FloatArray,
     columns,
@@ -37,7 +38,7 @@ from pytest_neuralpower.estimators.features import (
 from pytest_neuralpower.estimators.physics import Ceilings, least_ms, roofline_ms
 from pytest_neuralpower.estimators.terms import evaluate, is_term
 from pytest_neuralpower.files import decode
-from pytest_neuralpower.layers import ITEMSIZE, Layer, Trace
+from pytest_neuralpower.layers import Layer, TensorSpec, Trace
 from pytest_neuralpower.platform.file import REFIT, of_file, write
 from pytest_neuralpower.platform.intervals import Interval, Intervals
 from pytest_neuralpower.platform.prediction import (
@@ -94,13 +95,8 @@ NEURALPOWER: Final = "neuralpower"
 
 _FLOATING: Final = ("float", "bfloat", "complex")
 
-#: Columns that grow with the size of an element.
-_BYTES: Final = frozenset(
-    {
-        *("bytes_in", "bytes_out", "bytes_weight", "bytes_workspace", "bytes_moved"),
-        *("window_bytes", "step_bytes", "itemsize"),
-    }
-)
+#: Whole numbers that stand for real ones in quantised layers.
+_QUANTIZED: Final = ("int8", "qint8", "quint8", "qint32")
 
 
 #: Flags of a layer as bits of a number, so that an array holds those of many.
@@ -406,7 +402,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         self._refuse_impossible(distinct, "runtime", runtime)
         if power is not None:
             self._refuse_impossible(distinct, "power", power)
-        mismatch = self._dtype_mismatch(distinct)
+        mismatch = self._dtype_mismatch(distinct, families)
         codes[mismatch] |= _EXTRAPOLATED
         watts: Iterable[float | None] = repeat(None)
         energy: Iterable[float | None] = repeat(None)
@@ -476,8 +472,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         """What a reader should know of layers in other dtypes, and of power."""
         counts = Counter(items[place].dtype for place in np.flatnonzero(mismatch).tolist())
         notes = tuple(
-            f"{count} of {len(items)} layers in {dtype}: priced by its peak, {self.dtype} "
-            "was measured"
+            f"{count} of {len(items)} layers in {dtype}: {self._converted(dtype)}"
             for dtype, count in sorted(counts.items())
         )
         origin = _UNMEASURED_POWER.get(self.tiers.get("power", ""))
@@ -495,6 +490,15 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
             note += f", {', '.join(others)} as with best, for there are none"
         return f"{note}; no intervals"
 
+    def _converted(self, dtype: str) -> str:
+        """How layers in a dtype that no row has are priced."""
+        peak, own = self.peak_gflops(dtype), self.peak_gflops(self.dtype)
+        if dtype not in self.peaks_gflops and peak == own:
+            return f"priced as {self.dtype}, for its own peak is not known"
+        ratio = f"{peak / own:.3g} to 1" if peak >= own else f"1 to {own / peak:.3g}"
+        mode = ", TF32 off" if dtype == "float32" and "tf32" in self.peaks_gflops else ""
+        return f"priced by the ratio of peaks to {self.dtype}, {ratio}{mode}"
+
     def _predict_columns(
         self, items: Sequence[Layer]
     ) -> tuple[FloatArray, FloatArray | None, NDArray[np.intp], list[str], list[str], FloatArray]:
@@ -509,7 +513,8 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         used, families = [""] * len(items), [""] * len(items)
         estimate: Callable[[Columns], FloatArray]
         for name, where in members.items():
-            values = columns(name, [items[index] for index in where])
+            layers = [items[index] for index in where]
+            values = columns(name, layers)
             model = self.families.get(name)
             if model is None:
                 prior = self.inferred[name]
@@ -519,8 +524,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
             else:
                 estimate, label = model.runtime_ms, model.runtime.label
                 code = np.where(outside(model.ranges, values), _EXTRAPOLATED, 0)
-            dtypes = [items[index].dtype for index in where]
-            estimated, least[where] = self._in_their_dtypes(name, values, dtypes, estimate)
+            estimated, least[where] = self._in_their_dtypes(name, layers, values, estimate)
             runtime[where], codes[where] = estimated, code
             for index in where:
                 used[index], families[index] = label, name
@@ -540,50 +544,57 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     def _in_their_dtypes(
         self,
         family_name: str,
+        layers: Sequence[Layer],
         values: Columns,
-        dtypes: Sequence[str],
         estimate: Callable[[Columns], FloatArray],
     ) -> tuple[FloatArray, FloatArray]:
         """Runtime of layers in their own dtypes, and the log distance that is at least unsure.
 
-        What was measured in one dtype says of another what the ceilings' ratio says; the interval
-        then reaches from the physical limit to what the measured dtype takes.
+        What rows in one dtype say of another is what the ceilings' ratio says. How much of a faster
+        peak a library reaches is not known: the interval holds the physical limit, and at least
+        half of the gain (of its logarithm) may be missed.
         """
-        others = {dtype for dtype in set(dtypes) if self._is_other(dtype)}
+        names = np.array([layer.dtype for layer in layers])
+        others = [dtype for dtype in np.unique(names) if self._is_other(dtype, family_name)]
+        least = np.zeros(len(layers))
         if not others:
-            return estimate(values), np.zeros(len(dtypes))
-        runtime, least = np.empty(len(dtypes)), np.zeros(len(dtypes))
-        own = Ceilings.of(self.hardware)
-        names = np.array(dtypes)
-        for dtype in set(dtypes):
+            return estimate(values), least
+        runtime, own = np.empty(len(layers)), Ceilings.of(self.hardware)
+        known = ~np.isin(names, others)
+        if known.any():
+            runtime[known] = estimate(some_rows(values, known))
+        for dtype in others:
             rows = names == dtype
             some = some_rows(values, rows)
-            if dtype not in others:
-                runtime[rows] = estimate(some)
-                continue
-            ratio = ITEMSIZE[self.dtype] / ITEMSIZE[dtype]
-            scaled = {name: each * ratio if name in _BYTES else each for name, each in some.items()}
-            ceilings = own.at(self.peak_gflops(dtype))
-            measured = estimate(scaled)
-            faster = roofline_ms(family_name, some, ceilings)
-            faster = faster / roofline_ms(family_name, scaled, own)
-            limit = least_ms(family_name, some, ceilings)
-            found = np.maximum(measured * faster, limit)
-            reached = np.log(found / np.maximum(limit, roofline_ms(family_name, some, ceilings)))
-            runtime[rows] = found
-            least[rows] = np.minimum(
-                np.maximum(np.maximum(reached, 0.0), np.abs(np.log(measured / found))), 10.0
+            alike = columns(
+                family_name,
+                [_in_dtype(layers[row], self.dtype) for row in np.flatnonzero(rows).tolist()],
             )
+            ceilings = own.at(self.peak_gflops(dtype))
+            fastest = roofline_ms(family_name, some, ceilings)
+            gain = np.log(roofline_ms(family_name, some, own) / fastest)
+            found = estimate(alike) * fastest / roofline_ms(family_name, alike, own)
+            # What makes a peak faster, matrix units, does not go with filtering minimally.
+            limit = np.where(gain > 0, fastest, least_ms(family_name, some, ceilings))
+            found = np.maximum(found, limit)
+            # From memory and launched: what a cache may save is in the family's own spread.
+            limit = least_ms(family_name, some, replace(ceilings, cache_mb=0.0))
+            reached = np.log(found / (limit + ceilings.launch_ms))
+            runtime[rows] = found
+            least[rows] = np.clip(np.maximum(reached, gain / 2), 0.0, 10.0)
         return runtime, least
 
     def peak_gflops(self, dtype: str) -> float:
-        """Operations in this dtype, GFLOP/s; the platform's own where it is not known."""
+        """Operations in this dtype, GFLOP/s; the platform's own where it is not known. TF32 is a
+        mode: no layer in float32 has its peak."""
+        if dtype.startswith("float8"):
+            dtype = "float8_e4m3fn"  # all formats of 8 bits multiply at one rate
         return self.peaks_gflops.get(dtype, self.hardware["peak_gflops"])
 
-    def _is_other(self, dtype: str) -> bool:
+    def _is_other(self, dtype: str, family_name: str) -> bool:
         """Whether layers compute in a dtype that no row has: any floating one but the platform's,
-        and whole numbers that have a peak of their own."""
-        return dtype != self.dtype and (dtype.startswith(_FLOATING) or dtype in self.peaks_gflops)
+        and products of whole numbers, such as a quantised layer's."""
+        return dtype != self.dtype and (dtype.startswith(_FLOATING) or family_name in GEMM_FAMILIES)
 
     def _refuse_impossible(
         self, items: Sequence[Layer], quantity: Quantity, values: FloatArray
@@ -599,11 +610,11 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
                 "wrong; refit the platform, or check the model's shapes"
             )
 
-    def _dtype_mismatch(self, items: Sequence[Layer]) -> NDArray[np.bool_]:
-        """Layers that compute in a floating dtype other than the platform's."""
-        dtypes = [layer.dtype for layer in items]
-        mismatch = {dtype for dtype in set(dtypes) if self._is_other(dtype)}
-        return np.array([dtype in mismatch for dtype in dtypes])
+    def _dtype_mismatch(self, items: Sequence[Layer], families: Sequence[str]) -> NDArray[np.bool_]:
+        """Layers that compute in a dtype that no row has."""
+        pairs = [(layer.dtype, name) for layer, name in zip(items, families, strict=True)]
+        mismatch = {pair for pair in set(pairs) if self._is_other(*pair)}
+        return np.array([pair in mismatch for pair in pairs])
 
     def explain(self, kind: str) -> Explanation:
         """The fitted equations of one family of layers.
@@ -777,6 +788,26 @@ def _by_neuralpower(accuracy: Mapping[str, Any]) -> dict[str, Any]:
                 if family_name != name
             }
     return {**found, "runtime": runtime}
+
+
+def _in_dtype(layer: Layer, dtype: str) -> Layer:
+    """The same layer computed in another dtype; indices, masks and complex numbers stay."""
+
+    def converted(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(shape, dtype)
+            if each.startswith(("float", "bfloat")) or each in _QUANTIZED
+            else TensorSpec(shape, each)
+            for shape, each in tensors
+        )
+
+    return replace(
+        layer,
+        inputs=converted(layer.inputs),
+        weights=converted(layer.weights),
+        outputs=converted(layer.outputs),
+        dtype=dtype,
+    )
 
 
 #: Everything of a layer but its path, read in one go: see :attr:`Layer.configuration`.

@@ -124,6 +124,10 @@ def mismatch(op: str, args: Any, kwargs: Any, error: Exception) -> ShapeMismatch
     return ShapeMismatch(f"{op} cannot take {describe(args, kwargs)}: {first}")
 
 
+#: Products of two matrices in 8 bits, and their results in more.
+_PRODUCTS_OF_BYTES = ("int_mm", "scaled_mm")
+
+
 def list_uncovered(
     recorder: Recorder, func: Any, op: str, *, args: Any, kwargs: Any, result: Any
 ) -> None:
@@ -135,10 +139,17 @@ def list_uncovered(
 
 
 def _list_quantized(recorder: Recorder, func: Any, args: Any, result: Any) -> bool:
-    """List a quantised linear layer or convolution; ``False`` if it is neither.
+    """List a quantised linear layer, convolution or product; ``False`` if it is none.
 
-    Torch packs their weights, so they are listed from what went in and out.
+    They compute in 8 bits, whatever goes in and out. Torch packs the weights of modules, so these
+    are listed from what went in and out.
     """
+    spec = recorder.spec
+    if name_of(func) in _PRODUCTS_OF_BYTES:
+        left, right = spec(args[0]), spec(args[1])
+        op = name_of(func)
+        recorder.add("matmul", op, (left, right), (), (spec(result),), (), left.dtype)
+        return True
     namespace, _, op = qualified_name(func).partition("::")
     if namespace != "quantized" or not (isinstance(result, Tensor) and isinstance(args[0], Tensor)):
         return False
@@ -158,10 +169,8 @@ def _list_quantized(recorder: Recorder, func: Any, args: Any, result: Any) -> bo
         )
     else:
         return False
-    spec = recorder.spec
-    recorder.add(
-        kind, op, (spec(args[0]),), (TensorSpec(weight, "qint8"),), (spec(result),), params
-    )
+    weights = (TensorSpec(weight, "qint8"),)
+    recorder.add(kind, op, (spec(args[0]),), weights, (spec(result),), params, "int8")
     return True
 
 

@@ -131,11 +131,12 @@ class Recorder:
         weights: Iterable[TensorSpec],
         outputs: Iterable[TensorSpec],
         params: Params = (),
+        dtype: str | None = None,
     ) -> None:
-        """List one layer from finished specs; its dtype is its first output's."""
+        """List one layer from finished specs; its dtype is its first output's, or what is given."""
         outputs = tuple(outputs)
         inputs = tuple(inputs)
-        dtype = (outputs or inputs or (TensorSpec((), "float32"),))[0].dtype
+        dtype = dtype or (outputs or inputs or (TensorSpec((), "float32"),))[0].dtype
         self.layers.append(
             Layer(kind, op, self.path, inputs, tuple(weights), outputs, dtype, params)
         )

@@ -396,6 +396,8 @@ def test_dynamically_quantised_linear_is_a_linear_layer() -> None:
     quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
     result = trace(quantised, torch.randn(2, 4))
     assert result[0].kind == "linear"
+    assert result[0].dtype == "int8"  # what goes in and out is float32
+    assert result[0].weights[0].dtype == "qint8"
     assert result.macs == 2 * 4 * 8
 
 
@@ -412,8 +414,21 @@ def test_statically_quantised_convolution_is_a_conv_layer() -> None:
     prepared(image())
     result = trace(torch.ao.quantization.convert(prepared), image())
     conv = next(layer for layer in result if layer.kind == "conv")
+    assert conv.dtype == "int8"
     assert conv.macs == 2 * 36 * 4 * 27
     assert result.route == "forward"
+
+
+def test_products_of_bytes_are_products_in_the_dtype_of_their_operands() -> None:
+    class Product(nn.Module):
+        def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+            return torch._int_mm(left, right)
+
+    left, right = torch.zeros(64, 128, dtype=torch.int8), torch.zeros(128, 32, dtype=torch.int8)
+    (product,) = trace(Product(), left, right)
+    assert (product.kind, product.dtype) == ("matmul", "int8")
+    assert product.outputs[0].dtype == "int32"
+    assert product.macs == 64 * 128 * 32
 
 
 # --- structure ------------------------------------------------------------------------------
