@@ -225,6 +225,7 @@ def _part(
     distance = np.where(outside, beyond, inside)
     # How far a library gets in another dtype, it gets in all layers of the family.
     correlation = np.where(least > distance, 1.0, correlation)
+    reach = np.where(least > distance, np.inf, reach)
     distance = np.maximum(distance, least)
     own = np.array([name in spreads.families for name in names])
     return _Part(distance, correlation, reach, own[which])
