@@ -174,12 +174,20 @@ def fit_command(
 
 
 def accuracy_command(
-    platform: Annotated[
-        str,
+    platforms: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="PLATFORM", help="name of a folder in calibration/, or the path of one"
+            metavar="PLATFORM",
+            help="name of a folder in calibration/, or the path of one; with --prices any number "
+            "of platforms, all fitted ones by default",
         ),
-    ],
+    ] = None,
+    prices: Annotated[
+        bool,
+        typer.Option(
+            "--prices", help="judge prices and intervals where nothing was fitted, as one table"
+        ),
+    ] = False,
     profile: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="judge these measured rows, not the recipe's"),
@@ -194,7 +202,19 @@ def accuracy_command(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Refit PLATFORM with held-out groups, and print its errors next to those of baselines."""
+    """Refit PLATFORM with held-out groups, and print its errors next to those of baselines.
+
+    With --prices nothing is refitted: shipped prices and intervals are judged by random layers, and
+    by rows, devices and networks that no fit has seen.
+    """
+    if prices:
+        if profile is not None or networks is not None or html is not None:
+            raise OptionError("--prices judges what ships: leave out --profile, --networks, --html")
+        _print_reach(platforms or [], data, as_json=as_json)
+        return
+    if platforms is None or len(platforms) != 1:
+        raise OptionError("give one PLATFORM to refit, such as titanx; or --prices")
+    (platform,) = platforms
     from pytest_neuralpower.calibrate.fit.accuracy import (
         accuracy_shown,
         find_calibration,
@@ -223,6 +243,21 @@ def accuracy_command(
         options.print_json(found)
     else:
         typer.echo(accuracy_text(name, found))
+
+
+def _print_reach(names: list[str], data: Path | None, *, as_json: bool) -> None:
+    from pytest_neuralpower.calibrate.fit.accuracy import CALIBRATION
+    from pytest_neuralpower.calibrate.fit.reach import judge_reach
+    from pytest_neuralpower.report.accuracy import reach_text
+
+    if data is None or not data.is_dir():
+        raise OptionError("--prices needs the public tables: --data DIR, their folder")
+    with options.spinner("judging prices") as progress:
+        found = list(judge_reach(names, calibration=CALIBRATION, data_root=data, progress=progress))
+    if as_json:
+        options.print_json(found)
+    else:
+        typer.echo(reach_text(found))
 
 
 def measure_command(

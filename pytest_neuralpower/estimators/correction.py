@@ -236,13 +236,17 @@ class Prior(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     between, within
         Standard deviation of its logarithmic error from device to device, and on one device.
     devices
-        How many it is known of.
+        That it is known of.
+    stacks
+        Standard deviation of the difference between two stacks (library, version) on one device; 0
+        where no device ran layers of the family on two.
     """
 
     factor: Sparse
     between: Annotated[float, Meta(ge=0, le=10)]
     within: Annotated[float, Meta(ge=0, le=10)]
     devices: tuple[str, ...] = ()
+    stacks: Annotated[float, Meta(ge=0, le=10)] = 0.0
 
     def __post_init__(self) -> None:
         if self.factor.of != "roofline_ms":
@@ -341,6 +345,10 @@ class Bounded(Estimator, tag="bounded", omit_defaults=True):
         found = {**columns, "roofline_ms": roofline}
         found["prior_ms"] = self.prior.factor.predict(found)
         return found
+
+    def prior_ms(self, columns: Columns) -> FloatArray:
+        """Time in ms as other devices run these layers."""
+        return self._seen(columns)["prior_ms"]
 
     def _once(self, columns: Columns) -> tuple[FloatArray, FloatArray]:
         """Time of each row, whatever half its batch takes; and what it takes at most."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import yaml
 from msgspec import to_builtins
@@ -154,6 +154,31 @@ _LAYERS: Final = {
     "layer_energy": "energy",
     "not_shipped": "runtime, not shipped",
 }
+
+
+class Reached(Protocol):
+    """A line of :func:`reach_text`: what is judged, what was found, what is to be reached."""
+
+    @property
+    def what(self) -> str: ...
+    @property
+    def figure(self) -> str: ...
+    @property
+    def reach(self) -> str: ...
+    @property
+    def met(self) -> bool | None: ...
+
+
+def reach_text(figures: Sequence[Reached]) -> str:
+    """Table of what prices and intervals reach, for the terminal."""
+    marks = {True: "yes", False: "no", None: ""}
+    rows = [
+        ["\n".join(textwrap.wrap(each.what, 56)), each.figure, each.reach, marks[each.met]]
+        for each in figures
+    ]
+    judged = [each.met for each in figures if each.met is not None]
+    table = tabulate(rows, headers=["what", "figure", "reach", "met"], disable_numparse=True)
+    return f"{table}\n\n{sum(judged)} of {len(judged)} met; nothing here was fitted or tuned on"
 
 
 def accuracy_text(name: str, accuracy: Mapping[str, Any]) -> str:

@@ -30,8 +30,8 @@ from pytest_neuralpower.calibrate.fit.power import (
 )
 from pytest_neuralpower.calibrate.fit.prior import priors_for
 from pytest_neuralpower.calibrate.fit.profile import read_profile
-from pytest_neuralpower.calibrate.fit.readers import READERS
-from pytest_neuralpower.calibrate.fit.recipe import Recipe, Source, read_recipe
+from pytest_neuralpower.calibrate.fit.recipe import Recipe, read_recipe
+from pytest_neuralpower.calibrate.fit.sources import read_source
 from pytest_neuralpower.calibrate.fit.uncertainty import (
     FamilyFit,
     Fitted,
@@ -180,32 +180,13 @@ def read_rows(recipe: Recipe, data_root: Path | None) -> tuple[list[Row], Recipe
     rows: list[Row] = []
     sources = []
     for source in recipe.sources:
-        measured = _read_source(recipe, source, data_root)
+        measured = read_source(recipe, source, data_root)
         flaws = Counter(row.flaw for row in measured if row.flaw)
         sound = [row for row in measured if not row.flaw]
         counts = {"rows": len(sound), "left_out": dict(sorted(flaws.items()))}
         sources.append(msgspec.structs.replace(source, **counts))
         rows += [replace(row, judges=True) for row in sound] if source.judges else sound
     return rows, msgspec.structs.replace(recipe, sources=tuple(sources))
-
-
-def _read_source(recipe: Recipe, source: Source, data_root: Path | None) -> Sequence[Row]:
-    if source.profile:
-        return read_profile(recipe.folder / source.profile).rows
-    reader = READERS.get(source.reader or "")
-    if reader is None:
-        raise ProfileError(
-            f"recipe of {recipe.name}: unknown reader {source.reader!r}; there are "
-            f"{', '.join(READERS)}"
-        )
-    if data_root is None:
-        raise ProfileError(
-            f"recipe of {recipe.name} reads public tables: say where they are (--data DIR)"
-        )
-    rows = reader(data_root / source.path, source.options)
-    if not rows:
-        raise ProfileError(f"recipe of {recipe.name}: no row of {source.path} is selected")
-    return rows
 
 
 def fit_rows(

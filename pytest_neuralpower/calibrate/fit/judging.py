@@ -273,10 +273,11 @@ def judge_overhead(
             )
             predicted[~seen] = estimator.predict(unseen)
     judged = known & (published > overhead)
-    last = int(np.argmax(np.where(known, place, -1.0)))
+    first, last = int(np.argmin(np.where(known, place, 2.0))), int(np.argmax(place))
+    grown_ms = rows[last].overhead_ms - rows[first].overhead_ms
     return Overhead(
         int(judged.sum()),
-        Removed(round(rows[last].overhead_ms, 4), folds),
+        Removed(round(grown_ms, 4), folds),
         {
             "ignored": Score.of(ignored[judged], published[judged]),
             "added": Score.of((alone + overhead)[judged], published[judged]),

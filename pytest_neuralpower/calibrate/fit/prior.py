@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
@@ -18,9 +18,9 @@ import numpy as np
 import yaml
 
 from pytest_neuralpower.calibrate.fit.devices import find_device
-from pytest_neuralpower.calibrate.fit.profile import read_profile
 from pytest_neuralpower.calibrate.fit.readers import READERS
 from pytest_neuralpower.calibrate.fit.recipe import read_recipe
+from pytest_neuralpower.calibrate.fit.sources import read_source
 from pytest_neuralpower.estimators import Prior, Sparse
 from pytest_neuralpower.estimators.features import FAMILIES, columns, family
 from pytest_neuralpower.estimators.physics import FEATURES, Ceilings, features, roofline_ms
@@ -29,7 +29,16 @@ if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.fit.rows import Row
     from pytest_neuralpower.estimators.features import Columns, FloatArray
 
-__all__ = ["Board", "Judged", "device_class", "fit_priors", "judge_priors", "read_boards"]
+__all__ = [
+    "Board",
+    "Judged",
+    "device_class",
+    "errors_without",
+    "fit_priors",
+    "judge_priors",
+    "read_boards",
+    "stack_deviation",
+]
 
 #: Devices whose libraries are alike: GPUs on their plain cores, on tensor cores, and processors.
 DeviceClass: TypeAlias = Literal["gpu", "tensor", "cpu"]
@@ -52,6 +61,7 @@ class _Table:
     family: str
     columns: Columns
     runtime_ms: FloatArray
+    stack: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +76,29 @@ class Board:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Errors on a device that a prior has not seen: median and 90% factor, and the bias."""
+    """Errors on a device that a prior has not seen.
+
+    Attributes
+    ----------
+    median, ninety
+        Factors that hold half and 90% of the rows.
+    bias
+        Median factor of measured over predicted.
+    rows
+        How many.
+    deviation
+        Of the logarithmic errors about their median.
+    stacks
+        That of :func:`stack_deviation`, where the device has rows of several.
+    """
 
     device: str
     median: float
     ninety: float
     bias: float
     rows: int
+    deviation: float
+    stacks: float | None
 
 
 def device_class(hardware: Mapping[str, float], dtype: str) -> DeviceClass:
@@ -101,25 +127,26 @@ def read_boards(calibration: Path, data_root: Path | None) -> tuple[Board, ...]:
     boards = []
     for path in sorted(calibration.glob("*/recipe.yaml")):
         recipe = read_recipe(path.parent)
-        rows: list[list[Row]] = []
-        for source in recipe.sources:
-            if source.profile:
-                rows.append(list(read_profile(path.parent / source.profile).rows))
-            elif data_root is not None:
-                read = READERS[source.reader or ""]
-                rows.append(list(read(data_root / source.path, source.options)))
+        rows = [
+            read_source(recipe, source, data_root)
+            for source in recipe.sources
+            if source.profile or data_root is not None
+        ]
         boards.append(_board(recipe.device, recipe.hardware, recipe.dtype, rows))
     if data_root is not None:
         text = (calibration / "prior.yaml").read_text(encoding="utf-8")
         for extra in msgspec.convert(yaml.safe_load(text)["boards"], list[_Extra]):
-            rows = [
-                list(READERS[str(source["reader"])](data_root / str(source["path"]), source))
-                for source in extra.sources
-            ]
+            rows = [_table_rows(data_root, source) for source in extra.sources]
             known = find_device(extra.datasheet)
             device = extra.device or known.device
             boards.append(_board(device, known.hardware(extra.dtype), extra.dtype, rows))
     return tuple(boards)
+
+
+def _table_rows(data_root: Path, source: Mapping[str, object]) -> list[Row]:
+    path = str(source["path"])
+    found = READERS[str(source["reader"])](data_root / path, source)
+    return [replace(row, stack=path.split("/", maxsplit=1)[0]) for row in found]
 
 
 def _board(
@@ -134,7 +161,8 @@ def _board(
         for name, found in members.items():
             kept = [found[place] for place in _spread(len(found))]
             values = columns(name, [row.layer for row in kept])
-            tables.append(_Table(name, values, np.array([row.runtime_ms for row in kept])))
+            runtime = np.array([row.runtime_ms for row in kept])
+            tables.append(_Table(name, values, runtime, kept[0].stack))
     return Board(device, device_class(hardware, dtype), Ceilings.of(hardware), tuple(tables))
 
 
@@ -178,12 +206,35 @@ def _families(name: str) -> tuple[str, ...]:
 def _prior(boards: Sequence[Board], names: Sequence[str]) -> Prior:
     factor = _fit(boards, names)
     judged = _left_out(boards, names)
-    devices = tuple(sorted({each.device for each, _ in judged}))
-    within = float(np.median([deviation for _, deviation in judged]))
+    devices = tuple(sorted({each.device for each in judged}))
+    within = float(np.median([each.deviation for each in judged]))
     between = _BETWEEN_UNKNOWN
     if len(devices) > 2:
-        between = float(np.sqrt(np.mean([np.log(each.bias) ** 2 for each, _ in judged])))
-    return Prior(factor, float(f"{between:.4g}"), float(f"{within:.4g}"), devices)
+        between = float(np.sqrt(np.mean([np.log(each.bias) ** 2 for each in judged])))
+    known = [each.stacks for each in judged if each.stacks is not None]
+    stacks = float(np.sqrt(np.mean(np.square(known)))) if known else 0.0
+    between, within, stacks = (float(f"{each:.4g}") for each in (between, within, stacks))
+    return Prior(factor, between, within, devices, stacks)
+
+
+def stack_deviation(errors: Mapping[str, FloatArray]) -> float | None:
+    """Deviation of the logarithmic error between two stacks of one device and family.
+
+    Parameters
+    ----------
+    errors
+        By stack, logarithms of measured over prior time: the prior makes layers of different sizes
+        comparable.
+
+    Returns
+    -------
+    float or None
+        That of the difference of two stacks; None where there is only one.
+    """
+    if len(errors) < 2:
+        return None
+    middles = [float(np.median(each)) for each in errors.values()]
+    return float(np.std(middles, ddof=1) * np.sqrt(2.0))
 
 
 def _fit(boards: Sequence[Board], names: Sequence[str]) -> Sparse:
@@ -211,37 +262,55 @@ def _log_ratio(table: _Table, ceilings: Ceilings) -> FloatArray:
     return np.asarray(np.log(table.runtime_ms / roofline))
 
 
-def _left_out(boards: Sequence[Board], names: Sequence[str]) -> list[tuple[Judged, float]]:
-    """Each device priced by the others (by itself where it is alone), and the deviation of its
-    logarithmic errors about their median."""
+def _left_out(boards: Sequence[Board], names: Sequence[str]) -> list[Judged]:
+    """Each device priced by the others; by itself where it is alone."""
     known = [board for board in boards if any(table.family in names for table in board.tables)]
     devices = dict.fromkeys(board.device for board in known)
     found = []
     for device in devices:
         rest = [board for board in known if board.device != device] or known
         factor = _fit(rest, names)
-        errors = []
+        errors: dict[str, list[FloatArray]] = {}
         for board in known:
             if board.device == device:
                 mine = msgspec.structs.replace(factor, ceilings=board.ceilings)
-                errors += [
-                    _log_ratio(table, board.ceilings) - mine.log_factor(table.columns)
-                    for table in board.tables
-                    if table.family in names
-                ]
-        error = np.concatenate(errors)
-        middle = float(np.median(error))
-        size = np.abs(error)
-        judged = Judged(
-            device,
-            median=float(np.exp(np.median(size))),
-            ninety=float(np.exp(np.quantile(size, 0.9))),
-            bias=float(np.exp(middle)),
-            rows=len(error),
-        )
-        # Of a normal error: its 90% quantile over 1.645.
-        found.append((judged, float(np.quantile(np.abs(error - middle), 0.9)) / 1.645))
+                for table in board.tables:
+                    if table.family in names:
+                        off = _log_ratio(table, board.ceilings) - mine.log_factor(table.columns)
+                        errors.setdefault(table.stack, []).append(off)
+        stacks = {stack: np.concatenate(each) for stack, each in errors.items()}
+        found.append(_judged(device, stacks))
     return found
+
+
+def _judged(device: str, stacks: Mapping[str, FloatArray]) -> Judged:
+    error = np.concatenate(list(stacks.values()))
+    middle = float(np.median(error))
+    size = np.abs(error)
+    return Judged(
+        device,
+        median=float(np.exp(np.median(size))),
+        ninety=float(np.exp(np.quantile(size, 0.9))),
+        bias=float(np.exp(middle)),
+        rows=len(error),
+        # Of a normal error: its 90% quantile over 1.645.
+        deviation=float(np.quantile(np.abs(error - middle), 0.9)) / 1.645,
+        stacks=stack_deviation(stacks),
+    )
+
+
+def errors_without(
+    boards: Sequence[Board], priors: Mapping[str, Prior], *, stack: str
+) -> dict[str, FloatArray]:
+    """By family, logarithms of measured time over that of priors, for the rows of one stack."""
+    found: dict[str, list[FloatArray]] = {}
+    for board in boards:
+        for table in board.tables:
+            if table.stack == stack:
+                factor = priors[table.family].on(board.ceilings).factor
+                error = _log_ratio(table, board.ceilings) - factor.log_factor(table.columns)
+                found.setdefault(table.family, []).append(error)
+    return {name: np.concatenate(each) for name, each in found.items()}
 
 
 def judge_priors(boards: Sequence[Board], kind: DeviceClass) -> dict[str, list[Judged]]:
@@ -251,7 +320,7 @@ def judge_priors(boards: Sequence[Board], kind: DeviceClass) -> dict[str, list[J
     for name in FAMILIES:
         if name == _STREAMING[1]:
             continue
-        judged = [each for each, _ in _left_out(known, _families(name))] if known else []
+        judged = _left_out(known, _families(name)) if known else []
         if len(judged) > 1:
             found[name] = judged
     return found

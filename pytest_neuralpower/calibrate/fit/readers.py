@@ -304,6 +304,9 @@ def _rapl_layer(kind: str, record: Record) -> Layer:
 
 _UNMEASURED: Final = "without a latency"
 
+#: A latency is known where so much of it is left without the overhead.
+_LEAST_SHARE: Final = 0.1
+
 
 def neusight_conv(path: Path, options: Options) -> list[Row]:
     """Convolutions of random sizes, 3x3 of stride 1.
@@ -311,10 +314,13 @@ def neusight_conv(path: Path, options: Options) -> list[Row]:
     Every latency holds an overhead that has nothing to do with the layer: it grows along the
     table, in the order in which rows were measured, by the same milliseconds for large layers
     and for small ones. Option ``drift_ms: [a, b]`` subtracts ``a u + b u**2`` from the latency
-    of a row that stands at share ``u`` of the selected rows.
+    of a row that stands at share ``u`` of the selected rows. Option ``start_ms`` is subtracted
+    from every latency: what small layers take beyond those of other tables, in the first row as in
+    the last.
     """
     lines = list(selected(path, options))
     drifts = "drift_ms" in options
+    start = float(options.get("start_ms", 0.0))
     linear, square = options.get("drift_ms", (0.0, 0.0))
     rows = []
     for above, (line, record) in enumerate(lines):
@@ -330,9 +336,10 @@ def neusight_conv(path: Path, options: Options) -> list[Row]:
             rows.append(Row(layer, 0.0, line=line, flaw=_UNMEASURED))
             continue
         share = above / len(lines)
-        overhead = linear * share + square * share**2
+        overhead = start + linear * share + square * share**2
         runtime = float(record["Latency"]) - overhead
-        flaw = "" if runtime > 0 else "shorter than the overhead of its place in the table"
+        known = runtime > _LEAST_SHARE * float(record["Latency"])
+        flaw = "" if known else "hardly longer than the overhead of its place in the table"
         place = share if drifts else None
         row = Row(layer, runtime, line=line, flaw=flaw, place=place, overhead_ms=overhead)
         rows.append(row)

@@ -39,6 +39,9 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
         A profile, relative to the recipe.
     reader, path
         Name of a reader, and its table, relative to the public tables.
+    datasheet
+        Device of the device file that the rows were measured on, where that is a sibling of the
+        platform's: their times are scaled by what both can at most do.
     judges
         Whether its rows are set apart to judge a fit to the other rows first.
     options
@@ -57,8 +60,14 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     profile: _Text | None = None
     reader: _Text | None = None
     path: _Text = ""
+    datasheet: _Text | None = None
     judges: bool = False
     options: Mapping[str, Any] = {}
+
+    @property
+    def stack(self) -> str:
+        """What ran the rows: tables of one publisher come of one library and machine."""
+        return self.path.split("/", maxsplit=1)[0] or "profile"
 
     def facts(self) -> Mapping[str, Any]:
         """What a platform's provenance keeps of it."""

@@ -55,6 +55,8 @@ class Row:
         Share of its table above it, where latencies grow along the table; None elsewhere.
     overhead_ms
         What was taken off its published latency for that, ms.
+    stack
+        The library, version and machine that ran it: rows of one stack were measured alike.
     """
 
     layer: Layer
@@ -65,6 +67,7 @@ class Row:
     judges: bool = False
     place: float | None = None
     overhead_ms: float = 0.0
+    stack: str = ""
 
     @property
     def shape_group(self) -> Hashable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -95,6 +96,7 @@ def _limits(layers: Sequence[Layer], ceilings: Ceilings) -> tuple[np.ndarray, np
     return least, roofline
 
 
+@lru_cache(maxsize=1)  # drawing takes as long as pricing, and platforms are judged by the same
 def random_layers(count: int, *, seed: int, dtype: str) -> tuple[list[Layer], list[Layer]]:
     """Layers of all kinds with sizes drawn log-uniformly, and the same at twice the batch."""
     random = np.random.default_rng(seed)

@@ -14,7 +14,9 @@ import numpy as np
 from msgspec.structs import replace
 
 from pytest_neuralpower.calibrate.fit.power import load_networks, trace_network
+from pytest_neuralpower.calibrate.fit.prior import stack_deviation
 from pytest_neuralpower.errors import FitError, ProfileError
+from pytest_neuralpower.estimators import Bounded
 from pytest_neuralpower.estimators.base import need_extra
 from pytest_neuralpower.estimators.selection import Score
 from pytest_neuralpower.platform.intervals import Intervals, QuantitySpreads, Spread, log_sizes
@@ -39,6 +41,9 @@ COVERAGE: Final = 0.9
 
 #: Fewer independent errors than this have no 90% quantile: ceil(0.9 (n + 1)) > n.
 _LEAST_FOR_QUANTILE: Final = 9
+
+#: 90% of a normal error lie within so many deviations.
+_NORMAL: Final = 1.645
 
 #: Share of the groups at each end of the work that tells how far extrapolation is off.
 _END: Final = 0.2
@@ -340,7 +345,34 @@ def _runtime_spreads(
         )
         coverage = cross_coverage(residuals, fit.groups, fit.runtime.fold)
         scores[name] = score_spread(spreads[name].inside, coverage)
+        apart = _between_stacks(fit)
+        if apart:
+            spreads[name] = _wider(spreads[name], apart)
+            scores[name]["stacks_factor"] = round(float(np.exp(apart)), 3)
     return spreads, scores
+
+
+def _between_stacks(fit: FamilyFit) -> float:
+    """Log factor that holds 90% of the differences between stacks, where the rows are of several;
+    else 0: a prediction is then of the one that they are of.
+
+    At least what stacks differ by on other devices: two of them here tell little of a third.
+    """
+    estimator = fit.runtime.estimator
+    if not isinstance(estimator, Bounded):
+        return 0.0
+    stack = np.array([row.stack for row in fit.rows])
+    error = np.log(fit.runtime_ms / estimator.prior_ms(fit.columns))
+    here = stack_deviation({name: error[stack == name] for name in np.unique(stack).tolist()})
+    return 0.0 if here is None else _rounded(_NORMAL * max(here, estimator.prior.stacks))
+
+
+def _wider(spread: Spread, apart: float) -> Spread:
+    """The spread with what stacks differ by, which all layers of the family have in common."""
+    shared = spread.correlation * spread.inside**2 + apart**2
+    inside = float(np.hypot(spread.inside, apart))
+    outside = float(np.hypot(spread.outside, apart))
+    return Spread(_rounded(inside), _rounded(outside), _rounded(min(shared / inside**2, 1.0)))
 
 
 def _power_spreads(
