@@ -61,9 +61,6 @@ _MORE_OF_THE_SAME: Final = 0.25
 #: for 32 here and there.
 _FALL: Final = 0.04
 
-#: By what a prior may be above what it says of twice the batch.
-_RISE: Final = 1.3
-
 #: No price is above so many times the roofline, launches included: what rows of tiny layers show
 #: beyond is what the process that timed them added.
 MOST_ROOFLINES: Final = 15.0
@@ -363,7 +360,8 @@ class Bounded(Estimator, tag="bounded", omit_defaults=True):
         least = least_ms(self.family, columns, self.ceilings)
         slowest = MOST_ROOFLINES if self.ceilings.gpu else _MOST_ON_PROCESSORS
         highest = np.maximum(slowest * seen["roofline_ms"], least)
-        most = base * np.exp(max(self.bounds_[1], self.center_))
+        above = self.prior.factor.bounds_[1] + max(self.bounds_[1], self.center_)
+        most = seen["roofline_ms"] * np.exp(above)
         found = np.clip(base * np.exp(correction), least, highest)
         return found, np.clip(most, least, highest)
 
@@ -395,9 +393,8 @@ class Bounded(Estimator, tag="bounded", omit_defaults=True):
             found, most = self._once(smaller)
             kept *= 1.0 - _FALL
             best[rows] = np.maximum(best[rows], kept * found)
-            # A smaller one can only have taken longer where even its bound does; the prior may rise
-            # a little on the way.
-            open_ = kept * most * _RISE > best[rows]
+            # A smaller one can only have taken longer where even its bound does.
+            open_ = kept * most > best[rows]
             if not open_.any():
                 break
             rows, smaller = rows[open_], some_rows(smaller, open_)
