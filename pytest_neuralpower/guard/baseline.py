@@ -73,10 +73,9 @@ class _Facts(Struct, frozen=True):
     platform: str
     platform_sha256: str
     torch: str
-    estimator: str = "best"
 
 
-class Baseline(_Facts, frozen=True, dict=True, kw_only=True):
+class Baseline(_Facts, frozen=True, dict=True):
     """What one call of one model was predicted to cost when that was accepted.
 
     Attributes
@@ -91,16 +90,17 @@ class Baseline(_Facts, frozen=True, dict=True, kw_only=True):
         Which calibration predicted it.
     torch
         Version of torch that traced it.
-    estimator
-        ``best``, or ``neuralpower``: which of the platform's estimators priced it.
     layers
         In order of execution.
     host
         What the call waited for, where the platform knows it.
+    estimator
+        ``best``, or ``neuralpower``: which of the platform's estimators priced it.
     """
 
     layers: Sequence[Priced]
     host: Host | None = None
+    estimator: str = "best"
 
     @cached_property
     def totals(self) -> Totals:
@@ -170,6 +170,7 @@ class BaselineFile(_Facts, frozen=True, forbid_unknown_fields=True, kw_only=True
     version: Annotated[int, msgspec.Meta(ge=1)]
     totals: Totals
     host: Host | None = None
+    estimator: str = "best"
     layers: tuple[LayerLine, ...] = ()
 
 
@@ -180,20 +181,14 @@ def baseline_text(baseline: Baseline) -> str:
         "# Written by pytest --np-update-baseline; review changes, do not edit.",
         f"format: {FORMAT}",
         f"version: {VERSION}",
-        *(f"{name}: {flow(value)}" for name, value in _facts(baseline).items()),
+        *(f"{name}: {flow(getattr(baseline, name))}" for name in _Facts.__struct_fields__),
         f"totals: {flow(totals)}",
     ]
     if baseline.host is not None:
         lines.append(f"host: {flow(msgspec.to_builtins(baseline.host))}")
+    if baseline.estimator != "best":
+        lines.append(f"estimator: {flow(baseline.estimator)}")
     return "\n".join(lines) + _START + _body(baseline.layers)
-
-
-def _facts(baseline: Baseline) -> dict[str, object]:
-    """By name; the estimator only where it is not the usual one."""
-    found = {name: getattr(baseline, name) for name in _Facts.__struct_fields__}
-    if baseline.estimator == "best":
-        del found["estimator"]
-    return found
 
 
 def _body(layers: Iterable[Priced]) -> str:
@@ -275,7 +270,7 @@ def parse_baseline(text: str, name: str, expected: Prediction | None = None) -> 
         file = _checked(content, name)
         layers = _layers(records, name)
     facts = {each: getattr(file, each) for each in _Facts.__struct_fields__}
-    baseline = Baseline(**facts, layers=layers, host=file.host)
+    baseline = Baseline(**facts, layers=layers, host=file.host, estimator=file.estimator)
     _check_totals(file.totals, baseline.totals, name)
     return baseline
 
@@ -319,7 +314,8 @@ def _checked(data: Any, name: str) -> BaselineFile:
             f"baseline {name}: version {version}, this release reads up to {VERSION}: upgrade "
             "pytest-neuralpower"
         )
-    allowed = "format", "version", *_Facts.__struct_fields__, "totals", "host", "layers"
+    optional = "totals", "host", "estimator", "layers"
+    allowed = "format", "version", *_Facts.__struct_fields__, *optional
     for key in data:
         if key not in allowed:
             raise _error(name, f"unknown key {key!r}; allowed: {', '.join(allowed)}")

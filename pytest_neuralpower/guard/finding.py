@@ -194,6 +194,11 @@ class Finding(Struct, frozen=True):
     notes: tuple[str, ...] = ()
     layers: msgspec.Raw | UnsetType = UNSET
 
+    @property
+    def predicted_by(self) -> str:
+        """The platform, and which of its estimators where they are not the usual ones."""
+        return self.platform if self.estimator == "best" else f"{self.platform}, {self.estimator}"
+
     def tightest(self, quantity: Quantity) -> Verdict | None:
         """The verdict of the tightest budget of one quantity: of a broken one, if there is any."""
         found = [each for each in self.budgets if each.quantity == quantity]

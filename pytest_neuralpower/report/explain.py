@@ -65,8 +65,8 @@ def explain_text(platform: Platform, kind: str) -> str:
             lines += _indented(_sum("overhead", _in_units(each.overheads)))
         if each.power_range_w is not None:
             low, high = each.power_range_w
-            kept = "" if each.quantity == "power" else " = energy_mj / runtime_ms"
-            lines.append(f"  power_w{kept}, kept from {low:.4g} to {high:.4g}")
+            how = "power_w" if each.quantity == "power" else "power_w = energy_mj / runtime_ms"
+            lines.append(f"  {how}, from {low:.4g} to {high:.4g}")
         lines.append("")
     if found.costs:
         headers = ("one access to", "input map", "weight", "output map")

@@ -56,7 +56,7 @@ def render(report: Report) -> str:
 def _finding_row(finding: Finding) -> str:
     cells = [_cell(finding, quantity, value) for quantity, value in values_of(finding).items()]
     icon = _ICONS.get(finding.outcome, _BROKEN)
-    return _row([icon, f"`{finding.test}`", finding.platform, *cells, _since(finding)])
+    return _row([icon, f"`{finding.test}`", finding.predicted_by, *cells, _since(finding)])
 
 
 def _cell(finding: Finding, quantity: Quantity, value: float | None) -> str:
@@ -74,7 +74,9 @@ def _since(finding: Finding) -> str:
         status = "" if finding.baseline is UNSET else finding.baseline.status
         return {"missing": "no baseline", "written": "accepted"}.get(status, "")
     total = finding.comparison.main_change()
-    return signed_percent(total.base, total.head)
+    change = signed_percent(total.base, total.head)
+    before, now = finding.comparison.estimators
+    return change if before == now else f"{change} (baseline of estimator {before})"
 
 
 def compare_markdown(found: Sequence[ComparedModel], *, top: int) -> str:

@@ -395,7 +395,7 @@ def summary_lines(findings: Sequence[Finding], *, whole_ids: bool = False) -> li
             *_total_cells(each),
             _since_baseline(each),
             f"{each.untrusted_share:.0%} not measured" if each.untrusted_share > 0 else "",
-            each.platform,
+            each.predicted_by,
             each.test,
         ]
         # By test, so that a run on xdist reads the same; its workers finish in any order.
@@ -424,7 +424,9 @@ def _since_baseline(finding: Finding) -> str:
         return "no baseline" if missing else ""
     total = finding.comparison.main_change()
     change = signed_percent(total.base, total.head)
-    return "as baseline" if change == "+0.0%" else f"{change} on baseline"
+    text = "as baseline" if change == "+0.0%" else f"{change} on baseline"
+    before, now = finding.comparison.estimators
+    return text if before == now else f"{text} of estimator {before}"
 
 
 def short_id(nodeid: str, width: int) -> str:
