@@ -181,6 +181,11 @@ class FamilyModel(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
         if self.power_range_w is not None and self.energy is None and self.power is None:
             raise ValueError("power_range_w needs energy or power")
 
+    @property
+    def prices_by_neuralpower(self) -> bool:
+        """Whether this is what :meth:`by_neuralpower` returned, and the paper has the family."""
+        return self.neuralpower is not None and self.runtime is self.neuralpower.runtime
+
     def by_neuralpower(self) -> FamilyModel:
         """The family as the paper prices it; as it is where the paper has no model of it.
 
@@ -285,9 +290,6 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         is not known.
     sha256
         Hash of all the above; baselines and reports quote it.
-    estimator
-        Which of its estimators price: ``best``, those chosen, or ``neuralpower``, the paper's,
-        where there are any. Not part of the file.
     """
 
     name: str
@@ -305,7 +307,6 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     accuracy: dict[str, Any] = field(default_factory=dict)
     intervals: Intervals | None = None
     sha256: str = ""
-    estimator: EstimatorChoice = "best"
 
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or set("/\\") & set(self.name):
@@ -337,8 +338,13 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
             accuracy=_by_neuralpower(self.accuracy),
             intervals=None,
             sha256=hashlib.sha256(f"{self.sha256} {NEURALPOWER}".encode()).hexdigest(),
-            estimator=NEURALPOWER,
         )
+
+    @property
+    def estimator(self) -> EstimatorChoice:
+        """Which of its estimators price: those chosen, or the paper's where there are any."""
+        paper = any(model.prices_by_neuralpower for model in self.families.values())
+        return NEURALPOWER if paper else BEST
 
     @property
     def _paper_families(self) -> list[str]:
@@ -762,7 +768,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         for name in ("intervals", "host"):
             if found[name] is None:
                 del found[name]
-        del found["sha256"], found["estimator"]
+        del found["sha256"]
         return found
 
     def save(self, path: Path | str) -> FittedPlatform:
@@ -905,7 +911,7 @@ def of_content(path: Path, content: Mapping[str, object], sha256: str) -> Fitted
         A field is missing, unknown or not what it must be; one line names it.
     """
     platform = decode(FittedPlatform, content, file=of_file(path), error=PlatformError, renew=REFIT)
-    return replace(platform, sha256=sha256, estimator=BEST)
+    return replace(platform, sha256=sha256)
 
 
 def check_estimators(path: Path, platform: FittedPlatform) -> None:
