@@ -255,6 +255,12 @@ class Prior(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
         return float(f"{1.645 * float(np.hypot(self.between, self.within)):.4g}")
 
     @property
+    def witnesses(self) -> str:
+        """How many devices it is known of, in words."""
+        count = len(self.devices)
+        return "1 other device" if count == 1 else f"{count} other devices"
+
+    @property
     def correlation(self) -> float:
         """Share of the variance that all layers of the family on one device have in common."""
         total = self.between**2 + self.within**2

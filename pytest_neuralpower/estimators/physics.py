@@ -227,33 +227,39 @@ def _length(columns: Columns, ceilings: Ceilings) -> FloatArray:
 
 #: By name: what it is, and its values.
 FEATURES: Final[Mapping[str, tuple[str, Callable[[Columns, Ceilings], FloatArray]]]] = {
-    "waves": ("tiles over multiprocessors", lambda c, d: _log(_waves(c, d), -8, 4)),
-    "intensity": ("compute over memory time", lambda c, d: _log(_intensity(c, d), -4, 4)),
-    "length": ("roofline time over 4 us", lambda c, d: _log(_length(c, d), -2, 8)),
+    "waves": ("log2 of tiles over multiprocessors", lambda c, d: _log(_waves(c, d), -8, 4)),
+    "intensity": ("log2 of compute over memory time", lambda c, d: _log(_intensity(c, d), -4, 4)),
+    "length": ("log2 of the roofline time over 4 us", lambda c, d: _log(_length(c, d), -2, 8)),
     "narrow": (
-        "narrower side of the product",
+        "log2 of the narrower side of the product",
         lambda c, _: _log(np.minimum(c["m"], c["n"]), 0, 8),
     ),
-    "depth": ("length of the reduction", lambda c, _: _log(c["k"], 0, 12)),
-    "padding": ("padded over true size of the tiles", lambda c, _: _log(_padding(c), 0, 13)),
-    "tail": ("unfilled part of the last wave", _tail),
-    "pointwise": ("kernel 1 x 1", lambda c, _: np.asarray(c["kernel_area"] == 1, float)),
+    "depth": ("log2 of the length of the reduction", lambda c, _: _log(c["k"], 0, 12)),
+    "padding": (
+        "log2 of padded over true size of the tiles",
+        lambda c, _: _log(_padding(c), 0, 13),
+    ),
+    "tail": ("log2 of waves begun over waves filled, of less than 8", _tail),
+    "pointwise": (
+        "1 of kernels 1 x 1, else 0",
+        lambda c, _: np.asarray(c["kernel_area"] == 1, float),
+    ),
     "filtered": (
-        "kernel 3 x 3 of stride 1",
+        "1 of kernels 3 x 3 of stride 1, else 0",
         lambda c, _: np.asarray((c["kernel_area"] == 9) & (c["stride"] == 1), float),
     ),
-    "strided": ("stride above 1", lambda c, _: np.asarray(c["stride"] > 1, float)),
-    "kernel": ("kernel's area", lambda c, _: _log(c["kernel_area"], 0, 5)),
-    "cin": ("input channels", lambda c, _: _log(c["cin"], 0, 8)),
-    "cout": ("output channels", lambda c, _: _log(c["cout"], 0, 8)),
-    "height": ("output height", lambda c, _: _log(c["oh"], 0, 7)),
+    "strided": ("1 of strides above 1, else 0", lambda c, _: np.asarray(c["stride"] > 1, float)),
+    "kernel": ("log2 of the kernel's area", lambda c, _: _log(c["kernel_area"], 0, 5)),
+    "cin": ("log2 of input channels", lambda c, _: _log(c["cin"], 0, 8)),
+    "cout": ("log2 of output channels", lambda c, _: _log(c["cout"], 0, 8)),
+    "height": ("log2 of the output height", lambda c, _: _log(c["oh"], 0, 7)),
     "fours": (
-        "output padded to tiles of 4 x 4",
+        "log2 of the output, padded to tiles of 4 x 4, over itself",
         lambda c, _: _log(
             np.ceil(c["oh"] / 4) * np.ceil(c["ow"] / 4) * 16 / (c["oh"] * c["ow"]), 0, 4
         ),
     ),
-    "width": ("width of a row", lambda c, _: _log(c["width"], 0, 14)),
+    "width": ("log2 of the width of a row", lambda c, _: _log(c["width"], 0, 14)),
 }
 
 _PRODUCT: Final = ("waves", "intensity", "narrow", "depth", "length", "padding", "tail")

@@ -684,8 +684,8 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         spread = float(np.exp(prior.distance))
         return (
             f"{family_name} was not measured on {self.name}: priced as it runs on "
-            f"{len(prior.devices)} other devices, flagged I; 90% of such layers are within a "
-            f"factor of {spread:.2f}",
+            f"{prior.witnesses}, flagged I; 90% of such layers are within a factor of "
+            f"{spread:.2f}",
         )
 
     def _known_power(self) -> str:

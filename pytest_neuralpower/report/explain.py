@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from tabulate import tabulate
 
+from pytest_neuralpower.estimators.physics import FEATURES
 from pytest_neuralpower.estimators.terms import is_term, meaning
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def _bounded(estimator: Bounded, left: str) -> list[str]:
     ceilings = estimator.ceilings
     return [
         *lines,
-        f"the prior: as {len(prior.devices)} other devices run it",
+        f"the prior: as on {estimator.prior.witnesses}",
         *_sparse(prior.factor, "prior_ms"),
         f"the roofline: {ceilings.launch_ms * 1e3:g} us + the larger of flops at "
         f"{ceilings.compute_gflops:g} GFLOP/s and traffic at {ceilings.bandwidth_gbs:g} GB/s",
@@ -271,9 +272,15 @@ _WRITERS: Final[Mapping[str, Callable[[Any, str], list[str]]]] = {
 }
 
 
+#: The polynomial in the exponent of a factor, one summand a line.
+_FACTOR: Final = re.compile(r"^ *factor = .*(?:\n +\+ .*)*", re.MULTILINE)
+
+
 def _legend(lines: Sequence[str]) -> list[str]:
     """What the terms and sizes mean that the equations name."""
     text = "\n".join(lines)
+    factors = dict.fromkeys(re.findall(r"\* ([a-z]+)", "\n".join(_FACTOR.findall(text))))
+    text = _FACTOR.sub("", text)
     terms = dict.fromkeys(re.findall(r"\* ([a-z_]+(?:\[[\dx]+\])?)", text))
     found = {
         term: f"{each.text}, in {each.unit}" if each.unit else each.text
@@ -281,5 +288,11 @@ def _legend(lines: Sequence[str]) -> list[str]:
     }
     conditions = " ".join(re.findall(r"^ *(?:else )?if (.*)$", text, re.MULTILINE))
     found |= {size: says for size, says in _SIZES.items() if re.search(rf"\b{size}\b", conditions)}
-    width = max(map(len, found), default=0)
-    return ["where", *(f"  {word:{width}}  {says}" for word, says in found.items())] * bool(found)
+    inputs = {name: FEATURES[name][0] for name in factors}
+    known, logarithms = _meanings("where", found), _meanings("where, in a factor,", inputs)
+    return [*known, *[""] * bool(known and logarithms), *logarithms]
+
+
+def _meanings(title: str, words: Mapping[str, str]) -> list[str]:
+    width = max(map(len, words), default=0)
+    return [title, *(f"  {word:{width}}  {says}" for word, says in words.items())] * bool(words)

@@ -7,20 +7,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flat_priors import flat_prior
 from msgspec.structs import replace
 
 from pytest_neuralpower.calibrate.fit.rows import linear_layer
 from pytest_neuralpower.errors import PlatformError
 from pytest_neuralpower.estimators import (
     Boosted,
+    Bounded,
     Estimator,
     NeuralPowerPolynomial,
     NeuralPowerRelative,
     Physical,
+    Sparse,
     Tree,
     Utilization,
 )
 from pytest_neuralpower.estimators.features import columns
+from pytest_neuralpower.estimators.physics import Ceilings
 from pytest_neuralpower.estimators.terms import Condition, Regime
 from pytest_neuralpower.platform.catalog import list_platforms, load_fitted, load_platform
 from pytest_neuralpower.platform.price import FamilyModel, FittedPlatform
@@ -138,7 +142,7 @@ def test_power_that_saturates_and_power_from_energy_are_equations_too() -> None:
     start = lines.index("energy_mj, by physical")
     assert lines[start + 1].startswith("  energy_mj = ")
     assert lines[start + 1].endswith(" * flops")
-    assert "  power_w = energy_mj / runtime_ms, from 60.1 to 80" in lines[start:]
+    assert "  power_w = energy_mj / runtime_ms, kept from 60.1 to 80" in lines[start:]
 
 
 @pytest.mark.parametrize("kind", [NeuralPowerPolynomial, NeuralPowerRelative])
@@ -171,23 +175,64 @@ def test_an_estimator_without_an_equation_shows_what_it_stores() -> None:
     assert '    "watts": 7' in lines
 
 
-def test_a_kind_without_an_estimator_is_explained_as_it_is_priced() -> None:
-    platform = load_fitted("titanx")
-    text = explain_text(platform, "rnn")
-    rates = platform.fallback
-    assert "runtime_ms, by fallback: titanx has no estimator of rnn, flagged F" in text
+def test_what_rows_taught_is_bounded_by_what_other_devices_show() -> None:
+    inner = Physical([Regime("all", ("launch", "flops"))], **HARDWARE, rescale=False)
+    prior = flat_prior(HARDWARE, log_factor=float(np.log(2)))
+    found = Bounded("linear", Ceilings.of(HARDWARE), prior, inner)
+    lines = explained(runtime=fitted(found))
+    assert lines[2] == "runtime_ms, by physical"
+    low, high, middle = np.exp([*found.bounds_, found.center_])
+    text = " ".join("\n".join(lines).split())
     assert (
-        f"{1e-6 / rates.bandwidth_gbs:.4g} * bytes_moved   ({rates.bandwidth_gbs:g} GB/s)" in text
+        f"kept between {low:.3g} and {high:.3g} times the prior, and fading to {middle:.3g} times "
+        "it outside the calibrated ranges the prior: as on 1 other device prior_ms = 2 * "
+        "roofline_ms the roofline: 8 us + the larger of flops at 1000 GFLOP/s and traffic at 100 "
+        "GB/s never below its operations at the peak or its bytes at the full bandwidth"
+    ) in text
+
+
+def test_a_sparse_polynomial_is_a_factor_of_named_logarithms() -> None:
+    factor = Sparse(
+        ("waves", "depth"),
+        Ceilings.of(HARDWARE),
+        intercept_=0.5,
+        coefficients_={"waves": 0.25, "waves*depth": -0.125},
+        ranges_={"waves": (0.0, 4.0), "depth": (0.0, 9.0)},
+        bounds_=(-1.0, 1.0),
     )
-    assert f"{1e-6 / rates.gflops:.4g} * flops   ({rates.gflops:g} GFLOP/s)" in text
-    assert f"{rates.floor_ms:.4g}   (the shortest layer" in text
-    assert "power_w, by utilization (public; off by 7.4% on networks left out)" in text
-    assert "  bytes_moved  inputs, outputs and parameters, in bytes" in text
+    found = Bounded("linear", Ceilings.of(HARDWARE), flat_prior(HARDWARE), factor)
+    lines = explained(runtime=found)
+    assert lines[2:7] == [
+        "runtime_ms, by neuralpower-bounded",
+        "  runtime_ms = prior_ms * exp(factor), between 0.368 and 2.72 times",
+        "  factor = 0.5",
+        "         + 0.25 * waves",
+        "         + -0.125 * waves * depth",
+    ]
+    assert lines[-3:] == [
+        "where, in a factor,",
+        "  waves  log2 of tiles over multiprocessors",
+        "  depth  log2 of the length of the reduction",
+    ]
 
 
-def test_a_part_of_a_kind_says_whose_equations_price_it() -> None:
-    text = explain_text(load_fitted("v100"), "conv.transposed")
-    assert "priced by the equations of conv, and flagged as extrapolated" in text
+@pytest.mark.parametrize(("name", "kind"), [("titanx", "rnn"), ("v100", "conv.transposed")])
+def test_a_kind_without_rows_is_explained_as_it_is_priced(name: str, kind: str) -> None:
+    platform = load_fitted(name)
+    found = platform.inferred[kind]
+    text = " ".join(explain_text(platform, kind).split())
+    assert (
+        f"{kind} was not measured on {name}: priced as it runs on {len(found.prior.devices)} other "
+        f"devices, flagged I; 90% of such layers are within a factor of "
+        f"{np.exp(found.prior.distance):.2f}"
+    ) in text
+    assert "runtime_ms, by prior the prior: as on " in text
+    ceilings = found.ceilings
+    assert (
+        f"the roofline: 4 us + the larger of flops at {ceilings.peak_gflops:g} GFLOP/s and traffic "
+        f"at {ceilings.bandwidth_gbs:g} GB/s"
+    ) in text
+    assert "power_w, by utilization (" in text
 
 
 @pytest.mark.parametrize("name", ["conv2d", "Conv", "cnv"])

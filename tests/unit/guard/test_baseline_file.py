@@ -87,7 +87,7 @@ layers = st.builds(
     )
 )
 def test_any_layer_survives(found):
-    baseline = Baseline("t.py::é", 'a "model"', 0, "p", "00", "2", tuple(found))
+    baseline = Baseline("t.py::é", 'a "model"', 0, "p", "00", "2", layers=tuple(found))
     text = baseline_text(baseline)
     assert parse_baseline(text, "a") == baseline
     again = yaml.safe_load(text)["layers"]
