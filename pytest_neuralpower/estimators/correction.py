@@ -237,6 +237,9 @@ class Prior(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     stacks
         Standard deviation of the difference between two stacks (library, version) on one device; 0
         where no device ran layers of the family on two.
+    alike, reach
+        Share of the variance on one device that layers of nearly equal sizes have in common, and
+        the doublings of sizes over which it falls to 1/e.
     """
 
     factor: Sparse
@@ -244,6 +247,8 @@ class Prior(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     within: Annotated[float, Meta(ge=0, le=10)]
     devices: tuple[str, ...] = ()
     stacks: Annotated[float, Meta(ge=0, le=10)] = 0.0
+    alike: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    reach: Annotated[float, Meta(gt=0)] = 1.0
 
     def __post_init__(self) -> None:
         if self.factor.of != "roofline_ms":
@@ -265,6 +270,11 @@ class Prior(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
         """Share of the variance that all layers of the family on one device have in common."""
         total = self.between**2 + self.within**2
         return float(f"{self.between**2 / total:.4g}") if total else 1.0
+
+    @property
+    def fading(self) -> float:
+        """Share that layers of nearly equal sizes have in common beyond that."""
+        return float(f"{self.alike * (1.0 - self.correlation):.4g}")
 
     def on(self, ceilings: Ceilings) -> Prior:
         """The same of a device with these ceilings."""

@@ -20,7 +20,7 @@ __all__ = ["difference_interval", "ratio_interval"]
 
 #: Doublings of the cost of what two calls have in common, over which the correlation of what the
 #: sum of layers misses in each falls to exp(-1/2).
-_MODEL_REACH: Final = 3.0
+_MODEL_REACH: Final = 5.0
 
 
 def difference_interval(

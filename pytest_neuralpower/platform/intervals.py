@@ -73,20 +73,27 @@ class Spread(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     outside
         The same of layers outside; at least ``inside``.
     correlation
-        Share (0..1) of the variance that layers of one family have in common: of nearly equal
-        sizes, where it fades.
+        Share (0..1) of the variance that layers of one family and nearly equal sizes have in
+        common.
+    fading
+        The part of that share that fades with the distance in sizes; 0 by default.
     reach
-        Doublings of sizes over which that share falls to 1/e; None (default) where it does not.
+        Doublings of sizes over which it falls to 1/e; 1 by default.
     """
 
     inside: _Distance
     outside: _Distance
     correlation: Annotated[float, Meta(ge=0, le=1)]
-    reach: Annotated[float, Meta(gt=0)] | None = None
+    fading: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    reach: Annotated[float, Meta(gt=0)] = 1.0
 
     def __post_init__(self) -> None:
         if self.outside < self.inside:
             raise ValueError(f"outside {self.outside:g} is less than inside {self.inside:g}")
+        if self.fading > self.correlation:
+            raise ValueError(
+                f"fading {self.fading:g} is more than correlation {self.correlation:g}"
+            )
 
 
 class QuantitySpreads(Struct, frozen=True, forbid_unknown_fields=True):
@@ -190,14 +197,18 @@ class _Part(NamedTuple):
 
     distance: FloatArray
     correlation: FloatArray
-    #: Doublings; infinite where what is shared does not fade.
+    fading: FloatArray
     reach: FloatArray
     #: Whether the layer's family has a spread of its own; all others are of one family here.
     own: NDArray[np.bool_]
 
     def of(self, which: NDArray[np.intp]) -> _Part:
         return _Part(
-            self.distance[which], self.correlation[which], self.reach[which], self.own[which]
+            self.distance[which],
+            self.correlation[which],
+            self.fading[which],
+            self.reach[which],
+            self.own[which],
         )
 
     def only(self, mask: NDArray[np.bool_]) -> _Part:
@@ -217,18 +228,17 @@ def _part(
 ) -> _Part:
     other = spreads.other or _UNKNOWN
     found = [spreads.families.get(name, other) for name in names]
-    inside, beyond, correlation = (
+    inside, beyond, correlation, fading, reach = (
         np.array([getattr(spread, name) for spread in found])[which]
-        for name in ("inside", "outside", "correlation")
+        for name in ("inside", "outside", "correlation", "fading", "reach")
     )
-    reach = np.array([spread.reach or np.inf for spread in found])[which]
     distance = np.where(outside, beyond, inside)
     # How far a library gets in another dtype, it gets in all layers of the family.
     correlation = np.where(least > distance, 1.0, correlation)
-    reach = np.where(least > distance, np.inf, reach)
+    fading = np.where(least > distance, 0.0, fading)
     distance = np.maximum(distance, least)
     own = np.array([name in spreads.families for name in names])
-    return _Part(distance, correlation, reach, own[which])
+    return _Part(distance, correlation, fading, reach, own[which])
 
 
 class LayerErrors(Struct, frozen=True, eq=False):
@@ -320,24 +330,25 @@ def spread_of_sum(
     down = up = 0.0
     for parts in zip(*(each._parts[quantity] for each in errors), strict=True):
         columns = (np.concatenate(column)[first] for column in zip(*parts, strict=True))
-        distance, correlation, reach, own = columns
+        distance, correlation, fading, reach, own = columns
         shared = np.where(own, family, len(names))
+        lasting = correlation if sizes is None else correlation - fading
         higher, lower = amount * np.expm1(distance), amount * np.expm1(-distance)
-        alone = np.sqrt(1.0 - correlation)
         # Where layers were taken away, their being slower than predicted lowers the sum.
-        up += float((np.maximum(higher, lower) * alone) @ (np.maximum(higher, lower) * alone))
-        down += float((np.minimum(higher, lower) * alone) @ (np.minimum(higher, lower) * alone))
-        weight = np.sqrt(correlation)
+        up += float(((1.0 - correlation) * np.maximum(higher, lower) ** 2).sum())
+        down += float(((1.0 - correlation) * np.minimum(higher, lower) ** 2).sum())
         for group in np.unique(shared).tolist():
             members = np.flatnonzero(shared == group)
-            raised, lowered = (each[members] * weight[members] for each in (higher, lower))
-            if sizes is None or np.isinf(reach[members]).all():
-                squares = [float(each.sum()) ** 2 for each in (raised, lowered)]
-            else:
-                squares = _faded_squares((raised, lowered), sizes[members], reach[members])
-            more, less = squares if raised.sum() >= lowered.sum() else squares[::-1]
-            up += more
-            down += less
+            ends = [each[members] for each in (higher, lower)]
+            common = [float((np.sqrt(lasting[members]) * each).sum()) for each in ends]
+            up += max(0.0, *common) ** 2
+            down += min(0.0, *common) ** 2
+            if sizes is not None and fading[members].any():
+                terms = [np.sqrt(fading[members]) * each for each in ends]
+                squares = _faded_squares(terms, sizes[members], reach[members])
+                more, less = squares if terms[0].sum() >= terms[1].sum() else squares[::-1]
+                up += more
+                down += less
     return float(np.sqrt(down)), float(np.sqrt(up))
 
 

@@ -24,8 +24,11 @@ from pytest_neuralpower.calibrate.fit.sources import read_source
 from pytest_neuralpower.estimators import Prior, Sparse
 from pytest_neuralpower.estimators.features import FAMILIES, columns, family
 from pytest_neuralpower.estimators.physics import FEATURES, Ceilings, features, roofline_ms
+from pytest_neuralpower.platform.intervals import log_sizes
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pytest_neuralpower.calibrate.fit.rows import Row
     from pytest_neuralpower.estimators.features import Columns, FloatArray
 
@@ -90,6 +93,8 @@ class Judged:
         Of the logarithmic errors about their median.
     stacks
         That of :func:`stack_deviation`, where the device has rows of several.
+    correlations
+        Of the errors about their median, by how far two rows are apart (:func:`variogram`).
     """
 
     device: str
@@ -99,6 +104,7 @@ class Judged:
     rows: int
     deviation: float
     stacks: float | None
+    correlations: FloatArray
 
 
 def device_class(hardware: Mapping[str, float], dtype: str) -> DeviceClass:
@@ -214,7 +220,63 @@ def _prior(boards: Sequence[Board], names: Sequence[str]) -> Prior:
     known = [each.stacks for each in judged if each.stacks is not None]
     stacks = float(np.sqrt(np.mean(np.square(known)))) if known else 0.0
     between, within, stacks = (float(f"{each:.4g}") for each in (between, within, stacks))
-    return Prior(factor, between, within, devices, stacks)
+    alike, reach = _alike([each.correlations for each in judged])
+    return Prior(factor, between, within, devices, stacks, alike, reach)
+
+
+def _alike(correlations: Sequence[FloatArray]) -> tuple[float, float]:
+    """What errors of nearly equal sizes have in common on a device, and how far that reaches.
+
+    Mean of the devices: correlations by distance, as :func:`variogram` gives them.
+    """
+    table = np.stack(correlations)
+    counts = np.maximum((~np.isnan(table)).sum(axis=0), 1)
+    seen = np.clip(np.nansum(table, axis=0) / counts, 0.0, 1.0)
+    near = float(seen[:2].mean())  # rows less than two doublings apart
+    if not near:
+        return 0.0, 1.0
+    # The area under exp(-distance / reach) is its reach.
+    return float(f"{near:.4g}"), float(f"{max(float(seen.sum()) / near, 1.0):.4g}")
+
+
+#: Sizes that tell how far two layers are apart.
+_SIZES: Final = ("flops", "bytes_in", "bytes_out", "bytes_weight")
+
+#: Doublings beyond which rows are not looked at for what their errors have in common.
+FARTHEST: Final = 16
+
+#: Rows that are held against all others, at most.
+_MOST_HELD: Final = 2000
+
+
+def places_of(columns: Columns) -> FloatArray:
+    """Where rows lie among others, in doublings: shape ``(rows, 4)``."""
+    return log_sizes(np.stack([columns[name] for name in _SIZES], axis=1))
+
+
+def variogram(errors: FloatArray, places: FloatArray, which: NDArray[np.intp]) -> FloatArray:
+    """Correlation (about 0) of the errors of two rows of different groups, by their distance.
+
+    Shape ``(16,)``: less than one doubling apart, less than two, and so on; NaN where no rows are.
+
+    Parameters
+    ----------
+    errors
+        Logarithmic, shape ``(rows,)``.
+    places
+        Of :func:`places_of`.
+    which
+        Group of each row.
+    """
+    sums, pairs = np.zeros(FARTHEST), np.zeros(FARTHEST)
+    for row in range(0, len(errors), max(1, len(errors) // _MOST_HELD)):
+        distance = np.sqrt(((places - places[row]) ** 2).sum(axis=1))
+        others = np.flatnonzero((distance < FARTHEST) & (which != which[row]))
+        bins = distance[others].astype(np.intp)
+        sums += np.bincount(bins, errors[row] * errors[others], minlength=FARTHEST)
+        pairs += np.bincount(bins, minlength=FARTHEST)
+    variance = float((errors**2).mean()) or 1.0
+    return np.where(pairs > 0, sums / np.maximum(pairs, 1.0) / variance, np.nan)
 
 
 def stack_deviation(errors: Mapping[str, FloatArray]) -> float | None:
@@ -271,6 +333,7 @@ def _left_out(boards: Sequence[Board], names: Sequence[str]) -> list[Judged]:
         rest = [board for board in known if board.device != device] or known
         factor = _fit(rest, names)
         errors: dict[str, list[FloatArray]] = {}
+        places: dict[str, list[FloatArray]] = {}
         for board in known:
             if board.device == device:
                 mine = msgspec.structs.replace(factor, ceilings=board.ceilings)
@@ -278,12 +341,14 @@ def _left_out(boards: Sequence[Board], names: Sequence[str]) -> list[Judged]:
                     if table.family in names:
                         off = _log_ratio(table, board.ceilings) - mine.log_factor(table.columns)
                         errors.setdefault(table.stack, []).append(off)
+                        places.setdefault(table.stack, []).append(places_of(table.columns))
         stacks = {stack: np.concatenate(each) for stack, each in errors.items()}
-        found.append(_judged(device, stacks))
+        where = np.concatenate([each for some in places.values() for each in some])
+        found.append(_judged(device, stacks, where))
     return found
 
 
-def _judged(device: str, stacks: Mapping[str, FloatArray]) -> Judged:
+def _judged(device: str, stacks: Mapping[str, FloatArray], places: FloatArray) -> Judged:
     error = np.concatenate(list(stacks.values()))
     middle = float(np.median(error))
     size = np.abs(error)
@@ -296,6 +361,7 @@ def _judged(device: str, stacks: Mapping[str, FloatArray]) -> Judged:
         # Of a normal error: its 90% quantile over 1.645.
         deviation=float(np.quantile(np.abs(error - middle), 0.9)) / 1.645,
         stacks=stack_deviation(stacks),
+        correlations=variogram(error - middle, places, np.arange(len(error))),
     )
 
 
@@ -359,7 +425,7 @@ def _inferred(name: str, known: Mapping[str, Prior]) -> Prior | None:
         bounds_=tuple(edge + more for edge in prior.factor.bounds_),
     )
     between = float(f"{np.hypot(prior.between, spread):.4g}")
-    return Prior(factor, between, prior.within, prior.devices)
+    return msgspec.structs.replace(prior, factor=factor, between=between)
 
 
 # -- The prior that ships: for devices that their owners calibrate.

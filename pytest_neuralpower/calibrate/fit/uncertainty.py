@@ -14,12 +14,12 @@ import numpy as np
 from msgspec.structs import replace
 
 from pytest_neuralpower.calibrate.fit.power import load_networks, trace_network
-from pytest_neuralpower.calibrate.fit.prior import stack_deviation
+from pytest_neuralpower.calibrate.fit.prior import FARTHEST, places_of, stack_deviation, variogram
 from pytest_neuralpower.errors import FitError, ProfileError
 from pytest_neuralpower.estimators import Bounded
 from pytest_neuralpower.estimators.base import need_extra
 from pytest_neuralpower.estimators.selection import Score
-from pytest_neuralpower.platform.intervals import Intervals, QuantitySpreads, Spread, log_sizes
+from pytest_neuralpower.platform.intervals import Intervals, QuantitySpreads, Spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,12 +53,6 @@ _MOST_ROWS: Final = 2000
 
 #: Neighbours of a row whose errors are compared with its own.
 _NEIGHBOURS: Final = 3
-
-#: Sizes that tell how far two layers are apart.
-_SIZES: Final = ("flops", "bytes_in", "bytes_out", "bytes_weight")
-
-#: Doublings beyond which rows are not looked at for what errors have in common.
-_FARTHEST: Final = 16
 
 #: Doublings that the common part of errors reaches at least.
 _LEAST_REACH: Final = 0.25
@@ -140,7 +134,7 @@ def family_spread(
     inside = conformal_distance(residuals, groups)
     beyond = 2 * inside if outside is None else conformal_distance(outside, outside_groups)
     correlation, reach = _correlation(residuals, columns, groups)
-    return Spread(inside, max(inside, beyond), correlation, reach)
+    return Spread(inside, max(inside, beyond), correlation, correlation, reach)
 
 
 def ends(
@@ -174,41 +168,34 @@ def ends(
 
 def _correlation(
     residuals: FloatArray, columns: Columns, groups: Sequence[Hashable]
-) -> tuple[float, float | None]:
-    """Share of the variance that two layers of one network have in common, and how far it reaches.
+) -> tuple[float, float]:
+    """Share of the variance that two layers of one network have in common, and its reach.
 
     Layers of a network resemble one another more than rows drawn at random. So: the correlation
     (about 0) of each row's residual with those of the nearest rows of other shapes, by operations
     and bytes, plus its standard error, as a correlation that is not seen is not one that is not
-    there. How it fades with the distance is what all pairs of rows show, in bins of a doubling; of
-    what is not seen to reach anywhere, it reaches as far as the nearest rows.
+    there. It reaches as many doublings as pairs of rows show, and at least to the nearest rows.
     """
     which, count = _numbered(groups)
-    places = log_sizes(np.stack([columns[name] for name in _SIZES], axis=1))
-    rows = np.arange(0, len(residuals), max(1, len(residuals) // _MOST_ROWS))
-    near_products, near_distances = np.empty(len(rows)), np.empty(len(rows))
-    sums, pairs = np.zeros(_FARTHEST), np.zeros(_FARTHEST)
-    for index, row in enumerate(rows.tolist()):
-        distance = np.sqrt(((places - places[row]) ** 2).sum(axis=1))
-        distance[which == which[row]] = np.inf
-        near = np.argsort(distance, kind="stable")[:_NEIGHBOURS]
-        near_products[index] = residuals[row] * residuals[near].mean()
-        near_distances[index] = distance[near].mean()
-        products = residuals[row] * residuals
-        far = np.flatnonzero(distance < _FARTHEST)
-        bins = distance[far].astype(np.intp)
-        sums += np.bincount(bins, products[far], minlength=_FARTHEST)
-        pairs += np.bincount(bins, minlength=_FARTHEST)
+    places = places_of(columns)
+    error = float(1 / np.sqrt(count))
     variance = float((residuals**2).mean())
     if variance <= 0 or count == 1:
-        return _rounded(min(float(1 / np.sqrt(count)), 1.0)), None
-    found = max(float(near_products.mean()) / variance, 0.0)
-    nearest = min(float(np.median(near_distances)), _FARTHEST)
-    seen = np.maximum(sums / np.maximum(pairs, 1.0) / variance, 0.0)
-    # The area under a fading exp(-distance / reach) is its reach.
-    reach = float(seen.sum()) / found if found > 0 else 0.0
-    correlation = min(found + float(1 / np.sqrt(count)), 1.0)
-    return _rounded(correlation), _rounded(max(reach, nearest, _LEAST_REACH))
+        return _rounded(min(error, 1.0)), _LEAST_REACH
+    rows = np.arange(0, len(residuals), max(1, len(residuals) // _MOST_ROWS))
+    products, nearest = np.empty(len(rows)), np.empty(len(rows))
+    for index, row in enumerate(rows.tolist()):
+        distance = ((places - places[row]) ** 2).sum(axis=1)
+        distance[which == which[row]] = np.inf
+        near = np.argsort(distance, kind="stable")[:_NEIGHBOURS]
+        products[index] = residuals[row] * residuals[near].mean()
+        nearest[index] = np.sqrt(distance[near[0]])
+    found = max(float(products.mean()) / variance, 0.0)
+    seen = np.maximum(np.nan_to_num(variogram(residuals, places, which)), 0.0)
+    # The area under exp(-distance / reach) is its reach.
+    reach = float(seen.sum()) / found if found > error else 0.0
+    reach = min(max(reach, float(np.median(nearest)), _LEAST_REACH), float(FARTHEST))
+    return _rounded(min(found + error, 1.0)), _rounded(reach)
 
 
 def _numbered(groups: Sequence[Hashable]) -> tuple[NDArray[np.intp], int]:
@@ -372,7 +359,11 @@ def _wider(spread: Spread, apart: float) -> Spread:
     shared = spread.correlation * spread.inside**2 + apart**2
     inside = float(np.hypot(spread.inside, apart))
     outside = float(np.hypot(spread.outside, apart))
-    return Spread(_rounded(inside), _rounded(outside), _rounded(min(shared / inside**2, 1.0)))
+    correlation = _rounded(min(shared / inside**2, 1.0))
+    fading = _rounded(spread.fading * spread.inside**2 / inside**2)
+    return Spread(
+        _rounded(inside), _rounded(outside), correlation, min(fading, correlation), spread.reach
+    )
 
 
 def _power_spreads(
@@ -419,7 +410,9 @@ def _held_out_power(fit: FamilyFit, watts: FloatArray) -> FloatArray:
 
 def _prior_spread(prior: Prior) -> Spread:
     """How far layers of a device lie from a prior that has not seen it."""
-    return Spread(prior.distance, prior.distance, prior.correlation)
+    shared = prior.correlation
+    near = min(shared + prior.fading, 1.0)
+    return Spread(prior.distance, prior.distance, near, near - shared, prior.reach)
 
 
 def _power_of_networks(platform: FittedPlatform) -> Spread:

@@ -309,7 +309,7 @@ class TestDifferencesByHand:
             assert least * off < above < most * off
             grown = (4 + ms) / 5
             assert math.log(ratio.high / grown) == pytest.approx(
-                off * (2 - 2 * math.exp(-((math.log2(grown) / 3) ** 2) / 2)) ** 0.5
+                off * (2 - 2 * math.exp(-((math.log2(grown) / 5) ** 2) / 2)) ** 0.5
             )
         # One grew by what another shrank.
         below, above, _ = self.interval({"a": 4, "b": 1}, {"a": 3, "b": 2}, whole=0.3)
@@ -345,8 +345,8 @@ class TestDifferencesByHand:
     def test_a_family_s_shared_error_cancels_the_less_the_more_sizes_differ(self) -> None:
         shared = Spread(0.2, 0.2, 1.0)
         widths = []
-        for reach in (None, 50.0, 5.0, 0.5):
-            spread = structs.replace(shared, reach=reach)
+        for fading, reach in ((0.0, 1.0), (1.0, 50.0), (1.0, 5.0), (1.0, 0.5)):
+            spread = structs.replace(shared, fading=fading, reach=reach)
             _, _, ratio = self.interval({"a": 4}, {"a": 8}, spread=spread)
             widths.append(math.log(ratio.high / 2))
             same = self.interval({"a": 4, "b": 1}, {"b": 1, "a": 4}, spread=spread)

@@ -105,6 +105,8 @@ def test_neighbours_that_err_alike_are_correlated() -> None:
     apart = family_spread(alone, values, range(100), outside=None)
     assert alike.correlation > 0.9
     assert 0.1 <= apart.correlation < 0.35  # never less than what 100 shapes could not see
+    assert alike.fading == alike.correlation
+    assert alike.reach > 2 * apart.reach
 
 
 def chosen(target: np.ndarray, values: dict[str, np.ndarray]) -> Selection:
@@ -261,7 +263,7 @@ class TestWithIntervals:
         found = self.intervals({"linear": self.fit()}, inferred=flat_priors(HARDWARE)).runtime
         assert set(found.families) == set(FAMILIES)
         prior = structs.astuple(found.families["pool"])
-        assert prior == pytest.approx((0.8225, 0.8225, 0.36), abs=2e-4)
+        assert prior == pytest.approx((0.8225, 0.8225, 0.36, 0.0, 1.0), abs=2e-4)
         assert found.families["linear"].inside == pytest.approx(0.1, abs=2e-4)
         assert found.other is None
 
@@ -282,7 +284,7 @@ class TestWithIntervals:
         assert found.power is not None
         assert found.power.other is not None
         other = structs.astuple(found.power.other)
-        assert other == pytest.approx((distance, distance, 0.25), abs=2e-4)
+        assert other == pytest.approx((distance, distance, 0.25, 0.0, 1.0), abs=2e-4)
 
     def test_the_whole_is_what_measured_networks_err_by_beyond_their_layers(
         self, tmp_path: Path
