@@ -157,7 +157,7 @@ def fit_command(
     from pytest_neuralpower.report.accuracy import platforms_text
 
     if (directory is None) == (datasheet is None):
-        raise typer.BadParameter("give a folder with recipe.yaml, or --datasheet DEVICE")
+        raise OptionError("fit: give a folder with recipe.yaml, or --datasheet DEVICE")
     if datasheet is not None:
         from pytest_neuralpower.calibrate.fit.datasheet import datasheet_platform
 

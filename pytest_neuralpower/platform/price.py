@@ -896,9 +896,10 @@ def _host_note(host: Host, layers: int, device_ms: float) -> tuple[str, ...]:
     launch = host.layer_ms * layers
     if launch <= device_ms:
         return ()
+    operations = "1 operation" if layers == 1 else f"{layers:,} operations"
     return (
-        f"host-bound: launching {layers:,} operations takes {show('runtime', launch)}, the device "
-        f"would need {show('runtime', device_ms)}",
+        f"host-bound: launching {operations} takes {show('runtime', launch)}, the device would "
+        f"need {show('runtime', device_ms)}",
     )
 
 

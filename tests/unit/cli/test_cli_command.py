@@ -51,6 +51,9 @@ def test_help_loads_nothing_that_computes():
         (["trace", "torch.nn:Conv2d", "--arg", "kernel=3", "--input", "1"], "could not be called"),
         (["explain", "titanx", "cnv"], "did you mean 'conv'"),
         (["fit", "no/such/folder"], "no/such/folder"),
+        (["fit"], "give a folder with recipe.yaml, or --datasheet"),
+        (["fit", "--datasheet", "titanrtx"], "did you mean 'titan-rtx'"),
+        (["fit", "--datasheet", "t4", "--dtype", "bfloat16"], "NVIDIA T4 computes in"),
     ],
 )
 def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(neuralpower, call, arguments, message):
@@ -59,6 +62,16 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(neuralpower, call, argu
     assert (code, out) == (2, "")
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_fit_writes_a_platform_of_a_datasheet_that_predicts(neuralpower, call, tmp_path):
+    out = tmp_path / "mine.json"
+    code, said, _ = neuralpower("fit", "--datasheet", "titan-rtx", "--out", out)
+    assert code == 0
+    assert f"wrote {out}" in said
+    code, said, _ = neuralpower("predict", *call, "--platform", out)
+    assert code == 0
+    assert "host-bound: launching 1 operation takes 38.0 µs" in said
 
 
 def test_version(neuralpower):

@@ -5,11 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from pytest_neuralpower import trace
+from pytest_neuralpower.calibrate.fit.datasheet import datasheet_platform
 from pytest_neuralpower.calibrate.fit.devices import find_device, read_devices
 from pytest_neuralpower.calibrate.fit.recipe import read_recipe
-from pytest_neuralpower.errors import ProfileError
+from pytest_neuralpower.errors import PlatformError, ProfileError
+from pytest_neuralpower.estimators.features import FAMILIES
 from pytest_neuralpower.layers import ITEMSIZE
+from pytest_neuralpower.platform.prediction import INFERRED
 
 RECIPES = sorted(Path("calibration").glob("*/recipe.yaml"))
 
@@ -66,3 +72,35 @@ def test_a_recipe_without_device_and_datasheet_is_refused(tmp_path: Path) -> Non
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(ProfileError, match="'device' is missing"):
         read_recipe(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["titan-rtx", "rtx4090", "b200", "orin"])
+def test_a_datasheet_alone_prices_every_kind_within_its_ceilings(name: str) -> None:
+    platform = datasheet_platform(name)
+    assert not platform.families
+    assert set(platform.inferred) == set(FAMILIES)
+    assert platform.tiers == {"runtime": "datasheet"}
+    with torch.device("meta"):
+        product = nn.Linear(8192, 8192)
+        call = trace(product, torch.empty(8192, 8192))
+    found = platform.predict(call)
+    limit = call.flops / platform.hardware["peak_gflops"] / 1e6
+    assert limit <= found.device_ms <= 2.5 * limit
+    assert found.layers[0].flags == (INFERRED,)
+    assert not platform.knows("power")
+
+
+def test_half_precision_is_priced_as_tensor_cores_of_other_boards_run_it() -> None:
+    priors = {dtype: datasheet_platform("l40s", dtype=dtype) for dtype in ("float32", "bfloat16")}
+    boards = {
+        dtype: platform.inferred["linear"].prior.devices for dtype, platform in priors.items()
+    }
+    assert all("H100" in device or "H200" in device for device in boards["bfloat16"])
+    assert not set(boards["float32"]) & set(boards["bfloat16"])
+    assert priors["bfloat16"].hardware["peak_gflops"] == 362_100
+    assert priors["bfloat16"].name == "l40s-bfloat16"
+
+
+def test_a_dtype_that_a_device_has_no_units_for_is_refused() -> None:
+    with pytest.raises(PlatformError, match=r"Titan RTX .* computes in float64, float32, float16"):
+        datasheet_platform("titan-rtx", dtype="bfloat16")
