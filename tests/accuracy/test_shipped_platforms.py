@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from pytest_neuralpower.calibrate.fit.designs import Design, power_makers, runtime_makers
-from pytest_neuralpower.calibrate.fit.fit import fit_directory, read_rows
+from pytest_neuralpower.calibrate.fit.fit import bounded, fit_directory, read_rows
+from pytest_neuralpower.calibrate.fit.prior import priors_for
 from pytest_neuralpower.calibrate.fit.readers import data_root
 from pytest_neuralpower.calibrate.fit.recipe import read_recipe
 from pytest_neuralpower.errors import ProfileError
-from pytest_neuralpower.estimators import ESTIMATORS
 from pytest_neuralpower.estimators.features import columns, family
 from pytest_neuralpower.platform.catalog import load_fitted
 
@@ -47,15 +47,8 @@ def assert_alike(found: Any, expected: Any, where: str = "platform") -> None:
 
 @pytest.mark.parametrize("name", ["titanx-tf"])
 def test_a_refit_gives_the_shipped_file(name: str) -> None:
-    # The paper's estimator is chosen for no family, and its Lasso would take most of the time.
-    shipped = load_fitted(name).to_json()
-    for each in shipped["accuracy"]["runtime"].values():
-        assert each["chosen"] != "neuralpower"
-        each["held_out"].pop("neuralpower", None)
-    folder = REPOSITORY / "calibration" / name
-    others = [each for each in ESTIMATORS if each != "neuralpower"]
-    fitted = fit_directory(folder, data_root=tables(), candidates=others)
-    assert_alike(fitted.to_json(), shipped)
+    fitted = fit_directory(REPOSITORY / "calibration" / name, data_root=tables())
+    assert_alike(fitted.to_json(), load_fitted(name).to_json())
 
 
 @pytest.mark.parametrize(
@@ -65,6 +58,13 @@ def test_the_chosen_estimators_fitted_anew_are_the_shipped_ones(name: str) -> No
     # Holding out each shape for each candidate takes minutes: `make platforms` does all of it.
     shipped, folder = load_fitted(name), REPOSITORY / "calibration" / name
     rows, recipe = read_rows(read_recipe(folder), tables())
+    priors = priors_for(
+        recipe.device, recipe.hardware, recipe.dtype, calibration=folder.parent, data_root=tables()
+    )
+    assert_alike(
+        {kind: each.to_json() for kind, each in shipped.inferred.items()},
+        {kind: bounded(kind, recipe, priors[kind]).to_json() for kind in shipped.inferred},
+    )
     for kind, model in shipped.families.items():
         members = [row for row in rows if family(row.layer) == kind]
         values = columns(kind, [row.layer for row in members])
@@ -72,7 +72,7 @@ def test_the_chosen_estimators_fitted_anew_are_the_shipped_ones(name: str) -> No
         groups = [row.shape_group for row in members]
         design, accuracy = recipe.designs.get(kind, Design()), shipped.accuracy
         make = runtime_makers(kind, design, recipe.hardware)[accuracy["runtime"][kind]["chosen"]]
-        fitted = make().fit(values, runtime, groups=groups)
+        fitted = bounded(kind, recipe, priors[kind], make()).fit(values, runtime, groups=groups)
         assert_alike(fitted.to_json(), model.runtime.to_json())
         if model.power is None and model.energy is None:  # the platform has one for all kinds
             continue
