@@ -10,6 +10,8 @@ import yaml
 from msgspec import to_builtins
 from tabulate import tabulate
 
+from pytest_neuralpower.estimators.selection import COMPARED
+
 if TYPE_CHECKING:
     from pytest_neuralpower.platform.protocol import Platform, Summary
 
@@ -197,7 +199,7 @@ def accuracy_text(name: str, accuracy: Mapping[str, Any]) -> str:
     if networks:
         scores = [
             (key, accuracy["networks"][key])
-            for key in ("runtime", "energy")
+            for key in ("runtime", "energy", "neuralpower")
             if key in accuracy["networks"]
         ]
         sections += ["Whole networks, none fitted", networks, _score_table(scores, "networks")]
@@ -237,6 +239,50 @@ def layers_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
     ]
     headers = [*(["quantity"] if several else []), "family", "estimator", "chosen"]
     return _table(rows, [*headers, "rows", "shapes", *_SCORES.values()], style)
+
+
+def choices_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
+    """By family the estimator of runtime that was chosen and why, and the paper's beside it."""
+    paper = accuracy.get("neuralpower", {})
+    rows = []
+    for name, found in (accuracy.get("runtime") or {}).items():
+        beside = paper.get(name, {}).get("runtime")
+        rows.append(
+            [
+                name,
+                found["chosen"],
+                _why_chosen(found),
+                percent(found["held_out"][found["chosen"]]["rmspe"]),
+                *(_paper_cells(beside) if beside else ["-"] * 4),
+            ]
+        )
+    headers = ["family", "chosen", "because it has", "RMSPE"]
+    beside = ["NeuralPower's RMSPE", "on the rows", "degree", "terms"]
+    return _table(rows, [*headers, *beside], style)
+
+
+def _why_chosen(found: Mapping[str, Any]) -> str:
+    """``the least MAPE``, or what it is simpler than and as good as the rows can tell."""
+    chosen = found["chosen"]
+    errors = {
+        name: score["mape"]
+        for name, score in found["held_out"].items()
+        if "mape" in score and (name == chosen or name not in COMPARED)
+    }
+    least = min(errors, key=lambda name: (errors[name], name != chosen))
+    if least == chosen:
+        return "the least MAPE"
+    return f"no more than {least}, by a standard error"
+
+
+def _paper_cells(score: Mapping[str, Any]) -> list[str]:
+    held_out = score["held_out"]
+    return [
+        percent(held_out.get("rmspe")) if "rmspe" in held_out else "refused",
+        percent(score["fitted"]["rmspe"]),
+        str(score["degree"]),
+        str(score["terms"]),
+    ]
 
 
 def _card_cells(score: Mapping[str, Any]) -> list[str]:
@@ -313,9 +359,18 @@ def networks_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
         row = [name, *_pair(each["measured_ms"], each["predicted_ms"])]
         if "measured_j" in each:
             row += _pair(each["measured_j"], each["predicted_j"])
-        rows.append([*row, f"{each['seen_percent']:.0f}%"])
-    headers = ["network", "measured ms", "predicted ms", "off", "measured J", "predicted J", "off"]
-    return _table(rows, [*headers[: len(rows[0]) - 1], "shape seen"], style)
+        row.append(f"{each['seen_percent']:.0f}%")
+        if "neuralpower_ms" in each:
+            row += _pair(each["measured_ms"], each["neuralpower_ms"])[1:]
+        rows.append(row)
+    headers = ["network", "measured ms", "predicted ms", "off"]
+    any_network = next(iter(found["networks"].values()))
+    if "measured_j" in any_network:
+        headers += ["measured J", "predicted J", "off"]
+    headers.append("shape seen")
+    if "neuralpower_ms" in any_network:
+        headers += ["NeuralPower ms", "off"]
+    return _table(rows, headers, style)
 
 
 def _pair(measured: float, predicted: float) -> list[str]:

@@ -397,6 +397,14 @@ def judge_networks(
         for network, each in zip(networks, predicted, strict=True)
     }
     found: dict[str, object] = {"runtime": score, "networks": known}
+    if any(model.neuralpower is not None for model in platform.families.values()):
+        paper = platform.by_neuralpower()
+        for network in networks:
+            runtime_ms = paper.predict(trace_network(network)).runtime_ms
+            known[network.name]["neuralpower_ms"] = round(runtime_ms or np.nan, 2)
+        predicted_ms = np.array([known[network.name]["neuralpower_ms"] for network in networks])
+        measured_ms = np.array([network.paper_ms for network in networks])
+        found["neuralpower"] = Score.of(predicted_ms, measured_ms)
     if platform.power is not None:
         energy = np.array([each.energy_mj or np.nan for each in predicted]) / 1000
         found["energy"] = Score.of(energy, np.array([each.paper_j for each in networks]))
