@@ -233,7 +233,7 @@ class _Chosen(NamedTuple):
     """The solution of one degree whose penalty predicts held-out folds best.
 
     ``rmspe`` is the root mean square of its relative errors on these folds; ``unsolved`` counts the
-    penalties that might have been better, had rounding not kept the path from reaching them.
+    penalties that rounding kept the path from reaching, where the error still fell before them.
     """
 
     rmspe: float
@@ -273,7 +273,7 @@ def _lasso(terms: Mapping[str, FloatArray], target: FloatArray, floor: float | N
         float(np.sqrt(np.mean((answered / target - 1) ** 2))),
         {name: rate for name, rate in zip(names, rates.tolist(), strict=True) if rate != 0},
         everything.target - float(mean @ rates),
-        int((~solved & (errors < errors[best])).sum()),
+        int((~solved).sum()) if not solved[best + 1 : best + 2].all() else 0,
     )
 
 

@@ -491,9 +491,9 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         asked = dict.fromkeys(families)
         paper = [name for name in asked if name in self._paper_families]
         others = [name for name in asked if name not in paper]
-        note = f"estimator neuralpower: {', '.join(paper) or 'nothing'} by the paper's polynomials"
+        note = f"estimator neuralpower prices {', '.join(paper) or 'no layer'}"
         if others:
-            note += f", {', '.join(others)} as with best, for there are none"
+            note += f"; best prices {', '.join(others)}"
         return f"{note}; no intervals"
 
     def _converted(self, dtype: str) -> str:
@@ -783,8 +783,10 @@ def _by_neuralpower(accuracy: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: value for key, value in accuracy.items() if key not in ("networks", "intervals")}
     runtime = dict(found.get("runtime", {}))
     for name, paper in accuracy.get("neuralpower", {}).items():
-        if name in runtime and NEURALPOWER in runtime[name]["held_out"]:
-            runtime[name] = {**runtime[name], "chosen": NEURALPOWER}
+        score = paper["runtime"]["held_out"]
+        if name in runtime and "mape" in score:
+            held_out = {**runtime[name]["held_out"], NEURALPOWER: score}
+            runtime[name] = {**runtime[name], "chosen": NEURALPOWER, "held_out": held_out}
         if "power" not in paper:
             continue
         for section in ("layer_power", "layer_energy"):

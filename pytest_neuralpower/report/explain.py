@@ -55,10 +55,12 @@ def explain_text(platform: Platform, kind: str) -> str:
     lines = [*found.title, ""]
     if found.text:
         lines += [*found.text, ""]
+    title = ""
     for each in found.equations:
         left = _LEFT.get(each.quantity, each.quantity)
-        if each.title:
-            lines.append(f"{each.title}:")
+        if each.title != title:
+            title = each.title
+            lines.append(f"{title}:")
         lines += [f"{left}, by {each.estimator.label}" + (each.known and f" ({each.known})")]
         lines += _indented(_equations(each.estimator, left))
         if each.overheads:

@@ -327,7 +327,7 @@ def _fit_family(
     plain = {
         candidate: make
         for candidate, make in runtime_makers(name, design, recipe.hardware).items()
-        if not allowed or candidate in (*allowed, Sparse.name, *COMPARED)
+        if not allowed or candidate in (*allowed, Sparse.name)
     }
     makers = {
         # The paper's estimator is compared with as it was published.

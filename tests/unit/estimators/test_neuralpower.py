@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+
 import numpy as np
 import pytest
+from sklearn.linear_model import lasso_path
 
-from pytest_neuralpower.calibrate.fit.rows import conv_layer, linear_layer, pool_layer
+from pytest_neuralpower.calibrate.fit.profile import read_profile
+from pytest_neuralpower.calibrate.fit.rows import Row, conv_layer, linear_layer, pool_layer
 from pytest_neuralpower.estimators import NeuralPowerPolynomial, NeuralPowerRelative
-from pytest_neuralpower.estimators.features import FloatArray, columns
+from pytest_neuralpower.estimators.features import FloatArray, columns, family
 from pytest_neuralpower.estimators.neuralpower import FLOOR_MS, regressors
 
 CONV = conv_layer((2, 5, 11, 13), cout=7, kernel=(3, 3), stride=(1, 1), padding=(0, 0))
@@ -99,6 +104,114 @@ def test_of_ten_rows_each_is_held_out_alone_so_that_their_order_says_nothing() -
     assert np.ptp(predicted[0]) > 1
     for each in predicted:
         assert each == pytest.approx(predicted[0], rel=1e-6)
+
+
+@cache
+def calibrated() -> list[Row]:
+    """The sound rows of a processor that was calibrated by random networks."""
+    profile = read_profile(Path("calibration/cpu-sapphirerapids/profile.csv"))
+    return [row for row in profile.rows if not row.flaw]
+
+
+@pytest.fixture(scope="module", params=["conv", "pool", "linear"])
+def measured(request: pytest.FixtureRequest) -> tuple[str, dict[str, FloatArray], FloatArray]:
+    """A family, and its columns and runtimes on a calibrated processor."""
+    rows = [row for row in calibrated() if family(row.layer) == request.param]
+    return (
+        request.param,
+        columns(request.param, [row.layer for row in rows]),
+        np.array([row.runtime_ms for row in rows]),
+    )
+
+
+class TestMeasured:
+    """On rows of random networks, whose sizes span four orders of magnitude."""
+
+    def test_no_lasso_of_its_penalty_is_better(
+        self, measured: tuple[str, dict[str, FloatArray], FloatArray]
+    ) -> None:
+        name, values, target = measured
+        fitted = NeuralPowerPolynomial(name)
+        fitted._fit(values, target)
+        terms = regressors(name, "runtime", values, degree=fitted.degree_)
+        kept = {term: each for term, each in terms.items() if np.ptp(each) > 0}
+        spread = np.array([each.std() for each in kept.values()])
+        matrix = np.stack(list(kept.values()), axis=1)
+        scaled = (matrix - matrix.mean(axis=0)) / spread
+        weights = np.array([fitted.coefficients_.get(term, 0.0) for term in kept]) * spread
+        centred = target - target.mean()
+        left = scaled.T @ (centred - scaled @ weights) / len(target)
+        # What a Lasso's optimum is: no regressor tells more of what is left than the penalty, and
+        # those in use tell exactly that.
+        penalty = np.abs(left).max()
+        assert 0 < penalty < np.abs(scaled.T @ centred).max() / len(target)
+        used = weights != 0
+        assert left[used] == pytest.approx(penalty * np.sign(weights[used]), rel=1e-4)
+        assert fitted.intercept_ + matrix @ (weights / spread) == pytest.approx(
+            target.mean() + scaled @ weights, rel=1e-5, abs=1e-5
+        )
+
+        def loss(found: FloatArray) -> float:
+            error = centred - scaled @ found
+            return float(error @ error / (2 * len(target)) + penalty * np.abs(found).sum())
+
+        _, descended, _ = lasso_path(scaled, centred, alphas=[penalty], tol=1e-6, max_iter=200_000)
+        assert loss(weights) <= loss(descended[:, 0]) * (1 + 1e-6)
+
+    def test_is_floored_at_the_fastest_row_where_that_is_faster_than_the_authors_floor(
+        self, measured: tuple[str, dict[str, FloatArray], FloatArray]
+    ) -> None:
+        name, values, target = measured
+        fitted = NeuralPowerPolynomial(name).fit(values, target)
+        assert target.min() < FLOOR_MS
+        assert fitted.predict(values).min() >= fitted.floor == target.min()
+        slower = NeuralPowerPolynomial(name).fit(values, target + 1)
+        assert slower.floor == FLOOR_MS
+
+    def test_is_the_same_each_time(
+        self, measured: tuple[str, dict[str, FloatArray], FloatArray]
+    ) -> None:
+        name, values, target = measured
+        one, other = (NeuralPowerPolynomial(name).fit(values, target) for _ in range(2))
+        assert one.to_json() == other.to_json()
+        assert len(one.coefficients_) > 1
+
+
+def test_the_degree_is_no_higher_than_held_out_rows_call_for() -> None:
+    random = np.random.default_rng(0)
+    layers = [linear_layer(*map(int, each)) for each in random.integers(1, 400, (40, 3))]
+    values = columns("linear", layers)
+    noise = random.uniform(0.7, 1.3, 40)
+    counting = (1 + values["flops"] / 1e8) * noise
+    assert NeuralPowerPolynomial("linear").fit(values, counting).degree_ == 1
+    cubic = 1 + (values["m"] / 100) ** 3
+    assert NeuralPowerPolynomial("linear").fit(values, cubic).degree_ == 3
+
+
+def test_power_is_of_degree_2_at_most_and_knows_logarithms() -> None:
+    random = np.random.default_rng(0)
+    layers = [linear_layer(*map(int, each)) for each in random.integers(1, 4000, (120, 3))]
+    values = columns("linear", layers)
+    target = 50 + 4 * np.log2(values["m"]) * np.log2(values["k"])
+    fitted = NeuralPowerPolynomial("linear", "power").fit(values, target)
+    assert fitted.degree_ == 2
+    assert fitted.floor is None
+    assert max(fitted.coefficients_, key=fitted.coefficients_.__getitem__).count("log2") == 2
+    assert np.abs(fitted.predict(values) / target - 1).max() < 0.02
+
+
+def test_says_in_one_line_where_the_lasso_is_not_solved(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    layers = [linear_layer(*map(int, each)) for each in random.integers(1, 400, (80, 3))]
+    values = columns("linear", layers)
+    target = values["m"] + values["n"] + values["k"]
+    fitted = NeuralPowerPolynomial("linear")
+    # The path ends where it begins.
+    monkeypatch.setattr("pytest_neuralpower.estimators.neuralpower._CORNERS", 0)
+    with pytest.warns(UserWarning, match="runtime of linear: the Lasso of .* converge") as seen:
+        fitted._fit(values, target)
+    assert len(seen) == 1
+    assert "\n" not in str(seen[0].message)
 
 
 def test_a_regressor_it_does_not_know_is_refused() -> None:

@@ -99,6 +99,43 @@ class TestPlatform:
         accuracy = fitted.accuracy["layer_energy"]["linear"]
         assert accuracy["held_out"][accuracy["chosen"]]["mape"] < 2
 
+    def test_carries_the_papers_estimators_beside_the_chosen_ones(
+        self, fitted: FittedPlatform
+    ) -> None:
+        paper = fitted.families["linear"].neuralpower
+        assert paper is not None
+        assert paper.power is None
+        assert fitted.families["activation"].neuralpower is None
+        scores = fitted.accuracy["neuralpower"]["linear"]["runtime"]
+        assert scores["degree"] == paper.runtime.degree_
+        assert scores["terms"] == len(paper.runtime.coefficients_) > 0
+        held_out = fitted.accuracy["runtime"]["linear"]["held_out"]["neuralpower"]
+        assert scores["held_out"] == held_out
+        assert scores["fitted"]["rmspe"] < 30
+
+    def test_carries_the_papers_power_where_all_rows_have_it(self) -> None:
+        fitted = fit_rows(measured(power=True), recipe()).platform
+        paper = fitted.families["linear"].neuralpower
+        assert paper is not None
+        assert paper.power is not None
+        assert paper.power.degree_ in (1, 2)
+        layer = linear_layer(100, 200, 300)
+        _, watts = device(layer.cost.flops, layer.cost.bytes_moved)
+        assert fitted.by_neuralpower().predict([layer]).power_w == pytest.approx(watts, rel=0.1)
+        assert fitted.accuracy["neuralpower"]["linear"]["power"]["held_out"]["rmspe"] < 10
+
+    def test_the_card_says_why_and_shows_the_paper_beside_it(self, fitted: FittedPlatform) -> None:
+        card = card_text(fitted)
+        assert "## Chosen, and NeuralPower beside it" in card
+        row = next(
+            line
+            for line in card.splitlines()
+            if re.match(r"\| linear +\| \S+ +\| the least MAPE", line)
+        )
+        scores = fitted.accuracy["neuralpower"]["linear"]["runtime"]
+        assert f"{scores['held_out']['rmspe']:.1f}%" in row
+        assert f"{scores['fitted']['rmspe']:.1f}%" in row
+
     def test_knows_the_range_it_was_fitted_on(self, fitted: FittedPlatform) -> None:
         ranges = fitted.families["linear"].ranges
         assert ranges["m"][0] >= 16
