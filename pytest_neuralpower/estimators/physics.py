@@ -46,8 +46,10 @@ _SMALL_BOARD_W: Final = 75
 _JOULES: Final = 8.2e-12
 
 
-#: Operations of a processor's vectors that one of its scalar comparisons takes the place of.
-_SCALAR: Final = 8.0
+#: A processor pools without its vectors: operations of them in the time that one element of a
+#: window takes, and one result with its loop (two processors that agree, maximum pooling).
+_ELEMENT: Final = 110.0
+_RESULT: Final = 1000.0
 
 
 class Ceilings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -164,8 +166,9 @@ def roofline_ms(family: str, columns: Columns, ceilings: Ceilings) -> FloatArray
         memory = memory + columns["steps"] * columns["step_bytes"] / (ceilings.bandwidth_gbs * 4e6)
     launch = ceilings.launch_ms * _launches(family, columns)
     if family == "pool":
-        if not ceilings.gpu:  # one comparison at a time, between loads
-            return np.asarray(launch + _SCALAR * compute + memory)
+        if not ceilings.gpu:  # one element at a time, between loads
+            scalar = _ELEMENT * columns["window_bytes"] + _RESULT * columns["bytes_out"]
+            return np.asarray(launch + scalar / (4e6 * ceilings.peak_gflops) + memory)
         windows = _WINDOWS * columns["window_bytes"] / (ceilings.bandwidth_gbs * 1e6)
         memory = np.maximum(memory, windows)
     return np.asarray(launch + np.maximum(compute, memory))
@@ -234,7 +237,7 @@ FEATURES: Final[Mapping[str, tuple[str, Callable[[Columns, Ceilings], FloatArray
         "log2 of the narrower side of the product",
         lambda c, _: _log(np.minimum(c["m"], c["n"]), 0, 8),
     ),
-    "depth": ("log2 of the length of the reduction", lambda c, _: _log(c["k"], 0, 12)),
+    "depth": ("log2 of the length of the reduction", lambda c, _: _log(c["k"], 0, 16)),
     "padding": (
         "log2 of padded over true size of the tiles",
         lambda c, _: _log(_padding(c), 0, 13),
