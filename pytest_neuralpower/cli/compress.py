@@ -22,6 +22,7 @@ def advise_command(
     inputs: options.Inputs,
     platform: options.PlatformName,
     arg: options.Arguments = None,
+    estimator: options.Estimators = "best",
     mj: Annotated[float | None, typer.Option(help="budget: energy of one call in mJ")] = None,
     ms: Annotated[float | None, typer.Option(help="budget: runtime of one call in ms")] = None,
     channels: Annotated[
@@ -36,6 +37,7 @@ def advise_command(
 ) -> None:
     """Say which widths of MODEL to move to a plateau edge of a platform. It changes nothing."""
     from pytest_neuralpower.compress.advice import DEFAULT_EFFORT, advise
+    from pytest_neuralpower.platform.catalog import as_platform, priced_by
 
     if mj is not None and ms is not None:
         raise OptionError("--mj and --ms: advice is for one budget; give one of them")
@@ -45,7 +47,7 @@ def advise_command(
     advised = advise(
         built.eval(),
         Call(tuple(positional), keywords),
-        platform,
+        priced_by(as_platform(platform), estimator),
         budget,
         channels=channels,
         effort=effort or DEFAULT_EFFORT,
@@ -129,6 +131,7 @@ def prune_command(
         Path | None, typer.Option(metavar="FILE", help="load MODEL's trained state dict first")
     ] = None,
     arg: options.Arguments = None,
+    estimator: options.Estimators = "best",
     score: Annotated[
         str, typer.Option(metavar="PATH", help="file.py:function(model) -> score, higher is better")
     ] = "",
@@ -155,6 +158,7 @@ def prune_command(
     command was misused, and 3 if the channels of MODEL cannot be told apart.
     """
     from pytest_neuralpower.compress.prune import prune_to_budget
+    from pytest_neuralpower.platform.catalog import as_platform, priced_by
 
     _check_outputs({"--plan": plan, "--weights": weights})
     positional, keywords = parse_inputs(inputs)
@@ -162,7 +166,7 @@ def prune_command(
         result = prune_to_budget(
             _load_trained(model, arg, state),
             Call(tuple(positional), keywords),
-            platform,
+            priced_by(as_platform(platform), estimator),
             budget,
             calibration=_read_calibration(calibration),
             score_fn=import_object(score) if score else None,

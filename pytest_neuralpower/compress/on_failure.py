@@ -83,7 +83,11 @@ def failure_advice(
             words = _words(model, call, root)
         except Exception:
             words = [_UNKNOWN_MODEL, "--input", "SHAPE"]
-        return [*lines, *_commands(words, call, budget, platform_name)]
+        words += ["--platform", shlex.quote(platform_name)]
+        estimator = getattr(platform, "estimator", "best")
+        if estimator != "best":
+            words += ["--estimator", estimator]
+        return [*lines, *_commands(words, call, budget)]
 
 
 def _advice(
@@ -106,8 +110,8 @@ def _advice(
     return ["advice, predicted and not measured:", *(f"  {line}" for line in lines)]
 
 
-def _commands(words: list[str], call: Call, budget: Budget, platform_name: str) -> list[str]:
-    common = " ".join([*words, "--platform", shlex.quote(platform_name)])
+def _commands(words: list[str], call: Call, budget: Budget) -> list[str]:
+    common = " ".join(words)
     limit = budget.limit
     if budget.per == "sample":
         limit *= budget.samples or batch_size(input_tensors((call.args, dict(call.kwargs))))

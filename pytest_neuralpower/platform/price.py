@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict
 
 import numpy as np
-from msgspec import Struct, field, to_builtins
+from msgspec import UNSET, Struct, field, to_builtins
 from msgspec.structs import replace
 
 from pytest_neuralpower.collector import collector_paused
@@ -747,11 +747,27 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
             held_out=self._held_out("runtime"),
             held_out_power=self._held_out("layer_power"),
             held_out_energy=self._held_out("layer_energy"),
+            neuralpower=self._paper_summary() or UNSET,
             networks=self.accuracy.get("networks"),
             power=self.accuracy.get("power"),
             intervals=self.accuracy.get("intervals"),
             sha256=self.sha256,
         )
+
+    def _paper_summary(self) -> dict[str, dict[str, dict[str, object]]]:
+        """How the paper's estimators do, by family and quantity."""
+        return {
+            name: {
+                quantity: {
+                    "degree": score["degree"],
+                    "terms": score["terms"],
+                    "rmspe_held_out": score["held_out"].get("rmspe"),
+                    "rmspe_of_its_rows": score["fitted"]["rmspe"],
+                }
+                for quantity, score in found.items()
+            }
+            for name, found in self.accuracy.get("neuralpower", {}).items()
+        }
 
     def _held_out(self, section: str) -> dict[str, HeldOut]:
         """By family, what was chosen and its held-out error."""

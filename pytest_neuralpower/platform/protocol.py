@@ -90,6 +90,9 @@ class Summary(Struct, frozen=True, kw_only=True):
         Titles of the sources of its rows, or of its formulas.
     held_out, held_out_power, held_out_energy
         Of runtime, power and energy, by family; unset where there can be none.
+    neuralpower
+        Of the NeuralPower paper's estimators, by family and quantity: degree, terms, and RMSPE (%)
+        held out and on the rows themselves; unset for a platform without.
     networks, power, intervals
         The platform file's accuracy on whole networks, of power, and of intervals, if any.
     """
@@ -106,6 +109,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     held_out: Mapping[str, HeldOut]
     held_out_power: Mapping[str, HeldOut] | UnsetType = UNSET
     held_out_energy: Mapping[str, HeldOut] | UnsetType = UNSET
+    neuralpower: Mapping[str, Mapping[str, Mapping[str, object]]] | UnsetType = UNSET
     networks: Mapping[str, Any] | None = None
     power: Mapping[str, Any] | None = None
     intervals: Mapping[str, Any] | None = None

@@ -42,9 +42,10 @@ def test_the_option_decides_what_predicts(repo: Repo, platform: str) -> None:
     result = repo.run(f"--np-platform={platform}", "--np-estimator=neuralpower", "--np-top=1")
     result.assert_outcomes(failed=1)
     text = result.stdout.str()
-    assert "estimator neuralpower prices conv; best prices pool, activation" in text
+    assert "estimator neuralpower prices conv; best prices activation, pool" in text
     assert "titanx, neuralpower" in text
-    assert "--np-estimator=neuralpower" in text  # the command that shows more
+    assert "--np-estimator=neuralpower --np-top=0" in text  # the command that shows more
+    assert "both.json --estimator neuralpower --ms 30" in text  # and that of advice
 
 
 def test_so_does_the_ini_file(repo: Repo, platform: str) -> None:
