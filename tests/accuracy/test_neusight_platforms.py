@@ -10,8 +10,9 @@ import pytest
 from pytest_neuralpower import load_platform, trace
 from pytest_neuralpower.calibrate.fit.card import card_text
 from pytest_neuralpower.calibrate.fit.designs import Design, runtime_makers
-from pytest_neuralpower.calibrate.fit.fit import read_rows
+from pytest_neuralpower.calibrate.fit.fit import bounded, read_rows
 from pytest_neuralpower.calibrate.fit.judging import beats
+from pytest_neuralpower.calibrate.fit.prior import priors_for
 from pytest_neuralpower.calibrate.fit.readers import data_root
 from pytest_neuralpower.calibrate.fit.recipe import read_recipe
 from pytest_neuralpower.errors import ProfileError
@@ -45,11 +46,19 @@ def test_the_chosen_estimators_refitted_are_the_shipped_ones(name: str) -> None:
     except ProfileError as error:
         pytest.skip(str(error))
     rows, recipe = read_rows(read_recipe(REPOSITORY / "calibration" / name), data)
+    priors = priors_for(
+        recipe.device,
+        recipe.hardware,
+        recipe.dtype,
+        calibration=REPOSITORY / "calibration",
+        data_root=data,
+    )
     platform = shipped(name)
     for each, model in platform.families.items():
         members = [row for row in rows if family(row.layer) == each]
         makers = runtime_makers(each, recipe.designs.get(each, Design()), recipe.hardware)
-        fitted = makers[platform.accuracy["runtime"][each]["chosen"]]().fit(
+        inner = makers[platform.accuracy["runtime"][each]["chosen"]]()
+        fitted = bounded(each, recipe, priors[each], inner).fit(
             columns(each, [row.layer for row in members]),
             np.array([row.runtime_ms for row in members]),
             groups=[row.shape_group for row in members],
