@@ -202,8 +202,8 @@ def _log(values: FloatArray, low: float, high: float) -> FloatArray:
 
 
 def _padding(columns: Columns) -> FloatArray:
-    rows = np.ceil(columns["m"] / 128) * 128 / columns["m"]
-    return np.asarray(rows * np.ceil(columns["n"] / 64) * 64 / columns["n"])
+    rows, width = np.maximum(columns["m"], 1.0), np.maximum(columns["n"], 1.0)  # 0: an empty batch
+    return np.asarray(np.ceil(rows / 128) * 128 / rows * np.ceil(width / 64) * 64 / width)
 
 
 def _waves(columns: Columns, ceilings: Ceilings) -> FloatArray:
@@ -213,7 +213,8 @@ def _waves(columns: Columns, ceilings: Ceilings) -> FloatArray:
 
 def _tail(columns: Columns, ceilings: Ceilings) -> FloatArray:
     waves = _waves(columns, ceilings)
-    return np.asarray(np.where(waves < 8, np.log2(np.ceil(waves) / waves), 0.0))
+    filled = np.where((waves > 0) & (waves < 8), waves, 1.0)
+    return np.asarray(np.log2(np.ceil(filled) / filled))
 
 
 def _intensity(columns: Columns, ceilings: Ceilings) -> FloatArray:

@@ -231,7 +231,7 @@ class TestHeld:
 
 
 def _two_calibrations(folder):
-    """Two platforms of one name, the first twice as fast at everything that it was fitted on."""
+    """Two platforms of one name, the first of a device that is twice as fast at everything."""
     platform = load_platform("titanx")
     content = platform.to_json()
     content["name"] = "mine"
@@ -239,12 +239,14 @@ def _two_calibrations(folder):
     from pytest_neuralpower.platform.file import write
 
     write(whole, content)
-    for model in content["families"].values():
-        for regime in model.get("runtime", {}).get("regimes", ()):
+    runtimes = [model["runtime"] for model in content["families"].values()]
+    for runtime in (*runtimes, *content["inferred"].values()):
+        runtime["ceilings"]["peak_gflops"] *= 2
+        runtime["ceilings"]["bandwidth_gbs"] *= 2
+        runtime["ceilings"]["launch_ms"] /= 2
+        for regime in runtime.get("inner", {}).get("regimes", ()):
             regime["scale"] /= 2
             regime["time_over_roofline"] = [end / 2 for end in regime["time_over_roofline"]]
-    content["fallback"]["bandwidth_gbs"] *= 2
-    content["fallback"]["floor_ms"] /= 2
     write(half, content)
     return half, whole
 

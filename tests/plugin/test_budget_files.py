@@ -141,7 +141,7 @@ def test_an_input_may_be_written_as_on_the_command_line(repo, write, line, shape
     write(GOOD.replace("[[8, 3, 64, 64]]", f"[{shape}]"))
     result = repo.run("--np-platform=titanx", "--np-baselines=none")
     result.assert_outcomes(passed=1)
-    assert "0.127 J of 1,000 J" in line(result, "of 1,000 J")
+    assert "0.126 J of 1,000 J" in line(result, "of 1,000 J")
 
 
 def test_tags_select(repo, write):

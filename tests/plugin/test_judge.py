@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_neuralpower import load_platform
-from pytest_neuralpower.platform.file import content_hash
+from pytest_neuralpower.platform.file import VERSION, content_hash
 
 GUARDED = """
     @pytest.mark.runtime_budget(ms={limit!r})
@@ -71,7 +71,7 @@ def test_the_failure_says_how_sure_it_is(repo, limits, line):
     repo.write(GUARDED.format(limit=limits["under_point"]))
     result = repo.run("--np-platform=titanx", "test_guard.py")
     assert re.search(
-        r"not sure, the limit lies \d+% of the way up this 90% interval$",
+        r" \(90%\): not sure, the limit is \d+% of the way up$",
         line(result, "  interval   "),
     )
 
@@ -109,7 +109,7 @@ def test_the_summary_says_how_sure_it_is(repo, limits):
 def test_a_platform_without_intervals_is_judged_by_its_point_alone(repo, pytester, line):
     data = {
         "format": "pytest-neuralpower platform",
-        "version": 2,
+        "version": VERSION,
         **load_platform("titanx").to_json(),
     }
     del data["intervals"]

@@ -75,7 +75,9 @@ def test_a_long_id_is_shortened_and_shown_whole_when_verbose(repo):
 def test_short_lines_have_all_of_a_test(repo):
     repo.write("def test_one(neuralpower): neuralpower.predict(small(), image())")
     (line,) = summary(repo.run("--np-platform=titanx"))
-    assert line.startswith("-  127 mJ  541 µs  235 W  19% unsure  titanx  test_guard.py::test_one")
+    assert line.startswith(
+        "-  126 mJ  536 µs  235 W  19% not measured  titanx  test_guard.py::test_one"
+    )
 
 
 def test_quiet_leaves_the_summary_out(repo):
@@ -140,9 +142,9 @@ def test_strict_fails_on_too_much_uncovered_energy(repo, pytester, how):
     result.stdout.fnmatch_lines(
         [
             "prediction not trusted: Spectrum on titanx",
-            "  *% is uncovered or fallback or extrapolated; --np-strict allows 5.0%",
+            "  *% is uncovered or inferred or extrapolated; --np-strict allows 5.0%",
             "*fft_fft2*8x3x64x64*U*",
-            "  U: *% of the energy has no formula: priced by its bytes",
+            "  U: fft_fft2, abs (*% of the energy): no formula, may take any time",
         ]
     )
 

@@ -147,7 +147,9 @@ def test_half_a_batch_is_what_a_layer_of_half_the_batch_has(make: object) -> Non
 
 
 def test_features_are_finite_wherever_a_family_has_them() -> None:
-    for layer in (MADE["conv"](1), MADE["linear"](1), MADE["product"](1)):  # type: ignore[no-untyped-call]
+    empty = [linear_layer(0, 8, 8), matmul_layer((2, 0, 8), (8, 8))]
+    made = (MADE["conv"](1), MADE["linear"](1), MADE["product"](1))  # type: ignore[no-untyped-call]
+    for layer in (*made, *empty):
         name, values = of(layer)
         assert features(name)
         for each in features(name):
