@@ -84,7 +84,7 @@ class Advice:
         """``shrink features.3 65 -> 64 (+2 coupled): energy -3.2%, runtime -4.1%, ...``."""
         coupled = f" (+{len(self.coupled)} coupled)" if self.coupled else ""
         changes = [
-            f"{quantity} {'+' if change > 0 else '-'}{show_percent(abs(change) / total)}"
+            f"{quantity} {'-' if change < 0 else '+'}{show_percent(abs(change) / total)}"
             for quantity, change, total in (
                 ("energy", self.energy_change_mj, before.energy_mj),
                 ("runtime", self.runtime_change_ms, before.runtime_ms),
@@ -287,6 +287,7 @@ def advise_groups(
     after = platform.predict(groups.trace_at(widths)) if widths else before
 
     def judged(advice: Advice) -> Advice:
+        advice = _of_the_call(advice, before)
         if budget is None:
             return advice
         moved = platform.predict(groups.trace_at({advice.group: advice.to_width}))
@@ -307,6 +308,22 @@ def advise_groups(
             *(name for name, why in groups.frozen.items() if why == NOT_CHECKED),
             *(name for name, units in most.items() if examined[name] < units),
         ),
+    )
+
+
+def _of_the_call(advice: Advice, before: Prediction) -> Advice:
+    """What moving the width does to a call that may wait for its host: its layers stay as many."""
+    host, device_ms, change = before.host, before.device_ms, advice.runtime_change_ms
+    if host is None or device_ms is None or change is None:
+        return advice
+    layers, moved = len(before.layers), device_ms + change
+    runtime = [host.total_ms(each, layers) or 0.0 for each in (device_ms, moved)]
+    waiting = [host.waiting_mj(each, layers) for each in (device_ms, moved)]
+    energy = advice.energy_change_mj
+    return replace(
+        advice,
+        runtime_change_ms=runtime[1] - runtime[0],
+        energy_change_mj=None if energy is None else energy + waiting[1] - waiting[0],
     )
 
 

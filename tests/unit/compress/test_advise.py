@@ -9,6 +9,7 @@ from torch import nn
 from pytest_neuralpower import advise, load_platform, trace
 from pytest_neuralpower.compress.width_prices import Curve, edges, expansion, shrinkage
 from pytest_neuralpower.errors import BudgetError
+from pytest_neuralpower.platform.prediction import Host
 
 pytest.importorskip("torch_pruning")
 
@@ -95,6 +96,19 @@ class TestAdvise:
         missed = advise(odd(), INPUTS, "titanx", f"{between / 100} mJ")
         assert (met.meets, missed.meets, free.meets) == (True, False, None)
         assert not any(each.meets for each in missed.advice)
+
+    def test_promises_no_time_to_a_call_that_waits_for_its_host(self):
+        platform = load_platform("titanx")
+        alone, *_ = advise(odd(), INPUTS, platform).advice
+        waits = advise(odd(), INPUTS, replace(platform, host=Host(layer_ms=10.0)))
+        first, *_ = waits.advice
+        assert (first.group, first.to_width) == (alone.group, alone.to_width)
+        assert alone.runtime_change_ms < first.runtime_change_ms == 0.0
+        assert "runtime +0.0%" in first.text(waits.before)
+        # Saved is what the layers draw beyond what the device draws while it waits.
+        assert alone.energy_change_mj < first.energy_change_mj < 0.0
+        saved = waits.after.energy_mj - waits.before.energy_mj
+        assert first.energy_change_mj == pytest.approx(saved)
 
     def test_moves_no_width_further_than_asked(self):
         advised = advise(odd(37), INPUTS, "titanx", channels=2)
