@@ -153,7 +153,11 @@ def caveats(
     lines: list[str] = []
     measurable: list[LayerPrediction] = []
     for flag, (letter, reason) in _FLAG_NOTES.items():
-        places = [at for at, each in enumerate(prediction.layers) if flag in each.flags]
+        places = [
+            at
+            for at, each in enumerate(prediction.layers)
+            if flag in each.flags and (flag == UNCOVERED or UNCOVERED not in each.flags)
+        ]
         cost = sum(costs[at] for at in places)
         if not cost:
             continue

@@ -93,7 +93,7 @@ function provenance(prediction) {
     ["platform", `${prediction.platform}, sha256 ${prediction.platform_sha256}`],
     ...Object.entries(prediction.provenance ?? {}),
     ["energy is", prediction.energy_mj === null ? "not known on this platform" : prediction.energy_basis],
-    ["not backed by measurements", `${showPercent(prediction.untrusted_share)} of the cost: uncovered, extrapolated or by a fallback`],
+    ["not backed by measurements", `${showPercent(prediction.untrusted_share)} of the cost: uncovered, extrapolated or inferred`],
     ["baseline", [prediction.baseline?.path, stored].filter(Boolean).join(", ")],
     ["test", place], ["notes", prediction.notes.join("; ")],
     ["pytest-neuralpower", DATA.plugin], ["torch", DATA.torch],
