@@ -427,7 +427,7 @@ def judge_ratios(
     cards = list(_cards(boards, data_root))
     for changed, title in enumerate(("twice the batch", "another width")):
         for source, known in (("DeepBench's 3x3 rows", withheld), ("NeuSight's rows", cards)):
-            cases = [(platform, _single(rows, batch=changed == 0)) for platform, rows in known]
+            cases = [(platform, _pairs_of(rows, batch=changed == 0)) for platform, rows in known]
             yield _ratio_figure(f"{source}, {title}", cases)
 
 
@@ -458,7 +458,7 @@ def _cards(boards: Sequence[Board], data_root: Path) -> Iterator[tuple[FittedPla
         yield platform_of_priors(name, known.device, hardware, priors), rows
 
 
-def _single(rows: Sequence[Row], *, batch: bool) -> list[_Pair]:
+def _pairs_of(rows: Sequence[Row], *, batch: bool) -> list[_Pair]:
     """Pairs of layers that differ in one size alone: twice the batch, or a width up to four times
     as large; of each kind as many at most."""
     alike: dict[Hashable, list[tuple[int, Row]]] = {}
