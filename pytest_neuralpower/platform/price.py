@@ -560,11 +560,12 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         peak a library reaches is not known: the interval holds the physical limit, and at least
         half of the gain (of its logarithm) may be missed.
         """
-        names = np.array([layer.dtype for layer in layers])
-        others = [dtype for dtype in np.unique(names) if self._is_other(dtype, family_name)]
+        dtypes = [layer.dtype for layer in layers]
+        others = [dtype for dtype in sorted(set(dtypes)) if self._is_other(dtype, family_name)]
         least = np.zeros(len(layers))
         if not others:
             return estimate(values), least
+        names = np.array(dtypes)
         runtime, own = np.empty(len(layers)), Ceilings.of(self.hardware)
         known = ~np.isin(names, others)
         if known.any():
