@@ -389,11 +389,14 @@ def _faded_squares(
     terms: Sequence[FloatArray], sizes: FloatArray, reach: FloatArray
 ) -> list[float]:
     """Variance of each sum of terms whose correlation fades with the distance in sizes."""
-    squares = [0.0] * len(terms)
+    changed = np.flatnonzero(np.any(np.stack(terms) != 0, axis=0))
+    sizes, reach = sizes[changed], reach[changed]
+    table = np.stack([term[changed] for term in terms])
+    lengths = (sizes**2).sum(axis=1)
+    squares = np.zeros(len(terms))
     for start in range(0, len(sizes), _BLOCK):
         rows = slice(start, start + _BLOCK)
-        distance = np.sqrt(((sizes[rows, None] - sizes) ** 2).sum(axis=2))
-        alike = np.exp(-distance / reach)
-        for at, term in enumerate(terms):
-            squares[at] += float(term[rows] @ alike @ term)
-    return [max(each, 0.0) for each in squares]
+        squared = lengths[rows, None] + lengths - 2 * sizes[rows] @ sizes.T
+        alike = np.exp(-np.sqrt(np.maximum(squared, 0.0)) / reach)
+        squares += ((table[:, rows] @ alike) * table).sum(axis=1)
+    return [max(float(each), 0.0) for each in squares]

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
-from flat_priors import flat_priors
+from flat_priors import flat_prior, flat_priors
 from msgspec import structs
 
+from pytest_neuralpower.calibrate.fit.prior import places_of, variogram
 from pytest_neuralpower.calibrate.fit.recipe import Recipe
 from pytest_neuralpower.calibrate.fit.rows import Row, linear_layer
 from pytest_neuralpower.calibrate.fit.uncertainty import (
@@ -107,6 +108,18 @@ def test_neighbours_that_err_alike_are_correlated() -> None:
     assert 0.1 <= apart.correlation < 0.35  # never less than what 100 shapes could not see
     assert alike.fading == alike.correlation
     assert alike.reach > 2 * apart.reach
+
+
+def test_errors_are_alike_as_far_as_rows_show() -> None:
+    values = columns(np.geomspace(1e6, 1e10, 100))
+    waves = np.sin(np.linspace(0, 12, 100))  # a period of some seven doublings of each size
+    seen = variogram(waves, places_of(values), np.arange(100))
+    assert seen.shape == (16,)
+    assert seen[0] > 0.9
+    assert seen[6] < -0.8  # half a period away
+    assert seen[13] > 0.8
+    lonely = variogram(waves[:1], places_of({k: v[:1] for k, v in values.items()}), np.arange(1))
+    assert np.isnan(lonely).all()
 
 
 def chosen(target: np.ndarray, values: dict[str, np.ndarray]) -> Selection:
@@ -266,6 +279,16 @@ class TestWithIntervals:
         assert prior == pytest.approx((0.8225, 0.8225, 0.36, 0.0, 1.0), abs=2e-4)
         assert found.families["linear"].inside == pytest.approx(0.1, abs=2e-4)
         assert found.other is None
+
+    def test_what_is_alike_on_one_device_fades(self) -> None:
+        """Half of what the prior is off on one device, 0.64 of the whole, nearly equal sizes share
+        beyond the 0.36 that all layers do."""
+        prior = structs.replace(flat_prior(HARDWARE), alike=0.5, reach=3.0)
+        priors = {
+            name: structs.replace(each, prior=prior) for name, each in flat_priors(HARDWARE).items()
+        }
+        found = self.intervals({"linear": self.fit()}, inferred=priors).runtime.families["pool"]
+        assert (found.correlation, found.fading, found.reach) == pytest.approx((0.68, 0.32, 3.0))
 
     @pytest.mark.parametrize(
         ("tier", "distance"), [("public", 2 * 0.292), ("transferred", 2 * 0.4055)]
