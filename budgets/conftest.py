@@ -110,9 +110,11 @@ class _PaperTable:
             for network, actual, *values in zip(networks, measured, *columns.values(), strict=True)
         ]
         rows.append(["RMSPE", *(_rmspe(values, measured) for values in columns.values()), ""])
-        headers = [quantity, *columns, "measured"]
-        align = ["left", *["right"] * (len(headers) - 1)]
-        return tabulate(rows, headers, tablefmt="plain", colalign=align, disable_numparse=True)
+        # As rows, for tabulate makes columns wider than their headers.
+        heads = [("", quantity), *(each.split("\n") for each in columns), ("", "measured")]
+        align = ["left", *["right"] * (len(heads) - 1)]
+        rows = [*map(list, zip(*heads, strict=True)), *rows]
+        return tabulate(rows, tablefmt="plain", colalign=align, disable_numparse=True)
 
 
 def _cell(value: float | None, measured: float) -> str:
