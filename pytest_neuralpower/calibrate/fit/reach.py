@@ -401,7 +401,7 @@ def _covers(coverage: float) -> bool:
 # -- Ratios of two calls.
 
 #: Pairs of a kind that are looked at.
-_PAIRS: Final = 300
+_PAIRS: Final = 100
 
 _Pair = tuple[Sequence[Layer], Sequence[Layer], float]
 
