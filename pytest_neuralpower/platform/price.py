@@ -500,10 +500,10 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         """How layers in a dtype that no row has are priced."""
         peak, own = self.peak_gflops(dtype), self.peak_gflops(self.dtype)
         if dtype not in self.peaks_gflops and peak == own:
-            return f"priced as {self.dtype}, for its own peak is not known"
-        ratio = f"{peak / own:.3g} to 1" if peak >= own else f"1 to {own / peak:.3g}"
+            return f"priced as {self.dtype}, its peak is not known"
+        ratio = f"{peak / own:.3g}" if peak >= own else f"1/{own / peak:.3g}"
         mode = ", TF32 off" if dtype == "float32" and "tf32" in self.peaks_gflops else ""
-        return f"priced by the ratio of peaks to {self.dtype}, {ratio}{mode}"
+        return f"priced at {ratio} times the peak of {self.dtype}{mode}"
 
     def _predict_columns(
         self, items: Sequence[Layer]

@@ -91,9 +91,7 @@ def test_convolutions_on_tensor_cores_are_not_filtered_minimally(a100: FittedPla
 
 def test_the_note_says_what_is_done(a100: FittedPlatform) -> None:
     other = perceptron(a100, torch.bfloat16)
-    assert other.notes[0] == (
-        "4 of 4 layers in bfloat16: priced by the ratio of peaks to float32, 16 to 1"
-    )
+    assert other.notes[0] == ("4 of 4 layers in bfloat16: priced at 16 times the peak of float32")
     assert all(EXTRAPOLATED in layer.flags for layer in other.layers)
     assert not any("layers in" in note for note in perceptron(a100, torch.float32).notes)
 
@@ -102,7 +100,7 @@ def test_a_dtype_without_units_is_no_faster() -> None:
     v100 = datasheet_platform("v100")
     known, other = perceptron(v100, torch.float32), perceptron(v100, torch.bfloat16)
     assert other.device_ms == pytest.approx(known.device_ms, rel=0.05)
-    assert "in bfloat16: priced as float32, for its own peak is not known" in other.notes[0]
+    assert "in bfloat16: priced as float32, its peak is not known" in other.notes[0]
 
 
 @pytest.mark.filterwarnings("ignore")

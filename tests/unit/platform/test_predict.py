@@ -133,7 +133,7 @@ class TestFlags:
         found = platform.predict([half, half, streaming("activation", (64, 64))])
         assert [each.flags for each in found.layers] == [(EXTRAPOLATED,), (EXTRAPOLATED,), ()]
         assert found.notes == (
-            "2 of 3 layers in float16: priced as float32, for its own peak is not known",
+            "2 of 3 layers in float16: priced as float32, its peak is not known",
         )
 
     def test_a_kind_without_rows_in_another_dtype_is_both(self, platform: FittedPlatform) -> None:
@@ -150,9 +150,7 @@ class TestFlags:
         product = linear_layer(1000, 1000, 1000, dtype=dtype)
         found = quick.predict([product, streaming("activation", (64, 64), dtype)])
         assert [EXTRAPOLATED in each.flags for each in found.layers] == [True, False]
-        assert found.notes == (
-            f"1 of 2 layers in {dtype}: priced by the ratio of peaks to float32, 4 to 1",
-        )
+        assert found.notes == (f"1 of 2 layers in {dtype}: priced at 4 times the peak of float32",)
 
 
 class TestAnotherDtype:
