@@ -23,6 +23,7 @@ from pytest_neuralpower.calibrate.fit.rows import (
 )
 from pytest_neuralpower.estimators import Boosted, NeuralPowerPolynomial, Physical, Tree
 from pytest_neuralpower.estimators.features import columns, family
+from pytest_neuralpower.estimators.physics import Ceilings, roofline_ms
 from pytest_neuralpower.estimators.terms import Regime
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def test_every_candidate_fits_its_family(kind: str, quantity: str) -> None:
     time = (0.02 + values["flops"] / 0.7e9 + values["bytes_moved"] / 60e6) * noise
     watts = 40 + 120 * values["flops"] / (time * 1e9) + 50 * values["bytes_moved"] / (time * 1e8)
     target = {"runtime": time, "power": watts, "energy": time * watts}[quantity]
+    values["prior_ms"] = roofline_ms(kind, values, Ceilings.of(HARDWARE))  # of a flat prior
     makers = {
         "runtime": lambda: runtime_makers(kind, Design(), HARDWARE),
         "power": lambda: power_makers(kind, HARDWARE),
@@ -81,7 +83,8 @@ def test_every_candidate_fits_its_family(kind: str, quantity: str) -> None:
     if quantity == "power":
         assert list(makers) == ["utilization", *paper, "boosted"]
     else:
-        assert list(makers) == ["physical", *paper, "tree", "boosted"]
+        bounded = ["neuralpower-bounded"] if quantity == "runtime" else []
+        assert list(makers) == [*bounded, "physical", *paper, "tree", "boosted"]
     for name, make in makers.items():
         estimator = make()
         assert estimator.name == name
