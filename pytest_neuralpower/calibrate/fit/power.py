@@ -26,12 +26,12 @@ from pytest_neuralpower.calibrate.fit.recipe import Power, Recipe, read_recipe
 from pytest_neuralpower.calibrate.fit.rows import Row
 from pytest_neuralpower.errors import FitError, ProfileError
 from pytest_neuralpower.estimators import Utilization
+from pytest_neuralpower.estimators.base import some_rows
 from pytest_neuralpower.estimators.features import columns, family
 from pytest_neuralpower.estimators.selection import (
     Score,
     Selection,
     grouped_folds,
-    held_out,
     select,
 )
 from pytest_neuralpower.platform.catalog import load_fitted
@@ -312,12 +312,19 @@ def _learn(source: Recipe, rows: Sequence[Row]) -> tuple[Utilization, TransferAc
     watts = np.array([row.power_w for row in members], dtype=np.float64)
     fold = grouped_folds([row.shape_group for row in members], _FOLDS)
 
-    def make() -> Utilization:
+    def fitted(seen: Columns, power_w: FloatArray) -> Utilization:
         idle_w = source.power.idle_w if source.power else None
-        return _saturating(source, source.hardware, idle_w)
+        model = _saturating(source, source.hardware, idle_w)
+        # Not `fit`, which refuses a constant: a package may draw the same whatever it does.
+        return model.fit_utilization(*model.utilization(seen), power_w)
 
-    score = Score.of(held_out(make, values, watts, fold), watts)
-    model = make().fit(values, watts)
+    predicted = np.empty(len(watts))
+    for number in range(int(fold.max()) + 1):
+        out = fold == number
+        model = fitted(some_rows(values, ~out), watts[~out])
+        predicted[out] = model.predict(some_rows(values, out))
+    score = Score.of(predicted, watts)
+    model = fitted(values, watts)
     return model, TransferAccuracy(source.name, len(watts), len(model.load_), score)
 
 

@@ -567,7 +567,11 @@ def _with_correlation(platform: FittedPlatform, share: float) -> FittedPlatform:
     assert platform.intervals is not None
     intervals = platform.intervals
     families = {
-        name: replace(spread, correlation=float(f"{spread.correlation * share:.4g}"))
+        name: replace(
+            spread,
+            correlation=float(f"{spread.correlation * share:.4g}"),
+            fading=float(f"{spread.fading * share:.4g}"),
+        )
         for name, spread in intervals.runtime.families.items()
     }
     runtime = replace(intervals.runtime, families=families)
