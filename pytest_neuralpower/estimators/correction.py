@@ -23,9 +23,9 @@ from pytest_neuralpower.estimators.physical import Physical
 from pytest_neuralpower.estimators.physics import (
     FEATURES,
     Ceilings,
-    halved,
     least_ms,
     roofline_ms,
+    with_batch,
 )
 from pytest_neuralpower.estimators.tree import Tree
 
@@ -53,6 +53,9 @@ _MARGIN: Final = float(np.log(1.25))
 
 #: Halvings of a batch that are looked at, at most.
 _HALVINGS: Final = 24
+
+#: Two batches are equally far from what was calibrated within so many doublings.
+_NEARER: Final = 1e-9
 
 #: Of a doubling: how far away a tensor twice as large is. It changes no kernel's efficiency.
 _MORE_OF_THE_SAME: Final = 0.25
@@ -363,14 +366,16 @@ class Bounded(Estimator, tag="bounded", omit_defaults=True):
         """Time in ms as other devices run these layers."""
         return self._seen(columns)["prior_ms"]
 
-    def _once(self, columns: Columns) -> tuple[FloatArray, FloatArray]:
-        """Time of each row, whatever half its batch takes; and what it takes at most."""
+    def _once(self, columns: Columns) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Time of each row, whatever another batch takes; what it takes at most; and how far it is
+        from what was calibrated."""
         seen = self._seen(columns)
         base = seen["prior_ms"]
         correction = np.full(len(base), self.center_)
+        away = self.doublings_outside(columns)
         if self.inner is not None:
             learnt = np.log(np.maximum(self.inner.predict(seen), 1e-12) / base)
-            inside = 0.5 ** self.doublings_outside(columns) ** 2
+            inside = 0.5**away**2
             learnt = np.clip(learnt, *self.bounds_)
             correction += inside * (learnt - self.center_)
         least = least_ms(self.family, columns, self.ceilings)
@@ -379,7 +384,7 @@ class Bounded(Estimator, tag="bounded", omit_defaults=True):
         above = self.prior.factor.bounds_[1] + max(self.bounds_[1], self.center_)
         most = seen["roofline_ms"] * np.exp(above)
         found = np.clip(base * np.exp(correction), least, highest)
-        return found, np.clip(most, least, highest)
+        return found, np.clip(most, least, highest), away
 
     def doublings_outside(self, columns: Columns) -> FloatArray:
         """How many times a size must double or halve to be in the calibrated ranges, in sum."""
@@ -396,25 +401,48 @@ class Bounded(Estimator, tag="bounded", omit_defaults=True):
         return total
 
     def predict(self, columns: Columns) -> FloatArray:
-        best, _ = self._once(columns)
+        """Time in ms, shape ``(rows,)``: none falls when the batch doubles.
+
+        Where two batches contradict each other, the one nearer to what was calibrated is believed:
+        a smaller one raises a price, and a larger one lowers it.
+        """
+        best, _, away = self._once(columns)
+        self._raise_to_halves(columns, best, away)
+        self._lower_to_doubles(columns, best, away)
+        return best
+
+    def _raise_to_halves(self, columns: Columns, best: FloatArray, away: FloatArray) -> None:
+        """No price is below that of half the batch, as long as halving leads no further away."""
         rows: NDArray[np.intp] = np.arange(len(best))
-        smaller: Columns = columns
         kept = 1.0
         for _ in range(_HALVINGS):
-            smaller, batch = halved(self.family, smaller)
+            columns, batch = with_batch(self.family, columns, 0.5)
             there = batch >= 1.0
-            if not there.any():
+            rows, away, columns = rows[there], away[there], some_rows(columns, there)
+            if not len(rows):
                 break
-            rows, smaller = rows[there], some_rows(smaller, there)
-            found, most = self._once(smaller)
+            found, most, there_away = self._once(columns)
             kept *= 1.0 - _FALL
-            best[rows] = np.maximum(best[rows], kept * found)
+            near = there_away <= away + _NEARER
+            best[rows[near]] = np.maximum(best[rows[near]], kept * found[near])
             # A smaller one can only have taken longer where even its bound does.
-            open_ = kept * most > best[rows]
-            if not open_.any():
+            open_ = near & (kept * most > best[rows])
+            rows, away, columns = rows[open_], there_away[open_], some_rows(columns, open_)
+
+    def _lower_to_doubles(self, columns: Columns, best: FloatArray, away: FloatArray) -> None:
+        """No price is above that of twice the batch, as long as doubling leads nearer."""
+        rows = np.flatnonzero(away > 0)
+        away, columns = away[rows], some_rows(columns, rows)
+        kept = 1.0
+        for _ in range(_HALVINGS):
+            if not len(rows):
                 break
-            rows, smaller = rows[open_], some_rows(smaller, open_)
-        return np.asarray(best)
+            columns, _batch = with_batch(self.family, columns, 2.0)
+            found, _, there = self._once(columns)
+            kept *= 1.0 - _FALL
+            near = there < away - _NEARER
+            best[rows[near]] = np.minimum(best[rows[near]], found[near] / kept)
+            rows, away, columns = rows[near], there[near], some_rows(columns, near)
 
     def evaluate_all(self, columns: Columns) -> None:
         self.predict(columns)

@@ -19,7 +19,15 @@ from pytest_neuralpower.estimators.features import GEMM_FAMILIES, op_code
 if TYPE_CHECKING:
     from pytest_neuralpower.estimators.features import Columns, FloatArray
 
-__all__ = ["FEATURES", "Ceilings", "features", "halved", "least_ms", "roofline_ms", "traffic_bytes"]
+__all__ = [
+    "FEATURES",
+    "Ceilings",
+    "features",
+    "least_ms",
+    "roofline_ms",
+    "traffic_bytes",
+    "with_batch",
+]
 
 #: Operations that minimal filtering saves a 3x3 convolution of stride 1: with output tiles of 2 x 2
 #: it multiplies 2.25 times less (Lavin and Gray, "Fast Algorithms for Convolutional Networks",
@@ -280,7 +288,7 @@ def features(family: str) -> tuple[str, ...]:
     return _PRODUCT if family in GEMM_FAMILIES and family != "conv.depthwise" else ()
 
 
-# -- Half the batch: what enforces that a larger batch is never cheaper.
+# -- Another batch: what enforces that a larger batch is never cheaper.
 
 #: Columns that grow with the batch, beside operations and bytes.
 _BATCH: Final[Mapping[str, tuple[str, ...]]] = {
@@ -296,31 +304,32 @@ _BATCH: Final[Mapping[str, tuple[str, ...]]] = {
 _GROWING: Final = ("flops", "bytes_in", "bytes_out", "bytes_workspace")
 
 
-def halved(family: str, columns: Columns) -> tuple[dict[str, FloatArray], FloatArray]:
-    """Columns of the same layers at half the batch, and the batch (or rows) that leaves.
+def with_batch(
+    family: str, columns: Columns, times: float
+) -> tuple[dict[str, FloatArray], FloatArray]:
+    """Columns of the same layers at so many times the batch, and that batch (or rows).
 
     A linear layer's rows are its batch, and so are the products of a batched matrix product. Where
-    one operand has no batch it is not halved.
+    one operand has no batch it stays as it is.
     """
     found = dict(columns)
-    shrunk = np.full(len(columns["flops"]), 0.5)
     for name in (*_BATCH.get(family, ()), *_GROWING):
         if name in found:
-            found[name] = found[name] * 0.5
+            found[name] = found[name] * times
     if family == "matmul":
         batched = columns["groups"] >= 2
-        found["groups"] = np.where(batched, columns["groups"] * 0.5, columns["groups"])
-        found["m"] = np.where(batched, columns["m"], columns["m"] * 0.5)
+        found["groups"] = np.where(batched, columns["groups"] * times, columns["groups"])
+        found["m"] = np.where(batched, columns["m"], columns["m"] * times)
         # Without a batch the right operand stays: k n of m k + k n.
-        kept = columns["n"] / (columns["m"] + columns["n"])
-        shrunk = np.where(batched, 0.5, 0.5 + 0.5 * kept)
-        found["bytes_in"] = columns["bytes_in"] * shrunk
+        kept = columns["n"] / np.maximum(columns["m"] + columns["n"], 1.0)
+        grown = np.where(batched, times, times + (1.0 - times) * kept)
+        found["bytes_in"] = columns["bytes_in"] * grown
     elif family == "norm":
-        rows_left = np.where(columns["op"] == op_code("layer_norm"), 0.5, 1.0)
-        found["rows"] = columns["rows"] * rows_left
-        found["width"] = columns["width"] * (1.5 - rows_left)
+        by_rows = columns["op"] == op_code("layer_norm")
+        found["rows"] = columns["rows"] * np.where(by_rows, times, 1.0)
+        found["width"] = columns["width"] * np.where(by_rows, 1.0, times)
     elif family == "embedding":
-        found["bytes_weight"] = columns["bytes_weight"] * 0.5
+        found["bytes_weight"] = columns["bytes_weight"] * times
     found["bytes_moved"] = found["bytes_in"] + found["bytes_out"] + found["bytes_weight"]
     return found, _batch(family, found)
 

@@ -16,10 +16,10 @@ from pytest_neuralpower.estimators.physics import (
     FEATURES,
     Ceilings,
     features,
-    halved,
     least_ms,
     roofline_ms,
     traffic_bytes,
+    with_batch,
 )
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ MADE = {
 def test_half_a_batch_is_what_a_layer_of_half_the_batch_has(make: object) -> None:
     name, twice = of(make(32))  # type: ignore[operator]
     _, once = of(make(16))  # type: ignore[operator]
-    found, batch = halved(name, twice)
+    found, batch = with_batch(name, twice, 0.5)
     assert batch[0] >= 16
     for column, value in once.items():
         assert found[column] == pytest.approx(value, rel=1e-3), column
