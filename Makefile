@@ -37,7 +37,8 @@ RECIPES := $(patsubst calibration/%/recipe.yaml,%,$(wildcard calibration/*/recip
 SHIPPED := $(patsubst pytest_neuralpower/platforms/%.json,%,$(wildcard pytest_neuralpower/platforms/*.json))
 PLATFORMS := $(filter $(SHIPPED),$(RECIPES))
 
-platforms: $(VENV)/.test  ## refit every shipped platform; DATA is the folder of public tables
+platforms: $(VENV)/.test  ## refit the prior and every shipped platform; DATA has the public tables
+	$(BIN)/python -m pytest_neuralpower.calibrate.fit.prior calibration $(DATA)
 	for name in $(PLATFORMS); do \
 	  $(BIN)/neuralpower fit calibration/$$name --data $(DATA) \
 	    --out pytest_neuralpower/platforms/$$name.json || exit; \

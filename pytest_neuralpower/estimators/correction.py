@@ -237,6 +237,8 @@ class Prior(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
         Standard deviation of its logarithmic error from device to device, and on one device.
     devices
         That it is known of.
+    like
+        Where no device ran layers of the family: the family whose factor it takes.
     stacks
         Standard deviation of the difference between two stacks (library, version) on one device; 0
         where no device ran layers of the family on two.
@@ -249,6 +251,7 @@ class Prior(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     between: Annotated[float, Meta(ge=0, le=10)]
     within: Annotated[float, Meta(ge=0, le=10)]
     devices: tuple[str, ...] = ()
+    like: str = ""
     stacks: Annotated[float, Meta(ge=0, le=10)] = 0.0
     alike: Annotated[float, Meta(ge=0, le=1)] = 0.0
     reach: Annotated[float, Meta(gt=0)] = 1.0
@@ -266,7 +269,8 @@ class Prior(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     def witnesses(self) -> str:
         """How many devices it is known of, in words."""
         count = len(self.devices)
-        return "1 other device" if count == 1 else f"{count} other devices"
+        devices = "1 other device" if count == 1 else f"{count} other devices"
+        return f"{devices} ({self.like}, as no device was measured)" if self.like else devices
 
     @property
     def correlation(self) -> float:
@@ -395,7 +399,7 @@ class Bounded(Estimator, tag="bounded", omit_defaults=True):
             beyond += np.log2(np.maximum(max(low, 1e-3) / values, 1.0))
             same = name == "bytes_moved" or self.family == "pool"
             total += beyond * (_MORE_OF_THE_SAME if same else 1.0)
-        if self.ops_:
+        if self.ops_ and self.family != "pool":  # pools differ by their windows, not by their names
             known = np.isin(columns["op"], [op_code(op) for op in self.ops_])
             total += np.where(known, 0.0, _OTHER_OPERATION)
         return total

@@ -309,15 +309,16 @@ def with_batch(
 ) -> tuple[dict[str, FloatArray], FloatArray]:
     """Columns of the same layers at so many times the batch, and that batch (or rows).
 
-    A linear layer's rows are its batch, and so are the products of a batched matrix product. Where
-    one operand has no batch it stays as it is.
+    A linear layer's rows are its batch, and so are the products of a batched matrix product; half
+    of a single product is one of half the rows, twice that is two. Where one operand has no batch
+    it stays as it is.
     """
     found = dict(columns)
     for name in (*_BATCH.get(family, ()), *_GROWING):
         if name in found:
             found[name] = found[name] * times
     if family == "matmul":
-        batched = columns["groups"] >= 2
+        batched = (columns["groups"] >= 2) | (times > 1)
         found["groups"] = np.where(batched, columns["groups"] * times, columns["groups"])
         found["m"] = np.where(batched, columns["m"], columns["m"] * times)
         # Without a batch the right operand stays: k n of m k + k n.

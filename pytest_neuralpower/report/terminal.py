@@ -29,7 +29,7 @@ _LEAST_WIDTH = 20
 #: Flag of a layer -> (its letter in a table, what it means).
 _FLAG_NOTES: Final = {
     UNCOVERED: ("U", "no formula, may take any time"),
-    INFERRED: ("I", "measured on other devices only"),
+    INFERRED: ("I", "not measured on this device"),
     EXTRAPOLATED: ("E", "sizes or dtype not measured"),
 }
 

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = [
     "OPERATIONS",
     "Cells",
-    "least_sure",
     "network_layers",
     "price_cells",
     "read_cells",
@@ -211,27 +210,6 @@ def _by_group(platform: FittedPlatform, layers: Sequence[Layer]) -> dict[str, fl
             group += " 3x3" if layer.weights[0].shape[-1] == 3 else " 1x1"
         found[group] = found.get(group, 0.0) + (each.runtime_ms or 0.0)
     return found
-
-
-def least_sure(
-    groups: Mapping[str, FloatArray], deviations: Mapping[str, float], count: int
-) -> list[int]:
-    """Places of the networks to measure: each the one that those before leave least sure of.
-
-    Parameters are those of :func:`sharpened`; no measured time has a say.
-    """
-    table = np.stack(list(groups.values()))
-    # Change of the logarithm of each total with the logarithm of each factor, the common one first.
-    slope = np.vstack([np.ones(table.shape[1]), table / table.sum(axis=0)]).T
-    covariance = np.diag(np.array([_COMMON, *(deviations[name] for name in groups)]) ** 2)
-    chosen = []
-    for _ in range(count):
-        variance = ((slope @ covariance) * slope).sum(axis=1)
-        place = int(np.argmax(variance))
-        chosen.append(place)
-        seen = covariance @ slope[place]
-        covariance -= np.outer(seen, seen) / (variance[place] + _ROW**2)
-    return chosen
 
 
 def sharpened(

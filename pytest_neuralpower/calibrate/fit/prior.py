@@ -7,6 +7,7 @@ that it has not seen is told by leaving out one device after the other.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -221,7 +222,7 @@ def _prior(boards: Sequence[Board], names: Sequence[str]) -> Prior:
     stacks = float(np.sqrt(np.mean(np.square(known)))) if known else 0.0
     between, within, stacks = (float(f"{each:.4g}") for each in (between, within, stacks))
     alike, reach = _alike([each.correlations for each in judged])
-    return Prior(factor, between, within, devices, stacks, alike, reach)
+    return Prior(factor, between, within, devices, stacks=stacks, alike=alike, reach=reach)
 
 
 def _alike(correlations: Sequence[FloatArray]) -> tuple[float, float]:
@@ -425,7 +426,7 @@ def _inferred(name: str, known: Mapping[str, Prior]) -> Prior | None:
         bounds_=tuple(edge + more for edge in prior.factor.bounds_),
     )
     between = float(f"{np.hypot(prior.between, spread):.4g}")
-    return msgspec.structs.replace(prior, factor=factor, between=between)
+    return msgspec.structs.replace(prior, factor=factor, between=between, like=like)
 
 
 # -- The prior that ships: for devices that their owners calibrate.
@@ -457,3 +458,7 @@ def priors_for(
         text = SHIPPED.read_bytes()
         found = msgspec.json.decode(text, type=dict[str, dict[str, Prior]])[kind]
     return {name: prior.on(ceilings) for name, prior in found.items()}
+
+
+if __name__ == "__main__":  # python -m pytest_neuralpower.calibrate.fit.prior CALIBRATION DATA
+    save_priors(*map(Path, sys.argv[1:3]))

@@ -51,7 +51,7 @@ def test_each_cause_names_its_kinds_their_share_and_how_far_they_may_be_off() ->
     layers = [streaming("softmax", "softmax", 3000), streaming("norm", "layer_norm")]
     assert caveats(platform.predict(layers)) == [
         "I: softmax, norm (100% of the runtime):",
-        "   measured on other devices only, within 1.2x",
+        "   not measured on this device, within 1.2x",
         "   to settle it: `neuralpower calibrate NAME` on the device",
     ]
 
