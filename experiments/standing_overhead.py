@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from pytest_neuralpower.calibrate.fit.prior import fit_priors, read_boards
-from pytest_neuralpower.calibrate.fit.readers import data_root
+from pytest_neuralpower.calibrate.fit.readers import data_root, read_source
 from pytest_neuralpower.calibrate.fit.recipe import read_recipe
-from pytest_neuralpower.calibrate.fit.sources import read_source
 from pytest_neuralpower.estimators.features import columns
 from pytest_neuralpower.estimators.physics import Ceilings, roofline_ms
 

@@ -30,8 +30,8 @@ from pytest_neuralpower.calibrate.fit.power import (
 )
 from pytest_neuralpower.calibrate.fit.prior import priors_for
 from pytest_neuralpower.calibrate.fit.profile import read_profile
+from pytest_neuralpower.calibrate.fit.readers import read_source
 from pytest_neuralpower.calibrate.fit.recipe import Recipe, read_recipe
-from pytest_neuralpower.calibrate.fit.sources import read_source
 from pytest_neuralpower.calibrate.fit.uncertainty import (
     FamilyFit,
     Fitted,

@@ -19,9 +19,8 @@ import numpy as np
 import yaml
 
 from pytest_neuralpower.calibrate.fit.devices import find_device
-from pytest_neuralpower.calibrate.fit.readers import READERS
+from pytest_neuralpower.calibrate.fit.readers import READERS, read_source
 from pytest_neuralpower.calibrate.fit.recipe import read_recipe
-from pytest_neuralpower.calibrate.fit.sources import read_source
 from pytest_neuralpower.estimators import Prior, Sparse
 from pytest_neuralpower.estimators.features import FAMILIES, columns, family
 from pytest_neuralpower.estimators.physics import FEATURES, Ceilings, features, roofline_ms

@@ -30,8 +30,7 @@ from pytest_neuralpower.calibrate.fit.prior import (
     judge_priors,
     read_boards,
 )
-from pytest_neuralpower.calibrate.fit.readers import READERS
-from pytest_neuralpower.calibrate.fit.sources import scaled
+from pytest_neuralpower.calibrate.fit.readers import READERS, scaled
 from pytest_neuralpower.calibrate.fit.sweep import sweep
 from pytest_neuralpower.calibrate.fit.uncertainty import COVERAGE, SUM_OF_LAYERS
 from pytest_neuralpower.errors import ProfileError

@@ -26,8 +26,8 @@ from pytest_neuralpower.calibrate.fit.reach import (
     judge_sweeps,
     platform_of_priors,
 )
+from pytest_neuralpower.calibrate.fit.readers import scaled
 from pytest_neuralpower.calibrate.fit.rows import Row, conv_layer, linear_layer, streaming_layer
-from pytest_neuralpower.calibrate.fit.sources import scaled
 from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.report.accuracy import reach_text
 
