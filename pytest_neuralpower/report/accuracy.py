@@ -363,13 +363,13 @@ def networks_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
         if "neuralpower_ms" in each:
             row += _pair(each["measured_ms"], each["neuralpower_ms"])[1:]
         rows.append(row)
-    headers = ["network", "measured ms", "predicted ms", "off"]
+    headers = ["network", "ms", "predicted", "off"]
     any_network = next(iter(found["networks"].values()))
     if "measured_j" in any_network:
-        headers += ["measured J", "predicted J", "off"]
-    headers.append("shape seen")
+        headers += ["J", "predicted", "off"]
+    headers.append("seen")
     if "neuralpower_ms" in any_network:
-        headers += ["NeuralPower ms", "off"]
+        headers += ["NeuralP.", "off"]
     return _table(rows, headers, style)
 
 

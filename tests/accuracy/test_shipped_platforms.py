@@ -100,10 +100,11 @@ def test_the_chosen_estimators_fitted_anew_are_the_shipped_ones(name: str) -> No
         ("titanx-tf", "linear", 16),
         ("titanx-tf", "matmul", 16),
         ("titanx-pascal", "conv", 14),
-        ("titanx-pascal", "linear", 25),
+        # Twice the rows are never cheaper, though these libraries ran some of them so.
+        ("titanx-pascal", "linear", 26),
         ("titanx-pascal", "matmul", 20),
         ("gtx1080ti", "conv", 14),
-        ("gtx1080ti", "linear", 16),
+        ("gtx1080ti", "linear", 17),
         ("gtx1080ti", "matmul", 16),
         ("cpu-broadwell", "conv", 9),
         ("cpu-broadwell", "linear", 12),

@@ -76,7 +76,7 @@ def test_short_lines_have_all_of_a_test(repo):
     repo.write("def test_one(neuralpower): neuralpower.predict(small(), image())")
     (line,) = summary(repo.run("--np-platform=titanx"))
     assert line.startswith(
-        "-  126 mJ  536 µs  235 W  19% not measured  titanx  test_guard.py::test_one"
+        "-  126 mJ  536 µs  236 W  19% not measured  titanx  test_guard.py::test_one"
     )
 
 

@@ -189,7 +189,7 @@ def _networks(accuracy: Mapping[str, Any]) -> list[str]:
     text = (
         f"{_sentence(networks_line(accuracy))}. {beside}"
         "Paleo's runtime RMSPE on the same networks is 28%, "
-        "NeuralPower's in sample 11.8%. No network's runtime was fitted; *shape seen* is the share "
+        "NeuralPower's in sample 11.8%. No network's runtime was fitted; *seen* is the share "
         "of the predicted runtime in layers that have a row of their shape."
     )
     return ["## Whole networks", table, text]

@@ -257,7 +257,7 @@ def fit_rows(
         dtype=recipe.dtype,
         mode=recipe.mode,
         tiers=dict(recipe.tiers),
-        hardware=dict(recipe.hardware),
+        hardware={name: float(value) for name, value in recipe.hardware.items()},
         families=families,
         inferred={
             name: bounded(name, recipe, prior)
@@ -265,7 +265,7 @@ def fit_rows(
             if name not in families
         },
         power=None,
-        peaks_gflops=dict(recipe.peaks_gflops),
+        peaks_gflops={name: float(peak) for name, peak in recipe.peaks_gflops.items()},
         host=recipe.host,
         provenance={
             "sources": [source.facts() for source in recipe.sources],

@@ -29,7 +29,7 @@ def test_a_layer_of_calibrated_sizes_in_another_dtype_is_not_said_to_lie_outside
     assert caveats(platform.predict([layer])) == []
     lines = caveats(platform.predict([in_dtype(layer, "float16")]))
     assert lines == [
-        "E: linear (100% of the energy): sizes or dtype not measured, within 6.5x",
+        "E: linear (100% of the energy): sizes or dtype not measured, within 6.2x",
         "   to settle it: `neuralpower calibrate NAME --dtype float16` on the device",
         "note: 1 of 1 layers in float16: priced as float32, its peak is not known",
     ]
