@@ -95,3 +95,12 @@ def test_what_ships_beats_both_baselines_on_what_it_has_not_seen(name: str) -> N
         tie = 0.05 if error < 1 else 0.0  # tensors that are only streamed take what it says
         for baseline in found["baselines"].values():
             assert error < baseline["mape"] + tie, family
+
+
+@pytest.mark.parametrize(("name", "mixed"), [("v100", True), ("titanx-pascal", False)])
+def test_a_card_says_by_how_much_the_stacks_of_its_rows_differ(name: str, mixed: bool) -> None:
+    found = load_fitted(name).accuracy["intervals"]["runtime"]["conv"]
+    factor = found.get("stacks_factor", 0.0)
+    text = f"differ: conv by a factor of up to {factor:.2f}"
+    assert (text in card_text(load_fitted(name))) is mixed
+    assert (factor > 1.1) is mixed

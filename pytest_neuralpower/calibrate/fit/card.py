@@ -177,7 +177,21 @@ def _intervals(platform: FittedPlatform) -> list[str]:
         f"whole call may be off by a factor of {model_error:.2f}, "
         f"{_MODEL_ERROR[platform.accuracy['intervals']['totals']]}."
     )
-    return ["## Intervals", table, text]
+    return ["## Intervals", table, text, *_stacks(platform.accuracy["intervals"]["runtime"])]
+
+
+def _stacks(intervals: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """By how much the stacks differ that a family's rows come from."""
+    known = {
+        name: each["stacks_factor"] for name, each in intervals.items() if "stacks_factor" in each
+    }
+    if not known:
+        return []
+    named = ", ".join(f"{name} by a factor of up to {factor:.2f}" for name, factor in known.items())
+    return [
+        f"Rows of several stacks (libraries, versions, machines) differ: {named}, in 90% of the "
+        "cases; the intervals above hold that, as a user's stack is another one again."
+    ]
 
 
 def _networks(accuracy: Mapping[str, Any]) -> list[str]:
