@@ -9,6 +9,7 @@ none falls when the batch grows: all of it here, once.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, TypeAlias
 
 import numpy as np
@@ -23,6 +24,7 @@ from pytest_neuralpower.estimators.physical import Physical
 from pytest_neuralpower.estimators.physics import (
     FEATURES,
     Ceilings,
+    batches,
     least_ms,
     roofline_ms,
     with_batch,
@@ -30,9 +32,9 @@ from pytest_neuralpower.estimators.physics import (
 from pytest_neuralpower.estimators.tree import Tree
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Callable
 
-    from pytest_neuralpower.estimators.features import Columns, FloatArray
+    from pytest_neuralpower.estimators.features import Columns, FloatArray, IndexArray
 
 __all__ = ["Bounded", "Prior", "Sparse"]
 
@@ -51,8 +53,11 @@ _FITS: Final = 12
 _HELD: Final = 0.99
 _MARGIN: Final = float(np.log(1.25))
 
-#: Halvings of a batch that are looked at, at most.
-_HALVINGS: Final = 24
+#: Doublings of a batch that are looked at, at most.
+_DOUBLINGS: Final = 24
+
+#: Rows that are priced in one go for that: numpy's calls cost more than so many rows do.
+_AT_ONCE: Final = 1024
 
 #: Two batches are equally far from what was calibrated within so many doublings.
 _NEARER: Final = 1e-9
@@ -163,13 +168,14 @@ class Sparse(Estimator, tag="neuralpower-bounded", omit_defaults=True):
 
     def log_factor(self, columns: Columns) -> FloatArray:
         """Logarithm of the factor of each row."""
-        values = {
-            name: np.clip(FEATURES[name][1](columns, self.ceilings), low, high)
-            for name, (low, high) in self.ranges_.items()
-        }
-        total = np.full(len(columns["flops"]), self.intercept_)
-        for term, weight in self.coefficients_.items():
-            total += weight * _value(term, values)
+        rows = len(columns["flops"])
+        # The constant is a term of ones; adding along the first axis goes term by term, in order.
+        values = np.ones((len(self.ranges_) + 1, rows))
+        for place, (name, (low, high)) in enumerate(self.ranges_.items()):
+            np.clip(FEATURES[name][1](columns, self.ceilings), low, high, out=values[place])
+        one, other = _places(tuple(self.coefficients_), tuple(self.ranges_))
+        weights = np.array([self.intercept_, *self.coefficients_.values()])[:, None]
+        total = (weights * (values[one] * values[other])).sum(axis=0)
         return np.asarray(np.clip(total, *self.bounds_))
 
     def predict(self, columns: Columns) -> FloatArray:
@@ -185,6 +191,16 @@ def _refuse_reversed(
             raise ValueError(f"range {name!r} ends below its start")
     if bounds[0] > bounds[1]:
         raise ValueError("bounds end below their start")
+
+
+@cache
+def _places(terms: tuple[str, ...], inputs: tuple[str, ...]) -> tuple[list[int], list[int]]:
+    """Of the constant and of every term, which inputs are multiplied; the last place is of ones."""
+    place = {name: number for number, name in enumerate(inputs)}
+    pairs = [[place[name] for name in _parts(term)] for term in terms]
+    ones = len(inputs)
+    found = [(ones, ones), *((pair[0], (*pair, ones)[1]) for pair in pairs)]
+    return [one for one, _ in found], [other for _, other in found]
 
 
 def _parts(term: str) -> list[str]:
@@ -287,6 +303,9 @@ class Prior(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
         """The same of a device with these ceilings."""
         return replace(self, factor=replace(self.factor, ceilings=ceilings))
 
+
+#: By level and rows: their times, what they are at most, and how far away they are.
+_AtBatch: TypeAlias = "Callable[[int, IndexArray], list[FloatArray]]"
 
 _Inner: TypeAlias = Physical | NeuralPowerPolynomial | NeuralPowerRelative | Tree | Boosted | Sparse
 
@@ -410,43 +429,66 @@ class Bounded(Estimator, tag="bounded", omit_defaults=True):
         Where two batches contradict each other, the one nearer to what was calibrated is believed:
         a smaller one raises a price, and a larger one lowers it.
         """
-        best, _, away = self._once(columns)
-        self._raise_to_halves(columns, best, away)
-        self._lower_to_doubles(columns, best, away)
+        if self.inner is None and not self.prior.factor.coefficients_:
+            return self._once(columns)[0]  # one factor on the roofline, which grows with the batch
+        halvings = np.log2(np.maximum(batches(self.family, columns), 1.0)).astype(int)
+        at = self._at_batches(columns, halvings)
+        rows: IndexArray = np.arange(len(halvings))
+        best, _, away = (each.copy() for each in at(0, rows))
+        self._raise_to_halves(at, best, away.copy(), halvings)
+        self._lower_to_doubles(at, best, away)
         return best
 
-    def _raise_to_halves(self, columns: Columns, best: FloatArray, away: FloatArray) -> None:
+    def _raise_to_halves(
+        self, at: _AtBatch, best: FloatArray, away: FloatArray, halvings: IndexArray
+    ) -> None:
         """No price is below that of half the batch, as long as halving leads no further away."""
-        rows: NDArray[np.intp] = np.arange(len(best))
-        kept = 1.0
-        for _ in range(_HALVINGS):
-            columns, batch = with_batch(self.family, columns, 0.5)
-            there = batch >= 1.0
-            rows, away, columns = rows[there], away[there], some_rows(columns, there)
-            if not len(rows):
-                break
-            found, most, there_away = self._once(columns)
-            kept *= 1.0 - _FALL
-            near = there_away <= away + _NEARER
-            best[rows[near]] = np.maximum(best[rows[near]], kept * found[near])
+        rows = np.flatnonzero(halvings > 0)
+        level = 0
+        while len(rows):
+            level += 1
+            kept = (1.0 - _FALL) ** level
+            found, most, there = at(-level, rows)
+            near = there <= away[rows] + _NEARER
+            nearer = rows[near]
+            best[nearer] = np.maximum(best[nearer], kept * found[near])
+            away[nearer] = there[near]
             # A smaller one can only have taken longer where even its bound does.
-            open_ = near & (kept * most > best[rows])
-            rows, away, columns = rows[open_], there_away[open_], some_rows(columns, open_)
+            rows = nearer[(halvings[nearer] > level) & (kept * most[near] > best[nearer])]
 
-    def _lower_to_doubles(self, columns: Columns, best: FloatArray, away: FloatArray) -> None:
+    def _lower_to_doubles(self, at: _AtBatch, best: FloatArray, away: FloatArray) -> None:
         """No price is above that of twice the batch, as long as doubling leads nearer."""
         rows = np.flatnonzero(away > 0)
-        away, columns = away[rows], some_rows(columns, rows)
-        kept = 1.0
-        for _ in range(_HALVINGS):
+        for level in range(1, _DOUBLINGS + 1):
             if not len(rows):
                 break
-            columns, _batch = with_batch(self.family, columns, 2.0)
-            found, _, there = self._once(columns)
-            kept *= 1.0 - _FALL
-            near = there < away - _NEARER
-            best[rows[near]] = np.minimum(best[rows[near]], found[near] / kept)
-            rows, away, columns = rows[near], there[near], some_rows(columns, near)
+            found, _, there = at(level, rows)
+            near = there < away[rows] - _NEARER
+            rows = rows[near]
+            best[rows] = np.minimum(best[rows], found[near] / (1.0 - _FALL) ** level)
+            away[rows] = there[near]
+
+    def _at_batches(self, columns: Columns, halvings: IndexArray) -> _AtBatch:
+        """What prices rows, by their numbers, at ``2**level`` times their batch (:meth:`_once`).
+
+        Of few layers all levels that may be asked for are priced at once, of many those that are.
+        """
+        count, first = len(halvings), -int(halvings.max(initial=0))
+        farthest = float(self.doublings_outside(columns).max(initial=0.0)) / _MORE_OF_THE_SAME
+        levels = np.arange(first, min(_DOUBLINGS, int(np.ceil(farthest))) + 1)
+        if count * len(levels) > _AT_ONCE:
+
+            def asked(level: int, rows: IndexArray) -> list[FloatArray]:
+                times = np.full(len(rows), 2.0**level)
+                return list(self._once(with_batch(self.family, some_rows(columns, rows), times)))
+
+            return asked
+        tiled = {name: np.tile(values, len(levels)) for name, values in columns.items()}
+        times = np.asarray(2.0 ** np.repeat(levels, count), dtype=np.float64)
+        priced = self._once(with_batch(self.family, tiled, times))
+        table = [each.reshape(len(levels), count) for each in priced]
+        last = len(levels) - 1  # nothing beyond leads nearer
+        return lambda level, rows: [each[min(level - first, last), rows] for each in table]
 
     def evaluate_all(self, columns: Columns) -> None:
         self.predict(columns)

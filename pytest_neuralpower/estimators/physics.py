@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FEATURES",
     "Ceilings",
+    "batches",
     "features",
     "least_ms",
     "roofline_ms",
@@ -304,26 +305,30 @@ _BATCH: Final[Mapping[str, tuple[str, ...]]] = {
 _GROWING: Final = ("flops", "bytes_in", "bytes_out", "bytes_workspace")
 
 
-def with_batch(
-    family: str, columns: Columns, times: float
-) -> tuple[dict[str, FloatArray], FloatArray]:
-    """Columns of the same layers at so many times the batch, and that batch (or rows).
+def with_batch(family: str, columns: Columns, times: FloatArray) -> dict[str, FloatArray]:
+    """Columns of the same layers, each at so many times its batch.
 
-    A linear layer's rows are its batch, and so are the products of a batched matrix product; half
-    of a single product is one of half the rows, twice that is two. Where one operand has no batch
-    it stays as it is.
+    A linear layer's rows are its batch, and so are the products of a batched matrix product, down
+    to one, then its rows. Where one operand has no batch it stays as it is.
+
+    Parameters
+    ----------
+    times
+        Powers of two, shape ``(rows,)``.
     """
     found = dict(columns)
     for name in (*_BATCH.get(family, ()), *_GROWING):
         if name in found:
             found[name] = found[name] * times
     if family == "matmul":
-        batched = (columns["groups"] >= 2) | (times > 1)
-        found["groups"] = np.where(batched, columns["groups"] * times, columns["groups"])
-        found["m"] = np.where(batched, columns["m"], columns["m"] * times)
+        single = 0.5 ** np.floor(np.log2(np.maximum(columns["groups"], 1.0)))
+        products = np.maximum(times, np.minimum(single, 1.0))
+        rows_left = times / products
+        found["groups"] = columns["groups"] * products
+        found["m"] = columns["m"] * rows_left
         # Without a batch the right operand stays: k n of m k + k n.
         kept = columns["n"] / np.maximum(columns["m"] + columns["n"], 1.0)
-        grown = np.where(batched, times, times + (1.0 - times) * kept)
+        grown = products * (rows_left + (1.0 - rows_left) * kept)
         found["bytes_in"] = columns["bytes_in"] * grown
     elif family == "norm":
         by_rows = columns["op"] == op_code("layer_norm")
@@ -332,12 +337,15 @@ def with_batch(
     elif family == "embedding":
         found["bytes_weight"] = columns["bytes_weight"] * times
     found["bytes_moved"] = found["bytes_in"] + found["bytes_out"] + found["bytes_weight"]
-    return found, _batch(family, found)
+    return found
 
 
-def _batch(family: str, columns: Columns) -> FloatArray:
+def batches(family: str, columns: Columns) -> FloatArray:
+    """How often the batch of each layer can be halved, as a power of two: samples, or rows."""
     if family == "matmul":
-        return np.asarray(np.where(columns["groups"] > 1, columns["groups"], columns["m"]))
+        # Down to one product, then its rows.
+        whole = 2.0 ** np.floor(np.log2(np.maximum(columns["groups"], 1.0)))
+        return np.asarray(whole * columns["m"])
     if family == "norm":
         by_rows = columns["op"] == op_code("layer_norm")
         return np.asarray(np.where(by_rows, columns["rows"], columns["width"]))

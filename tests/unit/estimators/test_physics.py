@@ -15,6 +15,7 @@ from pytest_neuralpower.estimators.features import Columns, columns, family
 from pytest_neuralpower.estimators.physics import (
     FEATURES,
     Ceilings,
+    batches,
     features,
     least_ms,
     roofline_ms,
@@ -140,10 +141,19 @@ MADE = {
 def test_half_a_batch_is_what_a_layer_of_half_the_batch_has(make: object) -> None:
     name, twice = of(make(32))  # type: ignore[operator]
     _, once = of(make(16))  # type: ignore[operator]
-    found, batch = with_batch(name, twice, 0.5)
-    assert batch[0] >= 16
+    assert batches(name, twice) == 2 * batches(name, once)
+    found = with_batch(name, twice, np.array([0.5]))
     for column, value in once.items():
         assert found[column] == pytest.approx(value, rel=1e-3), column
+
+
+def test_a_batch_of_products_is_halved_to_one_and_then_its_rows_are() -> None:
+    _, four = of(matmul_layer((4, 64, 32), (4, 32, 48)))
+    _, half = of(matmul_layer((1, 32, 32), (1, 32, 48)))
+    found = with_batch("matmul", four, np.array([0.125]))
+    for column, value in half.items():
+        assert found[column] == pytest.approx(value), column
+    assert batches("matmul", four) == 4 * 64
 
 
 def test_features_are_finite_wherever_a_family_has_them() -> None:
