@@ -11,7 +11,9 @@ from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
 from pytest_neuralpower.tracing import fallbacks
+from pytest_neuralpower.tracing.cuda import FLOAT32
 from pytest_neuralpower.tracing.fallbacks import NeedsAten, NeedsForward
+from pytest_neuralpower.tracing.recorder import Recorder
 from pytest_neuralpower.tracing.rules import entry_of
 from pytest_neuralpower.tracing.rules.memory import cast
 from pytest_neuralpower.tracing.rules.table import (
@@ -22,12 +24,11 @@ from pytest_neuralpower.tracing.rules.table import (
     is_large,
 )
 from pytest_neuralpower.tracing.state import written_by
-from pytest_neuralpower.tracing.torch_private import base_of, functorch_level
+from pytest_neuralpower.tracing.torch_private import any_autocast, base_of, functorch_level
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.state import WriteJournal
 
 #: Arguments of a factory that make sense for real tensors only.
@@ -113,6 +114,8 @@ class FunctionTracer(TorchFunctionMode):
             args, kwargs = journal.current(args), journal.current(kwargs)
         if kwargs and not _NUMPY_NAMES.keys().isdisjoint(kwargs):
             kwargs = {_NUMPY_NAMES.get(name, name): value for name, value in kwargs.items()}
+        if op in FLOAT32 and any_autocast():
+            args, kwargs = self._in_float32(args), self._in_float32(kwargs)
         layers = self.recorder.layers
         before = len(layers)
         try:
@@ -126,6 +129,16 @@ class FunctionTracer(TorchFunctionMode):
                 if not tensor.is_meta:
                     journal.mark_stale(tensor)
         return result
+
+    def _in_float32(self, values: Any) -> Any:
+        """Operands as CUDA's autocast casts them."""
+        raised = self.recorder.autocast_up
+
+        def cast_up(tensor: Tensor) -> Tensor:
+            dtype = tensor.dtype
+            return tensor if raised(dtype) is dtype else Recorder.like(tensor, torch.float32)
+
+        return fallbacks.map_tensors(cast_up, values)
 
     def is_abstract(self, values: Iterable[Any]) -> bool:
         """Whether any tensor among (nested) values has unknown values."""
@@ -256,6 +269,12 @@ class FunctionTracer(TorchFunctionMode):
             return -1 if self.device.index is None else self.device.index
         return op == f"is_{self.device.type}"
 
+    def _ignore(self, func: Any, _op: str, args: Any, kwargs: Any) -> Any:
+        """It orders the device's work, and does none."""
+        if self.compute and args[0].is_cuda:
+            return func(*args, **kwargs)
+        return None
+
     def _autograd(self, func: Any, _op: str, args: Any, kwargs: Any) -> Any:
         if self.compute:
             return func(*args, **kwargs)
@@ -297,6 +316,7 @@ _TREATMENTS: Final[dict[str, Callable[..., Any]]] = {
     "read": FunctionTracer._read,
     "factory": FunctionTracer._factory,
     "device": FunctionTracer._device,
+    "ignore": FunctionTracer._ignore,
     "autograd": FunctionTracer._autograd,
     "unknown": FunctionTracer._unknown,
 }

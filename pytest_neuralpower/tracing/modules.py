@@ -33,6 +33,7 @@ from pytest_neuralpower.tracing.torch_private import (
     POST_HOOKS,
     PRE_HOOKS,
     Attributes,
+    any_autocast,
     any_global_hook,
     children_of,
     parameters_of,
@@ -224,8 +225,8 @@ def _batch_norm(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> 
 
 
 def _activation(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
-    if not input.dtype.is_floating_point:
-        raise NoRule
+    if not input.dtype.is_floating_point or (op == "softplus" and any_autocast()):
+        raise NoRule  # CUDA's autocast casts what softplus is given
     inplace = own.get("inplace", False)
     return elementwise.unary(recorder, "activation", op, input, input.dtype, inplace)
 

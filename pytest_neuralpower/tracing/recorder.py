@@ -221,18 +221,28 @@ class Recorder:
 
     def autocast(self, dtype: torch.dtype) -> torch.dtype:
         """Dtype of an operation on autocast's low-precision list."""
-        if any_autocast() and dtype.is_floating_point and torch.is_autocast_enabled(self.home):
-            # float64 is never cast
-            return dtype if dtype is torch.float64 else torch.get_autocast_dtype(self.home)
+        if any_autocast() and dtype.is_floating_point and dtype is not torch.float64:
+            device = self._autocast_device()
+            if device is not None:
+                return torch.get_autocast_dtype(device)
         return dtype
+
+    def _autocast_device(self) -> str | None:
+        """The device whose autocast holds, if any.
+
+        Where the model stands on the CPU, CUDA's holds too: it is asked for by code that is meant
+        for that device, and so a machine without CUDA lists the same layers as one with it.
+        """
+        if self.home == "cpu" and torch.is_autocast_enabled("cuda"):
+            return "cuda"
+        return self.home if torch.is_autocast_enabled(self.home) else None
 
     def autocast_up(self, dtype: torch.dtype) -> torch.dtype:
         """Dtype of an operation that autocast runs in float32 on CUDA but not on the CPU."""
         if (
             any_autocast()
-            and self.home == "cuda"
             and dtype in (torch.float16, torch.bfloat16)
-            and torch.is_autocast_enabled("cuda")
+            and self._autocast_device() == "cuda"
         ):
             return torch.float32
         return dtype

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = [
+    "AUTOCAST_ENABLED",
     "BUFFERS",
     "CALL",
     "CHILDREN",
@@ -40,6 +41,7 @@ __all__ = [
     "TorchDispatchMode",
     "any_autocast",
     "any_global_hook",
+    "autocast_on",
     "base_of",
     "children_of",
     "functorch_level",
@@ -76,6 +78,10 @@ children_of: Callable[[nn.Module], dict[str, nn.Module | None]] = attrgetter(CHI
 
 #: The tensor that a tensor is a view of, or ``None``.
 base_of: Callable[[Tensor], Tensor | None] = attrgetter("_base")
+
+#: Whether an autocast is on: torch settles it as one is made.
+AUTOCAST_ENABLED: Final = "_enabled"
+autocast_on: Callable[[Any], bool] = attrgetter(AUTOCAST_ENABLED)
 
 #: The module that runs compiled code, loaded once something was compiled.
 COMPILER: Final = "torch._dynamo"

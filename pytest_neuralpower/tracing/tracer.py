@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 import sys
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.layers import Trace
+from pytest_neuralpower.tracing.cuda import without_cuda
 from pytest_neuralpower.tracing.fallbacks import NeedsAten, NeedsForward, ShapeMismatch
 from pytest_neuralpower.tracing.function_mode import FunctionTracer
 from pytest_neuralpower.tracing.inputs import (
@@ -62,6 +64,7 @@ def _trace_functions(model: nn.Module, args: Any, kwargs: Any, paths: ModulePath
         given, named = map_inputs(args, without_data), map_inputs(kwargs, without_data)
         with (
             watched_calls(calls.replacement),
+            without_cuda(recorder),
             watched_script_functions(recorder),
             FunctionTracer(recorder, journal, device),
         ):
@@ -149,6 +152,7 @@ def _trace_forward(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
             journal.keep(buffer)  # batch norm writes its statistics inside the kernel
         with (
             watched_calls(calls.replacement),
+            without_cuda(recorder),
             FunctionTracer(recorder, journal, device, compute=True),
         ):
             model(*given, **named)
@@ -228,7 +232,11 @@ def _trace_aten(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
     }
     with _as_it_was(paths, journal):
         given, named = map_inputs(args, to_fake), map_inputs(kwargs, to_fake)
-        with watched_calls(calls.replacement), dispatched(recorder, fakes, "it"):
+        with (
+            watched_calls(calls.replacement),
+            without_cuda(recorder),
+            dispatched(recorder, fakes, "it"),
+        ):
             torch.func.functional_call(model, stand_ins, given, named)
     return recorder
 
@@ -346,6 +354,8 @@ def _refuse(model: nn.Module, args: Any, kwargs: Any, error: BaseException) -> N
     todo = "check the example inputs' shapes and dtypes"
     if "'indices'" in reason and "scalar type" in reason:  # torch's words of an embedding
         todo = "an embedding takes integers: give that input an integer dtype, such as 1,128:int64"
+    elif not torch.cuda.is_available() and re.search("CUDA|NVTX|NVIDIA", reason):
+        todo = "it calls CUDA, which this machine lacks: make that call depend on is_available()"
     raise TraceError(f"cannot trace {name}: {where} failed with {kind}{reason}; {todo}") from None
 
 

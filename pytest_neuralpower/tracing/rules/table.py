@@ -23,7 +23,8 @@ class Entry(NamedTuple):
         ``rule`` (shapes by ``rule``), ``view`` (free: torch's own view of a tensor without data),
         ``plain`` (attribute reads, answered as they are), ``assign`` (attribute writes, taken back
         after the trace), ``read`` (needs values), ``factory`` (makes a tensor from nothing),
-        ``device`` (says where a tensor lives), ``autograd`` (differentiates), ``unknown``.
+        ``device`` (says where a tensor lives), ``ignore`` (orders work and does none),
+        ``autograd`` (differentiates), ``unknown``.
     op
         The name a layer gets.
     rule
@@ -95,6 +96,7 @@ FUNCTIONS: Final[dict[Any, str]] = {
     **dict.fromkeys((*_SIZED, *_RANGES, *WRAPPERS), "factory"),
     "requires_grad_": "assign",
     "get_device": "device",
+    "record_stream": "ignore",
     # Only the dispatcher sees what autograd runs inside forward.
     torch.Tensor.backward: "autograd",
     torch.autograd.grad: "autograd",
