@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
     from pytest_neuralpower.estimators.features import Columns, FloatArray, IndexArray
 
-__all__ = ["Bounded", "Prior", "Sparse"]
-
 #: Terms that a polynomial keeps at most: more cannot be read, and say no more of devices unseen.
 MOST_TERMS: Final = 30
 
@@ -131,18 +129,23 @@ class Sparse(Estimator, tag="neuralpower-bounded", omit_defaults=True):
         _refuse_reversed(self.ranges_, self.bounds_)
 
     def _fit(self, columns: Columns, target: FloatArray) -> None:
-        self.fit_weighted(columns, target, np.ones(len(target)))
-
-    def fit_weighted(self, columns: Columns, target: FloatArray, weight: FloatArray) -> Sparse:
-        """Fit with a weight for each row, so that devices or sources count alike."""
-        wanted = np.log(target / columns[self.of])
         values = {name: FEATURES[name][1](columns, self.ceilings) for name in self.inputs}
-        return self.fit_values(values, wanted, weight)
+        self.fit_values(values, np.log(target / columns[self.of]), np.ones(len(target)))
 
     def fit_values(
         self, values: Mapping[str, FloatArray], wanted: FloatArray, weight: FloatArray
     ) -> Sparse:
-        """Fit to the logarithms of factors, shape ``(rows,)``, from the inputs' own values."""
+        """Fit to rows of several devices, each of which has ceilings of its own.
+
+        Parameters
+        ----------
+        values
+            By name, each input of each row, shape ``(rows,)``.
+        wanted
+            Logarithms of the factors, shape ``(rows,)``.
+        weight
+            Of each row, so that devices and sources count alike.
+        """
         self.ranges_ = {
             name: (_rounded(float(each.min())), _rounded(float(each.max())))
             for name, each in values.items()
@@ -167,7 +170,7 @@ class Sparse(Estimator, tag="neuralpower-bounded", omit_defaults=True):
         return self
 
     def log_factor(self, columns: Columns) -> FloatArray:
-        """Logarithm of the factor of each row."""
+        """Logarithm of the factor of each row, shape ``(rows,)``."""
         rows = len(columns["flops"])
         # The constant is a term of ones; adding along the first axis goes term by term, in order.
         values = np.ones((len(self.ranges_) + 1, rows))
@@ -410,7 +413,10 @@ class Bounded(Estimator, tag="bounded", omit_defaults=True):
         return found, np.clip(most, least, highest), away
 
     def doublings_outside(self, columns: Columns) -> FloatArray:
-        """How many times a size must double or halve to be in the calibrated ranges, in sum."""
+        """How many times sizes must double or halve to be in the calibrated ranges, in sum.
+
+        Shape ``(rows,)``; 0 inside. An operation that no row had counts as one doubling.
+        """
         total = np.zeros(len(columns["flops"]))
         for name, (low, high) in self.ranges_.items():
             values = np.maximum(columns[name], 1e-3)

@@ -1,7 +1,7 @@
-"""The one physical model: what a layer must take on a device, and by what other layers tell more.
+"""The one physical model: what a layer takes at the ceilings, and what efficiency depends on.
 
 ``time = launches + max(operations / peak, traffic / bandwidth)``. Efficiencies are no part of it:
-:class:`~pytest_neuralpower.estimators.correction.Correction` learns them as a bounded factor.
+:class:`~pytest_neuralpower.estimators.correction.Bounded` learns them as a bounded factor.
 """
 
 from __future__ import annotations
@@ -19,17 +19,6 @@ from pytest_neuralpower.estimators.features import GEMM_FAMILIES, op_code
 if TYPE_CHECKING:
     from pytest_neuralpower.estimators.features import Columns, FloatArray
 
-__all__ = [
-    "FEATURES",
-    "Ceilings",
-    "batches",
-    "features",
-    "least_ms",
-    "roofline_ms",
-    "traffic_bytes",
-    "with_batch",
-]
-
 #: Operations that minimal filtering saves a 3x3 convolution of stride 1: with output tiles of 2 x 2
 #: it multiplies 2.25 times less (Lavin and Gray, "Fast Algorithms for Convolutional Networks",
 #: CVPR 2016).
@@ -39,11 +28,9 @@ _FILTERING: Final = 2.25
 #: starts and ends in less.
 _LEAST_STEP_MS: Final = 0.002
 
-
 #: Windows of a pool that overlap are read at this part of what streaming takes a byte: kernels of
 #: pools do not keep them (two Pascal boards, whole networks of small cells).
 _WINDOWS: Final = 0.7
-
 
 #: From one kernel to the next on a GPU, and from one call of a library to the next, ms.
 _LAUNCH_MS: Final = 0.004
@@ -54,11 +41,15 @@ _CALL_MS: Final = 0.008
 _SMALL_BOARD_W: Final = 75
 _JOULES: Final = 8.2e-12
 
-
 #: A processor pools without its vectors: operations of them in the time that one element of a
 #: window takes, and one result with its loop (two processors that agree, maximum pooling).
 _ELEMENT: Final = 110.0
 _RESULT: Final = 1000.0
+
+#: Tile of a matrix product that one multiprocessor computes at a time, rows by columns: the common
+#: one of cuBLAS and cuDNN in single precision.
+_TILE_ROWS: Final = 128
+_TILE_COLUMNS: Final = 64
 
 
 class Ceilings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -71,13 +62,15 @@ class Ceilings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     bandwidth_gbs
         Memory, GB/s.
     cache_mb
-        Last level of cache, MB: tensors that fit may never come from memory.
+        Last level of cache, MB: tensors that fit may never come from memory. Default: 0.
     units
-        Multiprocessors of a GPU; 1 of a processor, whose libraries do not cut work into tiles.
+        Multiprocessors of a GPU; 1 (default) of a processor, whose libraries do not cut work into
+        tiles.
     launch_ms
-        From one kernel to the next.
+        From one kernel to the next, ms. Default: 0.
     sustained_gflops
-        Operations that the board's power sustains, where that is less than the peak.
+        Operations that the board's power sustains, GFLOP/s; None (default) where that is no less
+        than the peak.
     """
 
     peak_gflops: Positive
@@ -91,8 +84,18 @@ class Ceilings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def of(cls, hardware: Mapping[str, float]) -> Ceilings:
         """Of a platform's or recipe's ``hardware``.
 
-        ``peak_gflops`` and ``bandwidth_gbs`` are needed; ``multiprocessors``, ``l2_mb`` and
-        ``l3_mb``, ``launch_ms``, ``limit_w`` and ``process_nm`` are used where they are there.
+        Parameters
+        ----------
+        hardware
+            ``peak_gflops`` and ``bandwidth_gbs``; where known also ``multiprocessors`` (1),
+            ``l3_mb`` or ``l2_mb`` (0), ``launch_ms`` (4 us between kernels of a GPU, 8 us between
+            calls on a processor), and ``limit_w`` with ``process_nm``, which tell what the power of
+            a small board sustains.
+
+        Raises
+        ------
+        KeyError
+            One of the two ceilings is not there.
         """
         units = float(hardware.get("multiprocessors", 1))
         launch = _LAUNCH_MS if units > 1 else _CALL_MS
@@ -111,14 +114,14 @@ class Ceilings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         )
 
     def at(self, peak_gflops: float) -> Ceilings:
-        """The same in another dtype; what power sustains is the same share of the peak."""
+        """The same in another dtype, of this peak; power sustains the same share of it."""
         ratio = peak_gflops / self.peak_gflops
         sustained = self.sustained_gflops and self.sustained_gflops * ratio
         return replace(self, peak_gflops=peak_gflops, sustained_gflops=sustained)
 
     @property
     def compute_gflops(self) -> float:
-        """Operations that can go on: the peak, or what the board's power sustains."""
+        """Operations (GFLOP/s) that can go on: the peak, or what the board's power sustains."""
         return self.sustained_gflops or self.peak_gflops
 
     @property
@@ -137,6 +140,18 @@ def traffic_bytes(family: str, columns: Columns, ceilings: Ceilings) -> FloatArr
 
     Layer norms and softmaxes read rows again that are wider than what their threads hold;
     statistics of a batch, a group or an instance are a pass of their own.
+
+    Parameters
+    ----------
+    family, columns
+        Of the layers: what :func:`pytest_neuralpower.estimators.features.columns` made of them.
+    ceilings
+        Of the device: its cache and its multiprocessors tell what is read again.
+
+    Returns
+    -------
+    ndarray
+        Shape ``(rows,)``.
     """
     moved = columns["bytes_moved"]
     if family == "norm":
@@ -168,6 +183,10 @@ def roofline_ms(family: str, columns: Columns, ceilings: Ceilings) -> FloatArray
     """Time in ms at the ceilings, launches included: ``launch + max(compute, memory)``.
 
     Williams, Waterman, Patterson, "Roofline: An Insightful Visual Performance Model", CACM 2009.
+    Recurrent layers launch and read their weights once a step; pools read their windows, and on a
+    processor compute them one element at a time, before anything else goes on.
+
+    Parameters are those of :func:`traffic_bytes`; returns shape ``(rows,)``.
     """
     compute = _operations(family, columns) / (ceilings.compute_gflops * 1e6)
     memory = traffic_bytes(family, columns, ceilings) / (ceilings.bandwidth_gbs * 1e6)
@@ -187,7 +206,7 @@ def least_ms(family: str, columns: Columns, ceilings: Ceilings) -> FloatArray:
     """Time in ms that no library can beat: operations at the peak, every tensor moved once.
 
     What fits the last cache may stay there; a 3x3 convolution of stride 1 may be filtered
-    minimally.
+    minimally. Parameters are those of :func:`traffic_bytes`; returns shape ``(rows,)``.
     """
     needed = _operations(family, columns)
     if family == "conv":
@@ -211,16 +230,20 @@ def _log(values: FloatArray, low: float, high: float) -> FloatArray:
 
 
 def _padding(columns: Columns) -> FloatArray:
+    """Size of a product in whole tiles over its own."""
     rows, width = np.maximum(columns["m"], 1.0), np.maximum(columns["n"], 1.0)  # 0: an empty batch
-    return np.asarray(np.ceil(rows / 128) * 128 / rows * np.ceil(width / 64) * 64 / width)
+    tall = np.ceil(rows / _TILE_ROWS) * _TILE_ROWS / rows
+    return np.asarray(tall * np.ceil(width / _TILE_COLUMNS) * _TILE_COLUMNS / width)
 
 
 def _waves(columns: Columns, ceilings: Ceilings) -> FloatArray:
-    tiles = np.ceil(columns["m"] / 128) * np.ceil(columns["n"] / 64) * columns["groups"]
-    return np.asarray(tiles / ceilings.units)
+    """Tiles over multiprocessors: how often each of them is busy."""
+    tiles = np.ceil(columns["m"] / _TILE_ROWS) * np.ceil(columns["n"] / _TILE_COLUMNS)
+    return np.asarray(tiles * columns["groups"] / ceilings.units)
 
 
 def _tail(columns: Columns, ceilings: Ceilings) -> FloatArray:
+    """What the last wave leaves idle; of many waves it hardly counts."""
     waves = _waves(columns, ceilings)
     filled = np.where((waves > 0) & (waves < 8), waves, 1.0)
     return np.asarray(np.log2(np.ceil(filled) / filled))
@@ -233,9 +256,10 @@ def _intensity(columns: Columns, ceilings: Ceilings) -> FloatArray:
 
 
 def _length(columns: Columns, ceilings: Ceilings) -> FloatArray:
+    """The roofline in launches of a kernel: short ones do not reach their rate."""
     compute = columns["flops"] / (ceilings.compute_gflops * 1e6)
     memory = columns["bytes_moved"] / (ceilings.bandwidth_gbs * 1e6)
-    return np.asarray(np.maximum(compute, memory) / 0.004)
+    return np.asarray(np.maximum(compute, memory) / _LAUNCH_MS)
 
 
 #: By name: what it is, and its values.

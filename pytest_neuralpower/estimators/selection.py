@@ -17,21 +17,6 @@ if TYPE_CHECKING:
 
     from pytest_neuralpower.estimators.features import Columns
 
-__all__ = [
-    "BASELINES",
-    "MIN_GROUPS",
-    "FlopsOnly",
-    "Roofline",
-    "Score",
-    "Selection",
-    "baseline_makers",
-    "grouped_folds",
-    "held_out",
-    "select",
-    "usual_folds",
-    "whole_groups",
-]
-
 
 #: Fewer groups than this cannot judge anything.
 MIN_GROUPS: Final = 3
@@ -154,10 +139,6 @@ class Roofline(_OneRate, kw_only=True):
         compute = columns["flops"] / (self.peak_gflops * 1e6)
         traffic = columns["bytes_moved"] / (self.bandwidth_gbs * 1e6)
         return np.asarray(np.maximum(compute, traffic))
-
-
-#: Names of the baselines, in the order in which reports show them.
-BASELINES: Final = (FlopsOnly.name, Roofline.name)
 
 
 def baseline_makers(hardware: Mapping[str, float]) -> dict[str, Callable[[], Estimator]]:

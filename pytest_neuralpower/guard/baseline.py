@@ -41,22 +41,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.prediction import Prediction
     from pytest_neuralpower.platform.protocol import Platform
 
-__all__ = [
-    "FORMAT",
-    "Baseline",
-    "BaselineFile",
-    "BaselineStore",
-    "Totals",
-    "baseline_name",
-    "baseline_of",
-    "baseline_text",
-    "parse_baseline",
-    "read_baseline",
-    "torch_version",
-    "without_platform",
-    "write_baseline",
-]
-
 
 class Totals(Struct, frozen=True, forbid_unknown_fields=True):
     """Energy (mJ), runtime (ms) and mean power (W) of one call."""

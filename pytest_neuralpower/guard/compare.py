@@ -25,17 +25,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
     from pytest_neuralpower.platform.protocol import Platform
 
-__all__ = [
-    "Breach",
-    "CauseSum",
-    "Comparison",
-    "LayerChange",
-    "TotalChange",
-    "compare",
-    "compare_predictions",
-    "judge",
-]
-
 _QUANTITIES: Final[tuple[ComparedQuantity, ...]] = ("energy", "runtime")
 
 

@@ -21,20 +21,6 @@ from pytest_neuralpower.platform.intervals import Interval
 from pytest_neuralpower.platform.prediction import Host
 from pytest_neuralpower.units import Quantity, show
 
-__all__ = [
-    "FORMAT",
-    "VERSION",
-    "BaselineState",
-    "CallComparison",
-    "Finding",
-    "MeasuredQuantity",
-    "Outcome",
-    "Report",
-    "findings_from_text",
-    "findings_to_text",
-    "read_report",
-]
-
 FORMAT: Final = "pytest-neuralpower report"
 VERSION: Final = 1
 

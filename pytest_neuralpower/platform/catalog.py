@@ -24,17 +24,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.prediction import Prediction
     from pytest_neuralpower.platform.protocol import Platform
 
-__all__ = [
-    "as_platform",
-    "list_platforms",
-    "load_array",
-    "load_fitted",
-    "load_platform",
-    "predict",
-    "predict_call",
-    "priced_by",
-]
-
 
 _SHIPPED: Final = Path(__file__).parents[1] / "platforms"
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.prediction import Prediction
     from pytest_neuralpower.units import Quantity
 
-__all__ = ["difference_interval", "ratio_interval"]
-
 #: Doublings of the cost of what two calls have in common, over which the correlation of what the
 #: sum of layers misses in each falls to exp(-1/2).
 _MODEL_REACH: Final = 5.0

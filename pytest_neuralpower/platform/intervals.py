@@ -40,16 +40,6 @@ if TYPE_CHECKING:
 
     from pytest_neuralpower.units import Quantity
 
-__all__ = [
-    "Interval",
-    "Intervals",
-    "LayerErrors",
-    "QuantitySpreads",
-    "Spread",
-    "log_sizes",
-    "spread_of_sum",
-]
-
 
 class Interval(NamedTuple):
     """Central interval that holds the true value with probability ``coverage``."""

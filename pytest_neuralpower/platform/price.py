@@ -62,17 +62,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.intervals import LayerErrors
     from pytest_neuralpower.units import Quantity
 
-__all__ = [
-    "BEST",
-    "NEURALPOWER",
-    "EstimatorChoice",
-    "FamilyModel",
-    "FittedPlatform",
-    "PaperModel",
-    "check_estimators",
-    "of_content",
-]
-
 _IntervalField = Literal["runtime_interval_ms", "energy_interval_mj", "power_interval_w"]
 _INTERVAL_FIELDS: Final[tuple[tuple[Quantity, _IntervalField], ...]] = (
     ("runtime", "runtime_interval_ms"),

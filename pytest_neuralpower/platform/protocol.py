@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.prediction import Prediction
     from pytest_neuralpower.units import Quantity
 
-__all__ = ["Equation", "Explanation", "HeldOut", "Platform", "Summary"]
-
 
 class Equation(Struct, frozen=True):
     """One fitted equation of a family of layers.

@@ -23,14 +23,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.estimators.features import Columns, FloatArray
     from pytest_neuralpower.layers import Layer
 
-__all__ = [
-    "PROVENANCE_KEY",
-    "calibrated_ranges",
-    "measured_widths",
-    "outside",
-    "were_measured",
-]
-
 
 _PAIRS: Final = ("m*n", "m*k", "n*k", "m/n", "m/k", "n/k")
 

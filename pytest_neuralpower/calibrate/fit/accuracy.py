@@ -28,13 +28,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.estimators.features import FloatArray
     from pytest_neuralpower.layers import Layer
 
-__all__ = [
-    "accuracy_shown",
-    "find_calibration",
-    "measure",
-    "points",
-]
-
 
 class EnergyAccuracy(msgspec.Struct, frozen=True):
     """Held-out errors of one family's energy by candidate, and those of the baselines."""

@@ -40,15 +40,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.fit.uncertainty import Fitted
     from pytest_neuralpower.platform.price import FittedPlatform
 
-__all__ = [
-    "LEAST_REPEATABLE",
-    "card_text",
-    "repeatability_text",
-    "with_calibration",
-    "write_card",
-    "write_figure",
-]
-
 #: Figure of a measured platform, next to its card.
 FIGURE: Final = "accuracy.svg"
 

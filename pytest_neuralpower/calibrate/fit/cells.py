@@ -30,15 +30,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.estimators.features import FloatArray
     from pytest_neuralpower.platform.price import FittedPlatform
 
-__all__ = [
-    "OPERATIONS",
-    "Cells",
-    "network_layers",
-    "price_cells",
-    "read_cells",
-    "sharpened",
-]
-
 OPERATIONS: Final = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 
 TABLE: Final = "help/nasbench201_latency_ms.csv.gz"

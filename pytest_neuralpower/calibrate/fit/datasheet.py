@@ -15,8 +15,6 @@ from pytest_neuralpower.layers import ITEMSIZE
 from pytest_neuralpower.platform.prediction import Host
 from pytest_neuralpower.platform.price import FittedPlatform
 
-__all__ = ["EAGER", "datasheet_platform"]
-
 #: What an operation of eager PyTorch takes a host: 25 to 55 us were seen.
 EAGER: Final = Host(layer_ms=0.038, factor=1.5)
 

@@ -22,17 +22,6 @@ from pytest_neuralpower.estimators.neuralpower import SIZES
 from pytest_neuralpower.estimators.physics import Ceilings, features
 from pytest_neuralpower.estimators.terms import Regime
 
-__all__ = [
-    "CALL_NOISE_MS",
-    "Candidate",
-    "Design",
-    "Makers",
-    "cpu_regimes",
-    "power_makers",
-    "runtime_makers",
-    "utilization_model",
-]
-
 #: Estimators that can compete for a runtime: convolutions have them all.
 Candidate = Literal[
     "neuralpower-bounded", "physical", "neuralpower", "neuralpower-relative", "tree", "boosted"

@@ -13,8 +13,6 @@ import yaml
 
 from pytest_neuralpower.errors import ProfileError
 
-__all__ = ["Device", "find_device", "read_devices"]
-
 _FILE: Final = Path(__file__).parents[2] / "platform" / "devices.yaml"
 
 

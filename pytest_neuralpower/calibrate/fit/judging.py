@@ -27,20 +27,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.estimators import Estimator, Physical
     from pytest_neuralpower.estimators.features import Columns, FloatArray
 
-__all__ = [
-    "FamilyAccuracy",
-    "Overhead",
-    "Refused",
-    "Scores",
-    "Split",
-    "baseline_scores",
-    "beats",
-    "growing_overhead",
-    "judge_overhead",
-    "judge_split",
-    "scored",
-]
-
 #: Held-out MAPE (%) under which a tie with the roofline is as good as beating it: tensors that are
 #: only streamed take what the roofline says, and no knowledge could add to that.
 EXACT: Final = 1.0

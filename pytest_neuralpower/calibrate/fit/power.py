@@ -43,17 +43,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.prediction import Prediction
     from pytest_neuralpower.platform.price import FittedPlatform
 
-__all__ = [
-    "LayerPower",
-    "constant_power",
-    "fit_layer_power",
-    "fit_power",
-    "judge_networks",
-    "load_networks",
-    "metered_power",
-    "trace_network",
-]
-
 
 def fit_power(
     platform: FittedPlatform,

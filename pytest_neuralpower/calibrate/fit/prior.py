@@ -32,17 +32,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.fit.rows import Row
     from pytest_neuralpower.estimators.features import Columns, FloatArray
 
-__all__ = [
-    "Board",
-    "Judged",
-    "device_class",
-    "errors_without",
-    "fit_priors",
-    "judge_priors",
-    "read_boards",
-    "stack_deviation",
-]
-
 #: Devices whose libraries are alike: GPUs on their plain cores, on tensor cores, and processors.
 DeviceClass: TypeAlias = Literal["gpu", "tensor", "cpu"]
 

@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.fit.rows import Row
     from pytest_neuralpower.estimators.features import FloatArray
 
-__all__ = ["Figure", "judge_reach", "platform_of_priors"]
-
 Progress = Callable[[str], None]
 
 

@@ -19,8 +19,6 @@ from pytest_neuralpower.files import decode
 from pytest_neuralpower.layers import ITEMSIZE
 from pytest_neuralpower.platform.prediction import Host
 
-__all__ = ["Power", "Recipe", "Source", "Validation", "read_recipe"]
-
 #: How a quantity can be known.
 Tier = Literal["measured", "public", "transferred", "datasheet", "estimated"]
 

@@ -12,26 +12,6 @@ import numpy as np
 
 from pytest_neuralpower.layers import Layer, ParamValue, TensorSpec
 
-__all__ = [
-    "SENTINEL",
-    "MeasuredRow",
-    "Measurement",
-    "NetworkRow",
-    "Repeatability",
-    "Row",
-    "at_usual_speed",
-    "conv_layer",
-    "drift",
-    "layer_rows",
-    "linear_layer",
-    "matmul_layer",
-    "network_rows",
-    "pool_layer",
-    "repeatability",
-    "streaming_layer",
-    "usual_probe_ms",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Row:

@@ -23,10 +23,8 @@ from pytest_neuralpower.layers import Layer, TensorSpec
 if TYPE_CHECKING:
     from pytest_neuralpower.platform.price import FittedPlatform
 
-__all__ = ["Sweep", "random_layers", "sweep"]
-
-#: A price above so many times the roofline is no price of a library.
-MOST_ROOFLINES: Final = 20.0
+#: A price above so many times the roofline is no price of a library. Estimators are capped lower.
+_TOO_MANY_ROOFLINES: Final = 20.0
 
 #: Twice the batch may seem this much cheaper, relative, before it counts.
 _CHEAPER: Final = 0.05
@@ -44,7 +42,7 @@ class Sweep(msgspec.Struct, frozen=True):
     too_fast
         Below what the device's ceilings allow.
     too_slow
-        Above :data:`MOST_ROOFLINES` times the roofline, launches included.
+        Above 20 times the roofline, launches included.
     cheaper
         Over 5% cheaper at twice the batch.
     """
@@ -64,10 +62,12 @@ def sweep(platform: FittedPlatform, *, layers: int = 60_000, seed: int = 0) -> S
 
     Parameters
     ----------
+    platform
+        Whose dtype the layers have.
     layers
-        How many, of all kinds.
+        How many, of all kinds; 60,000 by default.
     seed
-        Of what is drawn.
+        Of what is drawn; 0 by default.
     """
     once, twice = random_layers(layers, seed=seed, dtype=platform.dtype)
     ceilings = Ceilings.of(platform.hardware)
@@ -76,7 +76,7 @@ def sweep(platform: FittedPlatform, *, layers: int = 60_000, seed: int = 0) -> S
     for drawn, runtime in ((once, before), (twice, after)):
         least, roofline = _limits(drawn, ceilings)
         fast += int((runtime < 0.999 * least).sum())
-        slow += int((runtime > MOST_ROOFLINES * roofline).sum())
+        slow += int((runtime > _TOO_MANY_ROOFLINES * roofline).sum())
     return Sweep(layers, fast, slow, int((after < (1 - _CHEAPER) * before).sum()))
 
 

@@ -31,10 +31,6 @@ if TYPE_CHECKING:
     from pytest_neuralpower.estimators.selection import Selection
     from pytest_neuralpower.platform.price import FittedPlatform
 
-__all__ = [
-    "learn_totals",
-]
-
 
 #: What the intervals are made to hold.
 COVERAGE: Final = 0.9
