@@ -69,6 +69,9 @@ SIZE_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
 #: Families that a layer can be of: kinds, and the parts of kinds that stand apart.
 FAMILIES: Final = tuple(dict.fromkeys([*KINDS, *SIZE_COLUMNS]))
 
+#: Families that only stream their tensors, all alike.
+STREAMING: Final = ("activation", "elementwise")
+
 _DEFAULT_SIZES: Final = ("flops", "bytes_in", "bytes_out", "bytes_weight")
 
 

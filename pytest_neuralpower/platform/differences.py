@@ -64,7 +64,7 @@ def ratio_interval(
     """Interval of ``head / base``, as :func:`difference_interval` but relative: 1 is unchanged.
 
     A platform's being off by one factor for all layers of a family cancels as far as their sizes
-    are alike.
+    are alike. Parameters and returns are those of :func:`difference_interval`.
 
     Raises
     ------
@@ -193,7 +193,7 @@ def _changed(
 ) -> tuple[float, float]:
     """How far a signed sum over two predictions may lie below and above its point."""
     down, up = spread_of_sum(pair, signed, quantity)
-    model_error = pair[0]._model_errors[quantity]
+    model_error = pair[0].model_errors[quantity]
     # Where the same place of the model is in both, what the sum of layers misses there is common,
     # the more so the less these places have changed.
     places = [[(item.layer.path, item.layer.kind) for item in each.layers] for each in (base, head)]

@@ -242,6 +242,10 @@ class LayerErrors(Struct, frozen=True, eq=False):
         Layers of different configurations, and which of them each layer equals.
     names, family
         Families, and which of them each layer is of.
+    runtime_ms, energy_mj
+        Predicted; energy None where the platform has no power.
+    model_errors
+        By quantity, log of the factor by which a call may be off beyond its layers' errors.
     """
 
     coverage: float
@@ -252,7 +256,7 @@ class LayerErrors(Struct, frozen=True, eq=False):
     runtime_ms: FloatArray
     energy_mj: FloatArray | None
     _parts: Mapping[str, tuple[_Part, ...]]
-    _model_errors: Mapping[str, float]
+    model_errors: Mapping[str, float]
 
     def layers(self, quantity: Literal["runtime", "energy"]) -> tuple[FloatArray, FloatArray]:
         """Lower and upper end of each layer's interval, in ms or mJ."""
@@ -271,7 +275,7 @@ class LayerErrors(Struct, frozen=True, eq=False):
             self.runtime_ms[which],
             None if self.energy_mj is None else self.energy_mj[which],
             {name: tuple(part.of(which) for part in parts) for name, parts in self._parts.items()},
-            self._model_errors,
+            self.model_errors,
         )
 
     def amounts(self, quantity: Quantity) -> FloatArray:
@@ -290,7 +294,7 @@ class LayerErrors(Struct, frozen=True, eq=False):
         amounts = self.amounts(quantity)
         value = float(amounts.sum())
         _, up = spread_of_sum([self], [amounts], quantity)
-        high = value + float(np.hypot(up, value * np.expm1(self._model_errors[quantity])))
+        high = value + float(np.hypot(up, value * np.expm1(self.model_errors[quantity])))
         return value * value / high, high  # as far down as up, as a factor: it never reaches 0
 
     def factor(self, places: Sequence[int], quantity: Quantity) -> float:

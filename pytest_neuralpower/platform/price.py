@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 import numpy as np
 from msgspec import UNSET, Struct, field, to_builtins
@@ -77,8 +77,6 @@ _UNMEASURED_POWER: Final = {
 }
 
 #: Estimators that a prediction is made with: those chosen by their held-out error, or the paper's.
-EstimatorChoice: TypeAlias = Literal["best", "neuralpower"]
-
 BEST: Final = "best"
 NEURALPOWER: Final = "neuralpower"
 
@@ -86,7 +84,6 @@ _FLOATING: Final = ("float", "bfloat", "complex")
 
 #: Whole numbers that stand for real ones in quantised layers.
 _QUANTIZED: Final = ("int8", "qint8", "quint8", "qint32")
-
 
 #: Flags of a layer as bits of a number, so that an array holds those of many.
 _UNCOVERED: Final = 1
@@ -330,8 +327,9 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         )
 
     @property
-    def estimator(self) -> EstimatorChoice:
-        """Which of its estimators price: those chosen, or the paper's where there are any."""
+    def estimator(self) -> str:
+        """Which of its estimators price: ``best``, or ``neuralpower`` where :meth:`by_neuralpower`
+        put the paper's there."""
         paper = any(model.prices_by_neuralpower for model in self.families.values())
         return NEURALPOWER if paper else BEST
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import yaml
-from msgspec import to_builtins
+from msgspec import Struct, to_builtins
 from tabulate import tabulate
 
 from pytest_neuralpower.estimators.selection import COMPARED
@@ -158,21 +158,35 @@ _LAYERS: Final = {
 }
 
 
-class Reached(Protocol):
-    """A line of :func:`reach_text`: what is judged, what was found, what is to be reached."""
+class Figure(Struct, frozen=True):
+    """One line of the table of what prices and intervals reach.
 
-    @property
-    def what(self) -> str: ...
-    @property
-    def figure(self) -> str: ...
-    @property
-    def reach(self) -> str: ...
-    @property
-    def met(self) -> bool | None: ...
+    Attributes
+    ----------
+    what
+        Is judged.
+    figure, reach
+        What was found, and what is to be reached, in words; nothing by default.
+    met
+        Whether it is; None (default) where nothing is to be reached.
+    """
+
+    what: str
+    figure: str
+    reach: str = ""
+    met: bool | None = None
 
 
-def reach_text(figures: Sequence[Reached]) -> str:
-    """Table of what prices and intervals reach, for the terminal."""
+#: What the rows that judge prices were looked at for beside judging: nobody should take the figures
+#: that hang on it for blind ones.
+_SEEN: Final = (
+    "No row was fitted where it judges, but these were chosen by rows that judge:\n"
+    "both constants of processors' pools, the power of small boards, the input `depth`."
+)
+
+
+def reach_text(figures: Sequence[Figure]) -> str:
+    """Table of what prices and intervals reach, for the terminal, and what is not blind in it."""
     marks = {True: "yes", False: "no", None: ""}
     rows = [
         ["\n".join(textwrap.wrap(each.what, 56)), each.figure, each.reach, marks[each.met]]
@@ -180,7 +194,7 @@ def reach_text(figures: Sequence[Reached]) -> str:
     ]
     judged = [each.met for each in figures if each.met is not None]
     table = tabulate(rows, headers=["what", "figure", "reach", "met"], disable_numparse=True)
-    return f"{table}\n\n{sum(judged)} of {len(judged)} met; nothing here was fitted or tuned on"
+    return f"{table}\n\n{sum(judged)} of {len(judged)} met. {_SEEN}"
 
 
 def accuracy_text(name: str, accuracy: Mapping[str, Any]) -> str:

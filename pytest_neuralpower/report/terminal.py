@@ -166,13 +166,14 @@ def caveats(
             layer = prediction.layers[at].layer
             name = layer.op if flag == UNCOVERED else layer.kind
             by_name[name] = by_name.get(name, 0.0) + costs[at]
+        says = reason
         if prediction.runtime_ms is None and flag == INFERRED:
-            reason = "not mapped on the array, priced by their traffic"  # noqa: PLW2901
+            says = "not mapped on the array, priced by their traffic"  # of an analytic platform
         elif flag in _MEASURABLE:
             measurable += [prediction.layers[at] for at in places]
-            reason += _factor_text(prediction, places, quantity)  # noqa: PLW2901
+            says += _factor_text(prediction, places, quantity)
         share = show_percent(cost / total)
-        lines += _within_width(f"{letter}: {_named(by_name)} ({share} of the {quantity}):", reason)
+        lines += _within_width(f"{letter}: {_named(by_name)} ({share} of the {quantity}):", says)
     if measurable:
         lines.append(f"   to settle it: {_calibration(measurable)} on the device")
     return [*lines, *(f"note: {note}" for note in prediction.notes)]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pytest_neuralpower.calibrate.fit.devices import find_device
 from pytest_neuralpower.calibrate.fit.fit import bounded
 from pytest_neuralpower.calibrate.fit.prior import priors_for
-from pytest_neuralpower.calibrate.fit.recipe import Recipe
+from pytest_neuralpower.calibrate.fit.recipe import Recipe, Source
 from pytest_neuralpower.calibrate.fit.uncertainty import with_intervals
 from pytest_neuralpower.errors import PlatformError
 from pytest_neuralpower.layers import ITEMSIZE
 from pytest_neuralpower.platform.prediction import Host
 from pytest_neuralpower.platform.price import FittedPlatform
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.estimators import Prior
 
 #: What an operation of eager PyTorch takes a host: 25 to 55 us were seen.
 EAGER: Final = Host(layer_ms=0.038, factor=1.5)
@@ -36,13 +40,16 @@ def datasheet_platform(
     name
         Of the device, such as ``titan-rtx``.
     dtype
-        Floating dtype of its layers; half precision is priced as other boards' tensor cores run it.
+        Floating dtype of its layers, float32 by default; half precision is priced as other boards'
+        tensor cores run it.
     data_root
-        Folder of the public tables, to fit the prior anew; None to take the one that ships.
+        Folder of the public tables, to fit the prior anew; None (default) to take the one that
+        ships.
     without
         Device whose rows must have no say in a prior fitted anew; by default the device's own.
     calibration
-        Folder of the recipes that the prior is fitted to, with ``data_root``.
+        Folder of the recipes that the prior is fitted to, with ``data_root``; ``calibration`` here
+        by default.
 
     Raises
     ------
@@ -65,6 +72,8 @@ def datasheet_platform(
         hardware=known.hardware(dtype),
         peaks_gflops=known.peaks_gflops,
         host=EAGER,
+        sources=(Source(title=f"datasheet: {known.source}"),),
+        notes=("No layer was measured on this device.",),
     )
     priors = priors_for(
         without or known.device,
@@ -73,10 +82,23 @@ def datasheet_platform(
         calibration=calibration,
         data_root=data_root,
     )
+    return unmeasured_platform(recipe, priors)
+
+
+def unmeasured_platform(recipe: Recipe, priors: Mapping[str, Prior]) -> FittedPlatform:
+    """The platform of a device without a row.
+
+    Parameters
+    ----------
+    recipe
+        What is known of the device and of the mode; no source of it is read.
+    priors
+        By family, at the device's ceilings: all families are priced by them, with their spreads.
+    """
     platform = FittedPlatform(
         name=recipe.name,
         device=recipe.device,
-        dtype=dtype,
+        dtype=recipe.dtype,
         mode=recipe.mode,
         tiers=dict(recipe.tiers),
         hardware=dict(recipe.hardware),
@@ -86,8 +108,8 @@ def datasheet_platform(
         peaks_gflops=dict(recipe.peaks_gflops),
         host=recipe.host,
         provenance={
-            "sources": [{"title": f"datasheet: {known.source}"}],
-            "notes": ["No layer was measured on this device."],
+            "sources": [source.facts() for source in recipe.sources],
+            "notes": list(recipe.notes),
         },
         accuracy={"runtime": {}},
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -47,7 +47,13 @@ from pytest_neuralpower.estimators import (
     Sparse,
 )
 from pytest_neuralpower.estimators.base import refuse_bad_rows
-from pytest_neuralpower.estimators.features import Columns, FloatArray, columns, family
+from pytest_neuralpower.estimators.features import (
+    STREAMING,
+    Columns,
+    FloatArray,
+    columns,
+    family,
+)
 from pytest_neuralpower.estimators.neuralpower import SIZES as PAPER_FAMILIES
 from pytest_neuralpower.estimators.physics import Ceilings
 from pytest_neuralpower.estimators.selection import (
@@ -68,9 +74,7 @@ from pytest_neuralpower.platform.ranges import calibrated_ranges, measured_width
 
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.fit.rows import NetworkRow, Row
-
-#: Families that only stream their tensors: what bandwidth they reach prices overheads.
-_STREAMING: Final = ("activation", "elementwise")
+    from pytest_neuralpower.estimators import AnyEstimator
 
 
 class Table(NamedTuple):
@@ -216,41 +220,9 @@ def fit_rows(
         calibration=recipe.folder.parent,
         data_root=data_root,
     )
-    streaming_gbs = _streaming_gbs(tables, recipe)
-    families: dict[str, FamilyModel] = {}
-    fits: dict[str, FamilyFit] = {}
-    accuracy: dict[str, dict[str, Any]] = {"runtime": {}}
-    for name, table in tables.items():
-        try:
-            fit, power, judged = _fit_family(
-                name, table, recipe, priors[name], candidates=candidates, progress=progress
-            )
-        except FitError as error:
-            if not recipe.plan:
-                raise FitError(f"{recipe.name}, {name}: {error}") from None
-            # Random networks bring some kinds of layer too rarely; the prior prices those.
-            accuracy.setdefault("not_fitted", {})[name] = str(error)
-            continue
-        kept = judged.is_kept(alone="prior" if recipe.plan else "")
-        accuracy.setdefault("runtime" if kept else "not_shipped", {})[name] = judged
-        if not kept:
-            continue
-        fits[name] = fit
-        chosen: dict[str, Any] = {"runtime": fit.runtime.estimator}
-        if power is not None:
-            chosen |= power.chosen()
-            accuracy.setdefault(f"layer_{power.quantity}", {})[name] = power.selection.accuracy()
-        paper = fit_paper(name, table, fit.runtime.predicted.get(NEURALPOWER))
-        if paper is not None:
-            chosen["neuralpower"], scores = paper
-            accuracy.setdefault(NEURALPOWER, {})[name] = scores
-        families[name] = FamilyModel(
-            calibrated_ranges(name, table.columns),
-            overheads=dict.fromkeys(recipe.overheads.get(name, ()), 1.0 / streaming_gbs),
-            **chosen,
-        )
-    if not families:
-        raise FitError(f"{recipe.name}: no kind of layer could be fitted; measure longer")
+    families, fits, accuracy = _fit_families(
+        tables, recipe, priors, candidates=candidates, progress=progress
+    )
     platform = FittedPlatform(
         name=recipe.name,
         device=recipe.device,
@@ -308,6 +280,60 @@ def _tables(rows: Iterable[Row], recipe: Recipe) -> dict[str, Table]:
             raise FitError(f"{recipe.name}, {name}: {error}") from None
         tables[name] = Table(members, values, runtime)
     return tables
+
+
+class _Families(NamedTuple):
+    """The families that ship, what each was chosen by, and by section of a platform's accuracy and
+    by family the errors of all."""
+
+    models: dict[str, FamilyModel]
+    fits: dict[str, FamilyFit]
+    accuracy: dict[str, dict[str, object]]
+
+
+def _fit_families(
+    tables: Mapping[str, Table],
+    recipe: Recipe,
+    priors: Mapping[str, Prior],
+    *,
+    candidates: Collection[str],
+    progress: Callable[[str], None],
+) -> _Families:
+    """Fit each family; raises FitError where one cannot be, or none is worth shipping."""
+    streaming_gbs = _streaming_gbs(tables, recipe)
+    found = _Families({}, {}, {"runtime": {}})
+    for name, table in tables.items():
+        try:
+            fit, power, judged = _fit_family(
+                name, table, recipe, priors[name], candidates=candidates, progress=progress
+            )
+        except FitError as error:
+            if not recipe.plan:
+                raise FitError(f"{recipe.name}, {name}: {error}") from None
+            # Random networks bring some kinds of layer too rarely; the prior prices those.
+            found.accuracy.setdefault("not_fitted", {})[name] = str(error)
+            continue
+        kept = judged.is_kept(alone="prior" if recipe.plan else "")
+        found.accuracy.setdefault("runtime" if kept else "not_shipped", {})[name] = judged
+        if not kept:
+            continue
+        found.fits[name] = fit
+        if power is not None:
+            section = found.accuracy.setdefault(f"layer_{power.quantity}", {})
+            section[name] = power.selection.accuracy()
+        paper = fit_paper(name, table, fit.runtime.predicted.get(NEURALPOWER))
+        if paper is not None:
+            found.accuracy.setdefault(NEURALPOWER, {})[name] = paper[1]
+        found.models[name] = FamilyModel(
+            calibrated_ranges(name, table.columns),
+            cast("AnyEstimator", fit.runtime.estimator),
+            neuralpower=paper and paper[0],
+            overheads=dict.fromkeys(recipe.overheads.get(name, ()), 1.0 / streaming_gbs),
+            **(power.chosen() if power else {}),
+        )
+    if not found.models:
+        raise FitError(f"{recipe.name}: no kind of layer could be fitted; measure longer")
+    return found
 
 
 def _fit_family(
@@ -373,10 +399,21 @@ class PaperScore(msgspec.Struct, frozen=True):
 def fit_paper(
     name: str, table: Table, held_out_ms: FloatArray | None = None
 ) -> tuple[PaperModel, dict[str, PaperScore]] | None:
-    """NeuralPower's own estimators of a family's runtime, and of its power where all rows have it;
-    None of a family that the paper does not have, or whose rows cannot be fitted.
+    """NeuralPower's own estimators of a family's runtime, and of its power where all rows have it.
 
-    ``held_out_ms`` is the runtime of each row by an estimator without its shape, where it is known.
+    Parameters
+    ----------
+    name, table
+        The family, and its rows.
+    held_out_ms
+        Runtime of each row (ms) by such an estimator without its shape, shape ``(rows,)``; None
+        (default) to fit these here.
+
+    Returns
+    -------
+    tuple or None
+        The estimators, and their scores by quantity; None of a family that the paper does not have,
+        or whose rows cannot be fitted.
     """
     if name not in PAPER_FAMILIES:
         return None
@@ -385,7 +422,7 @@ def fit_paper(
     targets = {"runtime": table.runtime_ms}
     if len(power) == len(groups):
         targets["power"] = np.array(power)
-    found: dict[str, Any] = {}
+    found: dict[str, NeuralPowerPolynomial] = {}
     scores: dict[str, PaperScore] = {}
     for quantity, target in targets.items():
         make = partial(NeuralPowerPolynomial, name, quantity)
@@ -409,9 +446,8 @@ def fit_paper(
         )
     if "runtime" not in found:
         return None
-    if "power" in found:
-        found["power_range_w"] = (min(power), max(power))
-    return PaperModel(**found), scores
+    measured_w = (min(power), max(power)) if "power" in found else None
+    return PaperModel(found["runtime"], found.get("power"), measured_w), scores
 
 
 def _bounded_by(name: str, recipe: Recipe, prior: Prior, make: Callable[[], Estimator]) -> Bounded:
@@ -421,7 +457,7 @@ def _bounded_by(name: str, recipe: Recipe, prior: Prior, make: Callable[[], Esti
 def _streaming_gbs(tables: Mapping[str, Table], recipe: Recipe) -> float:
     """Bandwidth that streaming layers reached in total; where there are none, the recipe's
     ``streaming_gbs``, what others of its layers reach with their weights, or the ceiling."""
-    known = [tables[name] for name in _STREAMING if name in tables]
+    known = [tables[name] for name in STREAMING if name in tables]
     if not known:
         return float(recipe.hardware.get("streaming_gbs", recipe.hardware["bandwidth_gbs"]))
     total = sum(float(table.columns["bytes_moved"].sum()) for table in known)

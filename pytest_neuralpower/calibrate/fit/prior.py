@@ -22,7 +22,7 @@ from pytest_neuralpower.calibrate.fit.devices import find_device
 from pytest_neuralpower.calibrate.fit.readers import READERS, read_source
 from pytest_neuralpower.calibrate.fit.recipe import read_recipe
 from pytest_neuralpower.estimators import Prior, Sparse
-from pytest_neuralpower.estimators.features import FAMILIES, columns, family
+from pytest_neuralpower.estimators.features import FAMILIES, STREAMING, columns, family
 from pytest_neuralpower.estimators.physics import FEATURES, Ceilings, features, roofline_ms
 from pytest_neuralpower.platform.intervals import log_sizes
 
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 #: Devices whose libraries are alike: GPUs on their plain cores, on tensor cores, and processors.
 DeviceClass: TypeAlias = Literal["gpu", "tensor", "cpu"]
-
-#: Families that stream their tensors alike; the rows of any of them tell the others.
-_STREAMING: Final = ("activation", "elementwise")
 
 #: Rows of one table that are looked at, at most: more say the same.
 _MOST_ROWS: Final = 500
@@ -117,7 +114,17 @@ class _Extra(msgspec.Struct, frozen=True):
 def read_boards(calibration: Path, data_root: Path | None) -> tuple[Board, ...]:
     """Every device with rows: of the recipes in ``calibration`` and of its ``prior.yaml``.
 
-    Without the public tables, those whose rows are in the folder alone.
+    Parameters
+    ----------
+    calibration
+        Folder of the recipes.
+    data_root
+        Folder of the public tables; None for devices whose rows are in ``calibration`` alone.
+
+    Raises
+    ------
+    ProfileError
+        A recipe, or the rows that it names, cannot be read.
     """
     boards = []
     for path in sorted(calibration.glob("*/recipe.yaml")):
@@ -154,15 +161,15 @@ def _board(
             if not row.flaw and row.layer.dtype == dtype:
                 members.setdefault(family(row.layer), []).append(row)
         for name, found in members.items():
-            kept = [found[place] for place in _spread(len(found))]
+            kept = [found[place] for place in _places_looked_at(len(found))]
             values = columns(name, [row.layer for row in kept])
             runtime = np.array([row.runtime_ms for row in kept])
             tables.append(_Table(name, values, runtime, kept[0].stack))
     return Board(device, device_class(hardware, dtype), Ceilings.of(hardware), tuple(tables))
 
 
-def _spread(count: int) -> list[int]:
-    """Places of at most so many rows, evenly over a table."""
+def _places_looked_at(count: int) -> list[int]:
+    """Places of at most :data:`_MOST_ROWS` rows, evenly over a table of ``count``."""
     places = np.unique(np.linspace(0, count - 1, min(count, _MOST_ROWS)).astype(int))
     return [int(place) for place in places]
 
@@ -179,7 +186,12 @@ def fit_priors(
     kind
         The class; families that its devices have no rows of are those of plain GPUs.
     without
-        A device that must not have a say.
+        A device that must not have a say; by default all have.
+
+    Returns
+    -------
+    dict
+        By family, with the ceilings of any of the devices: :meth:`Prior.on` takes another's.
     """
     known = [board for board in boards if board.device != without and board.kind == kind]
     found = {}
@@ -195,7 +207,8 @@ def fit_priors(
 
 
 def _families(name: str) -> tuple[str, ...]:
-    return _STREAMING if name in _STREAMING else (name,)
+    """Families whose rows tell of this one."""
+    return STREAMING if name in STREAMING else (name,)
 
 
 def _prior(boards: Sequence[Board], names: Sequence[str]) -> Prior:
@@ -357,7 +370,18 @@ def _judged(device: str, stacks: Mapping[str, FloatArray], places: FloatArray) -
 def errors_without(
     boards: Sequence[Board], priors: Mapping[str, Prior], *, stack: str
 ) -> dict[str, FloatArray]:
-    """By family, logarithms of measured time over that of priors, for the rows of one stack."""
+    """By family, logarithms of measured time over that of priors, for the rows of one stack.
+
+    Parameters
+    ----------
+    boards
+        Whose rows are priced, each at its own ceilings.
+    priors
+        Fitted without these boards.
+    stack
+        First folder of the rows' table, such as ``neusight``; families without rows of it are left
+        out.
+    """
     found: dict[str, list[FloatArray]] = {}
     for board in boards:
         for table in board.tables:
@@ -373,8 +397,8 @@ def judge_priors(boards: Sequence[Board], kind: DeviceClass) -> dict[str, list[J
     known = [board for board in boards if board.kind == kind]
     found = {}
     for name in FAMILIES:
-        if name == _STREAMING[1]:
-            continue
+        if name in STREAMING[1:]:
+            continue  # judged with the first of them
         judged = _left_out(known, _families(name)) if known else []
         if len(judged) > 1:
             found[name] = judged

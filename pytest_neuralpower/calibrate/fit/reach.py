@@ -1,6 +1,7 @@
 """Prices and intervals judged where they are used: on layers, devices and networks never fitted.
 
-Nothing here is looked at when anything is fitted or tuned.
+What was chosen by the rows that judge here, the table says below its figures
+(:func:`~pytest_neuralpower.report.accuracy.reach_text`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 import numpy as np
 
 from pytest_neuralpower.calibrate.fit.cells import (
@@ -20,6 +20,7 @@ from pytest_neuralpower.calibrate.fit.cells import (
     read_cells,
     sharpened,
 )
+from pytest_neuralpower.calibrate.fit.datasheet import unmeasured_platform
 from pytest_neuralpower.calibrate.fit.devices import find_device
 from pytest_neuralpower.calibrate.fit.prior import (
     Board,
@@ -31,41 +32,21 @@ from pytest_neuralpower.calibrate.fit.prior import (
     read_boards,
 )
 from pytest_neuralpower.calibrate.fit.readers import READERS, scaled
+from pytest_neuralpower.calibrate.fit.recipe import Recipe
 from pytest_neuralpower.calibrate.fit.sweep import sweep
-from pytest_neuralpower.calibrate.fit.uncertainty import COVERAGE, SUM_OF_LAYERS
 from pytest_neuralpower.errors import ProfileError
-from pytest_neuralpower.estimators import Bounded, Prior
 from pytest_neuralpower.estimators.physics import Ceilings
 from pytest_neuralpower.layers import Layer
 from pytest_neuralpower.platform.catalog import list_platforms, load_platform
 from pytest_neuralpower.platform.differences import ratio_interval
-from pytest_neuralpower.platform.intervals import Intervals, QuantitySpreads, Spread
 from pytest_neuralpower.platform.price import FittedPlatform
+from pytest_neuralpower.report.accuracy import Figure
 
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.fit.rows import Row
     from pytest_neuralpower.estimators.features import FloatArray
 
 Progress = Callable[[str], None]
-
-
-class Figure(msgspec.Struct, frozen=True):
-    """One line of the table.
-
-    Attributes
-    ----------
-    what
-        Is judged.
-    figure, reach
-        What was found, and what is to be reached, in words.
-    met
-        Whether it is; None where nothing is to be reached.
-    """
-
-    what: str
-    figure: str
-    reach: str = ""
-    met: bool | None = None
 
 
 def judge_reach(
@@ -88,11 +69,11 @@ def judge_reach(
     data_root
         Folder of the public tables.
     layers
-        Of the sweep.
+        Of the sweep of each platform; 60,000 by default.
     pairs
-        Of networks that differ by one operation.
+        Of networks that differ by one operation; 20,000 by default.
     progress
-        Told what is judged next, in a few words.
+        Told what is judged next, in a few words; by default nobody is.
 
     Raises
     ------
@@ -145,7 +126,7 @@ def judge_sweeps(
 
 # -- Priors.
 
-#: Families that are judged together: factor of half and of 90% of the rows.
+#: By family that is to reach any: factor of half and of 90% of the rows.
 _REACH: Final[Mapping[str, tuple[float, float]]] = {
     **dict.fromkeys(("norm", "softmax", "activation"), (1.13, 1.4)),
     **dict.fromkeys(("linear", "matmul", "conv"), (1.22, 1.65)),
@@ -177,7 +158,11 @@ def judge_kinds(boards: Sequence[Board]) -> Iterator[Figure]:
             yield Figure(what, found, f"{most[0]:g} / {most[1]:g}", met)
 
 
-def judge_cards(boards: Sequence[Board], most: float = 1.2) -> Iterator[Figure]:
+#: Mean factor of the cards that is to be reached.
+_MOST_OF_CARDS: Final = 1.2
+
+
+def judge_cards(boards: Sequence[Board]) -> Iterator[Figure]:
     """Each of NeuSight's cards priced by the others: every kind of layer counts alike."""
     found: dict[str, float] = {}
     for device in dict.fromkeys(board.device for board in boards if board.kind == "gpu"):
@@ -194,7 +179,10 @@ def judge_cards(boards: Sequence[Board], most: float = 1.2) -> Iterator[Figure]:
             )
     mean = float(np.mean(list(found.values())))
     yield Figure(
-        f"mean of these {len(found)} cards", f"{mean:.2f}", f"{most:g}", round(mean, 2) <= most
+        f"mean of these {len(found)} cards",
+        f"{mean:.2f}",
+        f"{_MOST_OF_CARDS:g}",
+        round(mean, 2) <= _MOST_OF_CARDS,
     )
 
 
@@ -207,29 +195,22 @@ def _weighted_median(values: FloatArray, weight: FloatArray) -> float:
 # -- Networks on a board without a row.
 
 
-def platform_of_priors(
-    name: str, device: str, hardware: Mapping[str, float], priors: Mapping[str, Prior]
-) -> FittedPlatform:
-    """A platform without a row: its datasheet, and how other devices run every kind."""
-    ceilings = Ceilings.of(hardware)
-    own = {each: prior.on(ceilings) for each, prior in priors.items()}
-    spreads = {
-        each: Spread(prior.distance, prior.distance, prior.correlation)
-        for each, prior in own.items()
-    }
-    model_error = SUM_OF_LAYERS["alone"]
-    return FittedPlatform(
+def without_own_rows(name: str, boards: Sequence[Board]) -> FittedPlatform:
+    """A board by its datasheet and by the rows of all others: what the device takes, whatever its
+    host does."""
+    known, dtype = find_device(name), "float32"
+    hardware = known.hardware(dtype)
+    priors = fit_priors(boards, device_class(hardware, dtype), without=known.device)
+    recipe = Recipe(
         name=name,
-        device=device,
-        dtype="float32",
+        device=known.device,
+        dtype=dtype,
         mode="as other devices run layers",
         tiers={"runtime": "datasheet"},
-        hardware=dict(hardware),
-        families={},
-        inferred={each: Bounded(each, ceilings, prior) for each, prior in own.items()},
-        power=None,
-        intervals=Intervals(COVERAGE, QuantitySpreads(spreads, None, model_error)),
+        hardware=hardware,
     )
+    ceilings = Ceilings.of(hardware)
+    return unmeasured_platform(recipe, {each: prior.on(ceilings) for each, prior in priors.items()})
 
 
 #: The board of the networks, its name in their table, and their batch.
@@ -242,16 +223,9 @@ _FEW: Final = 3
 _DRAWS: Final = 21
 
 
-def _unseen_board(boards: Sequence[Board]) -> FittedPlatform:
-    known = find_device(_BOARD)
-    hardware = known.hardware("float32")
-    priors = fit_priors(boards, device_class(hardware, "float32"), without=known.device)
-    return platform_of_priors(_BOARD, known.device, hardware, priors)
-
-
 def judge_cells(boards: Sequence[Board], data_root: Path, pairs: int) -> Iterator[Figure]:
     """Networks of NAS-Bench-201 on a Titan RTX: by datasheet and prior, and with three of them."""
-    platform = _unseen_board(boards)
+    platform = without_own_rows(_BOARD, boards)
     cells = read_cells(data_root, _BOARD_IN_TABLE, _BATCH)
     groups, total = price_cells(platform, cells, _BATCH)
     measured = cells.runtime_ms
@@ -400,7 +374,7 @@ def judge_ratios(
     boards: Sequence[Board], platforms: Sequence[FittedPlatform], data_root: Path
 ) -> Iterator[Figure]:
     """How often the interval of a ratio holds the measured one."""
-    unseen = _unseen_board(boards)
+    unseen = without_own_rows(_BOARD, boards)
     cells = read_cells(data_root, _BOARD_IN_TABLE, _BATCH)
     one, other = _neighbours(cells, _PAIRS)
     pairs = [
@@ -442,10 +416,7 @@ def _cards(boards: Sequence[Board], data_root: Path) -> Iterator[tuple[FittedPla
             path = data_root / "neusight" / file
             found = READERS[reader](path, {"select": {"Device": card, **more}})
             rows += [row for row in found if not row.flaw]
-        known = find_device(name)
-        hardware = known.hardware("float32")
-        priors = fit_priors(boards, "gpu", without=known.device)
-        yield platform_of_priors(name, known.device, hardware, priors), rows
+        yield without_own_rows(name, boards), rows
 
 
 def _pairs_of(rows: Sequence[Row], *, batch: bool) -> list[_Pair]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace as replace_fields
 
 from pytest_neuralpower.calibrate.fit.cells import (
     OPERATIONS,
@@ -17,32 +18,26 @@ from pytest_neuralpower.calibrate.fit.cells import (
     read_cells,
     sharpened,
 )
+from pytest_neuralpower.calibrate.fit.datasheet import datasheet_platform
 from pytest_neuralpower.calibrate.fit.devices import find_device
-from pytest_neuralpower.calibrate.fit.prior import priors_for, stack_deviation
+from pytest_neuralpower.calibrate.fit.prior import stack_deviation
 from pytest_neuralpower.calibrate.fit.reach import (
-    Figure,
     _pairs_of,
     judge_reach,
     judge_sweeps,
-    platform_of_priors,
 )
 from pytest_neuralpower.calibrate.fit.readers import scaled
 from pytest_neuralpower.calibrate.fit.rows import Row, conv_layer, linear_layer, streaming_layer
 from pytest_neuralpower.errors import ProfileError
-from pytest_neuralpower.report.accuracy import reach_text
+from pytest_neuralpower.report.accuracy import Figure, reach_text
 
 BATCH = 32
 
 
 @pytest.fixture(scope="module")
 def platform():
-    """A Titan RTX by its datasheet and the prior that ships."""
-    known = find_device("titan-rtx")
-    hardware = known.hardware("float32")
-    priors = priors_for(
-        known.device, hardware, "float32", calibration=Path("nowhere"), data_root=None
-    )
-    return platform_of_priors("titan-rtx", known.device, hardware, priors)
+    """A Titan RTX by its datasheet and the prior that ships; its host is not waited for."""
+    return replace_fields(datasheet_platform("titan-rtx"), host=None)
 
 
 @pytest.fixture(scope="module")
