@@ -307,7 +307,8 @@ class Trace(Sequence[Layer]):
         What a reader should know, one sentence each: why a slower route was taken, a module that
         ran without its parameters being seen.
     batch
-        Samples in one call: first dimension of the first tensor input; 1 when there is none.
+        Samples in one call: first dimension of the first tensor input, also inside an object; 1
+        when there is none, 0 where an object's tensors disagree and it does not say.
     model
         Name of the model's class.
     """

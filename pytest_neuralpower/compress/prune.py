@@ -34,7 +34,7 @@ from pytest_neuralpower.model_source import Call, as_call, input_texts
 from pytest_neuralpower.platform.catalog import as_platform
 from pytest_neuralpower.platform.prediction import EXTRAPOLATED
 from pytest_neuralpower.tracing import trace
-from pytest_neuralpower.tracing.inputs import batch_size, input_tensors
+from pytest_neuralpower.tracing.inputs import batch_size
 from pytest_neuralpower.units import show, show_in, show_percent
 
 if TYPE_CHECKING:
@@ -522,7 +522,9 @@ def _of_the_call(limit: Budget, call: Call) -> Budget:
     """The limit of the whole call: rounds aim at what the call costs."""
     if limit.per == "call":
         return limit
-    samples = limit.samples or batch_size(input_tensors((call.args, dict(call.kwargs))))
+    samples = limit.samples or batch_size(call.args, dict(call.kwargs))
+    if not samples:
+        raise CompressError("the inputs do not tell how many samples a call has: say samples=")
     return limit._replace(limit=limit.limit * samples, per="call", samples=None)
 
 

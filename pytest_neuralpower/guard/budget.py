@@ -166,7 +166,8 @@ def check(budget: Budget, prediction: Prediction, judge: Judge = "point") -> Ver
     ------
     BudgetError
         If the platform does not predict what the budget limits, ``judge`` needs an interval and
-        the platform has none, or a budget per sample meets an empty batch.
+        the platform has none, or a budget per sample meets a call of no samples, or
+        of inputs that do not tell how many.
     """
     value: float | None
     if budget.quantity == "runtime":
@@ -194,8 +195,8 @@ def check(budget: Budget, prediction: Prediction, judge: Judge = "point") -> Ver
         samples = budget.samples or prediction.batch
         if not samples:
             raise BudgetError(
-                f"{budget.quantity} budget: the call has 0 samples; predict at least one, or say "
-                "samples=N in the marker"
+                f"{budget.quantity} budget: the call has 0 samples, or inputs that do not tell how "
+                "many; predict at least one, or say samples=N in the marker"
             )
         value /= samples
         if interval is not None:

@@ -86,6 +86,8 @@ def _candidate(entry: Mapping[str, Any], where: str, platform: Platform) -> Cand
         raise BudgetError(f"{where}: {problem}") from None
     if prediction.energy_mj is None:
         raise BudgetError(f"platform {platform.name!r} has no power: it cannot rank by energy")
+    if not prediction.batch:
+        raise BudgetError(f"{where}: its inputs do not tell how many samples one call has")
     return Candidate(str(entry["name"]), error, prediction.energy_mj / prediction.batch)
 
 

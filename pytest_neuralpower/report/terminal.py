@@ -236,6 +236,8 @@ def _parts_text(prediction: Prediction) -> list[str]:
 
 def call_text(prediction: Prediction) -> str:
     """``one call of 8 samples``."""
+    if not prediction.batch:  # the inputs do not tell
+        return "one call"
     noun = "sample" if prediction.batch == 1 else "samples"
     return f"one call of {prediction.batch} {noun}"
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from pytest_neuralpower.tracing.fallbacks import meta_like
@@ -62,13 +64,40 @@ class _DeepCopy(TorchFunctionMode):
 
 
 def input_tensors(value: Any) -> list[Tensor]:
-    """Tensors among arguments, in order, in nested containers."""
+    """Tensors among arguments, in order, in nested containers and objects."""
+    return list(_tensors(value, set(), 0))
+
+
+#: How deep to look for tensors in objects: a graph's are three below it.
+_DEPTH: Final = 8
+
+
+def _tensors(value: Any, seen: set[int], depth: int) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
-        return [value]
-    items = value.values() if isinstance(value, dict) else value
-    if not isinstance(value, (dict, list, tuple)):
-        return []
-    return [tensor for item in items for tensor in input_tensors(item)]
+        yield value
+    elif depth < _DEPTH and id(value) not in seen:
+        seen.add(id(value))
+        for item in _members(value):
+            if item is not None and type(item) not in (int, float, bool, str):
+                yield from _tensors(item, seen, depth + 1)
+
+
+def _members(value: Any) -> Iterable[Any]:
+    """What a container or an object holds."""
+    held: Iterable[Any]
+    if isinstance(value, Mapping):
+        return value.values()
+    if isinstance(value, (list, tuple)):
+        return value
+    if callable(value):  # a module, a class, a weak reference
+        return ()
+    own = getattr(value, "__dict__", None)
+    if own is not None:
+        held = own.values()
+        return held
+    slots = getattr(type(value), "__slots__", ())
+    names = (slots,) if isinstance(slots, str) else slots
+    return [getattr(value, name) for name in names if hasattr(value, name)]
 
 
 def not_a_tensor(args: Any, kwargs: Any) -> str | None:
@@ -84,6 +113,51 @@ def not_a_tensor(args: Any, kwargs: Any) -> str | None:
     return None
 
 
-def batch_size(tensors: list[Tensor]) -> int:
-    """First dimension of the first tensor; 1 without one."""
-    return int(tensors[0].shape[0]) if tensors and tensors[0].ndim else 1
+def batch_size(args: Any, kwargs: Any) -> int:
+    """Samples in one call, as its first argument with a tensor tells.
+
+    The first dimension of a tensor, or of the first one in a container; what an object that holds
+    tensors says (``num_graphs``, ``batch_size``), or the first dimension that all of them have.
+    1 without a tensor, 0 where an object's tensors disagree.
+    """
+    samples = _samples((args, kwargs))
+    return 1 if samples is None else samples
+
+
+def _samples(value: Any) -> int | None:
+    if isinstance(value, Tensor):
+        return int(value.shape[0]) if value.ndim else 1
+    if isinstance(value, PackedSequence):
+        return int(value.batch_sizes[0])
+    if isinstance(value, (Mapping, list, tuple)):
+        for item in _members(value):
+            samples = _samples(item)
+            if samples is not None:
+                return samples
+        return None
+    return _samples_of_object(value)
+
+
+def _samples_of_object(value: Any) -> int | None:
+    tensors = input_tensors(value)
+    if not tensors:
+        return None
+    said = _said(value)
+    if said is not None:
+        return said
+    sizes = {int(tensor.shape[0]) for tensor in tensors if tensor.ndim} or {1}
+    return sizes.pop() if len(sizes) == 1 else 0
+
+
+def _said(value: Any) -> int | None:
+    """How many samples an object says it has."""
+    for name in ("num_graphs", "batch_size"):
+        try:
+            said = getattr(value, name)
+        except Exception:
+            continue
+        if isinstance(said, torch.Size) and said:
+            return said[0]
+        if type(said) is int:
+            return said
+    return None

@@ -276,14 +276,26 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:
         )
     model = getattr(model, ORIGINAL, model)  # torch.compile's wrapper
     route, recorder = _first_route(model, args, kwargs)
+    batch = batch_size(args, kwargs)
+    if not batch and (sizes := _first_dimensions(args, kwargs)):
+        recorder.notes[
+            f"The inputs do not tell how many samples a call has (first dimensions {sizes}): give "
+            "markers per='sample' their samples=."
+        ] = None
     return Trace(
         layers=tuple(recorder.layers),
         route=route,
         fallbacks=tuple(recorder.fallbacks),
         notes=tuple(recorder.notes),
-        batch=batch_size(input_tensors((args, kwargs))),
+        batch=batch,
         model=type(model).__name__,
     )
+
+
+def _first_dimensions(args: Any, kwargs: Any) -> str:
+    """Of the inputs, where they differ."""
+    sizes = {int(tensor.shape[0]): None for tensor in input_tensors((args, kwargs)) if tensor.ndim}
+    return ", ".join(map(str, sizes)) if len(sizes) > 1 else ""
 
 
 def _first_route(model: nn.Module, args: Any, kwargs: Any) -> tuple[str, Recorder]:
