@@ -272,7 +272,6 @@ def select(
     target: FloatArray,
     groups: Sequence[Any],
     *,
-    folds: int | None = None,
     lines: Sequence[int] | None = None,
 ) -> Selection:
     """Fit every candidate, score each on held-out groups, keep the one with the lowest MAPE.
@@ -290,15 +289,13 @@ def select(
         As :meth:`~pytest_neuralpower.estimators.base.Estimator.fit` takes them.
     groups
         What must not be on both sides of a split: the layer's shape, batch sizes together.
-    folds
-        10 by default, 5 of more than :data:`MANY_ROWS` rows.
 
     Raises
     ------
     FitError
         Bad rows, too few groups, or no candidate could be fitted.
     """
-    fold = grouped_folds(groups, folds) if folds else usual_folds(groups)
+    fold = usual_folds(groups)
     scores: dict[str, dict[str, Any]] = {}
     fitted: dict[str, Estimator] = {}
     predicted: dict[str, FloatArray] = {}

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pytest_neuralpower.calibrate.fit.devices import find_device
-from pytest_neuralpower.calibrate.fit.fit import bounded
+from pytest_neuralpower.calibrate.fit.fit import platform_of
 from pytest_neuralpower.calibrate.fit.prior import priors_for
 from pytest_neuralpower.calibrate.fit.recipe import Recipe, Source
 from pytest_neuralpower.calibrate.fit.uncertainty import with_intervals
 from pytest_neuralpower.errors import PlatformError
 from pytest_neuralpower.layers import ITEMSIZE
 from pytest_neuralpower.platform.prediction import Host
-from pytest_neuralpower.platform.price import FittedPlatform
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.estimators import Prior
+    from pytest_neuralpower.platform.price import FittedPlatform
 
 #: What an operation of eager PyTorch takes a host: 25 to 55 us were seen.
 EAGER: Final = Host(layer_ms=0.038, factor=1.5)
@@ -28,8 +26,6 @@ def datasheet_platform(
     *,
     dtype: str = "float32",
     data_root: Path | None = None,
-    without: str = "",
-    calibration: Path = Path("calibration"),
 ) -> FittedPlatform:
     """The platform of a device in the device file, without a measured row of it.
 
@@ -43,13 +39,9 @@ def datasheet_platform(
         Floating dtype of its layers, float32 by default; half precision is priced as other boards'
         tensor cores run it.
     data_root
-        Folder of the public tables, to fit the prior anew; None (default) to take the one that
+        Folder of the public tables, to fit the prior anew to them and to the recipes in
+        ``calibration`` here, without the device's own rows; None (default) to take the prior that
         ships.
-    without
-        Device whose rows must have no say in a prior fitted anew; by default the device's own.
-    calibration
-        Folder of the recipes that the prior is fitted to, with ``data_root``; ``calibration`` here
-        by default.
 
     Raises
     ------
@@ -76,41 +68,10 @@ def datasheet_platform(
         notes=("No layer was measured on this device.",),
     )
     priors = priors_for(
-        without or known.device,
+        known.device,
         recipe.hardware,
         dtype,
-        calibration=calibration,
+        calibration=Path("calibration"),
         data_root=data_root,
     )
-    return unmeasured_platform(recipe, priors)
-
-
-def unmeasured_platform(recipe: Recipe, priors: Mapping[str, Prior]) -> FittedPlatform:
-    """The platform of a device without a row.
-
-    Parameters
-    ----------
-    recipe
-        What is known of the device and of the mode; no source of it is read.
-    priors
-        By family, at the device's ceilings: all families are priced by them, with their spreads.
-    """
-    platform = FittedPlatform(
-        name=recipe.name,
-        device=recipe.device,
-        dtype=recipe.dtype,
-        mode=recipe.mode,
-        tiers=dict(recipe.tiers),
-        hardware=dict(recipe.hardware),
-        families={},
-        inferred={family: bounded(family, recipe, prior) for family, prior in priors.items()},
-        power=None,
-        peaks_gflops=dict(recipe.peaks_gflops),
-        host=recipe.host,
-        provenance={
-            "sources": [source.facts() for source in recipe.sources],
-            "notes": list(recipe.notes),
-        },
-        accuracy={"runtime": {}},
-    )
-    return with_intervals(platform, recipe, {})
+    return with_intervals(platform_of(recipe, priors, {}), recipe, {})

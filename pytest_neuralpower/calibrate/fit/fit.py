@@ -223,27 +223,11 @@ def fit_rows(
     families, fits, accuracy = _fit_families(
         tables, recipe, priors, candidates=candidates, progress=progress
     )
-    platform = FittedPlatform(
-        name=recipe.name,
-        device=recipe.device,
-        dtype=recipe.dtype,
-        mode=recipe.mode,
-        tiers=dict(recipe.tiers),
-        hardware={name: float(value) for name, value in recipe.hardware.items()},
-        families=families,
-        inferred={
-            name: bounded(name, recipe, prior)
-            for name, prior in priors.items()
-            if name not in families
-        },
-        power=None,
-        peaks_gflops={name: float(peak) for name, peak in recipe.peaks_gflops.items()},
-        host=recipe.host,
-        provenance={
-            "sources": [source.facts() for source in recipe.sources],
-            "notes": list(recipe.notes),
-            WIDTHS: measured_widths({name: tables[name].columns for name in families}),
-        },
+    widths = measured_widths({name: tables[name].columns for name in families})
+    platform = platform_of(recipe, priors, families)
+    platform = msgspec.structs.replace(
+        platform,
+        provenance={**platform.provenance, WIDTHS: widths},
         accuracy=msgspec.to_builtins(accuracy),
     )
     platform = fit_power(
@@ -256,6 +240,44 @@ def fit_rows(
     known = [row for table in tables.values() for row in table.rows]
     platform = judge_networks(platform, recipe, known)
     return Fitted(with_intervals(platform, recipe, fits), fits)
+
+
+def platform_of(
+    recipe: Recipe, priors: Mapping[str, Prior], families: Mapping[str, FamilyModel]
+) -> FittedPlatform:
+    """What a recipe says of a device, priced by models and by priors, without power and intervals.
+
+    Parameters
+    ----------
+    recipe
+        No source of it is read.
+    priors
+        Of all families, at the device's ceilings.
+    families
+        Models of those that were measured; none on a device without a row.
+    """
+    return FittedPlatform(
+        name=recipe.name,
+        device=recipe.device,
+        dtype=recipe.dtype,
+        mode=recipe.mode,
+        tiers=dict(recipe.tiers),
+        hardware={name: float(value) for name, value in recipe.hardware.items()},
+        families=dict(families),
+        inferred={
+            name: bounded(name, recipe, prior)
+            for name, prior in priors.items()
+            if name not in families
+        },
+        power=None,
+        peaks_gflops={name: float(peak) for name, peak in recipe.peaks_gflops.items()},
+        host=recipe.host,
+        provenance={
+            "sources": [source.facts() for source in recipe.sources],
+            "notes": list(recipe.notes),
+        },
+        accuracy={"runtime": {}},
+    )
 
 
 def bounded(name: str, recipe: Recipe, prior: Prior, inner: Estimator | None = None) -> Bounded:

@@ -447,7 +447,8 @@ SHIPPED: Final = Path(__file__).parents[2] / "platform" / "prior.json"
 
 
 def save_priors(calibration: Path, data_root: Path | None, path: Path = SHIPPED) -> None:
-    """Fit the priors of all classes to all devices, and write them."""
+    """Fit the priors of all classes to all devices, and write them to ``path`` (the shipped file by
+    default); ``calibration`` and ``data_root`` as :func:`read_boards` takes them."""
     boards = read_boards(calibration, data_root)
     kinds: tuple[DeviceClass, ...] = ("gpu", "tensor", "cpu")
     found = {kind: fit_priors(boards, kind) for kind in kinds}
@@ -462,7 +463,18 @@ def priors_for(
     calibration: Path,
     data_root: Path | None,
 ) -> dict[str, Prior]:
-    """Priors of a platform: without its own device where all rows are there, else those shipped."""
+    """Priors of every family for a platform, at its ceilings.
+
+    Parameters
+    ----------
+    device
+        Its name: rows of it have no say, lest they count twice.
+    hardware, dtype
+        Of the platform; they tell the class of devices and the ceilings.
+    calibration, data_root
+        As :func:`read_boards` takes them. Without ``data_root``, or where ``calibration`` has no
+        ``prior.yaml``, the priors are those that ship, which have seen all devices.
+    """
     kind, ceilings = device_class(hardware, dtype), Ceilings.of(hardware)
     if data_root is not None and (calibration / "prior.yaml").is_file():
         found = fit_priors(read_boards(calibration, data_root), kind, without=device)

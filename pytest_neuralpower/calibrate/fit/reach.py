@@ -20,8 +20,8 @@ from pytest_neuralpower.calibrate.fit.cells import (
     read_cells,
     sharpened,
 )
-from pytest_neuralpower.calibrate.fit.datasheet import unmeasured_platform
 from pytest_neuralpower.calibrate.fit.devices import find_device
+from pytest_neuralpower.calibrate.fit.fit import platform_of
 from pytest_neuralpower.calibrate.fit.prior import (
     Board,
     DeviceClass,
@@ -34,6 +34,7 @@ from pytest_neuralpower.calibrate.fit.prior import (
 from pytest_neuralpower.calibrate.fit.readers import READERS, scaled
 from pytest_neuralpower.calibrate.fit.recipe import Recipe
 from pytest_neuralpower.calibrate.fit.sweep import sweep
+from pytest_neuralpower.calibrate.fit.uncertainty import with_intervals
 from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.estimators.physics import Ceilings
 from pytest_neuralpower.layers import Layer
@@ -54,8 +55,6 @@ def judge_reach(
     *,
     calibration: Path,
     data_root: Path,
-    layers: int = 60_000,
-    pairs: int = 20_000,
     progress: Progress = lambda _: None,
 ) -> Iterator[Figure]:
     """Every line of the table, as it is found.
@@ -68,10 +67,6 @@ def judge_reach(
         Folder of the recipes.
     data_root
         Folder of the public tables.
-    layers
-        Of the sweep of each platform; 60,000 by default.
-    pairs
-        Of networks that differ by one operation; 20,000 by default.
     progress
         Told what is judged next, in a few words; by default nobody is.
 
@@ -86,7 +81,7 @@ def judge_reach(
         raise ProfileError(f"no recipes at {calibration}: run it in a checkout")
     loaded = [load_platform(name) for name in names or list_platforms()]
     platforms = [each for each in loaded if isinstance(each, FittedPlatform)]
-    yield from judge_sweeps(platforms, layers, progress)
+    yield from judge_sweeps(platforms, _RANDOM_LAYERS, progress)
     progress("rows of every device")
     boards = read_boards(calibration, data_root)
     progress("kinds on a device left out")
@@ -94,7 +89,7 @@ def judge_reach(
     progress("cards left out")
     yield from judge_cards(boards)
     progress("networks of small cells")
-    yield from judge_cells(boards, data_root, pairs)
+    yield from judge_cells(boards, data_root)
     progress("rows left out of a fit")
     yield from judge_withheld(platforms, data_root)
     progress("ratios")
@@ -106,6 +101,9 @@ def _percent(share: float, digits: int = 1) -> str:
 
 
 # -- Random layers.
+
+#: Drawn for each platform.
+_RANDOM_LAYERS: Final = 60_000
 
 
 def judge_sweeps(
@@ -210,7 +208,8 @@ def without_own_rows(name: str, boards: Sequence[Board]) -> FittedPlatform:
         hardware=hardware,
     )
     ceilings = Ceilings.of(hardware)
-    return unmeasured_platform(recipe, {each: prior.on(ceilings) for each, prior in priors.items()})
+    own = {family: prior.on(ceilings) for family, prior in priors.items()}
+    return with_intervals(platform_of(recipe, own, {}), recipe, {})
 
 
 #: The board of the networks, its name in their table, and their batch.
@@ -222,15 +221,18 @@ _BATCH: Final = 256
 _FEW: Final = 3
 _DRAWS: Final = 21
 
+#: Pairs of networks that differ by one operation.
+_NEIGHBOURS: Final = 20_000
 
-def judge_cells(boards: Sequence[Board], data_root: Path, pairs: int) -> Iterator[Figure]:
+
+def judge_cells(boards: Sequence[Board], data_root: Path) -> Iterator[Figure]:
     """Networks of NAS-Bench-201 on a Titan RTX: by datasheet and prior, and with three of them."""
     platform = without_own_rows(_BOARD, boards)
     cells = read_cells(data_root, _BOARD_IN_TABLE, _BATCH)
     groups, total = price_cells(platform, cells, _BATCH)
     measured = cells.runtime_ms
     title = f"{len(measured):,} networks of small cells on {platform.device}, batch {_BATCH}"
-    one, other = _neighbours(cells, pairs)
+    one, other = _neighbours(cells, _NEIGHBOURS)
     change = measured[other] / measured[one]
     agrees = np.sign(change - 1) == np.sign(total[other] - total[one])
     shares = []

@@ -57,7 +57,7 @@ class Sweep(msgspec.Struct, frozen=True):
         return self.too_fast + self.too_slow + self.cheaper
 
 
-def sweep(platform: FittedPlatform, *, layers: int = 60_000, seed: int = 0) -> Sweep:
+def sweep(platform: FittedPlatform, *, layers: int) -> Sweep:
     """Price random layers at a batch and at twice the batch.
 
     Parameters
@@ -65,11 +65,9 @@ def sweep(platform: FittedPlatform, *, layers: int = 60_000, seed: int = 0) -> S
     platform
         Whose dtype the layers have.
     layers
-        How many, of all kinds; 60,000 by default.
-    seed
-        Of what is drawn; 0 by default.
+        How many, of all kinds: the same ones at each call.
     """
-    once, twice = random_layers(layers, seed=seed, dtype=platform.dtype)
+    once, twice = random_layers(layers, platform.dtype)
     ceilings = Ceilings.of(platform.hardware)
     before, after = (_runtime_ms(platform, each) for each in (once, twice))
     fast = slow = 0
@@ -97,9 +95,9 @@ def _limits(layers: Sequence[Layer], ceilings: Ceilings) -> tuple[np.ndarray, np
 
 
 @lru_cache(maxsize=1)  # drawing takes as long as pricing, and platforms are judged by the same
-def random_layers(count: int, *, seed: int, dtype: str) -> tuple[list[Layer], list[Layer]]:
+def random_layers(count: int, dtype: str) -> tuple[list[Layer], list[Layer]]:
     """Layers of all kinds with sizes drawn log-uniformly, and the same at twice the batch."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     makers = list(_MAKERS.values())
     once, twice = [], []
     for number in range(count):
