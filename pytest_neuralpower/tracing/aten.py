@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def dispatched(recorder: Recorder, fakes: FakeTensorMode, caller: str) -> Iterator[None]:
+def dispatched(
+    recorder: Recorder, fakes: FakeTensorMode, caller: str, *, script: bool = False
+) -> Iterator[None]:
     """List every ATen operation; tensors without data answer it.
 
     Raises
@@ -37,7 +39,7 @@ def dispatched(recorder: Recorder, fakes: FakeTensorMode, caller: str) -> Iterat
         ``caller`` depends on values.
     """
     try:
-        with fakes, AtenRecorder(recorder):
+        with fakes, AtenRecorder(recorder, script=script):
             yield
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise NeedsForward(f"{caller} depends on values ({error})") from error
@@ -60,7 +62,7 @@ def call_script(recorder: Recorder, call: Callable[..., Any], args: Any, kwargs:
         given, named = map_tensors(to_fake, args), map_tensors(to_fake, kwargs)
         # The profiling executor would fuse what we want to see.
         unoptimised = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
-        with unoptimised, dispatched(recorder, fakes, "a TorchScript call"):
+        with unoptimised, dispatched(recorder, fakes, "a TorchScript call", script=True):
             result = call(*given, **named)
         return map_tensors(meta_like, result)
 
@@ -96,8 +98,8 @@ def _convolution(recorder: Recorder, call: _Call) -> None:
 
 
 def _product(recorder: Recorder, call: _Call) -> None:
-    """``mm``, ``addmm``, ``bmm``, ``baddbmm``; by a weight's transpose, a linear layer."""
-    added = call.name in ("addmm", "baddbmm")
+    """Of two tensors, perhaps added to a third; by a weight's transpose, a linear layer."""
+    added = call.name.lstrip("_").startswith("add")
     left, right = call.args[1:3] if added else call.args[:2]
     spec = recorder.spec
     outputs = [spec(call.result)]
@@ -109,7 +111,82 @@ def _product(recorder: Recorder, call: _Call) -> None:
         recorder.add("linear", "linear", [spec(left)], weights, outputs)
         return
     inputs = [spec(left), spec(right)] + ([spec(call.args[0])] if added else [])
-    recorder.add("matmul", call.name, inputs, (), outputs)
+    params: tuple[tuple[str, Any], ...] = ()
+    if call.name == "addbmm":  # it sums over the batch, too
+        params = (("reduced", left.shape[0] * left.shape[2]),)
+    recorder.add("matmul", call.name.lstrip("_"), inputs, (), outputs, params)
+
+
+def _product_of_bytes(recorder: Recorder, call: _Call) -> None:
+    """Of two matrices in 8 bits, whatever the result is in."""
+    left, right = map(recorder.spec, call.args[:2])
+    outputs = [recorder.spec(call.result)]
+    recorder.add("matmul", call.name.lstrip("_"), [left, right], (), outputs, (), left.dtype)
+
+
+#: Rows beyond which torch multiplies to get Euclidean distances (ATen's ``_euclidean_dist``).
+_FEW_ROWS: Final = 25
+
+
+def _distances(recorder: Recorder, call: _Call) -> None:
+    """``cdist``: Euclidean ones of many rows by a product, with both norms as further columns."""
+    left, right = call.args[:2]
+    power, mode = call.args[2:4] if call.name == "_cdist_forward" else (2, 1)
+    many = max(left.shape[-2], right.shape[-2]) > _FEW_ROWS
+    multiplies = power == 2 and (mode == 1 or (not mode and many))
+    recorder.add(
+        "matmul" if multiplies else "uncovered",
+        "cdist",
+        [recorder.spec(left), recorder.spec(right)],
+        (),
+        [recorder.spec(call.result)],
+        (("reduced", left.shape[-1] + 2),) if multiplies else (),
+    )
+
+
+def _convolution_backward(recorder: Recorder, call: _Call) -> None:
+    """The input's gradient is a convolution, the weight's a product; each costs the forward's."""
+    above, data, weight, _, stride, padding, dilation, transposed, _, groups, wanted = call.args
+    dims = weight.ndim - 2
+    spec = recorder.spec
+    if wanted[0]:
+        params = (
+            ("dilation", full(dilation, dims)),
+            ("groups", groups),
+            ("padding", full(padding, dims)),
+            ("stride", full(stride, dims)),
+            ("transposed", not transposed),
+        )
+        op = f"conv{dims}d" if transposed else f"conv_transpose{dims}d"
+        recorder.add("conv", op, [spec(above)], [spec(weight)], [spec(call.result[0])], params)
+    if wanted[1]:
+        swept = data if transposed else above  # by each of the kernel's weights
+        reduced = swept.shape[0] * math.prod(swept.shape[2:])
+        recorder.add(
+            "matmul",
+            "convolution_backward",
+            [spec(data), spec(above)],
+            (),
+            [spec(call.result[1])],
+            (("reduced", reduced),),
+        )
+    if wanted[2]:
+        recorder.add("reduction", "sum", [spec(above)], (), [spec(call.result[2])])
+
+
+def _attention_backward(recorder: Recorder, call: _Call) -> None:
+    """Scores again, then the gradients of values, scores, queries and keys: five products."""
+    above, query, key, value = call.args[:4]
+    spec = recorder.spec
+    width = query.shape[-1]
+    recorder.add(
+        "matmul",
+        "scaled_dot_product_attention_backward",
+        [spec(tensor) for tensor in (above, query, key, value)],
+        (),
+        [spec(tensor) for tensor in tensors_in(call.result)[:3]],
+        (("reduced", key.shape[-2] * (3 * width + 2 * value.shape[-1]) // width),),
+    )
 
 
 def _attention(recorder: Recorder, call: _Call) -> None:
@@ -164,7 +241,21 @@ _LISTERS: Final[dict[str, Callable[[Recorder, _Call], None]]] = {
     "convolution": _convolution,
     "_convolution": _convolution,
     "convolution_overrideable": _convolution,
-    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm"), _product),
+    "convolution_backward": _convolution_backward,
+    **dict.fromkeys(
+        ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "addbmm", "dot", "vdot",
+         "_addmm_activation"),
+        _product,
+    ),
+    **dict.fromkeys(("_int_mm", "_scaled_mm"), _product_of_bytes),
+    **dict.fromkeys(("_cdist_forward", "_euclidean_dist"), _distances),
+    **dict.fromkeys(
+        ("_scaled_dot_product_flash_attention_backward",
+         "_scaled_dot_product_flash_attention_for_cpu_backward",
+         "_scaled_dot_product_efficient_attention_backward",
+         "_scaled_dot_product_cudnn_attention_backward"),
+        _attention_backward,
+    ),
     **dict.fromkeys(
         ("_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
          "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_cudnn_attention",
@@ -189,7 +280,8 @@ _LISTERS: Final[dict[str, Callable[[Recorder, _Call], None]]] = {
 _FREE: Final = frozenset(
     ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh",
      "detach", "_local_scalar_dense", "_assert_async", "resize_", "set_", "dropout_eval",
-     "_assert_tensor_metadata", "is_same_size", "_unsafe_view", "sym_size", "sym_numel")
+     "_assert_tensor_metadata", "is_same_size", "_unsafe_view", "_efficientzerotensor",
+     "_new_zeros_with_same_feature_meta", "sym_size", "sym_numel")
 )  # fmt: skip
 
 _KINDS: Final = {
@@ -219,6 +311,8 @@ _KINDS: Final = {
          "index", "index_select", "gather", "scatter", "index_put", "repeat", "roll", "flip",
          "fill", "zero", "zeros", "ones", "full", "arange", "zeros_like", "ones_like", "full_like",
          "new_zeros", "new_ones", "new_full", "tril", "triu", "im2col", "col2im", "scalar_tensor",
+         "nonzero", "masked_select", "select_backward",
+         "slice_backward", "diagonal_backward", "unfold_backward",
          "slice_scatter", "select_scatter", "_unsafe_index", "pixel_shuffle", "pixel_unshuffle"),
         "memory",
     ),
@@ -235,13 +329,24 @@ _OPS: Final = {
 
 
 class AtenRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Lists every ATen operation; sits above a ``FakeTensorMode``, which answers them."""
+    """Lists every ATen operation that runs while it is active, whatever answers it.
 
-    def __init__(self, recorder: Recorder) -> None:
+    Parameters
+    ----------
+    weights
+        What stands for parameters, beside these themselves.
+    script
+        Real floating tensors are a script's weights.
+    """
+
+    def __init__(
+        self, recorder: Recorder, weights: Sequence[Tensor] = (), *, script: bool = False
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
+        self.script = script
         # Views of weights (a linear's transpose) stay weights; kept alive, as identities recur.
-        self._weights: dict[int, Tensor] = {}
+        self._weights: dict[int, Tensor] = {id(weight): weight for weight in weights}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -250,7 +355,8 @@ class AtenRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         name = qualified_name(func).rpartition("::")[2]
         bare = name[:-1] if name.endswith("_") and not name.endswith("__") else name
-        if func.is_view or bare in _FREE or name in _FREE:
+        describes = func.is_view or torch.Tag.inplace_view in func.tags  # squeeze_ among the latter
+        if describes or bare in _FREE or name in _FREE:
             if func.is_view and args and isinstance(args[0], Tensor) and self.is_weight(args[0]):
                 for tensor in tensors_in(result):
                     self._weights[id(tensor)] = tensor
@@ -267,15 +373,20 @@ class AtenRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return isinstance(tensor, Tensor) and (
             id(tensor) in self._weights
             or isinstance(tensor, torch.nn.Parameter)
-            or (not isinstance(tensor, FakeTensor) and tensor.dtype.is_floating_point)
+            or (
+                self.script
+                and not isinstance(tensor, FakeTensor)
+                and tensor.dtype.is_floating_point
+            )
         )
 
     def _list(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
-        kind = _KINDS.get(name)
+        kind = _KINDS.get(name) or _KINDS.get(name.removesuffix("_data").removesuffix("_backward"))
         if kind is None:
             pointwise = torch.Tag.pointwise in func.tags
             kind = "elementwise" if pointwise else "uncovered"
-        outputs = [tensor for tensor in tensors_in(result) if tensor.numel()]
+        outputs = tensors_in(result) or _written_by(func, args, kwargs)
+        outputs = [tensor for tensor in outputs if tensor.numel()]
         if kind == "norm":
             outputs = outputs[:1]  # the saved statistics are a by-product
         if not outputs:
@@ -296,3 +407,14 @@ class AtenRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             [spec(tensor) for tensor in outputs],
             params,
         )
+
+
+def _written_by(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """What an operation that returns nothing writes into, as its schema has it."""
+    given = {
+        **dict(zip((one.name for one in func._schema.arguments), args, strict=False)),
+        **kwargs,
+    }
+    return tensors_in(
+        [given[one.name] for one in func._schema.arguments if one.is_write and one.name in given]
+    )

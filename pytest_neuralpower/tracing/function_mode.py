@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
-from pytest_neuralpower.tracing import fallbacks
+from pytest_neuralpower.tracing import fallbacks, unruled
 from pytest_neuralpower.tracing.cuda import FLOAT32
 from pytest_neuralpower.tracing.fallbacks import NeedsAten, NeedsForward
 from pytest_neuralpower.tracing.recorder import Recorder
 from pytest_neuralpower.tracing.rules import entry_of
 from pytest_neuralpower.tracing.rules.memory import cast
 from pytest_neuralpower.tracing.rules.table import (
+    DYNAMIC,
     FREE,
     REAL_ELEMENTS,
     REAL_FLOATS,
@@ -24,7 +25,12 @@ from pytest_neuralpower.tracing.rules.table import (
     is_large,
 )
 from pytest_neuralpower.tracing.state import written_by
-from pytest_neuralpower.tracing.torch_private import any_autocast, base_of, functorch_level
+from pytest_neuralpower.tracing.torch_private import (
+    any_autocast,
+    base_of,
+    functorch_level,
+    is_dual,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -175,8 +181,9 @@ class FunctionTracer(TorchFunctionMode):
         args, kwargs = self._at_home(op, args, kwargs)
         before = len(recorder.layers)
         covered = False
-        # The rule comes first: an operation in place would change what it describes.
-        if rule is not None:
+        # The rule comes first: an operation in place would change what it describes. It sees one
+        # lane of a vmap, and nothing of a derivative: the dispatcher sees all.
+        if rule is not None and functorch_level() is None and not is_dual():
             try:
                 planned = rule(recorder, op, *args, **kwargs)
                 covered = True
@@ -191,10 +198,9 @@ class FunctionTracer(TorchFunctionMode):
         if func is Tensor.cuda:
             return args[0]
         with fallbacks.named_errors(op, args, kwargs):
-            result = func(*args, **kwargs)
-        if not covered:
-            fallbacks.list_uncovered(recorder, func, op, args=args, kwargs=kwargs, result=result)
-        return result
+            if covered:
+                return func(*args, **kwargs)
+            return unruled.run_listed(recorder, func, op, args, kwargs)
 
     def _at_home(self, op: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Arguments with every device named inside forward replaced by the inputs' one."""
@@ -220,6 +226,9 @@ class FunctionTracer(TorchFunctionMode):
             raise fallbacks.mismatch(op, args, kwargs, error) from error
 
     def _assign(self, func: Any, op: str, args: Any, kwargs: Any) -> Any:
+        if op == "requires_grad" and torch.is_grad_enabled() and not self.compute:
+            # Grad mode is off on this route, unless the model itself has turned it on.
+            raise NeedsAten("it differentiates inside forward")
         self.journal.before_assignment(args[0], op)
         return func(*args, **kwargs)
 
@@ -229,6 +238,8 @@ class FunctionTracer(TorchFunctionMode):
                 if isinstance(value, Tensor) and (value.is_meta or self.journal.is_stale(value)):
                     raise NeedsForward(f"it reads the value of an activation ({op})")
         self._mark_seen(args)
+        if op in DYNAMIC:
+            return self._run(func, op, None, args, kwargs)
         return func(*args, **kwargs)
 
     def _factory(self, func: Any, op: str, args: Any, kwargs: Any) -> Any:
@@ -275,9 +286,9 @@ class FunctionTracer(TorchFunctionMode):
             return func(*args, **kwargs)
         return None
 
-    def _autograd(self, func: Any, _op: str, args: Any, kwargs: Any) -> Any:
+    def _autograd(self, func: Any, op: str, args: Any, kwargs: Any) -> Any:
         if self.compute:
-            return func(*args, **kwargs)
+            return unruled.run_listed(self.recorder, func, op, args, kwargs)
         raise NeedsAten("it differentiates inside forward")
 
     def _unknown(self, func: Any, _op: str, args: Any, kwargs: Any) -> Any:
@@ -293,7 +304,7 @@ class FunctionTracer(TorchFunctionMode):
     def _fall_back(self, func: Any, op: str, args: Any, kwargs: Any) -> Any:
         self._mark_seen(args)
         self._mark_seen(kwargs.values())
-        result = fallbacks.answer(self.recorder, func, op, args, kwargs)
+        result = unruled.answer(self.recorder, func, op, args, kwargs)
         out = kwargs.get("out")
         if isinstance(out, Tensor):
             if not out.is_meta:

@@ -36,6 +36,7 @@ from pytest_neuralpower.tracing.torch_private import (
     any_autocast,
     any_global_hook,
     children_of,
+    functorch_level,
     parameters_of,
     without_torch_function,
 )
@@ -355,6 +356,7 @@ class ModuleCalls:
         bypass = not self._compute and not any_global_hook()
         leaves = LEAVES if bypass else {}
         ordinary = self._ordinary
+        level = functorch_level
         get_ident = threading.get_ident
         owner = get_ident()
 
@@ -373,8 +375,9 @@ class ModuleCalls:
                         try:
                             with without_torch_function():
                                 given = args[0]
-                                # An embedding's input is real: integers keep their values.
-                                if given.is_meta or kind is nn.Embedding:
+                                # An embedding's input is real: integers keep their values. Under
+                                # vmap or torch.func an input hides its lanes and derivatives.
+                                if (given.is_meta or kind is nn.Embedding) and level() is None:
                                     op, answer = leaf
                                     return answer(recorder, op, own, given)
                         except Exception:

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
@@ -46,8 +47,10 @@ __all__ = [
     "children_of",
     "functorch_level",
     "hold_stream",
+    "is_dual",
     "parameters_of",
     "qualified_name",
+    "storage_of",
     "tree_flatten",
     "tree_leaves",
     "tree_map",
@@ -99,6 +102,14 @@ def qualified_name(func: Any) -> str:
     return str(getattr(getattr(func, "overloadpacket", func), "_qualified_op_name", ""))
 
 
+def storage_of(tensor: Tensor) -> int | None:
+    """Identity of a tensor's memory, also without data; ``None`` for one that has no single one."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # a sparse tensor, a batched one
+        return None
+
+
 def hold_stream(cycles: int) -> None:
     """Keep the current CUDA stream busy for a number of its clock's cycles."""
     torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
@@ -115,6 +126,12 @@ def _assume_so() -> bool:
 functorch_level: Callable[[], Any] = getattr(
     getattr(torch._C, "_functorch", None), "peek_interpreter_stack", _no_level
 )
+
+
+def is_dual() -> bool:
+    """Whether tensors may carry tangents: within ``torch.autograd.forward_ad.dual_level``."""
+    return forward_ad._current_level >= 0
+
 
 #: Only a shortcut: without it every cast asks for its device's autocast.
 any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", _assume_so)

@@ -27,7 +27,7 @@ from pytest_neuralpower.tracing.rules import (
     rnn,
 )
 from pytest_neuralpower.tracing.rules.table import FUNCTIONS, PROPERTIES, Entry, Rule
-from pytest_neuralpower.tracing.torch_private import NATIVE_CLASS, NATIVE_MODULE
+from pytest_neuralpower.tracing.torch_private import NATIVE_CLASS, NATIVE_MODULE, qualified_name
 
 __all__ = ["Entry", "entry_of", "merged"]
 
@@ -60,6 +60,9 @@ _TREATMENTS: Final = merged(
 
 #: Where torch's functions are.
 _PLACES: Final = (torch, torch.Tensor, torch.nn.functional, NATIVE_MODULE, NATIVE_CLASS)
+
+#: Where its bindings of ATen's operations are.
+_NATIVE: Final = (NATIVE_CLASS, NATIVE_MODULE, torch.Tensor)
 
 #: Rules that take ``inplace``: of ``relu_`` as of ``relu``.
 _IN_PLACE: Final[frozenset[Any]] = frozenset(
@@ -100,6 +103,13 @@ def entry_of(function: Any) -> Entry:
         name, treatments = getattr(descriptor, "__name__", ""), PROPERTIES[name]
         known = name in treatments and getattr(torch.Tensor, name, None) is descriptor
         return Entry(treatments[name], name) if known else _UNKNOWN
+    if qualified_name(function).startswith("aten::"):
+        # An operation of a graph: torch's own function of that name takes the same arguments.
+        # Others, and those that only ATen has, are listed as the dispatcher sees them.
+        name = qualified_name(function).removeprefix("aten::")
+        function = next(
+            (getattr(place, name) for place in _NATIVE if hasattr(place, name)), function
+        )
     treatment = _TREATMENTS.get(function)
     if treatment is None:
         # Others may have a function of that name, too.

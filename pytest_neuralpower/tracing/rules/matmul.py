@@ -297,6 +297,13 @@ def embedding(
     return _look_up(recorder, op, (input,), weight, tuple(input.shape))
 
 
+def _native_embedding(
+    recorder: Recorder, op: str, weight: Tensor, indices: Tensor, *more: Any
+) -> Tensor:
+    """Torch's own function takes the table first."""
+    return embedding(recorder, op, indices, weight)
+
+
 def _embedding_bag(
     recorder: Recorder,
     op: str,
@@ -353,5 +360,6 @@ RULES: Final[dict[Any, Rule]] = {
     "linear": linear,
     "bilinear": _bilinear,
     "embedding": embedding,
+    torch.embedding: _native_embedding,
     "embedding_bag": _embedding_bag,
 }

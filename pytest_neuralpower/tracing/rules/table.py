@@ -46,7 +46,7 @@ _VIEWS: Final = (
     "diagonal", "detach", "detach_", "view_as", "view_as_real", "view_as_complex", "real", "imag",
     "as_strided", "as_strided_", "broadcast_to", "broadcast_tensors", "unflatten", "atleast_1d",
     "atleast_2d", "atleast_3d", "meshgrid", "set_", "__iter__", "resolve_conj", "resolve_neg",
-    "conj", "unsafe_split_with_sizes",
+    "conj", "unsafe_split_with_sizes", "_unpack_dual", "_efficientzerotensor",
     # It slides a window as a view; torch.nn.functional.unfold copies, and has a rule.
     torch.Tensor.unfold,
 )  # fmt: skip
@@ -64,9 +64,13 @@ _DESCRIPTIONS: Final = (
 #: These need values: they stop the function route unless the tensor is real.
 _READS: Final = (
     "item", "tolist", "numpy", "__array__", "__bool__", "__float__", "__int__", "__index__",
-    "__complex__", "__contains__", "nonzero", "nonzero_static", "argwhere", "masked_select",
-    "unique", "_unique2", "unique_consecutive", "unique_dim", "equal", "allclose", "is_nonzero",
-    "bincount", "__format__", "__dlpack__", "combinations", "histogram",
+    "__complex__", "__contains__", "equal", "allclose", "is_nonzero", "__format__", "__dlpack__",
+)  # fmt: skip
+
+#: These compute a tensor, too, of a shape that depends on values.
+DYNAMIC: Final = frozenset(
+    ("nonzero", "nonzero_static", "argwhere", "masked_select", "unique", "_unique2",
+     "unique_consecutive", "unique_dim", "bincount", "combinations", "histogram")
 )  # fmt: skip
 
 #: Factories by size, or like another tensor.
@@ -92,7 +96,7 @@ FREE: Final = frozenset(
 FUNCTIONS: Final[dict[Any, str]] = {
     **dict.fromkeys(_VIEWS, "view"),
     **dict.fromkeys(_DESCRIPTIONS, "plain"),
-    **dict.fromkeys(_READS, "read"),
+    **dict.fromkeys((*_READS, *DYNAMIC), "read"),
     **dict.fromkeys((*_SIZED, *_RANGES, *WRAPPERS), "factory"),
     "requires_grad_": "assign",
     "get_device": "device",
@@ -101,6 +105,7 @@ FUNCTIONS: Final[dict[Any, str]] = {
     torch.Tensor.backward: "autograd",
     torch.autograd.grad: "autograd",
     torch.autograd.backward: "autograd",
+    "_make_dual": "autograd",
 }
 
 #: Treatments of ``Tensor``'s properties: by the descriptor's method and the property's name.
