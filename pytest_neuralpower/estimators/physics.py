@@ -202,6 +202,23 @@ def roofline_ms(family: str, columns: Columns, ceilings: Ceilings) -> FloatArray
     return np.asarray(launch + np.maximum(compute, memory))
 
 
+def roofline_text(family: str, ceilings: Ceilings) -> str:
+    """What :func:`roofline_ms` computes for a family on a device, in words."""
+    launch = f"{ceilings.launch_ms * 1e3:g} us"
+    rate, bandwidth = f"{ceilings.compute_gflops:g} GFLOP/s", f"{ceilings.bandwidth_gbs:g} GB/s"
+    larger = f"the larger of flops at {rate} and traffic at {bandwidth}"
+    if family == "rnn":
+        again = f"in which each step reads its weights again at {4 * ceilings.bandwidth_gbs:g} GB/s"
+        return f"{launch} a step + {larger}, {again}"
+    if family == "pool" and not ceilings.gpu:
+        scalar = f"{_ELEMENT:g} operations an element of a window and {_RESULT:g} a result"
+        peak = f"{ceilings.peak_gflops:g} GFLOP/s"
+        return f"{launch} + {scalar}, at {peak}, + traffic at {bandwidth}"
+    if family == "pool":
+        return f"{launch} + {larger}, or {_WINDOWS:g} of all windows' bytes at {bandwidth}"
+    return f"{launch} + {larger}"
+
+
 def least_ms(family: str, columns: Columns, ceilings: Ceilings) -> FloatArray:
     """Time in ms that no library can beat: operations at the peak, every tensor moved once.
 

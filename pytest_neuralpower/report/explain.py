@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from tabulate import tabulate
 
-from pytest_neuralpower.estimators.physics import FEATURES
+from pytest_neuralpower.estimators.physics import FEATURES, roofline_text
 from pytest_neuralpower.estimators.terms import is_term, meaning
 
 if TYPE_CHECKING:
@@ -238,13 +238,11 @@ def _bounded(estimator: Bounded, left: str) -> list[str]:
             f"kept between {low:.3g} and {high:.3g} times the prior, and fading to {middle:.3g} "
             "times it outside the calibrated ranges"
         )
-    ceilings = estimator.ceilings
     return [
         *lines,
-        f"the prior: as on {estimator.prior.witnesses}",
+        f"the prior: as on {prior.witnesses}",
         *_sparse(prior.factor, "prior_ms"),
-        f"the roofline: {ceilings.launch_ms * 1e3:g} us + the larger of flops at "
-        f"{ceilings.compute_gflops:g} GFLOP/s and traffic at {ceilings.bandwidth_gbs:g} GB/s",
+        f"the roofline: {roofline_text(estimator.family, estimator.ceilings)}",
         "never below its operations at the peak or its bytes at the full bandwidth, nor below what "
         "a smaller batch takes",
     ]

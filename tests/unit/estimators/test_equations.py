@@ -229,11 +229,25 @@ def test_a_kind_without_rows_is_explained_as_it_is_priced(name: str, kind: str) 
     assert found.prior.witnesses.endswith(f"({borrowed}, as no device was measured)")
     assert "runtime_ms, by prior the prior: as on " in text
     ceilings = found.ceilings
+    launch = {"rnn": "4 us a step", "conv.transposed": "4 us"}[kind]
     assert (
-        f"the roofline: 4 us + the larger of flops at {ceilings.peak_gflops:g} GFLOP/s and traffic "
-        f"at {ceilings.bandwidth_gbs:g} GB/s"
+        f"the roofline: {launch} + the larger of flops at {ceilings.peak_gflops:g} GFLOP/s and "
+        f"traffic at {ceilings.bandwidth_gbs:g} GB/s"
     ) in text
     assert "power_w, by utilization (" in text
+
+
+@pytest.mark.parametrize(
+    ("multiprocessors", "says"),
+    [
+        (1, "8 us + 110 operations an element of a window and 1000 a result, at 1000 GFLOP/s, +"),
+        (80, "4 us + the larger of flops at 1000 GFLOP/s and traffic at 100 GB/s, or 0.7 of all"),
+    ],
+)
+def test_the_roofline_of_pools_is_told_as_it_is_computed(multiprocessors: int, says: str) -> None:
+    hardware = {**HARDWARE, "multiprocessors": multiprocessors}
+    found = Bounded("pool", Ceilings.of(hardware), flat_prior(hardware))
+    assert f"the roofline: {says}" in " ".join("\n".join(explained(runtime=found)).split())
 
 
 @pytest.mark.parametrize("name", ["conv2d", "Conv", "cnv"])
