@@ -42,7 +42,8 @@ _SMALL_BOARD_W: Final = 75
 _JOULES: Final = 8.2e-12
 
 #: A processor pools without its vectors: operations of them in the time that one element of a
-#: window takes, and one result with its loop (two processors that agree, maximum pooling).
+#: window takes, and one result with its loop. Read off the maximum pooling of two processors that
+#: agree; as no third has rows of pools, what these two are off by judges them kindly.
 _ELEMENT: Final = 110.0
 _RESULT: Final = 1000.0
 
@@ -279,7 +280,8 @@ def _length(columns: Columns, ceilings: Ceilings) -> FloatArray:
     return np.asarray(np.maximum(compute, memory) / _LAUNCH_MS)
 
 
-#: By name: what it is, and its values.
+#: By name: what it is, and its values. ``depth`` is there because it lowered the errors on devices
+#: left out, which therefore flatter it.
 FEATURES: Final[Mapping[str, tuple[str, Callable[[Columns, Ceilings], FloatArray]]]] = {
     "waves": ("log2 of tiles over multiprocessors", lambda c, d: _log(_waves(c, d), -8, 4)),
     "intensity": ("log2 of compute over memory time", lambda c, d: _log(_intensity(c, d), -4, 4)),

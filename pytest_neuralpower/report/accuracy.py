@@ -180,8 +180,8 @@ class Figure(Struct, frozen=True):
 #: What the rows that judge prices were looked at for beside judging: nobody should take the figures
 #: that hang on it for blind ones.
 _SEEN: Final = (
-    "No row was fitted where it judges, but these were chosen by rows that judge:\n"
-    "both constants of processors' pools, the power of small boards, the input `depth`."
+    "No row was fitted where it judges, but rows that judge chose\n"
+    "two constants of processors' pools, the power of small boards, input `depth`."
 )
 
 

@@ -145,6 +145,8 @@ def test_the_table_says_what_is_met() -> None:
     assert ["a", "1%", "2%", "yes"] in rows
     assert ["b", "3%", "2%", "no"] in rows
     assert "1 of 2 met" in text
+    assert "rows that judge chose" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_prices_are_judged_in_a_checkout(tmp_path: Path) -> None:
