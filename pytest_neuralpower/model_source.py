@@ -266,6 +266,10 @@ DTYPES: Final = (
 )
 
 
+#: Values of larger inputs are not made: a trace does not read them.
+_MOST_BYTES: Final = 2**30
+
+
 class InputSpec(NamedTuple):
     """One example input: its shape, torch's name of its dtype, the range of its values, and the
     argument that it is; positional without."""
@@ -276,10 +280,13 @@ class InputSpec(NamedTuple):
     name: str | None = None
 
     def tensor(self) -> torch.Tensor:
-        """On the meta device where values can not matter: floating point without a range."""
+        """On the meta device where values can not matter, as of floating point without a range, and
+        where they would take more than a gigabyte."""
         import torch  # noqa: PLC0415 - slow
 
         dtype = getattr(torch, self.dtype)
+        if math.prod(self.shape) * dtype.itemsize > _MOST_BYTES:
+            return torch.empty(self.shape, dtype=dtype, device="meta")
         if self.range is None:
             if dtype.is_floating_point or dtype.is_complex:
                 return torch.empty(self.shape, dtype=dtype, device="meta")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 from torch.nn import Module
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from pytest_neuralpower.tracing.fallbacks import NoRule, describe
 from pytest_neuralpower.tracing.rules import (
@@ -294,6 +295,30 @@ def _call_script(recorder: Recorder, call: Callable[..., Any], args: Any, kwargs
     return call_script(recorder, call, args, kwargs)
 
 
+_IN_A_THREAD: Final = (
+    "The forward uses other threads: what is computed there cannot be seen and is not listed."
+)
+
+
+@contextmanager
+def watched_threads(recorder: Recorder) -> Iterator[None]:
+    """A note where a forward starts threads while this is active."""
+    kind: Any = threading.Thread
+    original = kind.start
+    owner = threading.get_ident()
+
+    def start(thread: threading.Thread) -> None:
+        if threading.get_ident() == owner:
+            recorder.notes[_IN_A_THREAD] = None
+        original(thread)
+
+    kind.start = start
+    try:
+        yield
+    finally:
+        kind.start = original
+
+
 @contextmanager
 def watched_script_functions(recorder: Recorder) -> Iterator[None]:
     """Calls of ``torch.jit.script`` functions, listed while this is active."""
@@ -361,7 +386,9 @@ class ModuleCalls:
         owner = get_ident()
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if get_ident() != owner:  # another thread's module is none of this trace's
+            if get_ident() != owner:
+                if id(module) in names:  # others are none of this trace's
+                    recorder.notes[_IN_A_THREAD] = None
                 return original(module, *args, **kwargs)
             caller = recorder.path
             name = names.get(id(module))
@@ -421,6 +448,8 @@ class ModuleCalls:
             return _call_original
         if type(module) in (nn.DataParallel, nn.parallel.DistributedDataParallel):
             return _call_wrapped  # one device's share is the model itself
+        if isinstance(module, LazyModuleMixin):
+            return _call_lazy
         return None
 
     def _call_script(
@@ -440,6 +469,21 @@ def _call_original(_original: Callable[..., Any], module: nn.Module, args: Any, 
 
 def _call_wrapped(_original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
     return module.module(*args, **kwargs)  # type: ignore[operator]
+
+
+def _call_lazy(original: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> Any:
+    """Its parameters are made out of sight, for only a first call makes them."""
+    initialise = module.initialize_parameters
+
+    def unseen(*given: Any, **named: Any) -> None:
+        with without_torch_function():
+            initialise(*given, **named)
+
+    module.initialize_parameters = unseen
+    try:
+        return original(module, *args, **kwargs)
+    finally:
+        del module.initialize_parameters
 
 
 def _locate(error: BaseException, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:

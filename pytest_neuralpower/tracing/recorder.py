@@ -38,7 +38,15 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def spec_of(shape: Sequence[int], dtype: torch.dtype) -> TensorSpec:
-    return TensorSpec(tuple(shape), dtype_name(dtype))
+    """Raises TraceError where a size is no number, as of a nested tensor, or no known dtype."""
+    sizes = tuple(shape)
+    for size in sizes:
+        if type(size) is not int:
+            raise TraceError(
+                f"a tensor of shape ({', '.join(map(str, sizes))}) is nested, and cannot be "
+                "priced: pad it (torch.nested.to_padded_tensor)"
+            )
+    return TensorSpec(sizes, dtype_name(dtype))
 
 
 class OperationPlan(NamedTuple):
@@ -120,7 +128,7 @@ class Recorder:
         key = (tensor.shape, tensor.dtype)
         found = self._specs.get(key)
         if found is None:
-            found = self._specs[key] = TensorSpec(tuple(tensor.shape), dtype_name(tensor.dtype))
+            found = self._specs[key] = spec_of(tensor.shape, tensor.dtype)
         return found
 
     def add(  # noqa: PLR0917 - the order of Layer's own fields

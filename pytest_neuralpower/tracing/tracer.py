@@ -7,12 +7,13 @@ import inspect
 import re
 import sys
 from contextlib import contextmanager, nullcontext
+from itertools import filterfalse
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.layers import Trace
@@ -31,6 +32,7 @@ from pytest_neuralpower.tracing.modules import (
     ModulePaths,
     watched_calls,
     watched_script_functions,
+    watched_threads,
 )
 from pytest_neuralpower.tracing.recorder import Recorder
 from pytest_neuralpower.tracing.state import WriteJournal, global_state, module_state
@@ -65,6 +67,7 @@ def _trace_functions(model: nn.Module, args: Any, kwargs: Any, paths: ModulePath
         with (
             watched_calls(calls.replacement),
             without_cuda(recorder),
+            watched_threads(recorder),
             watched_script_functions(recorder),
             FunctionTracer(recorder, journal, device),
         ):
@@ -148,11 +151,12 @@ def _trace_forward(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
     with _gradients(model), _as_it_was(paths, journal):
         # Copies: a cache is extended, an input may be written to.
         given, named = map_inputs(args, _copy), map_inputs(kwargs, _copy)
-        for buffer in model.buffers():
+        for buffer in filterfalse(is_lazy, model.buffers()):
             journal.keep(buffer)  # batch norm writes its statistics inside the kernel
         with (
             watched_calls(calls.replacement),
             without_cuda(recorder),
+            watched_threads(recorder),
             FunctionTracer(recorder, journal, device, compute=True),
         ):
             model(*given, **named)
@@ -192,11 +196,14 @@ def _has_lazy_modules(modules: Sequence[nn.Module]) -> bool:
 
 def _initialised_later(model: nn.Module) -> nn.Module:
     """A copy that shares every parameter which has values already."""
-    memo: dict[int, Any] = {
-        id(tensor): tensor
-        for tensor in (*model.parameters(), *model.buffers())
-        if not is_lazy(tensor)
-    }
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not is_lazy(tensor):
+            memo[id(tensor)] = tensor
+        elif isinstance(tensor, UninitializedBuffer):  # torch copies lazy parameters only
+            device, dtype = tensor.data.device, tensor.data.dtype
+            kind: Any = UninitializedBuffer
+            memo[id(tensor)] = kind(device=device, dtype=dtype)
     return copy.deepcopy(model, memo)
 
 
@@ -235,6 +242,7 @@ def _trace_aten(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
         with (
             watched_calls(calls.replacement),
             without_cuda(recorder),
+            watched_threads(recorder),
             dispatched(recorder, fakes, "it"),
         ):
             torch.func.functional_call(model, stand_ins, given, named)
@@ -275,7 +283,8 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:
             "wrap a function in a module, or pass the model that it belongs to"
         )
     model = getattr(model, ORIGINAL, model)  # torch.compile's wrapper
-    route, recorder = _first_route(model, args, kwargs)
+    with _deeper_calls():
+        route, recorder = _first_route(model, args, kwargs)
     batch = batch_size(args, kwargs)
     if not batch and (sizes := _first_dimensions(args, kwargs)):
         recorder.notes[
@@ -292,6 +301,17 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:
     )
 
 
+@contextmanager
+def _deeper_calls() -> Iterator[None]:
+    """A module called takes up to three times as many of Python's frames here as it does alone."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(3 * limit)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+
+
 def _first_dimensions(args: Any, kwargs: Any) -> str:
     """Of the inputs, where they differ."""
     sizes = {int(tensor.shape[0]): None for tensor in input_tensors((args, kwargs)) if tensor.ndim}
@@ -299,7 +319,10 @@ def _first_dimensions(args: Any, kwargs: Any) -> str:
 
 
 def _first_route(model: nn.Module, args: Any, kwargs: Any) -> tuple[str, Recorder]:
-    paths = ModulePaths(model)
+    try:
+        paths = ModulePaths(model)
+    except RecursionError as error:
+        _refuse(model, args, kwargs, error)
     if _has_lazy_modules(paths.modules):
         reason = NeedsForward("it has lazy modules, which were initialised in a copy")
         return "forward", _forward(_initialised_later(model), args, kwargs, reason)
@@ -351,18 +374,35 @@ def _forward(model: nn.Module, args: Any, kwargs: Any, cause: BaseException) -> 
 def _refuse(model: nn.Module, args: Any, kwargs: Any, error: BaseException) -> NoReturn:
     """One line for a model that does not take these arguments."""
     name = type(model).__name__
+    if not hasattr(model, "forward"):
+        raise TraceError(
+            f"cannot trace {name}: it has no forward; torch.jit.script makes none of an nn.GRU or "
+            "nn.LSTM alone: script a module that calls it, or trace it as it is"
+        )
     wrong = _wrong_arguments(model, args, kwargs)
     if wrong is not None:
         raise TraceError(
             f"cannot trace {name}: its forward does not take these arguments ({wrong}); "
             f"it takes {inspect.signature(model.forward)}"
         ) from None
+    if isinstance(error, TraceError):
+        raise TraceError(f"cannot trace {name}: {error}") from None
+    if isinstance(error, RecursionError):
+        raise TraceError(
+            f"cannot trace {name}: its modules or functions call each other too deeply for "
+            "Python's limit: raise it (sys.setrecursionlimit)"
+        ) from None
     no_tensor = not_a_tensor(args, kwargs)
     if no_tensor is not None:
         raise TraceError(f"cannot trace {name}: {no_tensor}") from None
     where = getattr(error, "where", "") or f"{name}.forward"
     kind = "" if isinstance(error, ShapeMismatch) else f"{type(error).__name__}: "
-    reason = _first_line(error)
+    reason = _reason(error)
+    if "NestedTensor" in reason:
+        raise TraceError(
+            f"cannot trace {name}: a nested tensor cannot be priced: pad it "
+            "(torch.nested.to_padded_tensor)"
+        ) from None
     todo = "check the example inputs' shapes and dtypes"
     if "'indices'" in reason and "scalar type" in reason:  # torch's words of an embedding
         todo = "an embedding takes integers: give that input an integer dtype, such as 1,128:int64"
@@ -375,7 +415,7 @@ def _wrong_arguments(model: nn.Module, args: Any, kwargs: Any) -> str | None:
     """What is wrong with the arguments' number or names; ``None`` if nothing is."""
     try:
         signature = inspect.signature(model.forward)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, AttributeError):
         return None
     try:
         signature.bind(*args, **kwargs)
@@ -385,6 +425,14 @@ def _wrong_arguments(model: nn.Module, args: Any, kwargs: Any) -> str | None:
         unknown = [] if any_name else [name for name in kwargs if name not in signature.parameters]
         return f"unknown argument {', '.join(map(repr, unknown))}" if unknown else str(error)
     return None
+
+
+def _reason(error: BaseException) -> str:
+    """What was wrong: TorchScript says it last."""
+    first = _first_line(error)
+    if "TorchScript interpreter" not in first:
+        return first
+    return str(error).strip().splitlines()[-1].strip().rstrip(".;: ")
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from pytest_neuralpower.errors import ImportPathError
-from pytest_neuralpower.model_source import build, import_object, load_model, parse_inputs
+from pytest_neuralpower.model_source import (
+    InputSpec,
+    build,
+    import_object,
+    load_model,
+    parse_inputs,
+)
 
 SOURCE = """
 import torch
@@ -115,3 +121,13 @@ def test_a_wrong_input_is_one_clear_line(spec, message):
 def test_an_input_that_is_given_twice_is_named():
     with pytest.raises(ImportPathError, match="--input ids=: it is given 2 times; give one"):
         parse_inputs(["ids=1,2", "1,3", "ids=2,2"])
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float32"])
+@pytest.mark.parametrize("values", [None, (0.0, 9.0)])
+def test_inputs_of_eighty_gigabytes_are_never_made(
+    dtype: str, values: tuple[float, float] | None
+) -> None:
+    made = InputSpec((100_000, 100_000), dtype, values).tensor()
+    assert made.is_meta
+    assert made.shape == (100_000, 100_000)

@@ -79,10 +79,20 @@ _SIZED: Final = (
     "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like", "new_zeros",
     "new_ones", "new_full", "new_empty", "new_empty_strided", "empty_permuted",
 )  # fmt: skip
-_RANGES: Final = (
-    "arange", "range", "linspace", "logspace", "eye", "randperm", "tril_indices", "triu_indices",
-    "hann_window", "hamming_window", "blackman_window", "kaiser_window", "bartlett_window",
+_OF_ONE_LENGTH: Final = (
+    "randperm", "hann_window", "hamming_window", "blackman_window", "kaiser_window",
+    "bartlett_window",
 )  # fmt: skip
+_RANGES: Final = (
+    "arange",
+    "range",
+    "linspace",
+    "logspace",
+    "eye",
+    "tril_indices",
+    "triu_indices",
+    *_OF_ONE_LENGTH,
+)
 #: Factories around data that is there already.
 WRAPPERS: Final = ("tensor", "as_tensor", "asarray", "from_numpy", "scalar_tensor", "new_tensor")
 
@@ -136,6 +146,8 @@ REAL_FLOATS: Final = 65_536
 
 def is_large(op: str, args: Any, kwargs: Any) -> bool:
     """Whether a factory's result is too large to be worth its values."""
+    if op in _RANGES:
+        return _length(op, args, kwargs) > REAL_ELEMENTS
     if op not in _SIZED:
         return False
     like = args[0] if args and isinstance(args[0], torch.Tensor) else None
@@ -155,3 +167,22 @@ def is_large(op: str, args: Any, kwargs: Any) -> bool:
     # Python's own types stand for dtypes, too.
     floating = dtype is float or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)
     return count > (REAL_FLOATS if floating else REAL_ELEMENTS)
+
+
+def _length(op: str, args: Any, kwargs: Any) -> float:
+    """Elements of a range or a window; 0 where its arguments are no plain numbers."""
+    given = [one for one in args if isinstance(one, (int, float))]
+    if op in ("arange", "range"):
+        if len(given) == 1 and "end" not in kwargs:
+            given = [0, *given]
+        named = (("start", 0), ("end", 0), ("step", 1))
+        start, end, step = *given, *(kwargs.get(*one) for one in named[len(given) :])
+        if not all(isinstance(one, (int, float)) for one in (start, end, step)) or not step:
+            return 0
+        return float((end - start) / step)
+    if op in ("linspace", "logspace"):
+        steps = kwargs.get("steps", given[2] if len(given) > 2 else 0)
+        return steps if isinstance(steps, int) else 0
+    if op == "eye":
+        return given[0] * given[-1] if given else 0
+    return given[0] if given and op in _OF_ONE_LENGTH else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own spelling
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.tracing import trace
@@ -511,6 +513,88 @@ def test_lazy_modules_stay_lazy() -> None:
     assert result.macs == 2 * 36 * 4 * 27 + 2 * 144 * 5
     assert isinstance(model[2], nn.LazyLinear)
     assert model[2].has_uninitialized_params()
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_lazy_batch_norm_is_traced_as_after_a_first_call(momentum: float | None) -> None:
+    def model() -> nn.Module:
+        norm = nn.LazyBatchNorm2d(momentum=momentum)
+        return nn.Sequential(nn.LazyConv2d(8, 3), norm, nn.Flatten(), nn.LazyLinear(4)).eval()
+
+    lazy, called = model(), model()
+    called(image())
+    result = trace(lazy, image())
+    assert [*result] == [*trace(called, image())]
+    assert result.macs == 2 * (36 * 8 * 27 + 288 * 4)
+    assert lazy[1].has_uninitialized_params()
+
+
+def test_lazy_modules_of_one_s_own_make_their_parameters_once_and_unlisted() -> None:
+    class Scale(LazyModuleMixin, nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.UninitializedParameter()
+
+        def initialize_parameters(self, x: torch.Tensor) -> None:
+            self.scale.materialize(x.shape[-1:])
+            nn.init.normal_(self.scale)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.scale
+
+    assert ops(trace(Scale(), torch.randn(2, 4))) == ["mul"]
+
+
+# --- threads, and what is too large ---------------------------------------------------------
+
+
+class Branches(nn.Module):
+    """Calls its branches in a pool of threads: a given one, or one of its own."""
+
+    def __init__(self, pool: ThreadPoolExecutor | None = None) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+        self.pool = pool
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.pool is not None:
+            return sum(self.pool.map(lambda branch: branch(x), self.branches))
+        with ThreadPoolExecutor(2) as pool:
+            return sum(pool.map(lambda branch: x @ branch.weight, self.branches))
+
+
+def test_work_in_threads_is_noted() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(int).result()  # its thread is there before the trace
+        for model in (Branches(), Branches(pool)):
+            assert any("other threads" in note for note in trace(model, torch.randn(4, 16)).notes)
+
+
+def test_threads_outside_the_forward_are_no_matter() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(nn.Linear(4, 4), torch.randn(2, 4))
+        assert not trace(nn.Linear(4, 4), torch.randn(2, 4)).notes
+        working.result()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.arange(10**11),
+        lambda: torch.arange(0, 10**11, dtype=torch.int32),
+        lambda: torch.arange(start=0, end=10**12, step=10),
+        lambda: torch.arange(0, end=10**11),
+        lambda: torch.randperm(10**11),
+        lambda: torch.linspace(0, 1, 10**11),
+        lambda: torch.eye(10**6),
+        lambda: torch.hann_window(10**11),
+    ],
+)
+def test_ranges_of_a_hundred_gigabytes_are_never_made(make: Any) -> None:
+    model = Wrap(lambda self, x: self.fc(x) + make().sum(), fc=nn.Linear(4, 4))
+    result = trace(model, torch.randn(2, 4))
+    assert result.route == "function"
+    assert result.macs == 32
 
 
 def test_user_hooks_run_and_are_listed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,70 @@ def test_user_s_own_attention_to_a_torch_error_is_kept() -> None:
                 return a * 2
 
     assert [layer.op for layer in trace(Tries(), torch.randn(2, 3))][-1] == "mul"
+
+
+class Ragged(nn.Module):
+    """Pads nested rows, after a layer."""
+
+    def __init__(self, layout: torch.layout) -> None:
+        super().__init__()
+        self.fc = nn.Linear(16, 8)
+        self.layout = layout
+
+    def forward(self, *rows: torch.Tensor) -> torch.Tensor:
+        nested = (
+            rows[0]
+            if rows[0].is_nested
+            else torch.nested.as_nested_tensor([*rows], layout=self.layout)
+        )
+        return torch.nested.to_padded_tensor(self.fc(nested), 0.0)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+@pytest.mark.parametrize("inside", [False, True])
+def test_nested_tensors_are_refused_with_what_to_do(layout: torch.layout, inside: bool) -> None:
+    rows = torch.randn(3, 16), torch.randn(7, 16)
+    given = rows if inside else (torch.nested.nested_tensor([*rows], layout=layout),)
+    with pytest.raises(TraceError, match=r"nested.*to_padded_tensor") as refusal:
+        trace(Ragged(layout), *given)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+def test_recurrent_module_scripted_alone_has_no_forward(kind: Any) -> None:
+    with pytest.raises(TraceError, match=r"no forward.*script a module that calls it"):
+        trace(torch.jit.script(kind(4, 4)), torch.randn(5, 2, 4))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_failure_inside_torchscript_tells_its_reason() -> None:
+    traced = torch.jit.trace(nn.GRU(4, 4), torch.randn(5, 2, 4))
+    with pytest.raises(TraceError, match="shapes cannot be multiplied"):
+        trace(traced, torch.randn(5, 2, 3))
+
+
+def nested_modules(depth: int) -> nn.Module:
+    model: nn.Module = nn.Linear(4, 4)
+    for _ in range(depth):
+        model = nn.Sequential(model)
+    return model
+
+
+def test_modules_as_deep_as_torch_itself_can_call_are_traced() -> None:
+    model, limit = nested_modules(200), sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(1000)
+        assert trace(model, torch.randn(2, 4)).macs == 32
+        assert sys.getrecursionlimit() == 1000
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def test_modules_nested_too_deeply_are_refused() -> None:
+    with pytest.raises(TraceError, match=r"too deeply.*setrecursionlimit"):
+        trace(nested_modules(2000), torch.randn(2, 4))
 
 
 def test_traceback_shows_none_of_torch() -> None:
