@@ -88,6 +88,30 @@ def total_bytes(tensors: Iterable[TensorSpec]) -> int:
     return total
 
 
+def operand_bytes(layer: Layer) -> int:
+    """Bytes of a layer's inputs; of experts' weights, those that the tokens are expected to
+    choose."""
+    total = total_bytes(layer.inputs)
+    if layer.op == "grouped_mm":
+        weights = layer.inputs[1]
+        total -= int(weights.nbytes * (1.0 - expected_experts(layer) / max(weights.shape[0], 1)))
+    return total
+
+
+def expected_experts(layer: Layer) -> float:
+    """Distinct experts that a ``grouped_mm`` reads: ``E (1 - (1 - k/E)^tokens)``.
+
+    Every token chooses ``k`` of ``E`` experts (parameter ``chosen``), all equally likely. All of
+    them, where the layer does not say.
+    """
+    experts = layer.inputs[1].shape[0]
+    chosen = layer.param("chosen")
+    if chosen is None or experts == 0:
+        return float(experts)
+    tokens = layer.inputs[0].shape[0] / chosen
+    return float(experts * (1.0 - (1.0 - min(chosen / experts, 1.0)) ** tokens))
+
+
 class CostTerms(NamedTuple):
     """What one layer must do. ``flops`` is 2 x MACs wherever a layer multiplies and accumulates."""
 
@@ -125,7 +149,8 @@ class Layer(msgspec.Struct, frozen=True):
     params
         Hyper-parameters as sorted ``(name, value)`` pairs: ``stride``, ``padding``, ``dilation``,
         ``groups``, ``transposed`` for ``conv``; ``kernel``, ``stride``, ``padding`` for ``pool``;
-        ``mode``, ``hidden_size``, ``num_layers``, ``bidirectional``, ``steps`` for ``rnn``.
+        ``mode``, ``hidden_size``, ``num_layers``, ``bidirectional``, ``steps`` for ``rnn``;
+        ``chosen`` for ``grouped_mm``: experts that each token chooses.
     """
 
     kind: str
@@ -248,7 +273,7 @@ def cost_terms(layer: Layer) -> CostTerms:
     implementation that materialises them would write (FastDeepIoT's ``mem_inter``).
     """
     kind = layer.kind
-    bytes_in = total_bytes(layer.inputs)
+    bytes_in = operand_bytes(layer)
     bytes_out = total_bytes(layer.outputs)
     bytes_weight = total_bytes(layer.weights) if layer.weights else 0
     workspace = 0

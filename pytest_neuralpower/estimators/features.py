@@ -21,6 +21,7 @@ from pytest_neuralpower.layers import (
     Layer,
     cost_terms,
     multiply_accumulates,
+    operand_bytes,
     total_bytes,
 )
 
@@ -253,7 +254,9 @@ def _linear_row(layer: Layer) -> tuple[float, ...]:
         depth, width = given.shape[-1], result.shape[-1]
     rows = result.numel // max(width, 1)
     # Weights and bias of ``addmm`` are operands like any other.
-    held = total_bytes(layer.inputs[1:] if layer.kind == "matmul" else layer.weights)
+    held = total_bytes(layer.weights)
+    if layer.kind == "matmul":
+        held = operand_bytes(layer) - given.nbytes
     return (
         *(rows, width, depth, 1, layer.kind == "conv", 2 * rows * width * depth),
         *(given.nbytes, result.nbytes, held, 0),
@@ -267,7 +270,7 @@ def _matmul_row(layer: Layer) -> tuple[float, ...]:
     height = result.shape[-2] if len(result.shape) > 1 else 1
     groups = math.prod(result.shape[:-2])
     depth = macs // max(result.numel, 1)
-    given, held = total_bytes(layer.inputs), total_bytes(layer.weights)
+    given, held = operand_bytes(layer), total_bytes(layer.weights)
     return (height, width, depth, groups, 0, 2 * macs, given, result.nbytes, held, 0)
 
 

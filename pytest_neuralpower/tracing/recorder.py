@@ -109,11 +109,13 @@ class Recorder:
         Identities of the parameters that an operation was given.
     fallbacks, notes
         See :class:`pytest_neuralpower.layers.Trace`; dictionaries keep order and drop repeats.
+    chosen
+        By a number of experts (of whatever ``topk`` ranked): how many of them each token chose.
     home
         Device type on which the model would run: decides autocast's lists.
     """
 
-    __slots__ = ("_specs", "fallbacks", "home", "layers", "notes", "path", "seen")
+    __slots__ = ("_specs", "chosen", "fallbacks", "home", "layers", "notes", "path", "seen")
 
     def __init__(self, home: str = "cpu") -> None:
         self.layers: list[Layer] = []
@@ -121,6 +123,7 @@ class Recorder:
         self.seen: set[int] = set()
         self.fallbacks: dict[str, None] = {}
         self.notes: dict[str, None] = {}
+        self.chosen: dict[int, int] = {}
         self.home = home
         self._specs: dict[tuple[Any, torch.dtype], TensorSpec] = {}
 

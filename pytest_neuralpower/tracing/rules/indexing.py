@@ -177,7 +177,10 @@ def _topk(
     largest: bool = True,
     sorted: bool = True,
 ) -> Any:
-    return torch.return_types.topk(_ranked(recorder, op, input, dim, int(k)))
+    ranked = _ranked(recorder, op, input, dim, int(k))
+    if input.ndim:
+        recorder.chosen[input.shape[dim]] = int(k)
+    return torch.return_types.topk(ranked)
 
 
 def _sort(

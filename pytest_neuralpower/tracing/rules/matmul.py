@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from pytest_neuralpower.layers import expected_experts
 from pytest_neuralpower.tracing.fallbacks import NoRule
 from pytest_neuralpower.tracing.recorder import REMEMBERED, OperationPlan, planned, spec_of
 from pytest_neuralpower.tracing.strides import Ints, broadcast_shapes
@@ -209,11 +210,31 @@ def _grouped_mm(
     bias: Tensor | None = None,
     out_dtype: Any = None,
 ) -> Tensor:
-    """Rows split among experts: every row meets one expert's matrix, wherever the splits lie."""
+    """Rows split among experts: every row meets one expert's matrix, wherever the splits lie.
+
+    Which experts those are depends on values, so that as many are read as tokens choose where
+    all are equally likely. Without a ``topk`` over the experts, every row is a token's only one.
+    """
     rows, matrix = mat_a.shape, mat_b.shape
     if len(rows) != 2 or len(matrix) != 3 or rows[1] != matrix[1] or out_dtype is not None:
         raise NoRule
-    return _list_matmul(recorder, op, mat_a, mat_b, (rows[0], matrix[2]), rows[1])
+    if not recorder.same_dtype(mat_a.dtype, mat_b.dtype):
+        raise NoRule
+    experts = matrix[0]
+    chosen = recorder.chosen.get(experts, 1)
+    if rows[0] % chosen:
+        chosen = 1
+    recorder.note_seen(mat_a, mat_b)
+    out = recorder.new((rows[0], matrix[2]), recorder.autocast(mat_a.dtype))
+    inputs = (recorder.spec(mat_a), recorder.spec(mat_b))
+    params = (("chosen", chosen),)
+    recorder.add("matmul", "grouped_mm", inputs, (), (recorder.spec(out),), params)
+    read = expected_experts(recorder.layers[-1])
+    recorder.notes[
+        f"Assumed that {rows[0] // chosen} tokens choose {chosen} of {experts} experts each, all "
+        f"equally likely: grouped_mm reads the weights of {read:.4g}."
+    ] = None
+    return out
 
 
 # -- Fully connected layers.

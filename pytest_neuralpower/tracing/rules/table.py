@@ -176,7 +176,8 @@ def _length(op: str, args: Any, kwargs: Any) -> float:
         if len(given) == 1 and "end" not in kwargs:
             given = [0, *given]
         named = (("start", 0), ("end", 0), ("step", 1))
-        start, end, step = *given, *(kwargs.get(*one) for one in named[len(given) :])
+        bounds: list[Any] = [*given, *(kwargs.get(*one) for one in named[len(given) :])]
+        start, end, step = bounds
         if not all(isinstance(one, (int, float)) for one in (start, end, step)) or not step:
             return 0
         return float((end - start) / step)

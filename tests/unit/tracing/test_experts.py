@@ -1,0 +1,81 @@
+"""A mixture of experts reads the experts that its tokens choose."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_neuralpower.layers import Layer, expected_experts
+from pytest_neuralpower.platform.catalog import load_platform
+from pytest_neuralpower.tracing import trace
+
+WIDTH, HIDDEN = 64, 32
+
+
+class Experts(nn.Module):
+    """Each token's ``chosen`` best experts by ``grouped_mm``, as transformers runs them."""
+
+    def __init__(self, experts: int, chosen: int, *, ranked: bool = True) -> None:
+        super().__init__()
+        self.gate = nn.Linear(WIDTH, experts, bias=False)
+        self.up = nn.Parameter(torch.empty(experts, WIDTH, HIDDEN))
+        self.chosen, self.ranked = chosen, ranked
+        self.to(torch.bfloat16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        experts = self.up.shape[0]
+        if self.ranked:
+            picked = self.gate(x).softmax(-1).topk(self.chosen, -1).indices.flatten()
+        else:
+            picked = torch.arange(len(x) * self.chosen) % experts
+        rows = x[picked.argsort() // self.chosen]
+        ends = (picked[:, None] == torch.arange(experts)).sum(0).cumsum(0).to(torch.int32)
+        return nn.functional.grouped_mm(rows, self.up, offs=ends)
+
+
+def product(experts: int, chosen: int, tokens: int, *, ranked: bool = True) -> Layer:
+    with torch.device("meta"):
+        model = Experts(experts, chosen, ranked=ranked).eval()
+    x = torch.empty(tokens, WIDTH, dtype=torch.bfloat16, device="meta")
+    (layer,) = [layer for layer in trace(model, x) if layer.op == "grouped_mm"]
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("experts", "chosen", "tokens", "read"),
+    [
+        (8, 2, 1, 2.0),
+        (128, 8, 1, 8.0),
+        (4, 4, 5, 4.0),
+        (8, 2, 2, 8 * (1 - 0.75**2)),
+        (128, 8, 1000, 128.0),
+    ],
+)
+def test_experts_that_tokens_choose_are_read(
+    experts: int, chosen: int, tokens: int, read: float
+) -> None:
+    layer = product(experts, chosen, tokens)
+    rows = tokens * chosen
+    assert layer.macs == rows * WIDTH * HIDDEN
+    assert expected_experts(layer) == pytest.approx(read)
+    moved = 2 * (rows * (WIDTH + HIDDEN) + read * WIDTH * HIDDEN)
+    assert layer.cost.bytes_moved == pytest.approx(moved, abs=1)
+
+
+def test_rows_without_a_ranking_choose_one_expert_each() -> None:
+    assert expected_experts(product(8, 2, 3, ranked=False)) == pytest.approx(8 * (1 - 0.875**6))
+
+
+def test_assumption_is_stated() -> None:
+    model = Experts(8, 2)
+    (note,) = trace(model.eval(), torch.zeros(4, WIDTH, dtype=torch.bfloat16)).notes
+    assert "4 tokens choose 2 of 8 experts" in note
+    assert "5.469" in note
+
+
+def test_experts_that_are_not_chosen_have_no_price() -> None:
+    """One token's call costs the same however many experts it does not choose."""
+    few, many = product(8, 2, 1), product(256, 2, 1)
+    prices = load_platform("h200").predict([few, many]).layers
+    assert prices[1].runtime_ms == pytest.approx(prices[0].runtime_ms, rel=0.02)
