@@ -223,6 +223,8 @@ class FunctionTracer(TorchFunctionMode):
         try:
             return func(*args, **kwargs)
         except (RuntimeError, IndexError, ValueError) as error:
+            if "same device" in str(error):  # a mesh of real tensors and activations
+                return self._fall_back(func, op, args, kwargs)
             raise fallbacks.mismatch(op, args, kwargs, error) from error
 
     def _assign(self, func: Any, op: str, args: Any, kwargs: Any) -> Any:

@@ -226,6 +226,11 @@ def flatten(
     return _reshape(recorder, input, (*shape[:start], merged, *shape[end + 1 :]))
 
 
+def _ravel(recorder: Recorder, op: str, input: Tensor) -> Tensor:
+    """A copy wherever the elements do not lie one after the other, even where a view could do."""
+    return _reshape(recorder, _contiguous(recorder, "contiguous", input), (input.numel(),))
+
+
 def _pad(
     recorder: Recorder, op: str, input: Tensor, pad: Any, mode: str = "constant", value: Any = None
 ) -> Tensor:
@@ -455,7 +460,8 @@ RULES: Final[dict[Any, Rule]] = {
     **{name: partial(_cast_method, target=dtype) for name, dtype in CASTS.items()},
     "reshape": _reshape_to,
     "reshape_as": _reshape_as,
-    **dict.fromkeys(("flatten", "ravel"), flatten),
+    "flatten": flatten,
+    "ravel": _ravel,
     **dict.fromkeys(("pad", "_pad", "constant_pad_nd"), _pad),
     **dict.fromkeys(
         ("interpolate", "upsample", "upsample_nearest", "upsample_bilinear"), _interpolate

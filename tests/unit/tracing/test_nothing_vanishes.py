@@ -149,6 +149,17 @@ def test_what_lies_in_its_arguments_memory_is_free(forward: Any) -> None:
     assert not len(trace(Around(forward), floats(1, 4)))
 
 
+def test_ravel_copies_what_has_gaps() -> None:
+    """The catalogue's find: every second element could be a view, and is a copy."""
+    traced = trace(Around(lambda _, x: x[:, ::2].ravel()), floats(4, 8))
+    assert [layer.op for layer in traced] == ["contiguous"]
+
+
+def test_mesh_of_an_activation_and_a_constant_is_free() -> None:
+    traced = trace(Around(lambda _, x: torch.meshgrid(x, torch.ones(3), indexing="ij")), floats(4))
+    assert [layer.op for layer in traced] == ["ones"]
+
+
 def test_results_of_unknown_size_are_listed() -> None:
     traced = trace(Around(lambda _, x: x[x > 0].sum() + torch.nonzero(x).sum()), floats(4, 4))
     assert traced.route == "forward"
