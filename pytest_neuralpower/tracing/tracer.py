@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
+from pytest_neuralpower.collector import collector_paused
 from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.layers import Trace
 from pytest_neuralpower.tracing.cuda import without_cuda
@@ -283,7 +284,7 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:
             "wrap a function in a module, or pass the model that it belongs to"
         )
     model = getattr(model, ORIGINAL, model)  # torch.compile's wrapper
-    with _deeper_calls():
+    with collector_paused(), _deeper_calls():
         route, recorder = _first_route(model, args, kwargs)
     batch = batch_size(args, kwargs)
     if not batch and (sizes := _first_dimensions(args, kwargs)):
