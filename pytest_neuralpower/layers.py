@@ -149,8 +149,10 @@ class Layer(msgspec.Struct, frozen=True):
     params
         Hyper-parameters as sorted ``(name, value)`` pairs: ``stride``, ``padding``, ``dilation``,
         ``groups``, ``transposed`` for ``conv``; ``kernel``, ``stride``, ``padding`` for ``pool``;
+        ``kept`` for ``flex_attention``: scores in blocks that the mask keeps;
         ``mode``, ``hidden_size``, ``num_layers``, ``bidirectional``, ``steps`` for ``rnn``;
-        ``chosen`` for ``grouped_mm``: experts that each token chooses.
+        ``chosen`` for ``grouped_mm``: experts that each token chooses; ``macs`` for
+        ``sparse_mm``, whose inputs are the sparse operand's values, the dense one and the indices.
     """
 
     kind: str
@@ -215,12 +217,13 @@ def multiply_accumulates(layer: Layer) -> int:
         return layer.outputs[0].numel * layer.inputs[0].shape[-1]
     if kind == "matmul":
         reduced = layer.param("reduced")
-        return layer.outputs[0].numel * (
+        return int(layer.param("macs", 0)) or layer.outputs[0].numel * (
             int(reduced) if reduced is not None else layer.inputs[0].shape[-1]
         )
     if kind == "attention":
         query, key, value = (tensor.shape for tensor in layer.inputs[:3])
-        scores = math.prod(query[:-1]) * key[-2]
+        kept = layer.param("kept")
+        scores = math.prod(query[:-1]) * key[-2] if kept is None else int(kept)
         return scores * (query[-1] + value[-1])
     if kind == "rnn":
         return _rnn_macs(layer)

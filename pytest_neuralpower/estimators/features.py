@@ -269,7 +269,7 @@ def _matmul_row(layer: Layer) -> tuple[float, ...]:
     width = result.shape[-1] if result.shape else 1
     height = result.shape[-2] if len(result.shape) > 1 else 1
     groups = math.prod(result.shape[:-2])
-    depth = macs // max(result.numel, 1)
+    depth = -(-macs // max(result.numel, 1))  # of a sparse operand, its mean, rounded up
     given, held = operand_bytes(layer), total_bytes(layer.weights)
     return (height, width, depth, groups, 0, 2 * macs, given, result.nbytes, held, 0)
 

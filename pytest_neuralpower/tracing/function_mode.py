@@ -47,6 +47,8 @@ _NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "x1": "input
 def _too_many(tensor: Tensor) -> bool:
     """Too large to compute with for the sake of its values."""
     count = tensor.numel()
+    if count > REAL_FLOATS and tensor.layout is not torch.strided:
+        return False  # it holds few of them
     return count > REAL_FLOATS and (count > REAL_ELEMENTS or tensor.is_floating_point())
 
 

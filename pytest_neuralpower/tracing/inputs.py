@@ -18,6 +18,8 @@ from pytest_neuralpower.tracing.rules.table import REAL_ELEMENTS
 def without_data(tensor: Tensor) -> Tensor:
     """Without data, a fresh one if it had none, so that writing in place does not reach the
     caller's; small integers stay as they are."""
+    if tensor.layout is not torch.strided and not tensor.is_nested:
+        return tensor  # a sparse one: what it costs depends on how many values it has
     dtype = tensor.dtype
     floating = dtype.is_floating_point or dtype.is_complex
     real = not (tensor.is_meta or floating) and tensor.numel() <= REAL_ELEMENTS

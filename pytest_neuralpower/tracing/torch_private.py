@@ -7,7 +7,7 @@ needed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -28,6 +28,11 @@ __all__ = [
     "CALL",
     "CHILDREN",
     "COMPILER",
+    "FLEX_KERNEL",
+    "FLEX_MASK",
+    "FLEX_MODULE",
+    "FLEX_ORDER",
+    "FLEX_UNCOMPILED",
     "HOOKS",
     "NATIVE_CLASS",
     "NATIVE_MODULE",
@@ -48,6 +53,7 @@ __all__ = [
     "functorch_level",
     "hold_stream",
     "is_dual",
+    "nonzeros",
     "parameters_of",
     "qualified_name",
     "storage_of",
@@ -82,12 +88,24 @@ children_of: Callable[[nn.Module], dict[str, nn.Module | None]] = attrgetter(CHI
 #: The tensor that a tensor is a view of, or ``None``.
 base_of: Callable[[Tensor], Tensor | None] = attrgetter("_base")
 
+#: How many values a sparse tensor holds; of one in blocks, how many blocks.
+nonzeros: Callable[[Tensor], int] = methodcaller("_nnz")
+
 #: Whether an autocast is on: torch settles it as one is made.
 AUTOCAST_ENABLED: Final = "_enabled"
 autocast_on: Callable[[Any], bool] = attrgetter(AUTOCAST_ENABLED)
 
 #: The module that runs compiled code, loaded once something was compiled.
 COMPILER: Final = "torch._dynamo"
+
+#: FlexAttention's functions that batch by ``vmap``: of a mask, and of the order of its blocks.
+FLEX_MASK: Final = "create_mask"
+FLEX_ORDER: Final = "_ordered_to_dense"
+
+#: FlexAttention's module, what it calls its kernel, and its switch of calling it as it is.
+FLEX_MODULE: Final = "torch.nn.attention.flex_attention"
+FLEX_KERNEL: Final = "flex_attention_hop"
+FLEX_UNCOMPILED: Final = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
 
 #: What ``torch.compile`` calls the module that it wraps.
 ORIGINAL: Final = "_orig_mod"

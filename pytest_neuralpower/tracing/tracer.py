@@ -20,6 +20,7 @@ from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.layers import Trace
 from pytest_neuralpower.tracing.cuda import without_cuda
 from pytest_neuralpower.tracing.fallbacks import NeedsAten, NeedsForward, ShapeMismatch
+from pytest_neuralpower.tracing.flex import watched_flex_attention
 from pytest_neuralpower.tracing.function_mode import FunctionTracer
 from pytest_neuralpower.tracing.inputs import (
     batch_size,
@@ -69,6 +70,7 @@ def _trace_functions(model: nn.Module, args: Any, kwargs: Any, paths: ModulePath
             watched_calls(calls.replacement),
             without_cuda(recorder),
             watched_threads(recorder),
+            watched_flex_attention(recorder, compute=False),
             watched_script_functions(recorder),
             FunctionTracer(recorder, journal, device),
         ):
@@ -158,6 +160,7 @@ def _trace_forward(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
             watched_calls(calls.replacement),
             without_cuda(recorder),
             watched_threads(recorder),
+            watched_flex_attention(recorder, compute=True),
             FunctionTracer(recorder, journal, device, compute=True),
         ):
             model(*given, **named)

@@ -202,6 +202,8 @@ def _ask(func: Any, op: str, args: Any, kwargs: Any) -> tuple[str, Any, tuple[La
 
     def outline(tensor: Tensor) -> Any:
         position = positions.get(id(tensor))
+        if position is None and tensor.layout is not torch.strided:
+            raise NeedsForward(f"{op} makes a sparse tensor")
         if position is None and tensor.is_quantized:
             raise NeedsForward(f"{op} makes a quantised tensor")
         return _Outline(tuple(tensor.shape), tensor.stride(), tensor.dtype, position)

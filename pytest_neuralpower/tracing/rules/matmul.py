@@ -12,6 +12,7 @@ from pytest_neuralpower.layers import expected_experts
 from pytest_neuralpower.tracing.fallbacks import NoRule
 from pytest_neuralpower.tracing.recorder import REMEMBERED, OperationPlan, planned, spec_of
 from pytest_neuralpower.tracing.strides import Ints, broadcast_shapes
+from pytest_neuralpower.tracing.torch_private import nonzeros
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,12 +26,66 @@ def _list_matmul(
     recorder: Recorder, op: str, left: Tensor, right: Tensor, out: Ints, reduced: int, *more: Tensor
 ) -> Tensor:
     """List one product; ``more`` are addends, such as ``baddbmm``'s."""
+    if left.layout is not torch.strided or right.layout is not torch.strided:
+        return _list_sparse(recorder, left, right, out, *more)
     if not recorder.same_dtype(left.dtype, right.dtype):
         raise NoRule
     recorder.note_seen(left, right, *more)
     # A parameter stays an operand here: the formulas read both operands as inputs.
     inputs = tuple([recorder.spec(tensor) for tensor in (left, right, *more)])
     return recorder.follow(_plan(op, inputs, tuple(out), reduced, recorder.autocast(left.dtype)))
+
+
+def _list_sparse(
+    recorder: Recorder, left: Tensor, right: Tensor, out: Ints, *more: Tensor
+) -> Tensor:
+    """A product with a COO, CSR or CSC operand: each of its values meets a row of the other."""
+    first = left.layout is not torch.strided
+    sparse, dense = (left, right) if first else (right, left)
+    if dense.layout is not torch.strided or sparse.ndim != 2:
+        raise NoRule
+    indices = _indices(sparse)
+    count = nonzeros(sparse)
+    lines = math.prod(out) // max(sparse.shape[0 if first else 1], 1)
+    output = recorder.new(out, dense.dtype)
+    recorder.note_seen(sparse, dense, *more)
+    values = spec_of((count,), sparse.dtype)
+    macs = count * lines
+    recorder.add(
+        "matmul", "sparse_mm",
+        (values, *map(recorder.spec, (dense, *indices, *more))), (), (recorder.spec(output),),
+        (("macs", macs), ("reduced", max(1, -(-macs // max(math.prod(out), 1))))),
+    )  # fmt: skip
+    return output
+
+
+def _indices(sparse: Tensor) -> tuple[Tensor, ...]:
+    """What says where a matrix's values are."""
+    if sparse.layout is torch.sparse_coo:
+        # Torch has none to give before they are coalesced.
+        return (torch.empty((2, nonzeros(sparse)), dtype=torch.int64, device="meta"),)
+    if sparse.layout is torch.sparse_csr:
+        return sparse.crow_indices(), sparse.col_indices()
+    if sparse.layout is torch.sparse_csc:
+        return sparse.ccol_indices(), sparse.row_indices()
+    raise NoRule  # blocks
+
+
+def _sparse_mm(recorder: Recorder, op: str, sparse: Tensor, dense: Tensor) -> Tensor:
+    return _product(recorder, "mm", sparse, dense)
+
+
+def _sparse_addmm(
+    recorder: Recorder,
+    op: str,
+    mat: Tensor,
+    mat1: Tensor,
+    mat2: Tensor,
+    *,
+    beta: Any = 1.0,
+    alpha: Any = 1.0,
+) -> Tensor:
+    return _product(recorder, "addmm", mat1, mat2, mat)
 
 
 @lru_cache(REMEMBERED)
@@ -244,6 +299,9 @@ def linear(
     recorder: Recorder, op: str, input: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
     dtype = input.dtype
+    if weight.layout is not torch.strided:
+        out = (*input.shape[:-1], weight.shape[0])
+        return _list_sparse(recorder, weight.t(), input, out, *(() if bias is None else (bias,)))
     if not recorder.same_dtype(dtype, weight.dtype):
         raise NoRule
     plan = _linear_plan(
@@ -378,6 +436,8 @@ RULES: Final[dict[Any, Rule]] = {
     "einsum": _einsum,
     "tensordot": _tensordot,
     **dict.fromkeys(("grouped_mm", "_grouped_mm"), _grouped_mm),
+    torch.sparse.mm: _sparse_mm,
+    torch.sparse.addmm: _sparse_addmm,
     "linear": linear,
     "bilinear": _bilinear,
     "embedding": embedding,
