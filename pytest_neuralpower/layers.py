@@ -268,6 +268,16 @@ _OPS_PER_ELEMENT: Final = {
 _READS_ITS_RESULT: Final = frozenset({"getitem", "gather", "index_select", "take_along_dim"})
 
 
+def _fourier_flops(layer: Layer) -> int:
+    """5 N log2 N for each transform of ``points`` = N values; 0 for other operations."""
+    points = layer.param("points")
+    if points is None:
+        return 0
+    # The longer side holds all N: a real transform keeps half of its spectrum.
+    values = max(layer.inputs[0].numel, layer.outputs[0].numel)
+    return round(5 * values * math.log2(points))
+
+
 def cost_terms(layer: Layer) -> CostTerms:
     """Operations and bytes of one layer, from its configuration alone.
 
@@ -284,6 +294,7 @@ def cost_terms(layer: Layer) -> CostTerms:
     if per_element is not None:
         swept = layer.inputs if kind == "reduction" and layer.inputs else layer.outputs
         flops = per_element * math.prod(swept[0].shape) if swept and per_element else 0
+        flops = _fourier_flops(layer) or flops
         if kind == "norm" and layer.op == "batch_norm" and not layer.param("training", False):
             flops = 2 * layer.outputs[0].numel  # statistics are known: one scale, one shift
         if kind == "embedding":

@@ -144,6 +144,21 @@ def _distances(recorder: Recorder, call: _Call) -> None:
     )
 
 
+def _fourier(recorder: Recorder, call: _Call) -> None:
+    """A fast Fourier transform: 5 N log2 N operations, as FFTW and cuFFT count them."""
+    data, dims = call.args[:2]
+    longer = call.result if call.name == "_fft_c2r" else data
+    points = math.prod(longer.shape[dim] for dim in dims)
+    recorder.add(
+        "elementwise",
+        call.name.lstrip("_"),
+        [recorder.spec(data)],
+        (),
+        [recorder.spec(call.result)],
+        (("points", points),),
+    )
+
+
 def _convolution_backward(recorder: Recorder, call: _Call) -> None:
     """The input's gradient is a convolution, the weight's a product; each costs the forward's."""
     above, data, weight, _, stride, padding, dilation, transposed, _, groups, wanted = call.args
@@ -247,6 +262,7 @@ _LISTERS: Final[dict[str, Callable[[Recorder, _Call], None]]] = {
          "_addmm_activation"),
         _product,
     ),
+    **dict.fromkeys(("_fft_r2c", "_fft_c2c", "_fft_c2r"), _fourier),
     **dict.fromkeys(("_int_mm", "_scaled_mm"), _product_of_bytes),
     **dict.fromkeys(("_cdist_forward", "_euclidean_dist"), _distances),
     **dict.fromkeys(

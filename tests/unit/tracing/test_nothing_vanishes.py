@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -147,6 +148,31 @@ def test_what_has_no_formula_is_listed(
 )
 def test_what_lies_in_its_arguments_memory_is_free(forward: Any) -> None:
     assert not len(trace(Around(forward), floats(1, 4)))
+
+
+@pytest.mark.parametrize(
+    ("forward", "shape", "points", "rows"),
+    [
+        (lambda _, x: torch.fft.rfft(x), (3, 1024), 1024, 3),
+        (lambda _, x: torch.fft.irfft(torch.complex(x, x), n=1024), (3, 513), 1024, 3),
+        (lambda _, x: torch.fft.fft2(x), (3, 16, 32), 512, 3),
+        # Windows of 64 samples, 16 apart, the signal padded by half a window at either end.
+        (
+            lambda _, x: torch.stft(x, 64, window=torch.ones(64), return_complex=True),
+            (2, 1024),
+            64,
+            2 * 65,
+        ),
+    ],
+    ids=["rfft", "irfft", "fft2", "stft"],
+)
+def test_fourier_transforms_cost_5_n_log_n(
+    forward: Any, shape: tuple[int, ...], points: int, rows: int
+) -> None:
+    for traced in by_every_route(forward, floats(*shape)):
+        (transform,) = [layer for layer in traced if layer.op.startswith("fft_")]
+        assert transform.covered
+        assert transform.cost.flops == 5 * rows * points * math.log2(points)
 
 
 def test_ravel_copies_what_has_gaps() -> None:
