@@ -220,8 +220,11 @@ def works(layer: Layer) -> tuple[Work, ...]:
     * linear as a 1 x 1 convolution; matmul likewise with the right operand as weights, one group
       per matrix of the batch; attention as its two products.
 
-    Recurrent layers have no mapping here: their steps depend on each other.
+    Recurrent layers have no mapping here: their steps depend on each other. Nor have layers
+    of an empty tensor: they compute nothing.
     """
+    if not layer.macs:
+        return ()
     if layer.kind == "conv":
         return (_transposed(layer) if layer.param("transposed", False) else _conv(layer),)
     if layer.kind == "linear":

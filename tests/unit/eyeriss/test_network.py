@@ -50,6 +50,31 @@ def test_convolution_keeps_its_configuration():
     assert works(CONV)[0].batch == 2
 
 
+@pytest.mark.parametrize(
+    "empty",
+    [
+        layer("linear", "linear", [(0, 16)], [(7, 16), (7,)], [(0, 7)]),
+        layer("linear", "linear", [(2, 0)], [(7, 0), (7,)], [(2, 7)]),
+        layer("matmul", "matmul", [(3, 0), (0, 4)], [], [(3, 4)], reduced=0),
+        layer(
+            "conv", "conv2d", [(0, 3, 8, 8)], [(8, 3, 3, 3)], [(0, 8, 6, 6)],
+            stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, transposed=False,
+        ),
+        layer(
+            "attention", "scaled_dot_product_attention",
+            [(1, 2, 5, 8), (1, 2, 0, 8), (1, 2, 0, 8)], [], [(1, 2, 5, 8)],
+        ),
+    ],
+    ids=lambda each: f"{each.op} of {each.inputs[0].shape}",
+)  # fmt: skip
+def test_a_layer_of_an_empty_tensor_moves_what_there_is_and_computes_nothing(empty):
+    assert works(empty) == ()
+    (priced,) = network_energy([empty])
+    assert priced.energy.computation == 0
+    assert priced.runtime_s == 0
+    assert math.isfinite(priced.energy.total)
+
+
 def test_asymmetric_padding_is_kept():
     same = layer(
         "conv", "conv2d", [(1, 8, 8, 8)], [(8, 8, 4, 4)], [(1, 8, 8, 8)],
