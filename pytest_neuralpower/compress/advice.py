@@ -143,8 +143,10 @@ class Advised:
     def _together(self) -> str:
         """What all shrinking that pays comes to, and whether that meets the budget."""
         if not self.widths:
-            text = "no width near a plateau edge saves"
-            return f"{text}: the budget needs more than advice" if self.budget else text
+            text = "no shrinking saves" if self.advice else "no width near a plateau edge saves"
+            if self.budget is None or any(each.meets for each in self.advice):
+                return text
+            return f"{text}: the budget needs more than advice"
         count = len(self.widths)
         text = (
             f"{'then' if count == 1 else f'all {count} shrunk together'}: "

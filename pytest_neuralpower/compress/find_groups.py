@@ -394,9 +394,10 @@ def find_channel_groups(
         for path, kind in unknown_modules(model).items():
             of_torch = type(model.get_submodule(path)) is getattr(nn, kind, None)
             instead = "" if of_torch else "use torch.nn's own layers in its place, or "
+            place = f" ({path})" if path else ""  # the model itself has no path
             raise UnsupportedGraphError(
                 f"no width of {type(model).__name__} can change: torch-pruning does not know {kind}"
-                f" ({path}); {instead}change widths by hand"
+                f"{place}; {instead}change widths by hand"
             )
     return groups
 

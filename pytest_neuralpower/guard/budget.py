@@ -187,9 +187,12 @@ def check(budget: Budget, prediction: Prediction, judge: Judge = "point") -> Ver
             f"{other} or a platform with {wanted} (`neuralpower platforms`)"
         )
     if interval is None and judge != "point":
+        who, instead = f"platform {prediction.platform!r}", "a platform with intervals"
+        if prediction.estimator != "best":
+            who, instead = f"estimator {prediction.estimator!r}", "--np-estimator=best"
         raise BudgetError(
-            f"{budget.quantity} budget: np_judge={judge} needs intervals and platform "
-            f"{prediction.platform!r} has none; use --np-judge=point or a platform with intervals"
+            f"{budget.quantity} budget: np_judge={judge} needs intervals and {who} has none; "
+            f"use --np-judge=point or {instead}"
         )
     if budget.per == "sample":
         samples = budget.samples or prediction.batch

@@ -48,6 +48,20 @@ def test_the_option_decides_what_predicts(repo: Repo, platform: str) -> None:
     assert "both.json --estimator neuralpower --ms 30" in text  # and that of advice
 
 
+def test_a_judge_that_needs_intervals_names_the_estimator_without(
+    repo: Repo, platform: str
+) -> None:
+    repo.write(TEST)
+    options = f"--np-platform={platform}", "--np-judge=safe"
+    result = repo.run(*options, "--np-estimator=neuralpower")
+    result.assert_outcomes(failed=1)
+    assert (
+        "np_judge=safe needs intervals and estimator 'neuralpower' has none; "
+        "use --np-judge=point or --np-estimator=best"
+    ) in result.stdout.str()
+    repo.run(*options, "--np-estimator=best").assert_outcomes(passed=1)
+
+
 def test_so_does_the_ini_file(repo: Repo, platform: str) -> None:
     repo.write(TEST)
     repo.pytester.makeini("[pytest]\nnp_estimator = neuralpower\n")

@@ -1,5 +1,7 @@
 """Advice: edges of plateaus, read off a platform's prices, and what is said of them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -118,6 +120,15 @@ class TestAdvise:
         advised = advise(odd(32), INPUTS, "titanx")
         assert not [each for each in advised.advice if each.action == "shrink"]
         assert advised.after is advised.before
+
+    def test_says_what_does_not_pay_beside_what_does(self):
+        """Widths that are worth expanding and none worth shrinking contradict no line."""
+        advised = advise(odd(), INPUTS, "titanx", "0.001 µJ")
+        expand = dataclasses.replace(advised.advice[0], action="expand")
+        alone = dataclasses.replace(advised, advice=(expand,), widths={})
+        assert alone.lines()[1:] == ["no shrinking saves: the budget needs more than advice"]
+        met = dataclasses.replace(alone, advice=(dataclasses.replace(expand, meets=True),))
+        assert met.lines()[1:] == ["no shrinking saves"]
 
     def test_takes_a_platform_that_knows_energy_alone(self):
         advised = advise(odd(9), torch.empty(1, 3, 8, 8), "eyeriss", channels=1)

@@ -298,6 +298,8 @@ class TestWhatCannotBeFollowed:
     def test_a_layer_of_torchs_own_is_not_to_be_replaced_by_one(self):
         with pytest.raises(UnsupportedGraphError, match=r"know GRU \(0\); change widths by hand$"):
             find_channel_groups(nn.Sequential(nn.GRU(6, 8)), (torch.empty(2, 5, 6),))
+        with pytest.raises(UnsupportedGraphError, match=r"know GRU; change widths by hand$"):
+            find_channel_groups(nn.GRU(6, 8), (torch.empty(2, 5, 6),))
 
 
 class Transposed(nn.Module):
