@@ -318,7 +318,12 @@ def spread_of_sum(
     same = _same_configurations(errors)
     # A configuration errs as one, so all of its layers are one term of the sum.
     _, first, same = np.unique(same, return_index=True, return_inverse=True)
-    amount = np.bincount(same, np.concatenate(list(signed)))
+    # Each call is summed by itself, in its order, so that what equals cancels to the last digit.
+    amount = np.zeros(len(first))
+    for call, values in zip(
+        np.split(same, np.cumsum([len(each) for each in signed])[:-1]), signed, strict=True
+    ):
+        amount += np.bincount(call, values, minlength=len(first))
     family = family[first]
     sizes = _log_sizes(errors)[first] if len(errors) > 1 else None
     down = up = 0.0

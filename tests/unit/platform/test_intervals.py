@@ -209,6 +209,12 @@ class TestDifferences:
             assert difference_interval(one, other, quantity) == pytest.approx(nothing, abs=1e-9)
             assert ratio_interval(one, other, quantity) == pytest.approx(Interval(1.0, 1.0, 0.9))
 
+    def test_of_equal_predictions_is_0_to_the_last_digit(self, platform: FittedPlatform) -> None:
+        repeated = [137, 211, 137, 211, 137, 137, 173, 211, 173, 137]
+        one, other = net(platform, *repeated), net(platform, *repeated)
+        for quantity in ("energy", "runtime"):
+            assert difference_interval(one, other, quantity) == Interval(0.0, 0.0, 0.9)
+
     def test_of_one_changed_layer_is_far_surer_than_the_totals(
         self, platform: FittedPlatform
     ) -> None:
