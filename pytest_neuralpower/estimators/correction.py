@@ -503,5 +503,49 @@ class Bounded(Estimator, tag="bounded", omit_defaults=True):
             self.inner.evaluate_all(self._seen(columns))
 
 
+def at_other_ceilings(
+    family: str,
+    columns: Columns,
+    alike: Columns,
+    estimate: Callable[[Columns], FloatArray],
+    *,
+    own: Ceilings,
+    other: Ceilings,
+) -> FloatArray:
+    """Time (ms) of layers at other ceilings than an estimator's rows had: theirs by the ratio of
+    the rooflines, shape ``(rows,)``. As at their own, none falls when the batch doubles.
+
+    Parameters
+    ----------
+    columns, alike
+        The layers as they are, and as the rows of the estimator would have them.
+    estimate
+        What predicts ``alike`` (ms), a :class:`Bounded` with what its mode adds.
+    own, other
+        The ceilings of the rows, and of ``columns``.
+    """
+
+    def ratio(some: Columns, others: Columns) -> FloatArray:
+        return roofline_ms(family, some, other) / roofline_ms(family, others, own)
+
+    most = estimate(alike)
+    best = most * ratio(columns, alike)
+    halvings = np.log2(np.maximum(batches(family, alike), 1.0)).astype(int)
+    for level in range(1, int(halvings.max(initial=0)) + 1):
+        # What grows is the gain of a faster peak: a layer that is launched has none.
+        rows = np.flatnonzero((halvings >= level) & (most > best))
+        if not len(rows):
+            break
+        times = np.full(len(rows), 0.5**level)
+        halves = [with_batch(family, some_rows(each, rows), times) for each in (columns, alike)]
+        gains = ratio(halves[0], halves[1])
+        longer = gains * most[rows] > best[rows]
+        rows = rows[longer]
+        if len(rows):
+            most[rows] = (1.0 - _FALL) ** level * estimate(some_rows(halves[1], longer))
+            best[rows] = np.maximum(best[rows], most[rows] * gains[longer])
+    return best
+
+
 def _rounded(value: float) -> float:
     return float(f"{value:.6g}")

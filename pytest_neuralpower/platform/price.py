@@ -27,6 +27,7 @@ from pytest_neuralpower.estimators import (
     Utilization,
 )
 from pytest_neuralpower.estimators.base import NonNegative, Positive, some_rows
+from pytest_neuralpower.estimators.correction import at_other_ceilings
 from pytest_neuralpower.estimators.features import (
     FAMILIES,
     GEMM_FAMILIES,
@@ -517,7 +518,10 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
             else:
                 estimate, label = model.runtime_ms, model.runtime.label
                 code = np.where(outside(model.ranges, values), _EXTRAPOLATED, 0)
-            estimated, least[where] = self._in_their_dtypes(name, layers, values, estimate)
+            bounded = model is None or isinstance(model.runtime, Bounded)
+            estimated, least[where] = self._in_their_dtypes(
+                name, layers, values, estimate, bounded=bounded
+            )
             runtime[where], codes[where] = estimated, code
             for index in where:
                 used[index], families[index] = label, name
@@ -540,6 +544,8 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         layers: Sequence[Layer],
         values: Columns,
         estimate: Callable[[Columns], FloatArray],
+        *,
+        bounded: bool,
     ) -> tuple[FloatArray, FloatArray]:
         """Runtime of layers in their own dtypes, and the log distance that is at least unsure.
 
@@ -567,7 +573,12 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
             ceilings = own.at(self.peak_gflops(dtype))
             fastest = roofline_ms(family_name, some, ceilings)
             gain = np.log(roofline_ms(family_name, some, own) / fastest)
-            found = estimate(alike) * fastest / roofline_ms(family_name, alike, own)
+            if bounded:
+                found = at_other_ceilings(
+                    family_name, some, alike, estimate, own=own, other=ceilings
+                )
+            else:
+                found = estimate(alike) * fastest / roofline_ms(family_name, alike, own)
             # What makes a peak faster, matrix units, does not go with filtering minimally.
             limit = np.where(gain > 0, fastest, least_ms(family_name, some, ceilings))
             found = np.maximum(found, limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from msgspec.structs import replace
 from torch import nn
 
-from pytest_neuralpower import trace
+from pytest_neuralpower import load_platform, trace
 from pytest_neuralpower.calibrate.fit.datasheet import datasheet_platform
 from pytest_neuralpower.platform.prediction import EXTRAPOLATED
 
@@ -78,6 +79,29 @@ def test_what_streams_takes_half_in_half_the_bytes_and_is_as_sure(a100: FittedPl
     assert known.device_ms / other.device_ms == pytest.approx(2, rel=0.05)
     width = [each.runtime_interval_ms.high / each.device_ms for each in (known, other)]
     assert width[1] == pytest.approx(width[0], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("a100", torch.bfloat16), ("t4", torch.float16), ("cpu-broadwell", torch.float16)],
+)
+def test_no_layer_takes_less_time_when_the_batch_doubles(name: str, dtype: torch.dtype) -> None:
+    platform = load_platform(name)
+    for width in (96, 192, 320, 768, 1536, 3072):
+        with torch.device("meta"):
+            conv = nn.Conv2d(width // 8, width // 8, 3, dtype=dtype)
+            calls = [
+                trace(each, torch.empty(2**halvings, *shape, dtype=dtype))
+                for each, shape in (
+                    (nn.Linear(width, width, dtype=dtype), (width,)),
+                    (conv, (width // 8, 14, 14)),
+                )
+                for halvings in range(12)
+            ]
+        times = [platform.predict(call).device_ms or 0.0 for call in calls]
+        for start in (0, 12):
+            some = times[start : start + 12]
+            assert all(after >= 0.959 * before for before, after in pairwise(some)), width
 
 
 def test_convolutions_on_tensor_cores_are_not_filtered_minimally(a100: FittedPlatform) -> None:
