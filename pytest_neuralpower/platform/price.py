@@ -39,7 +39,7 @@ from pytest_neuralpower.estimators.features import (
 from pytest_neuralpower.estimators.physics import Ceilings, least_ms, roofline_ms
 from pytest_neuralpower.estimators.terms import evaluate, is_term
 from pytest_neuralpower.files import decode
-from pytest_neuralpower.layers import Layer, TensorSpec, Trace
+from pytest_neuralpower.layers import ITEMSIZE, Layer, TensorSpec, Trace
 from pytest_neuralpower.platform.file import REFIT, of_file, write
 from pytest_neuralpower.platform.intervals import Interval, Intervals
 from pytest_neuralpower.platform.prediction import (
@@ -85,6 +85,9 @@ _FLOATING: Final = ("float", "bfloat", "complex")
 
 #: Whole numbers that stand for real ones in quantised layers.
 _QUANTIZED: Final = ("int8", "qint8", "quint8", "qint32")
+
+#: A runtime (ms) or power (W) beyond this is an error; intervals add squares of their product.
+_LARGEST: Final = 1e60
 
 #: Flags of a layer as bits of a number, so that an array holds those of many.
 _UNCOVERED: Final = 1
@@ -604,8 +607,8 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     def _refuse_impossible(
         self, items: Sequence[Layer], quantity: Quantity, values: FloatArray
     ) -> None:
-        """Raise PlatformError for a value that is below 0 or no finite number."""
-        possible = (values >= 0) & (values < np.inf)
+        """Raise PlatformError for a value that is below 0 or beyond any number of use."""
+        possible = (values >= 0) & (values < _LARGEST)
         if not possible.all():
             index = int(np.argmin(possible))
             layer = items[index]
@@ -934,8 +937,17 @@ def of_content(path: Path, content: Mapping[str, object], sha256: str) -> Fitted
 
 def check_estimators(path: Path, platform: FittedPlatform) -> None:
     """Raise a PlatformError where a family has no estimator, an estimator asks for what layers of
-    its family do not have, or the accuracy is not what reports read.
+    its family do not have, the device is not what layers in another dtype are priced by, or the
+    accuracy is not what reports read.
     """
+    if platform.dtype not in ITEMSIZE:
+        known_dtypes = ", ".join(ITEMSIZE)
+        raise PlatformError(
+            f"{of_file(path)}: dtype {platform.dtype!r} is not one of {known_dtypes}; {REFIT}"
+        )
+    for name in ("peak_gflops", "bandwidth_gbs", "process_nm"):
+        if not platform.hardware.get(name, name == "process_nm"):
+            raise PlatformError(f"{of_file(path)}: hardware.{name} must be above 0; {REFIT}")
     for name in FAMILIES:  # others are never asked for
         model, inferred = platform.families.get(name), platform.inferred.get(name)
         known = inferred if model is None else model

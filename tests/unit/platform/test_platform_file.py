@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from msgspec.structs import replace
 
 import pytest_neuralpower
-from pytest_neuralpower import list_platforms, load_platform
+from pytest_neuralpower import list_platforms, load_platform, trace
 from pytest_neuralpower.errors import PlatformError
 from pytest_neuralpower.platform.file import content_hash
 
@@ -332,6 +333,10 @@ class TestRefusals:
                 lambda d: d["families"]["conv"].update(energy=d["families"]["conv"]["runtime"]),
                 "families.conv: energy needs power_range_w",
             ),
+            (lambda d: d.update(dtype="float23"), "dtype 'float23' is not one of float64, "),
+            (lambda d: d["hardware"].pop("peak_gflops"), "hardware.peak_gflops must be above 0"),
+            (lambda d: d["hardware"].update(bandwidth_gbs=0), "hardware.bandwidth_gbs must be ab"),
+            (lambda d: d["hardware"].update(process_nm=0), "hardware.process_nm must be above 0"),
             (lambda d: d["power"]["load"].pop("base"), "power: load needs base, compute, bandw"),
             (lambda d: d["power"].update(load={}), "power: load is empty; refit it"),
             (lambda d: d["power"].pop("load"), "power: load is empty; refit it"),
@@ -345,6 +350,14 @@ class TestRefusals:
         self, saved: Path, change: Callable[[dict[str, Any]], object], says: str
     ) -> None:
         assert says in refusal(edit(saved, change))
+
+    def test_a_bandwidth_that_makes_intervals_overflow(self, saved: Path) -> None:
+        def crawl(data: dict[str, Any]) -> None:
+            data["inferred"]["pool"]["ceilings"]["bandwidth_gbs"] = 1e-300
+
+        platform = load_platform(edit(saved, crawl))
+        with pytest.raises(PlatformError, match=r"predicts a runtime of .* refit the platform"):
+            platform.predict(trace(torch.nn.MaxPool2d(2), torch.empty(1, 1, 8, 8)))
 
     def test_an_absent_file(self, tmp_path: Path) -> None:
         assert "there is no such file" in refusal(tmp_path / "none.json")
