@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.differences import difference_interval, ratio_interval
     from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
     from pytest_neuralpower.platform.protocol import Platform
+    from pytest_neuralpower.platform.serving import Generation, generate
     from pytest_neuralpower.plugin.session import (
         BaselineExceeded,
         BaselineMissing,
@@ -34,6 +35,7 @@ __all__ = [
     "BaselineMissing",
     "BudgetError",
     "BudgetExceeded",
+    "Generation",
     "Layer",
     "LayerPrediction",
     "NeuralPower",
@@ -47,6 +49,7 @@ __all__ = [
     "advise",
     "apply_plan",
     "difference_interval",
+    "generate",
     "list_platforms",
     "load_platform",
     "predict",
@@ -60,6 +63,7 @@ _HOMES = {
     "BaselineMissing": "plugin.session",
     "BudgetError": "errors",
     "BudgetExceeded": "plugin.session",
+    "Generation": "platform.serving",
     "Layer": "layers",
     "LayerPrediction": "platform.prediction",
     "NeuralPower": "plugin.session",
@@ -73,6 +77,7 @@ _HOMES = {
     "advise": "compress.advice",
     "apply_plan": "compress.plan",
     "difference_interval": "platform.differences",
+    "generate": "platform.serving",
     "list_platforms": "platform.catalog",
     "load_platform": "platform.catalog",
     "predict": "platform.catalog",

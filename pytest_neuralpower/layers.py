@@ -101,10 +101,13 @@ def operand_bytes(layer: Layer) -> int:
 def expected_experts(layer: Layer) -> float:
     """Distinct experts that a ``grouped_mm`` reads: ``E (1 - (1 - k/E)^tokens)``.
 
-    Every token chooses ``k`` of ``E`` experts (parameter ``chosen``), all equally likely. All of
-    them, where the layer does not say.
+    Every token chooses ``k`` of ``E`` experts (parameter ``chosen``), all equally likely, unless
+    the parameter ``read`` says how many are. All of them, where the layer does not say.
     """
     experts = layer.inputs[1].shape[0]
+    read = layer.param("read")
+    if read is not None:
+        return min(float(read), float(experts))
     chosen = layer.param("chosen")
     if chosen is None or experts == 0:
         return float(experts)
@@ -151,8 +154,9 @@ class Layer(msgspec.Struct, frozen=True):
         ``groups``, ``transposed`` for ``conv``; ``kernel``, ``stride``, ``padding`` for ``pool``;
         ``kept`` for ``flex_attention``: scores in blocks that the mask keeps;
         ``mode``, ``hidden_size``, ``num_layers``, ``bidirectional``, ``steps`` for ``rnn``;
-        ``chosen`` for ``grouped_mm``: experts that each token chooses; ``macs`` for
-        ``sparse_mm``, whose inputs are the sparse operand's values, the dense one and the indices.
+        ``chosen`` for ``grouped_mm``: experts that each token chooses, and perhaps ``read``, the
+        distinct ones of all tokens; ``macs`` for ``sparse_mm``, whose inputs are the sparse
+        operand's values, the dense one and the indices.
     """
 
     kind: str

@@ -18,6 +18,14 @@ def used_by_torch(rule: Any) -> tuple[Any, ...]:
     )
 
 
+def used_by_transformers(layer: Any, cache: Any) -> tuple[Any, ...]:
+    """What a cache and its layers are asked."""
+    return (
+        *(layer.is_sliding, layer.lazy_initialization, layer.get_seq_length, layer.get_max_length),
+        cache.layer_class_to_replicate,
+    )
+
+
 def used_by_torch_pruning(cat: Any) -> Any:
     """Which dimension a ``cat`` joins."""
     return cat._saved_dim

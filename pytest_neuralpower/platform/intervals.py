@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple, TypeAli
 
 import numpy as np
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from pytest_neuralpower.estimators.features import FloatArray, IndexArray
 from pytest_neuralpower.layers import Layer
@@ -277,6 +278,11 @@ class LayerErrors(Struct, frozen=True, eq=False):
             {name: tuple(part.of(which) for part in parts) for name, parts in self._parts.items()},
             self.model_errors,
         )
+
+    def times(self, counts: FloatArray) -> LayerErrors:
+        """Errors of the layers, each run so many times: it errs alike every time."""
+        energy_mj = None if self.energy_mj is None else self.energy_mj * counts
+        return replace(self, runtime_ms=self.runtime_ms * counts, energy_mj=energy_mj)
 
     def amounts(self, quantity: Quantity) -> FloatArray:
         """Each layer's part of the total: ms, mJ, or W (its energy over the call's runtime)."""

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 
     from pytest_neuralpower.eyeriss.hardware import Zeros
     from pytest_neuralpower.platform.intervals import LayerErrors
+    from pytest_neuralpower.platform.protocol import Platform
     from pytest_neuralpower.units import Quantity
 
 _IntervalField = Literal["runtime_interval_ms", "energy_interval_mj", "power_interval_w"]
@@ -408,7 +409,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
             watts, energy = power.tolist(), millijoules.tolist()
         flags = [_FLAGS[code] for code in codes.tolist()]
         values: list[Iterable[Any]] = [runtime.tolist(), watts, energy, used, flags]
-        intervals: _CallIntervals = {}
+        intervals: CallIntervals = {}
         host = self._host()
         if self.intervals is not None:
             outside = codes == _EXTRAPOLATED
@@ -416,8 +417,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
                 distinct, families, runtime, millijoules, outside=outside, least=least
             )
             values += [_layer_intervals(errors, each) for each in ("runtime", "energy")]
-            limit_w = self.hardware.get("limit_w", math.inf)
-            intervals = _call_intervals(errors.of(which), limit_w, host)
+            intervals = call_intervals(errors.of(which), self, host, layers=len(items))
         else:
             values += [repeat(None), repeat(None)]
         # No platform of this class tells data types apart, hence the last None. This is what
@@ -865,7 +865,7 @@ def _layer_intervals(
     return map(tuple.__new__, repeat(Interval), ends)
 
 
-class _CallIntervals(TypedDict, total=False):
+class CallIntervals(TypedDict, total=False):
     """Fields of a prediction: the intervals of its totals, and what they are made of."""
 
     errors: LayerErrors
@@ -874,8 +874,24 @@ class _CallIntervals(TypedDict, total=False):
     power_interval_w: Interval
 
 
-def _call_intervals(errors: LayerErrors, limit_w: float, host: Host | None) -> _CallIntervals:
-    fields: _CallIntervals = {"errors": errors}
+def call_intervals(
+    errors: LayerErrors, platform: Platform, host: Host | None, *, layers: int
+) -> CallIntervals:
+    """Intervals of what a call takes in all.
+
+    Parameters
+    ----------
+    errors
+        Of its layers.
+    platform
+        What predicted them.
+    host, layers
+        Who launches, and how many layers.
+    """
+    limit_w = math.inf
+    if isinstance(platform, FittedPlatform):
+        limit_w = platform.hardware.get("limit_w", math.inf)
+    fields: CallIntervals = {"errors": errors}
     for quantity, name in _INTERVAL_FIELDS:
         if errors.knows(quantity):
             low, high = errors.total(quantity)
@@ -883,13 +899,13 @@ def _call_intervals(errors: LayerErrors, limit_w: float, host: Host | None) -> _
                 high = max(min(high, limit_w), float(errors.amounts(quantity).sum()))
             fields[name] = Interval(low, high, errors.coverage)
     if host is not None:
-        fields |= _waiting(fields, host, len(errors.runtime_ms))
+        fields |= _waiting(fields, host, layers)
     return fields
 
 
-def _waiting(fields: _CallIntervals, host: Host, layers: int) -> _CallIntervals:
+def _waiting(fields: CallIntervals, host: Host, layers: int) -> CallIntervals:
     """Intervals of a call that may wait for its host, from those of the device alone."""
-    device, found = fields["runtime_interval_ms"], _CallIntervals()
+    device, found = fields["runtime_interval_ms"], CallIntervals()
     launch = host.layer_ms * layers
     least, most = launch / host.factor, launch * host.factor
     found["runtime_interval_ms"] = device._replace(

@@ -25,6 +25,7 @@ from pytest_neuralpower.tracing.rules import (
     pooling,
     reduction,
     rnn,
+    serving,
 )
 from pytest_neuralpower.tracing.rules.table import FUNCTIONS, PROPERTIES, Entry, Rule
 from pytest_neuralpower.tracing.torch_private import NATIVE_CLASS, NATIVE_MODULE, qualified_name
@@ -56,6 +57,7 @@ _TREATMENTS: Final = merged(
     pooling.RULES,
     reduction.RULES,
     rnn.RULES,
+    serving.RULES,
 )
 
 #: Where torch's functions are.

@@ -45,7 +45,7 @@ def _scaled_dot_product_attention(
         raise NoRule
     recorder.note_seen(query, key, value)
     return recorder.follow(
-        _plan(
+        plan_attention(
             query.shape, key.shape, value.shape, recorder.autocast(dtype),
             None if attn_mask is None else recorder.spec(attn_mask), bool(is_causal),
             float(dropout_p), enable_gqa,
@@ -54,7 +54,7 @@ def _scaled_dot_product_attention(
 
 
 @lru_cache(REMEMBERED)
-def _plan(
+def plan_attention(
     query: Ints,
     key: Ints,
     value: Ints,
@@ -145,7 +145,7 @@ def _multi_head_attention(
     head = width // num_heads
     keys = (batch, num_heads, source, head)
     mask = attn_mask if attn_mask is not None else key_padding_mask
-    attention = _plan(
+    attention = plan_attention(
         (batch, num_heads, length, head), keys, keys, dtype, None, is_causal and mask is None,
         float(dropout_p) if training else 0.0, False,
     )  # fmt: skip

@@ -1,0 +1,435 @@
+"""The layers of a language model's prompt, and of every step after it, from a handful of traces.
+
+A decoding step changes with the tokens that are cached before it in few places: attention reads
+more keys, a mask or a copy of the cache grows. There, every size is an affine function of the
+cached length, between the lengths where a sliding window fills. Such functions are read off two
+traces, and a third one between them must agree; where it does not, the range is halved.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+import torch
+from msgspec.structs import replace
+from torch import Tensor, nn
+
+from pytest_neuralpower.errors import TraceError
+from pytest_neuralpower.layers import Layer, TensorSpec, Trace
+from pytest_neuralpower.tracing.tracer import trace
+
+#: Makes the inputs of one step of a model with a cache of its own: ``step(model, cached, batch)``
+#: returns them as a tensor, as a tuple of positional or as a mapping of named ones.
+Step: TypeAlias = Callable[[Any, int, int], Any]
+
+Engine: TypeAlias = Literal["serving", "eager"]
+ENGINES: Final = ("serving", "eager")
+
+#: Distinct experts that a step reads: as many as tokens choose if all are equally likely, or a
+#: number of them, or a share of all (a float up to 1).
+Experts: TypeAlias = Literal["uniform"] | int | float
+
+
+# -- Sizes as functions of the cached length.
+
+Numbers: TypeAlias = tuple[int, ...]
+
+
+def _numbers(layer: Layer) -> Numbers:
+    """Every size of a layer, and every whole number among its parameters."""
+    found: list[int] = []
+    for tensors in (layer.inputs, layer.weights, layer.outputs):
+        for shape, _ in tensors:
+            found += shape
+    for _, value in layer.params:
+        if type(value) is int:
+            found.append(value)
+        elif type(value) is tuple:
+            found += value
+    return tuple(found)
+
+
+def _frame(layer: Layer) -> tuple[Any, ...]:
+    """Everything of a layer but its :func:`_numbers`."""
+    tensors = tuple(
+        (len(shape), dtype)
+        for group in (layer.inputs, layer.weights, layer.outputs)
+        for shape, dtype in group
+    )
+    params = tuple(
+        (name, len(value) if type(value) is tuple else None if type(value) is int else value)
+        for name, value in layer.params
+    )
+    return (layer.kind, layer.op, layer.path, layer.dtype, len(layer.inputs), tensors, params)
+
+
+def _with_numbers(layer: Layer, numbers: Sequence[int]) -> Layer:
+    """The layer with other sizes, in the order of :func:`_numbers`."""
+    start = 0
+
+    def taken(count: int) -> Numbers:
+        nonlocal start
+        start += count
+        return tuple(numbers[start - count : start])
+
+    def resized(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(taken(len(shape)), dtype) for shape, dtype in tensors)
+
+    inputs, weights, outputs = map(resized, (layer.inputs, layer.weights, layer.outputs))
+    params = tuple(
+        (name, taken(1)[0])
+        if type(value) is int
+        else (name, taken(len(value)) if isinstance(value, tuple) else value)
+        for name, value in layer.params
+    )
+    return replace(layer, inputs=inputs, weights=weights, outputs=outputs, params=params)
+
+
+class Growing(NamedTuple):
+    """A layer that depends on the cached length: sizes at ``start``, and what one token adds."""
+
+    layer: Layer
+    start: int
+    slopes: Numbers
+
+    def at(self, cached: int) -> Layer:
+        """The layer of a step after ``cached`` tokens."""
+        more = cached - self.start
+        numbers = [
+            number + slope * more
+            for number, slope in zip(_numbers(self.layer), self.slopes, strict=True)
+        ]
+        return _with_numbers(self.layer, numbers)
+
+
+@dataclass(frozen=True, slots=False)
+class Stretch:
+    """Steps whose layers are affine in the cached length.
+
+    Attributes
+    ----------
+    first, last
+        Cached tokens before the first and the last of them.
+    layers
+        Of the first step, in order.
+    growing
+        By place in ``layers``: those that depend on the length.
+    """
+
+    first: int
+    last: int
+    layers: tuple[Layer, ...]
+    growing: Mapping[int, Growing]
+
+    def at(self, cached: int) -> tuple[Layer, ...]:
+        """The layers of the step after ``cached`` tokens, in order."""
+        grown = {place: each.at(cached) for place, each in self.growing.items()}
+        return tuple([grown.get(place, layer) for place, layer in enumerate(self.layers)])
+
+    @cached_property
+    def fixed_counts(self) -> tuple[tuple[Layer, int], ...]:
+        """One layer of each configuration that does not change, and how many a step has."""
+        places = (place for place in range(len(self.layers)) if place not in self.growing)
+        return _counted((self.layers[place].configuration, self.layers[place]) for place in places)
+
+    @cached_property
+    def growing_counts(self) -> tuple[tuple[Growing, int], ...]:
+        """The same of those that change alike."""
+        return _counted(
+            ((each.layer.configuration, each.slopes), each) for each in self.growing.values()
+        )
+
+
+def _counted(items: Iterable[tuple[Any, Any]]) -> tuple[tuple[Any, int], ...]:
+    """The first of each key's values, and how many there are."""
+    firsts: dict[Any, Any] = {}
+    counts: Counter[Any] = Counter()
+    for key, value in items:
+        firsts.setdefault(key, value)
+        counts[key] += 1
+    return tuple((value, counts[key]) for key, value in firsts.items())
+
+
+def stretches(
+    traced: Callable[[int], Sequence[Layer]], first: int, last: int, bends: Iterable[int] = ()
+) -> tuple[Stretch, ...]:
+    """The layers of every step, from as few traces as tell them.
+
+    Parameters
+    ----------
+    traced
+        The layers of the step after so many cached tokens.
+    first, last
+        Cached tokens before the first and the last step.
+    bends
+        Lengths at which sizes may begin to grow otherwise: full windows.
+    """
+    starts = sorted({first, *(bend for bend in bends if first < bend <= last)})
+    ends = [start - 1 for start in starts[1:]] + [last]
+    known: dict[int, tuple[Layer, ...]] = {}
+
+    def layers(cached: int) -> tuple[Layer, ...]:
+        if cached not in known:
+            known[cached] = tuple(traced(cached))
+        return known[cached]
+
+    found: list[Stretch] = []
+    waiting = list(zip(starts, ends, strict=True))[::-1]
+    while waiting:
+        low, high = waiting.pop()
+        stretch = _fit(layers(low), layers(high), low, high)
+        middle = (low + high) // 2
+        if stretch is not None and (high - low < 2 or stretch.at(middle) == layers(middle)):
+            found.append(stretch)
+        else:
+            waiting += [(middle + 1, high), (low, middle)]
+    return tuple(found)
+
+
+def _fit(start: tuple[Layer, ...], end: tuple[Layer, ...], first: int, last: int) -> Stretch | None:
+    """The straight lines through two steps; None where they do not have the same layers."""
+    if len(start) != len(end):
+        return None
+    growing = {}
+    for place, (low, high) in enumerate(zip(start, end, strict=True)):
+        if low == high:
+            continue
+        if _frame(low) != _frame(high):
+            return None
+        slopes = []
+        for one, other in zip(_numbers(low), _numbers(high), strict=True):
+            slope, rest = divmod(other - one, last - first)
+            if rest:
+                return None
+            slopes.append(slope)
+        growing[place] = Growing(low, first, tuple(slopes))
+    return Stretch(first, last, start, growing)
+
+
+# -- Models.
+
+
+class Language:
+    """A language model, and how its prompt and its steps are traced.
+
+    Parameters
+    ----------
+    model
+        Of transformers, on any device; or any module, with ``step``.
+    prompt
+        Tokens of each sample's prompt, or the prompt's inputs.
+    batch
+        Samples; what ``prompt`` has where that is a tensor or a mapping of them.
+    engine
+        ``serving``: the cache is preallocated and written in place, attention is a flash kernel
+        that reads shared heads once and needs no mask, and RMS norms, rotary embeddings, gated
+        activations and the experts' gathers are one kernel each, as vLLM runs them. ``eager``: what
+        the model's code says, with transformers' growing cache, which is copied at every step.
+    experts
+        See :data:`Experts`.
+    step
+        See :data:`Step`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        prompt: Any,
+        *,
+        batch: int,
+        engine: Engine = "serving",
+        experts: Experts = "uniform",
+        step: Step | None = None,
+    ) -> None:
+        self.model = model
+        self.engine = engine
+        self.experts = experts
+        self.step_inputs = step
+        self.given = _prompt_inputs(prompt)
+        self.batch: int
+        self.tokens: int
+        self.batch, self.tokens = (batch, prompt) if self.given is None else self._sizes()
+        self.traces = 0
+        self._states: Any = None
+        if step is None:
+            _check_transformers(model)
+        elif self.given is None:
+            raise TraceError(
+                f"generate: prompt={prompt} with step=: give the prompt's inputs, a tensor or a "
+                "mapping of them; only transformers' models take a number of tokens alone"
+            )
+
+    @property
+    def bends(self) -> tuple[int, ...]:
+        """Cached lengths at which a step may begin to change otherwise."""
+        if self.step_inputs is not None:
+            return ()
+        from pytest_neuralpower.tracing.transformers_models import windows  # noqa: PLC0415
+
+        return windows(self.model)
+
+    def _sizes(self) -> tuple[int, int]:
+        """Samples and tokens of the prompt's inputs."""
+        args, kwargs = self.given or ((), {})
+        named = [kwargs[name] for name in ("input_ids", "inputs_embeds") if name in kwargs]
+        for tensor in (*named, *args, *kwargs.values()):
+            if isinstance(tensor, Tensor) and tensor.ndim >= 2:
+                return int(tensor.shape[0]), int(tensor.shape[1])
+        raise TraceError(
+            "generate: the prompt's inputs have no tensor of (batch, tokens): give input_ids"
+        )
+
+    def prefill(self) -> Trace:
+        """The layers of the whole prompt's one call; logits of its last position alone."""
+        if self.step_inputs is not None:
+            args, kwargs = self.given or ((), {})
+            return self._traced(args, kwargs)
+        args, kwargs = self.given or ([_ids(self.batch, self.tokens)], {})
+        if args:
+            name = "inputs_embeds" if args[0].dtype.is_floating_point else "input_ids"
+            kwargs = {name: args[0]}
+        cache = self._cache(0)
+        found = self._called({**self._last_logits(), **kwargs}, cache)
+        self._states = cache
+        return found
+
+    def step(self, cached: int, queries: int = 1) -> Trace:
+        """The layers of one step of ``queries`` tokens a sample, after ``cached`` ones."""
+        if self.step_inputs is not None:
+            inputs = self.step_inputs(self.model, cached, self.batch)
+            args, kwargs = _prompt_inputs(inputs) or ((), {})
+            return self._traced(args, kwargs)
+        kwargs = {"input_ids": _ids(self.batch, queries)}
+        masked = self.given is not None and "attention_mask" in self.given[1]
+        if self.engine == "eager" and masked:
+            seen = cached + queries
+            kwargs["attention_mask"] = torch.ones((self.batch, seen), dtype=torch.int64)
+        return self._called(kwargs, self._cache(cached))
+
+    def _last_logits(self) -> dict[str, int]:
+        names = _forward_names(self.model)
+        return {name: 1 for name in ("logits_to_keep", "num_logits_to_keep") if name in names}
+
+    def _cache(self, cached: int) -> Any:
+        from pytest_neuralpower.tracing import transformers_models as ours  # noqa: PLC0415
+
+        if self.engine == "serving":
+            return ours.paged_cache(self.model, cached, self._states)
+        cache = ours.empty_cache(self.model)
+        if cached:  # as the model's own code fills it
+            self._called({"input_ids": _ids(self.batch, cached)}, cache)
+        return cache
+
+    def _called(self, kwargs: Mapping[str, Any], cache: Any) -> Trace:
+        name = next(
+            (each for each in ("cache", "past_key_values") if each in _forward_names(self.model)),
+            None,
+        )
+        if name is None:
+            raise TraceError(
+                f"generate: {type(self.model).__name__} takes no cache: pass step=, a function of "
+                "(model, cached, batch) that returns one step's inputs"
+            )
+        return self._traced((), {**kwargs, name: cache, "use_cache": True})
+
+    def _traced(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Trace:
+        self.traces += 1
+        if self.step_inputs is not None or self.engine == "eager":
+            found = trace(self.model, *args, **kwargs)
+        else:
+            from pytest_neuralpower.tracing.transformers_models import (  # noqa: PLC0415
+                engine_kernels,
+            )
+
+            with engine_kernels(self.model):
+                found = trace(self.model, *args, **kwargs)
+        return found if self.experts == "uniform" else with_experts(found, self.experts)
+
+
+def _ids(batch: int, tokens: int) -> Tensor:
+    return torch.zeros((batch, tokens), dtype=torch.int64)
+
+
+def _prompt_inputs(prompt: Any) -> tuple[Sequence[Any], Mapping[str, Any]] | None:
+    """Positional and named inputs; None of a number."""
+    if type(prompt) is int:
+        return None
+    if isinstance(prompt, Tensor):
+        return (prompt,), {}
+    if isinstance(prompt, Mapping):
+        return (), dict(prompt)
+    if isinstance(prompt, (tuple, list)) and all(isinstance(each, Tensor) for each in prompt):
+        return tuple(prompt), {}
+    raise TraceError(
+        f"generate: a {type(prompt).__name__} is neither a number of tokens nor inputs: give a "
+        "whole number, a tensor, a tuple of tensors, or a mapping of named ones"
+    )
+
+
+def _forward_names(model: Any) -> frozenset[str]:
+    import inspect  # noqa: PLC0415 - not of plain modules
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return frozenset(inspect.signature(base.forward).parameters)
+
+
+def _check_transformers(model: nn.Module) -> None:
+    """Raise TraceError where only ``step`` can tell how the model decodes."""
+    config = getattr(model, "config", None)
+    if "transformers" not in sys.modules or not hasattr(config, "get_text_config"):
+        raise TraceError(
+            f"generate: {type(model).__name__} is not a model of transformers: pass step=, a "
+            "function of (model, cached, batch) that returns the inputs of the step after `cached` "
+            "tokens, and the prompt's inputs as prompt="
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise TraceError(
+            f"generate: {type(model).__name__} has an encoder of its own: pass step=, a function "
+            "of (model, cached, batch) that returns one step's inputs, and the prompt's inputs"
+        )
+
+
+# -- Experts.
+
+
+def with_experts(traced: Trace, experts: int | float) -> Trace:
+    """The trace with so many distinct experts read by each ``grouped_mm``.
+
+    Parameters
+    ----------
+    experts
+        How many, or the share of all (a float up to 1); never more than there are, nor than rows
+        choose one.
+
+    Raises
+    ------
+    TraceError
+        It is neither.
+    """
+    share = type(experts) is float and 0 < experts <= 1
+    if not share and (type(experts) is not int or experts < 1):
+        raise TraceError(
+            f"generate: experts={experts!r}: allowed: 'uniform', a number of experts from 1, or a "
+            "share of them such as 0.5"
+        )
+    layers = []
+    for layer in traced.layers:
+        if layer.op == "grouped_mm":
+            known = layer.inputs[1].shape[0]
+            read = min(experts * known if share else experts, known, layer.inputs[0].shape[0])
+            params = [pair for pair in layer.params if pair[0] != "read"]
+            layers.append(replace(layer, params=tuple(sorted([*params, ("read", float(read))]))))
+        else:
+            layers.append(layer)
+    notes = [note for note in traced.notes if not note.startswith("Assumed that ")]
+    if len(notes) < len(traced.notes):
+        said = f"{experts:.0%} of the experts" if share else f"{experts} experts"
+        notes.append(f"Given: the tokens of one call choose {said}, whose weights are read.")
+    return Trace(
+        tuple(layers), traced.route, traced.fallbacks, tuple(notes), traced.batch, traced.model
+    )

@@ -1,0 +1,248 @@
+"""Language models of transformers: their caches without data, and their code as engines run it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from pytest_neuralpower.tracing.rules.serving import attend, gate, rotate, store
+
+# -- Caches that hold lengths.
+
+
+class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
+    """One layer's keys and values where they are: only new ones are written.
+
+    Parameters
+    ----------
+    cached
+        Tokens that were seen before.
+    window
+        Tokens that one query sees at most; all by default.
+    """
+
+    def __init__(self, cached: int, window: int | None = None) -> None:
+        super().__init__()
+        self.cached = cached
+        self.window = window
+        self.is_initialized = True
+
+    @property
+    def is_sliding(self) -> bool:
+        return self.window is not None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to make."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        new = key_states.shape[-2]
+        visible = self.get_mask_sizes(new)[0]
+        self.cached += new
+        self.keys, self.values = store(key_states, value_states, visible)
+        return self.keys, self.values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        before = self.cached
+        if self.window is not None:
+            before = min(before, self.window - 1)
+        return before + query_length, self.cached - before
+
+    def get_seq_length(self) -> int:
+        return self.cached
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class _TracedCache(DynamicCache):  # type: ignore[misc]
+    """A cache that a trace fills itself: it holds nothing of the caller's, so nothing is copied."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _TracedCache:
+        return self
+
+
+def empty_cache(model: Any) -> _TracedCache:
+    """transformers' own, which grows by copying."""
+    return _TracedCache(config=model.config)
+
+
+def paged_cache(model: Any, cached: int, states: Any = None) -> _TracedCache:
+    """A cache that has seen ``cached`` tokens.
+
+    Layers without keys (of linear attention, of state spaces) are as a prompt left them in
+    ``states``: their size does not depend on its length.
+    """
+    cache = empty_cache(model)
+    for place, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            cache.layers[place] = PagedLayer(cached)
+        elif type(layer) is DynamicSlidingWindowLayer:
+            cache.layers[place] = PagedLayer(cached, int(layer.sliding_window))
+        elif states is not None:
+            cache.layers[place] = copy.deepcopy(states.layers[place])
+    if not cache.layers:  # the configuration does not tell them apart: all are alike
+        cache.layer_class_to_replicate = lambda: PagedLayer(cached)
+    return cache
+
+
+def windows(model: Any) -> tuple[int, ...]:
+    """Sizes of the model's sliding windows."""
+    found = {getattr(layer, "sliding_window", None) for layer in empty_cache(model).layers}
+    return tuple(sorted(int(size) for size in found if size))
+
+
+# -- The model's code as engines run it.
+
+#: Name of our functions among transformers' implementations.
+_NAME: Final = "neuralpower_serving"
+
+
+def _attention(
+    _: Any, query: Tensor, key: Tensor, value: Tensor, *__: Any, **options: Any
+) -> tuple[Tensor, None]:
+    """As transformers calls an attention implementation; ``(B, L, H, Ev)``, and no weights."""
+    return attend(query, key, value, options.get("sliding_window")), None
+
+
+def _experts(module: Any, hidden: Tensor, chosen: Tensor, _: Tensor) -> Tensor:
+    """As transformers calls an experts implementation: kernels that gather their rows."""
+    tokens, ways = chosen.shape
+    order, _ = chosen.reshape(-1).sort()  # which rows each expert has
+    rows = hidden.new_empty((tokens * ways, hidden.shape[-1]))
+    first = module.gate_up_proj if module.has_gate else module.up_proj
+    raised = _product(module, rows, first, order)
+    if module.has_bias:
+        raised = raised + (module.gate_up_proj_bias if module.has_gate else module.up_proj_bias)[0]
+    if not module.has_gate:
+        raised = module.act_fn(raised)
+    elif type(module)._apply_gate.__qualname__ == "_default_apply_gate":
+        gates, values = raised.chunk(2, dim=-1)
+        raised = gate(gates, values, _activation_name(module.act_fn))
+    else:
+        raised = module._apply_gate(raised)
+    lowered = _product(module, raised, module.down_proj, order)
+    if module.has_bias:
+        lowered = lowered + module.down_proj_bias[0]
+    return lowered.view(tokens, ways, -1).sum(dim=1)  # each scaled on its way out of the product
+
+
+def _product(module: Any, rows: Tensor, matrices: Tensor, order: Tensor) -> Tensor:
+    if not module.is_transposed:
+        matrices = matrices.transpose(-2, -1)
+    return functional.grouped_mm(rows.to(matrices.dtype), matrices, offs=order)
+
+
+def _activation_name(function: Any) -> str:
+    name = getattr(function, "__name__", type(function).__name__).lower()
+    return name.removesuffix("activation")
+
+
+def _norm(self: Any, hidden: Tensor) -> Tensor:
+    return functional.rms_norm(hidden, tuple(self.weight.shape), self.weight)
+
+
+def _gated_mlp(self: Any, hidden: Tensor) -> Tensor:
+    name = _activation_name(self.act_fn)
+    lowered: Tensor = self.down_proj(gate(self.gate_proj(hidden), self.up_proj(hidden), name))
+    return lowered
+
+
+def _joined_mlp(self: Any, hidden: Tensor) -> Tensor:
+    gates, values = self.gate_up_proj(hidden).chunk(2, dim=-1)
+    lowered: Tensor = self.down_proj(gate(gates, values, _activation_name(self.activation_fn)))
+    return lowered
+
+
+def _rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *_: Any, **__: Any) -> Any:
+    return rotate(q, k, cos, sin)
+
+
+#: What an RMS norm's forward may name: one that does more is left as it is.
+_NORM_NAMES: Final = frozenset(
+    ("dtype", "to", "torch", "float32", "pow", "mean", "rsqrt", "sqrt", "variance_epsilon", "eps",
+     "weight", "_norm", "float", "type_as")
+)  # fmt: skip
+_FORWARDS: Final = {
+    frozenset(("gate_proj", "up_proj", "act_fn", "down_proj")): _gated_mlp,
+    frozenset(("gate_up_proj", "chunk", "activation_fn", "down_proj")): _joined_mlp,
+}
+
+
+def _fused_forward(module: nn.Module) -> Callable[..., Tensor] | None:
+    """What an engine runs for this class's forward; None for its own.
+
+    A class is known by the names its code uses: one that does anything else keeps its forward.
+    """
+    code = getattr(type(module).forward, "__code__", None)
+    if code is None:
+        return None
+    names = frozenset(code.co_names)
+    if type(module).__name__.endswith("RMSNorm"):
+        weight = getattr(module, "weight", None)
+        plain = names <= _NORM_NAMES and code.co_argcount == 2
+        return _norm if plain and isinstance(weight, Tensor) and weight.ndim == 1 else None
+    return _FORWARDS.get(names)
+
+
+@contextmanager
+def engine_kernels(model: nn.Module) -> Iterator[None]:
+    """Let the model's code call what a serving engine runs in its place; as it was afterwards."""
+    classes: dict[type, nn.Module] = {}
+    configs: dict[int, Any] = {}
+    for module in model.modules():
+        classes.setdefault(type(module), module)
+        config = getattr(module, "config", None)
+        if hasattr(config, "_attn_implementation_internal"):
+            configs[id(config)] = config
+    with ExitStack() as stack:
+        for config in configs.values():
+            for name in ("_attn_implementation_internal", "_experts_implementation_internal"):
+                stack.enter_context(_replaced(config, name, _NAME))
+        for interface, ours in (
+            (ALL_ATTENTION_FUNCTIONS, _attention),
+            (ALL_EXPERTS_FUNCTIONS, _experts),
+        ):
+            known = interface._global_mapping
+            known[_NAME] = ours
+            stack.callback(known.pop, _NAME)
+        for kind, module in classes.items():
+            forward = _fused_forward(module)
+            if forward is not None:
+                stack.enter_context(_replaced(kind, "forward", forward))
+        for name in {kind.__module__ for kind in classes}:
+            function = getattr(sys.modules.get(name), "apply_rotary_pos_emb", None)
+            if function is not None and _parameters(function)[:4] == ["q", "k", "cos", "sin"]:
+                stack.enter_context(_replaced(sys.modules[name], "apply_rotary_pos_emb", _rotary))
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute with another value."""
+    own = name in vars(owner)
+    before = getattr(owner, name, None)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
+
+
+def _parameters(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
