@@ -1,184 +1,222 @@
-"""Trace every model of two libraries and hold its MACs against torch's ``FlopCounterMode``.
+"""Trace real models of six libraries and hold their MACs against torch's ``FlopCounterMode``.
 
-    python benchmarks/trace_sweep.py [--quick] [--models a,b] [--library pytorchcv]
+    python benchmarks/trace_sweep.py [--library timm] [--models a,b] [--step 5] [--verbose]
 
-Models are built on the meta device; ``FlopCounterMode`` runs them there. Where it fails (a model
-that reads values, an operation without a meta kernel), the model counts as traced only.
+Needs any of timm (torchvision is not needed), transformers, diffusers, peft, torch_geometric and
+pytorchcv. Models are built on the meta device, where ``FlopCounterMode`` runs them, too. Where it
+cannot (a model that reads values, an operation without a meta kernel), it counts one real forward
+on the CPU: without the fused kernels that it does not see, and with experts called one by one.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from real_models import LIBRARIES, Case
 from tabulate import tabulate
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_neuralpower.tracing import trace
+from pytest_neuralpower.tracing.inputs import map_inputs
 
-Case = tuple[str, Callable[[], torch.nn.Module], tuple[Any, ...], dict[str, Any]]
+if TYPE_CHECKING:
+    from pytest_neuralpower.layers import Layer
 
-
-def pytorchcv_cases(step: int) -> Iterator[Case]:
-    """Image models, every ``step``-th of the registry, at the input size each was made for."""
-    from pytorchcv.model_provider import _models, get_model
-
-    for name in sorted(_models)[::step]:
-        channels, size = 3, (224, 224)
-        if "cifar" in name or "svhn" in name:
-            size = (32, 32)
-        elif name.startswith("inceptionv3") or "xception" in name:
-            size = (299, 299)
-        elif any(part in name for part in ("_cityscapes", "_ade20k", "_voc", "_coco", "_lip")):
-            size = (480, 480)
-        if any(part in name for part in ("jasper", "quartznet", "jasperdr", "lwopenpose")):
-            continue  # their inputs are pairs or videos, made by hand below
-
-        def build(name: str = name) -> torch.nn.Module:
-            return get_model(name)  # type: ignore[no-any-return]
-
-        yield name, build, (torch.empty(1, channels, *size),), {}
+#: Larger models are not built for real.
+MOST_PARAMETERS = 400_000_000
 
 
-def transformers_cases(step: int) -> Iterator[Case]:
-    """Every family with a base model, from a small configuration of its own."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+def _grouped_flops(rows: Any, matrices: Any, *_: Any, **__: Any) -> int:
+    return 2 * rows[0] * matrices[1] * matrices[2]
 
-    for name in sorted(CONFIG_MAPPING)[::step]:
+
+#: Of operations that ``FlopCounterMode`` has no formula for.
+UNCOUNTED = {torch.ops.aten._grouped_mm: _grouped_flops}
+
+
+def has_no_formula(layer: Layer) -> bool:
+    """``FlopCounterMode`` counts products of matrices, convolutions and attention."""
+    vector = layer.kind == "matmul" and any(len(spec.shape) == 1 for spec in layer.inputs[:2])
+    return layer.op in ("cdist", "sparse_mm") or vector
+
+
+class Row(NamedTuple):
+    """What one model gave."""
+
+    model: str
+    verdict: str
+    ours: int | str = ""
+    reference: int | str = ""
+    remarks: str = ""
+    time_ms: str = ""
+
+
+def run(case: Case) -> Row:
+    """Trace and count one model."""
+    try:
+        with torch.device("meta"):
+            model = case.build().eval()
+    except Exception as error:
+        return Row(case.name, "not built", remarks=first_line(error))
+    start = time.perf_counter()
+    try:
+        result = trace(model, *case.args, **case.kwargs)
+    except Exception as error:
+        if "on the meta device; build the model" not in str(error):
+            return refusal(case, model, error)
+        if too_large(model):
+            return Row(case.name, "needs values", remarks=first_line(error))
         try:
-            config_type = CONFIG_MAPPING[name]
-            if config_type not in MODEL_MAPPING:
-                continue
-            model_type = MODEL_MAPPING[config_type]
-        except Exception:
-            continue
-        if isinstance(model_type, tuple):
-            model_type = model_type[0]
-        try:
-            main = getattr(model_type, "main_input_name", "input_ids")
-        except ImportError:
-            continue  # it needs a library that is not here
-
-        def build(model_type: Any = model_type, config_type: Any = config_type) -> Any:
-            return model_type(shrink(config_type()))
-
-        if main == "input_ids" and getattr(config_type(), "is_encoder_decoder", False):
-            tokens = torch.full((1, 32), 5)
-            yield name, build, (), {"input_ids": tokens, "decoder_input_ids": tokens.clone()}
-        elif main == "pixel_values":
-            try:
-                size = config_type().image_size
-            except Exception:
-                size = 224
-            size = size if isinstance(size, int) else 224
-            yield name, build, (), {"pixel_values": torch.empty(1, 3, size, size)}
-        elif main == "input_values":
-            yield name, build, (), {"input_values": torch.empty(1, 16000)}
-        elif main == "input_features":
-            yield name, build, (), {"input_features": torch.empty(1, 80, 3000)}
-        else:
-            yield name, build, (), {"input_ids": torch.full((1, 32), 5)}
+            model = case.build().eval()
+            start = time.perf_counter()
+            result = trace(model, *real(case.args), **real(case.kwargs))
+        except Exception as again:
+            return refusal(case, model, again)
+    elapsed = f"{(time.perf_counter() - start) * 1e3:.1f}"
+    counted, why = reference_macs(case, model, result.macs)
+    remarks = [*result.fallbacks, *result.notes]
+    if counted is None:
+        return Row(case.name, "traced", result.macs, why, "; ".join(remarks), elapsed)
+    verdict = "equal" if counted == result.macs else "DIFFERS"
+    unseen = [layer for layer in result if has_no_formula(layer)]
+    if unseen and counted + sum(layer.macs for layer in unseen) == result.macs:
+        verdict = "explained"
+        remarks.insert(0, f"it has no formula of {', '.join({layer.op for layer in unseen})}")
+    return Row(case.name, verdict, result.macs, counted, "; ".join(filter(None, (why, *remarks))),
+               elapsed)  # fmt: skip
 
 
-def shrink(config: Any) -> Any:
-    """Fewer layers: the shapes of one say all."""
-    for field in (
-        "num_hidden_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers",
-        "num_layers", "num_decoder_layers",
-    ):  # fmt: skip
-        value = getattr(config, field, None)
-        if isinstance(value, int) and value > 2:
-            try:
-                setattr(config, field, 2)
-            except Exception:
-                continue
-    return config
+def too_large(model: nn.Module) -> bool:
+    return sum(parameter.numel() for parameter in model.parameters()) > MOST_PARAMETERS
 
 
-def reference_macs(model: torch.nn.Module, args: Any, kwargs: Any) -> int | str:
-    """MACs by ``FlopCounterMode`` on meta, or why it has none."""
-    given = [arg.to("meta") for arg in args]
-    named = {name: value.to("meta") for name, value in kwargs.items()}
-    counter = FlopCounterMode(display=False)
+def refusal(case: Case, model: nn.Module, error: Exception) -> Row:
+    """Inputs that torch refuses, too, were ours to get right, not the tracer's."""
+    counted, _ = reference_macs(case, model, None)
+    verdict = "refused" if counted is None else "FAILED"
+    return Row(case.name, verdict, "", "" if counted is None else counted, first_line(error))
+
+
+def reference_macs(case: Case, model: nn.Module, ours: int | None) -> tuple[int | None, str]:
+    """MACs by ``FlopCounterMode``, and where it counted; ``None`` and why it has none.
+
+    A count on meta that differs from ours is checked by a real forward.
+    """
+    counted = why = None
+    model.requires_grad_(False)  # FlopCounterMode fails on some parameters that are given on
+    if all(parameter.is_meta for parameter in model.parameters()):
+        inputs = [map_inputs(each, on_meta) for each in case[2:]]
+        counted, why = count(model, *inputs)
+        if "BF16" in why:  # experts in one call: its meta kernel takes no other dtype
+            counted, why = count(model.to(torch.bfloat16), *inputs)
+        if counted is not None and ours in (None, counted):
+            return counted, ""
+    if too_large(model):
+        return counted, f"{why or 'on meta'}; too large to be built"
+    try:
+        built = case.build().eval()
+    except Exception as error:
+        return counted, first_line(error)
+    if hasattr(built, "set_experts_implementation"):
+        with contextlib.suppress(Exception):
+            built.set_experts_implementation("eager")
+    with without_fused_kernels():
+        really, why = count(built, real(case.args), real(case.kwargs))
+    return (counted, why) if really is None else (really, "counted on the CPU")
+
+
+@contextlib.contextmanager
+def without_fused_kernels() -> Iterator[None]:
+    """``FlopCounterMode`` does not see what they compute."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            torch.backends.mkldnn.flags(enabled=False),
+            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def count(model: nn.Module, args: Any, kwargs: Any) -> tuple[int | None, str]:
+    counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED)
     try:
         with torch.no_grad(), counter:
-            model(*given, **named)
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        return f"{type(error).__name__}: {error}".partition("\n")[0][:60]
-    return counter.get_total_flops() // 2
+            model(*args, **kwargs)
+    except Exception as error:
+        return None, first_line(error)
+    return counter.get_total_flops() // 2, ""
+
+
+def on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to("meta")
+
+
+def real(value: Any) -> Any:
+    """Inputs with values that suit a real forward."""
+
+    def filled(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.rand_like(tensor) if tensor.is_floating_point() else tensor.clone()
+
+    return map_inputs(value, filled)
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--library", action="append", choices=LIBRARIES)
     parser.add_argument("--models", help="names, separated by commas")
-    parser.add_argument("--library", choices=("pytorchcv", "transformers"))
-    parser.add_argument("--quick", action="store_true", help="every tenth model")
-    parser.add_argument("--step", type=int, default=None, help="every n-th model")
-    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--step", type=int, help="every n-th model of each library")
+    parser.add_argument("--verbose", action="store_true", help="list every model")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    step = options.step or (10 if options.quick else 1)
     wanted = set(options.models.split(",")) if options.models else None
-    cases: list[Case] = []
-    if options.library != "transformers":
-        cases += pytorchcv_cases(1 if wanted else step)
-    if options.library != "pytorchcv":
-        cases += transformers_cases(1 if wanted else step)
+    told = ("DIFFERS", "FAILED", "explained")
 
-    rows = []
-    verdicts: Counter[str] = Counter()
-    for name, build, args, kwargs in cases:
-        if wanted and name not in wanted:
+    rows: list[Row] = []
+    table = []
+    for library in options.library or LIBRARIES:
+        cases, step = LIBRARIES[library]
+        verdicts: Counter[str] = Counter()
+        try:
+            for case in cases(1 if wanted else options.step or step):
+                if wanted is None or case.name in wanted:
+                    row = run(case)
+                    verdicts[row.verdict] += 1
+                    if options.verbose or wanted or row.verdict in told:
+                        rows.append(row)
+        except ImportError as error:
+            print(f"{library}: {error}")
             continue
-        row = sweep_one(name, build, args, kwargs)
-        verdicts[row[1]] += 1
-        told = row[1] in ("DIFFERS", "FAILED") or row[4]
-        if (told and row[1] not in ("refused", "not built")) or options.verbose or wanted:
-            rows.append(row)
-    print(tabulate(rows, ("model", "", "our MACs", "FlopCounterMode", "remarks", "ms")))
-    compared = verdicts["equal"] + verdicts["DIFFERS"]
-    print(
-        f"\n{compared + verdicts['traced']} models traced; {compared} compared, "
-        f"{verdicts['equal']} with identical MACs; {verdicts['FAILED']} failed where torch did "
-        f"not; {verdicts['refused']} refused these inputs by torch, too; "
-        f"{verdicts['not built']} not built"
-    )
-    return 1 if verdicts["DIFFERS"] or verdicts["FAILED"] else 0
-
-
-def sweep_one(
-    name: str, build: Callable[[], torch.nn.Module], args: Any, kwargs: Any
-) -> tuple[str, str, Any, Any, str, str]:
-    """Name, verdict, our MACs, the reference or why there is none, remarks, milliseconds."""
-    try:
-        with torch.device("meta"):
-            model = build().eval()
-    except Exception as error:
-        return name, "not built", "", "", str(error)[:70], ""
-    start = time.perf_counter()
-    try:
-        result = trace(model, *args, **kwargs)
-    except Exception as error:
-        reference = reference_macs(model, args, kwargs)
-        # Inputs that torch refuses, too, were ours to get right, not the tracer's.
-        verdict = "FAILED" if isinstance(reference, int) else "refused"
-        return name, verdict, "", reference, str(error)[:200], ""
-    elapsed = f"{(time.perf_counter() - start) * 1e3:.1f}"
-    reference = reference_macs(model, args, kwargs)
-    verdict = "traced"
-    if isinstance(reference, int):
-        verdict = "equal" if reference == result.macs else "DIFFERS"
-    remarks = "; ".join((*result.fallbacks, *result.notes))[:200]
-    return name, verdict, result.macs, reference, remarks, elapsed
+        out = ("needs values", "refused", "not built")
+        tried = verdicts.total() - sum(verdicts[one] for one in out)
+        compared = ("equal", "explained", "DIFFERS")
+        table.append(
+            (library, tried, tried - verdicts["FAILED"], sum(verdicts[one] for one in compared),
+             *(verdicts[one] for one in (*compared, *out)))
+        )  # fmt: skip
+    if rows:
+        shown = [[str(field)[:160] for field in row] for row in rows]
+        print(tabulate(shown, ("model", "", "our MACs", "FlopCounterMode", "remarks", "ms")))
+    table.append(("all", *(sum(column) for column in list(zip(*table, strict=True))[1:])))
+    headers = ("library", "models", "traced", "compared", "identical", "explained", "DIFFERS",
+               "needs values, too large", "refused by torch, too", "not built")  # fmt: skip
+    print(f"\n{tabulate(table, headers)}")
+    return 1 if any(row.verdict in ("DIFFERS", "FAILED") for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -210,6 +210,7 @@ def _einsum(recorder: Recorder, op: str, equation: Any, *operands: Any) -> Tenso
         for term, tensor in zip(terms, operands, strict=True)
     )
     sizes: dict[str, int] = {}
+    single: set[str] = set()
     for term, tensor in zip(terms, operands, strict=True):
         own = tensor.ndim - len(term.replace("...", ""))
         # Digits stand for the dimensions of an ellipsis, aligned at the right.
@@ -222,10 +223,13 @@ def _einsum(recorder: Recorder, op: str, equation: Any, *operands: Any) -> Tenso
                 if 1 not in (known, size):
                     raise NoRule
                 sizes[letter] = max(known, size)
+            if size == 1:
+                single.add(letter)
     kept = right_side.replace("...", "".join(map(str, range(rank))))
     out = tuple(sizes[letter] for letter in kept)
-    # An index of one operand alone is summed away before the product, as torch does.
-    shared = set(terms[0]) & set(terms[1]) - set(kept)
+    # An index of one operand alone, or of size 1 in one, is summed away before the product, as
+    # torch does.
+    shared = set(terms[0]) & set(terms[1]) - set(kept) - single
     if not shared:
         return _spread(recorder, op, *operands, out)
     reduced = math.prod(size for letter, size in sizes.items() if letter in shared)

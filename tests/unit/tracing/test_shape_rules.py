@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own spelling
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_neuralpower.tracing.fallbacks import tensors_in
 from pytest_neuralpower.tracing.recorder import Recorder
@@ -280,6 +281,17 @@ def test_batched_products(b: int, m: int, k: int, n: int, wrong: bool) -> None:
     check(torch.mm, left[0], right[0])
     check(torch.addmm, torch.empty(m, n, device="meta"), left[0], right[0])
     shape_only(torch.einsum, "bmk,bkn->bnm", left, right)
+
+
+@small
+@given(b=sizes, m=sizes, k=sizes, n=sizes)
+def test_an_einsum_multiplies_matrices_where_torch_does(b: int, m: int, k: int, n: int) -> None:
+    left, right = torch.empty(b, m, k, device="meta"), torch.empty(b, k, n, device="meta")
+    recorder = Recorder()
+    answer(torch.einsum, recorder, "bmk,bkn->bnm", left, right)
+    with FlopCounterMode(display=False) as counter:
+        torch.einsum("bmk,bkn->bnm", left, right)
+    assert sum(layer.macs for layer in recorder.layers) == counter.get_total_flops() // 2
 
 
 @st.composite
