@@ -354,6 +354,12 @@ class Trace(Sequence[Layer]):
         when there is none, 0 where an object's tensors disagree and it does not say.
     model
         Name of the model's class.
+    reads
+        Of each layer, which layers' outputs it reads: their places in ``layers``, in the order of
+        its operands, each once. Views are seen through, and inputs, parameters and buffers are no
+        layer's outputs. After a write in place, what reads the tensor or a view of it reads the
+        writer; a layer that writes into a part of a tensor also reads who wrote there before.
+        Empty where the layers were not traced but read from a file.
     """
 
     layers: tuple[Layer, ...]
@@ -362,6 +368,7 @@ class Trace(Sequence[Layer]):
     notes: tuple[str, ...] = ()
     batch: int = 1
     model: str = ""
+    reads: tuple[tuple[int, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.layers)

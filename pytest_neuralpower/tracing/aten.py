@@ -55,8 +55,20 @@ def call_script(recorder: Recorder, call: Callable[..., Any], args: Any, kwargs:
     """Result of TorchScript, whose code runs outside Python: each call is listed at ATen level."""
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
 
+    pairs: list[tuple[Tensor, Tensor]] = []
+
     def to_fake(tensor: Tensor) -> Tensor:
-        return fake_like(fakes, tensor) if tensor.is_meta else tensor
+        if not tensor.is_meta:
+            return tensor
+        fake = fake_like(fakes, tensor)
+        recorder.follows(fake, tensor)
+        pairs.append((tensor, fake))
+        return fake
+
+    def to_meta(fake: Tensor) -> Tensor:
+        made = meta_like(fake)
+        recorder.follows(made, fake)
+        return made
 
     with without_torch_function():
         given, named = map_tensors(to_fake, args), map_tensors(to_fake, kwargs)
@@ -64,22 +76,45 @@ def call_script(recorder: Recorder, call: Callable[..., Any], args: Any, kwargs:
         unoptimised = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
         with unoptimised, dispatched(recorder, fakes, "a TorchScript call", script=True):
             result = call(*given, **named)
-        return map_tensors(meta_like, result)
+        for tensor, fake in pairs:  # one may have been written to
+            recorder.follows(tensor, fake)
+        return map_tensors(to_meta, result)
 
 
 # -- Operations whose configuration matters: products, convolutions, pooling.
 
 
 class _Call(NamedTuple):
-    """One ATen operation that has run: its name, what went in and what came out."""
+    """One ATen operation that has run: its name, what went in and what came out.
 
+    Attributes
+    ----------
+    reads, makes
+        Operands and results; where it overwrites a tensor, this one is a result alone.
+    """
+
+    recorder: Recorder
     name: str
     args: tuple[Any, ...]
     result: Any
     is_weight: Callable[[Any], bool]
+    reads: Sequence[Tensor]
+    makes: Sequence[Tensor]
+
+    @property
+    def spec(self) -> Callable[[Tensor], TensorSpec]:
+        return self.recorder.spec
+
+    def add(
+        self, *layer: Any, reads: Sequence[Tensor] | None = None, makes: Sequence[Tensor] = ()
+    ) -> None:
+        """List a layer (see :meth:`Recorder.add`), of all operands and results if not told."""
+        if reads is None:
+            reads, makes = self.reads, self.makes
+        self.recorder.add(*layer, reads=reads, makes=makes)
 
 
-def _convolution(recorder: Recorder, call: _Call) -> None:
+def _convolution(call: _Call) -> None:
     data, weight, bias, stride, padding, dilation, transposed, extra, groups = call.args[:9]
     dims = weight.ndim - 2
     params: list[tuple[str, Any]] = [
@@ -92,78 +127,78 @@ def _convolution(recorder: Recorder, call: _Call) -> None:
     if transposed:
         params.insert(2, ("output_padding", full(extra, dims)))
     op = f"conv_transpose{dims}d" if transposed else f"conv{dims}d"
-    spec = recorder.spec
+    spec = call.spec
     weights = [spec(tensor) for tensor in (weight, bias) if tensor is not None]
-    recorder.add("conv", op, [spec(data)], weights, [spec(call.result)], tuple(params))
+    call.add("conv", op, [spec(data)], weights, [spec(call.result)], tuple(params))
 
 
-def _product(recorder: Recorder, call: _Call) -> None:
+def _product(call: _Call) -> None:
     """Of two tensors, perhaps added to a third; by a weight's transpose, a linear layer."""
     added = call.name.lstrip("_").startswith("add")
     left, right = call.args[1:3] if added else call.args[:2]
-    spec = recorder.spec
+    spec = call.spec
     outputs = [spec(call.result)]
     if call.is_weight(right) and right.ndim == 2:
         inner, outer = right.shape
         weights = [TensorSpec((outer, inner), spec(right).dtype)]
         if added:
             weights.append(spec(call.args[0]))
-        recorder.add("linear", "linear", [spec(left)], weights, outputs)
+        call.add("linear", "linear", [spec(left)], weights, outputs)
         return
     inputs = [spec(left), spec(right)] + ([spec(call.args[0])] if added else [])
     params: tuple[tuple[str, Any], ...] = ()
     if call.name == "addbmm":  # it sums over the batch, too
         params = (("reduced", left.shape[0] * left.shape[2]),)
-    recorder.add("matmul", call.name.lstrip("_"), inputs, (), outputs, params)
+    call.add("matmul", call.name.lstrip("_"), inputs, (), outputs, params)
 
 
-def _product_of_bytes(recorder: Recorder, call: _Call) -> None:
+def _product_of_bytes(call: _Call) -> None:
     """Of two matrices in 8 bits, whatever the result is in."""
-    left, right = map(recorder.spec, call.args[:2])
-    outputs = [recorder.spec(call.result)]
-    recorder.add("matmul", call.name.lstrip("_"), [left, right], (), outputs, (), left.dtype)
+    left, right = map(call.spec, call.args[:2])
+    outputs = [call.spec(call.result)]
+    call.add("matmul", call.name.lstrip("_"), [left, right], (), outputs, (), left.dtype)
 
 
 #: Rows beyond which torch multiplies to get Euclidean distances (ATen's ``_euclidean_dist``).
 _FEW_ROWS: Final = 25
 
 
-def _distances(recorder: Recorder, call: _Call) -> None:
+def _distances(call: _Call) -> None:
     """``cdist``: Euclidean ones of many rows by a product, with both norms as further columns."""
     left, right = call.args[:2]
     power, mode = call.args[2:4] if call.name == "_cdist_forward" else (2, 1)
     many = max(left.shape[-2], right.shape[-2]) > _FEW_ROWS
     multiplies = power == 2 and (mode == 1 or (not mode and many))
-    recorder.add(
+    call.add(
         "matmul" if multiplies else "uncovered",
         "cdist",
-        [recorder.spec(left), recorder.spec(right)],
+        [call.spec(left), call.spec(right)],
         (),
-        [recorder.spec(call.result)],
+        [call.spec(call.result)],
         (("reduced", left.shape[-1] + 2),) if multiplies else (),
     )
 
 
-def _fourier(recorder: Recorder, call: _Call) -> None:
+def _fourier(call: _Call) -> None:
     """A fast Fourier transform: 5 N log2 N operations, as FFTW and cuFFT count them."""
     data, dims = call.args[:2]
     longer = call.result if call.name == "_fft_c2r" else data
     points = math.prod(longer.shape[dim] for dim in dims)
-    recorder.add(
+    call.add(
         "elementwise",
         call.name.lstrip("_"),
-        [recorder.spec(data)],
+        [call.spec(data)],
         (),
-        [recorder.spec(call.result)],
+        [call.spec(call.result)],
         (("points", points),),
     )
 
 
-def _convolution_backward(recorder: Recorder, call: _Call) -> None:
+def _convolution_backward(call: _Call) -> None:
     """The input's gradient is a convolution, the weight's a product; each costs the forward's."""
     above, data, weight, _, stride, padding, dilation, transposed, _, groups, wanted = call.args
     dims = weight.ndim - 2
-    spec = recorder.spec
+    spec = call.spec
     if wanted[0]:
         params = (
             ("dilation", full(dilation, dims)),
@@ -173,28 +208,36 @@ def _convolution_backward(recorder: Recorder, call: _Call) -> None:
             ("transposed", not transposed),
         )
         op = f"conv{dims}d" if transposed else f"conv_transpose{dims}d"
-        recorder.add("conv", op, [spec(above)], [spec(weight)], [spec(call.result[0])], params)
+        call.add(
+            "conv", op, [spec(above)], [spec(weight)], [spec(call.result[0])], params,
+            reads=(above, weight), makes=(call.result[0],),
+        )  # fmt: skip
     if wanted[1]:
         swept = data if transposed else above  # by each of the kernel's weights
         reduced = swept.shape[0] * math.prod(swept.shape[2:])
-        recorder.add(
+        call.add(
             "matmul",
             "convolution_backward",
             [spec(data), spec(above)],
             (),
             [spec(call.result[1])],
             (("reduced", reduced),),
+            reads=(data, above),
+            makes=(call.result[1],),
         )
     if wanted[2]:
-        recorder.add("reduction", "sum", [spec(above)], (), [spec(call.result[2])])
+        call.add(
+            "reduction", "sum", [spec(above)], (), [spec(call.result[2])],
+            reads=(above,), makes=(call.result[2],),
+        )  # fmt: skip
 
 
-def _attention_backward(recorder: Recorder, call: _Call) -> None:
+def _attention_backward(call: _Call) -> None:
     """Scores again, then the gradients of values, scores, queries and keys: five products."""
     above, query, key, value = call.args[:4]
-    spec = recorder.spec
+    spec = call.spec
     width = query.shape[-1]
-    recorder.add(
+    call.add(
         "matmul",
         "scaled_dot_product_attention_backward",
         [spec(tensor) for tensor in (above, query, key, value)],
@@ -204,15 +247,15 @@ def _attention_backward(recorder: Recorder, call: _Call) -> None:
     )
 
 
-def _attention(recorder: Recorder, call: _Call) -> None:
+def _attention(call: _Call) -> None:
     result = call.result
     output = result[0] if isinstance(result, (tuple, list)) else result
-    inputs = [recorder.spec(tensor) for tensor in call.args[:3]]
+    inputs = [call.spec(tensor) for tensor in call.args[:3]]
     op = "scaled_dot_product_attention"
-    recorder.add("attention", op, inputs, (), [recorder.spec(output)])
+    call.add("attention", op, inputs, (), [call.spec(output)])
 
 
-def _pooling(recorder: Recorder, call: _Call) -> None:
+def _pooling(call: _Call) -> None:
     op = call.name.removesuffix("_with_indices").lstrip("_")
     args = call.args
     dims = int(op[-2])
@@ -222,21 +265,21 @@ def _pooling(recorder: Recorder, call: _Call) -> None:
         stride = full(args[2], dims) if len(args) > 2 and args[2] else kernel
         padding = full(args[3], dims) if len(args) > 3 else (0,) * dims
         params = (("kernel", kernel), ("padding", padding), ("stride", stride))
-    outputs = [recorder.spec(tensor) for tensor in tensors_in(call.result)]
-    recorder.add("pool", op, [recorder.spec(args[0])], (), outputs, params)
+    outputs = [call.spec(tensor) for tensor in tensors_in(call.result)]
+    call.add("pool", op, [call.spec(args[0])], (), outputs, params)
 
 
-def _embedding(recorder: Recorder, call: _Call) -> None:
+def _embedding(call: _Call) -> None:
     weight, indices = call.args[:2]
-    spec = recorder.spec
-    recorder.add("embedding", "embedding", [spec(indices)], [spec(weight)], [spec(call.result)])
+    spec = call.spec
+    call.add("embedding", "embedding", [spec(indices)], [spec(weight)], [spec(call.result)])
 
 
-def _recurrent(recorder: Recorder, call: _Call) -> None:
+def _recurrent(call: _Call) -> None:
     """oneDNN's fused LSTM: its layers and directions come one at a time."""
     data, weight = call.args[:2]
-    spec = recorder.spec
-    recorder.add(
+    spec = call.spec
+    call.add(
         "rnn",
         "lstm",
         [spec(data)],
@@ -252,7 +295,7 @@ def _recurrent(recorder: Recorder, call: _Call) -> None:
     )
 
 
-_LISTERS: Final[dict[str, Callable[[Recorder, _Call], None]]] = {
+_LISTERS: Final[dict[str, Callable[[_Call], None]]] = {
     "convolution": _convolution,
     "_convolution": _convolution,
     "convolution_overrideable": _convolution,
@@ -344,6 +387,13 @@ _OPS: Final = {
 }  # fmt: skip
 
 
+#: Operations in place that do not read what they write over.
+_OVERWRITE: Final = frozenset(
+    ("copy", "fill", "zero", "normal", "uniform", "exponential", "bernoulli", "random",
+     "log_normal", "cauchy", "geometric")
+)  # fmt: skip
+
+
 class AtenRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Lists every ATen operation that runs while it is active, whatever answers it.
 
@@ -377,11 +427,22 @@ class AtenRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 for tensor in tensors_in(result):
                     self._weights[id(tensor)] = tensor
             return result
+        written = _written_by(func, args, kwargs)
+        reads = [
+            tensor
+            for tensor in ([] if _is_factory(name) else tensors_in((args, kwargs)))
+            if not any(tensor is one for one in written)
+            or (bare not in _OVERWRITE and tensor is not kwargs.get("out"))
+            or self.recorder.written_part(tensor) is not None
+        ]
+        call = _Call(
+            self.recorder, bare, args, result, self.is_weight, reads, tensors_in(result) or written
+        )
         lister = _LISTERS.get(bare)
         if lister is not None:
-            lister(self.recorder, _Call(bare, args, result, self.is_weight))
+            lister(call)
         else:
-            self._list(func, bare, args, kwargs, result)
+            self._list(func, call, kwargs)
         return result
 
     def is_weight(self, tensor: Any) -> bool:
@@ -396,13 +457,13 @@ class AtenRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
         )
 
-    def _list(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
+    def _list(self, func: Any, call: _Call, kwargs: Any) -> None:
+        name, args = call.name, call.args
         kind = _KINDS.get(name) or _KINDS.get(name.removesuffix("_data").removesuffix("_backward"))
         if kind is None:
             pointwise = torch.Tag.pointwise in func.tags
             kind = "elementwise" if pointwise else "uncovered"
-        outputs = tensors_in(result) or _written_by(func, args, kwargs)
-        outputs = [tensor for tensor in outputs if tensor.numel()]
+        outputs = [tensor for tensor in call.makes if tensor.numel()]
         if kind == "norm":
             outputs = outputs[:1]  # the saved statistics are a by-product
         if not outputs:
@@ -414,23 +475,25 @@ class AtenRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             training = args[5] if len(args) > 5 and isinstance(args[5], bool) else False
             params = (("training", training),)
         tensors = tensors_in((args, kwargs))
-        spec = self.recorder.spec
-        self.recorder.add(
+        call.add(
             kind,
             op,
-            [spec(tensor) for tensor in tensors if not self.is_weight(tensor)],
-            [spec(tensor) for tensor in tensors if self.is_weight(tensor)],
-            [spec(tensor) for tensor in outputs],
+            [call.spec(tensor) for tensor in tensors if not self.is_weight(tensor)],
+            [call.spec(tensor) for tensor in tensors if self.is_weight(tensor)],
+            [call.spec(tensor) for tensor in outputs],
             params,
         )
 
 
+def _is_factory(name: str) -> bool:
+    """Makes a tensor like another one, of which it reads nothing."""
+    return name.endswith("_like") or name.startswith("new_")
+
+
 def _written_by(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """What an operation that returns nothing writes into, as its schema has it."""
-    given = {
-        **dict(zip((one.name for one in func._schema.arguments), args, strict=False)),
-        **kwargs,
-    }
-    return tensors_in(
-        [given[one.name] for one in func._schema.arguments if one.is_write and one.name in given]
-    )
+    """What an operation writes into, as its schema has it."""
+    arguments = func._schema.arguments
+    if not func._schema.is_mutable:
+        return []
+    given = {**dict(zip((one.name for one in arguments), args, strict=False)), **kwargs}
+    return tensors_in([given[one.name] for one in arguments if one.is_write and one.name in given])

@@ -43,14 +43,18 @@ def watched_flex_attention(recorder: Recorder, *, compute: bool) -> Iterator[Non
     ) -> Any:
         with without_torch_function():
             result = _list(recorder, query, key, value, blocks)
-            return original(query, key, value, score, blocks, *more) if compute else result
+            if compute:
+                result = original(query, key, value, score, blocks, *more)
+                recorder.made(*result[:2])
+            return result
 
     def mask(  # noqa: PLR0917 - torch's own arguments
         function: Any, batch: Any, heads: Any, length: int, keys: int, device: Any = None
     ) -> Tensor:
         with without_torch_function():
             made: Tensor = make_mask(function, batch, heads, length, keys, device and "cpu")
-            recorder.add("elementwise", "create_mask", (), (), (recorder.spec(made),))
+            spec = (recorder.spec(made),)
+            recorder.add("elementwise", "create_mask", (), (), spec, reads=(), makes=(made,))
         return made
 
     def ordered(*args: Any) -> Any:
@@ -76,13 +80,14 @@ def _list(
     kept = _kept_scores(blocks, batch * heads, length, key.shape[-2])
     dtype = recorder.autocast(query.dtype)
     output = recorder.new((batch, heads, length, value.shape[-1]), dtype)
+    most, total = (recorder.new((batch, heads, length), query.dtype) for _ in range(2))
     recorder.note_seen(query, key, value)
     recorder.add(
         "attention", "flex_attention", map(recorder.spec, (query, key, value)), (),
         (recorder.spec(output),), (("kept", kept),),
+        reads=(query, key, value, *blocks), makes=(output, most, total),
     )  # fmt: skip
-    rows = recorder.new((batch, heads, length), query.dtype)
-    return output, rows, recorder.like(rows)
+    return output, most, total
 
 
 def _kept_scores(blocks: Any, matrices: int, length: int, keys: int) -> int:

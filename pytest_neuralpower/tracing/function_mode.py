@@ -12,13 +12,14 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_neuralpower.tracing import fallbacks, unruled
 from pytest_neuralpower.tracing.cuda import FLOAT32
-from pytest_neuralpower.tracing.fallbacks import NeedsAten, NeedsForward
+from pytest_neuralpower.tracing.fallbacks import NeedsAten, NeedsForward, tensors_in
 from pytest_neuralpower.tracing.recorder import Recorder
 from pytest_neuralpower.tracing.rules import entry_of
 from pytest_neuralpower.tracing.rules.memory import cast
 from pytest_neuralpower.tracing.rules.table import (
     DYNAMIC,
     FREE,
+    LEAVES_TORCH,
     REAL_ELEMENTS,
     REAL_FLOATS,
     WRAPPERS,
@@ -124,18 +125,18 @@ class FunctionTracer(TorchFunctionMode):
             kwargs = {_NUMPY_NAMES.get(name, name): value for name, value in kwargs.items()}
         if op in FLOAT32 and any_autocast():
             args, kwargs = self._in_float32(args), self._in_float32(kwargs)
-        layers = self.recorder.layers
-        before = len(layers)
+        recorder = self.recorder
+        before = len(recorder.layers)
         try:
-            result = rule(self.recorder, op, *args, **kwargs)
+            result = rule(recorder, op, *args, **kwargs)
         except Exception:
-            del layers[before:]
+            recorder.forget(before)
             return self._fall_back(func, op, args, kwargs)
         if args and (result is None or result is args[0]):
             # A real tensor that is written to now holds an unknown activation.
             for tensor in written_by(func, args, kwargs):
                 if not tensor.is_meta:
-                    journal.mark_stale(tensor)
+                    recorder.follows(journal.mark_stale(tensor), tensor)
         return result
 
     def _in_float32(self, values: Any) -> Any:
@@ -182,7 +183,7 @@ class FunctionTracer(TorchFunctionMode):
         self._use_one_thread()
         args, kwargs = self._at_home(op, args, kwargs)
         before = len(recorder.layers)
-        covered = False
+        covered, planned = False, None
         # The rule comes first: an operation in place would change what it describes. It sees one
         # lane of a vmap, and nothing of a derivative: the dispatcher sees all.
         if rule is not None and functorch_level() is None and not is_dual():
@@ -190,7 +191,7 @@ class FunctionTracer(TorchFunctionMode):
                 planned = rule(recorder, op, *args, **kwargs)
                 covered = True
             except Exception:
-                del recorder.layers[before:]
+                recorder.forget(before)
             else:
                 # Small operands may broadcast to a result not worth computing.
                 abstract = type(planned) is Tensor and planned.is_meta and _too_many(planned)
@@ -201,7 +202,11 @@ class FunctionTracer(TorchFunctionMode):
             return args[0]
         with fallbacks.named_errors(op, args, kwargs):
             if covered:
-                return func(*args, **kwargs)
+                result = func(*args, **kwargs)
+                if len(recorder.layers) > before:
+                    for one, told in zip(tensors_in(result), tensors_in(planned), strict=False):
+                        recorder.follows(one, told)
+                return result
             return unruled.run_listed(recorder, func, op, args, kwargs)
 
     def _at_home(self, op: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -244,7 +249,16 @@ class FunctionTracer(TorchFunctionMode):
         self._mark_seen(args)
         if op in DYNAMIC:
             return self._run(func, op, None, args, kwargs)
+        # An integer sizes or decides something, as a rule.
+        if op in LEAVES_TORCH and (args[0].ndim or args[0].is_floating_point()):
+            self._leaves_torch(op, args)
         return func(*args, **kwargs)
+
+    def _leaves_torch(self, op: str, tensors: Iterable[Any]) -> None:
+        if self.recorder.makers(tensors):
+            self.recorder.notes[
+                f"Values of activations left torch ({op}): no edge leads to what was made of them."
+            ] = None
 
     def _factory(self, func: Any, op: str, args: Any, kwargs: Any) -> Any:
         """A new tensor: with values while small, without beyond."""
@@ -261,6 +275,11 @@ class FunctionTracer(TorchFunctionMode):
             result = func(*args, **{**given, "device": "meta"})
         if op not in FREE:
             self.recorder.record("memory", op, (), result)
+        elif op in WRAPPERS and args:
+            if isinstance(args[-1], Tensor):
+                self.recorder.follows(result, args[-1])
+            else:
+                self._leaves_torch(op, tensors_in(args[-1]))
         return result
 
     def _wrap(self, func: Any, op: str, args: Any, kwargs: Any) -> Any:
@@ -312,7 +331,7 @@ class FunctionTracer(TorchFunctionMode):
         out = kwargs.get("out")
         if isinstance(out, Tensor):
             if not out.is_meta:
-                self.journal.mark_stale(out)
+                self.recorder.follows(self.journal.mark_stale(out), out)
             return out
         return result
 

@@ -12,10 +12,10 @@ from torch.nn import Parameter
 from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.layers import ITEMSIZE, Layer, Params, ParamValue, TensorSpec
 from pytest_neuralpower.tracing.strides import Ints, contiguous_strides, dense_like, formatted_like
-from pytest_neuralpower.tracing.torch_private import any_autocast
+from pytest_neuralpower.tracing.torch_private import any_autocast, memory_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, MutableMapping
 
     Output = TypeVar("Output", Tensor, Sequence[Tensor])
 
@@ -103,6 +103,11 @@ class Recorder:
     ----------
     layers
         What ran so far.
+    reads
+        Of each layer, the layers whose outputs it reads.
+    producers
+        By a tensor's memory, which its views share: the layer that wrote there last. It keeps the
+        memory alive, as another tensor would come to lie there.
     path
         Dotted path of the module that is running.
     seen
@@ -115,10 +120,15 @@ class Recorder:
         Device type on which the model would run: decides autocast's lists.
     """
 
-    __slots__ = ("_specs", "chosen", "fallbacks", "home", "layers", "notes", "path", "seen")
+    __slots__ = (
+        "_specs", "chosen", "fallbacks", "home", "layers", "notes", "path", "producers", "reads",
+        "seen",
+    )  # fmt: skip
 
     def __init__(self, home: str = "cpu") -> None:
         self.layers: list[Layer] = []
+        self.reads: list[tuple[int, ...]] = []
+        self.producers: MutableMapping[Any, int] = {}
         self.path = ""
         self.seen: set[int] = set()
         self.fallbacks: dict[str, None] = {}
@@ -143,30 +153,80 @@ class Recorder:
         outputs: Iterable[TensorSpec],
         params: Params = (),
         dtype: str | None = None,
+        *,
+        reads: Iterable[Any],
+        makes: Iterable[Tensor],
     ) -> None:
-        """List one layer from finished specs; its dtype is its first output's, or what is given."""
+        """List one layer from finished specs; its dtype is its first output's, or what is given.
+
+        ``reads`` are its operands (what is no tensor is passed over), ``makes`` the tensors that
+        it returns or writes into.
+        """
         outputs = tuple(outputs)
         inputs = tuple(inputs)
         dtype = dtype or (outputs or inputs or (TensorSpec((), "float32"),))[0].dtype
+        self.reads.append(self.makers(reads))
         self.layers.append(
             Layer(kind, op, self.path, inputs, tuple(weights), outputs, dtype, params)
         )
+        self.made(*makes)
 
-    def follow(self, plan: OperationPlan, written: Tensor | None = None) -> Tensor:
-        """List the planned layer and return its result: a tensor without data, or the operand
-        that it has written over."""
+    def follow(
+        self, plan: OperationPlan, operands: Iterable[Any], written: Tensor | None = None
+    ) -> Tensor:
+        """List the planned layer of these operands and return its result: a tensor without data,
+        or the operand that it has written over."""
         kind, op, inputs, weights, outputs, dtype, params, shape, strides, result = plan
-        self.layers.append(Layer(kind, op, self.path, inputs, weights, outputs, dtype, params))
-        if written is not None:
-            return written
-        return _new(shape, strides, dtype=result, device=META)
+        layers, producers = self.layers, self.producers
+        self.reads.append(self.makers(operands))
+        if written is None:
+            written = _new(shape, strides, dtype=result, device=META)
+        producers[written.untyped_storage()] = len(layers)
+        layers.append(Layer(kind, op, self.path, inputs, weights, outputs, dtype, params))
+        return written
+
+    def makers(self, tensors: Iterable[Any]) -> tuple[int, ...]:
+        """The layers that made these tensors, in order, each once; an input has none."""
+        of_memory = self.producers.get
+        makers: tuple[int, ...] = ()
+        for tensor in tensors:
+            if isinstance(tensor, Tensor):
+                memory = memory_of(tensor)
+                maker = None if memory is None else of_memory(memory)
+                if maker is not None and maker not in makers:
+                    makers += (maker,)
+        return makers
+
+    def made(self, *tensors: Tensor, by: int | None = None) -> None:
+        """Say that a layer made these: the one listed last, or the one told."""
+        maker = len(self.layers) - 1 if by is None else by
+        for tensor in tensors:
+            memory = memory_of(tensor)
+            if memory is not None:
+                self.producers[memory] = maker
+
+    def follows(self, tensor: Tensor, source: Tensor) -> None:
+        """Say that a tensor holds what another one holds, though in other memory."""
+        for maker in self.makers((source,)):
+            self.made(tensor, by=maker)
+
+    def forget(self, count: int) -> None:
+        """Keep the first layers only."""
+        del self.layers[count:], self.reads[count:]
 
     def record(
-        self, kind: str, op: str, tensors: Sequence[Any], output: Output, **params: ParamValue
+        self,
+        kind: str,
+        op: str,
+        tensors: Sequence[Any],
+        output: Output,
+        into: Tensor | None = None,
+        **params: ParamValue,
     ) -> Output:
         """List one layer and return its output, a tensor or several.
 
-        Parameters among ``tensors`` become its weights.
+        Parameters among ``tensors`` become its weights. What it writes ``into`` a larger tensor is
+        its output, and the layer stands for what was there before, too.
         """
         inputs = []
         weights = []
@@ -180,8 +240,16 @@ class Recorder:
         self.add(
             kind, op, inputs, weights, [self.spec(each) for each in outputs],
             tuple(sorted(params.items())) if params else (),
+            reads=tensors if into is None else (*tensors, into),
+            makes=outputs if into is None else (into,),
         )  # fmt: skip
         return output
+
+    @staticmethod
+    def written_part(tensor: Tensor) -> Tensor | None:
+        """A tensor about to be overwritten, if others lie in its memory, too."""
+        whole = tensor.untyped_storage().nbytes()
+        return tensor if tensor.numel() * tensor.element_size() < whole else None
 
     def result(
         self, kind: str, op: str, tensors: Sequence[Any], shape: Ints, dtype: torch.dtype

@@ -72,14 +72,23 @@ class WriteJournal:
         self._before.clear()
         self.stale.clear()
 
-    def mark_stale(self, tensor: Any) -> None:
-        if isinstance(tensor, Tensor):
-            for one in (tensor, _whole(tensor)):
-                if id(one) not in self.stale:
-                    self.stale[id(one)] = (one, meta_like(one))
+    def mark_stale(self, tensor: Tensor) -> Tensor:
+        """Returns what stands in for a tensor (as a part of what stands in for its whole)."""
+        whole = _whole(tensor)
+        if id(whole) not in self.stale:
+            self.stale[id(whole)] = (whole, meta_like(whole))
+        return self._stand_in(tensor)
+
+    def _stand_in(self, tensor: Tensor) -> Tensor:
+        whole = _whole(tensor)
+        stand_in = self.stale[id(whole)][1]
+        if tensor is whole:
+            return stand_in
+        offset = tensor.storage_offset() - whole.storage_offset()
+        return stand_in.as_strided(tensor.shape, tensor.stride(), offset)
 
     def is_stale(self, tensor: Tensor) -> bool:
-        return id(tensor) in self.stale or id(_whole(tensor)) in self.stale
+        return id(_whole(tensor)) in self.stale
 
     def touches(self, values: Iterable[Any]) -> bool:
         """Whether a stale tensor is among (nested) values."""
@@ -94,11 +103,7 @@ class WriteJournal:
     def current(self, value: Any) -> Any:
         """Arguments with every stale tensor replaced by its stand-in."""
         if isinstance(value, Tensor):
-            if value.is_meta:
-                return value
-            if id(value) in self.stale:
-                return self.stale[id(value)][1]
-            return meta_like(value) if self.is_stale(value) else value
+            return self._stand_in(value) if not value.is_meta and self.is_stale(value) else value
         if type(value) in (tuple, list):
             return type(value)([self.current(item) for item in value])
         if type(value) is dict:

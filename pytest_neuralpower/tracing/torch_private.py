@@ -53,14 +53,16 @@ __all__ = [
     "functorch_level",
     "hold_stream",
     "is_dual",
+    "is_wrapped",
+    "memory_of",
     "nonzeros",
     "parameters_of",
     "qualified_name",
-    "storage_of",
     "tree_flatten",
     "tree_leaves",
     "tree_map",
     "tree_unflatten",
+    "unwrapped",
     "without_torch_function",
 ]
 
@@ -91,6 +93,12 @@ base_of: Callable[[Tensor], Tensor | None] = attrgetter("_base")
 #: How many values a sparse tensor holds; of one in blocks, how many blocks.
 nonzeros: Callable[[Tensor], int] = methodcaller("_nnz")
 
+_values_of: Callable[[Tensor], Tensor] = methodcaller("_values")
+
+#: Of a tensor that ``vmap`` or ``torch.func`` has wrapped: whether it is one, and what is within.
+is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+unwrapped: Callable[[Tensor], Tensor] = torch._C._functorch.get_unwrapped
+
 #: Whether an autocast is on: torch settles it as one is made.
 AUTOCAST_ENABLED: Final = "_enabled"
 autocast_on: Callable[[Any], bool] = attrgetter(AUTOCAST_ENABLED)
@@ -120,12 +128,21 @@ def qualified_name(func: Any) -> str:
     return str(getattr(getattr(func, "overloadpacket", func), "_qualified_op_name", ""))
 
 
-def storage_of(tensor: Tensor) -> int | None:
-    """Identity of a tensor's memory, also without data; ``None`` for one that has no single one."""
+def memory_of(tensor: Tensor) -> Any:
+    """What a tensor's elements lie in, also without data: of a tensor and its views the same.
+
+    ``None`` for a layout that does not say.
+    """
     try:
-        return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # a sparse tensor, a batched one
-        return None
+        return tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        pass
+    if is_wrapped(tensor):  # by vmap or torch.func
+        return memory_of(unwrapped(tensor))
+    if tensor.layout is torch.sparse_coo:
+        return memory_of(_values_of(tensor))
+    compressed = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+    return memory_of(tensor.values()) if tensor.layout in compressed else None
 
 
 def hold_stream(cycles: int) -> None:

@@ -9,6 +9,7 @@ import sys
 from contextlib import contextmanager, nullcontext
 from itertools import filterfalse
 from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -148,6 +149,7 @@ def _trace_forward(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
     """Layers of a real forward, where the model and its inputs are."""
     device = home_device(model, args, kwargs)
     recorder = Recorder(device.type)
+    recorder.producers = WeakKeyDictionary()  # activations go as they do without us
     journal = WriteJournal()
     paths = ModulePaths(model)
     calls = ModuleCalls(recorder, paths, journal, compute=True)
@@ -297,6 +299,7 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:
         ] = None
     return Trace(
         layers=tuple(recorder.layers),
+        reads=tuple(recorder.reads),
         route=route,
         fallbacks=tuple(recorder.fallbacks),
         notes=tuple(recorder.notes),

@@ -22,8 +22,8 @@ from pytest_neuralpower.tracing.recorder import Recorder
 from pytest_neuralpower.tracing.torch_private import (
     TorchDispatchMode,
     base_of,
+    memory_of,
     qualified_name,
-    storage_of,
 )
 
 if TYPE_CHECKING:
@@ -41,55 +41,103 @@ _REMEMBERED = 4096
 
 def run_listed(recorder: Recorder, func: Any, op: str, args: Any, kwargs: Any) -> Any:
     """Compute an operation without a rule, and list what it does."""
-    parts, result = _by_parts(func, args, kwargs)
-    _list(recorder, func, op, args=args, kwargs=kwargs, result=result, parts=parts)
+    first = len(recorder.layers)
+    try:
+        with AtenRecorder(recorder):
+            result = func(*args, **kwargs)
+    except BaseException:
+        recorder.forget(first)
+        raise
+    if len(recorder.layers) > first or _is_new(args, kwargs, result):
+        _name(recorder, first, func, op, args=args, kwargs=kwargs, result=result)
     return result
+
+
+def _is_new(args: Any, kwargs: Any, result: Any) -> bool:
+    """Whether a result lies elsewhere than the arguments."""
+    known = [memory_of(tensor) for tensor in tensors_in((args, kwargs))]
+    return any(memory_of(tensor) not in known for tensor in tensors_in(result))
+
+
+class _Parts(NamedTuple):
+    """The ATen operations that a call consists of.
+
+    A negative number stands for an operand: -1 for the first tensor among the arguments, and so on.
+
+    Attributes
+    ----------
+    layers, reads
+        As a :class:`Recorder` has them.
+    results, operands
+        Of each tensor among them, who made what it holds in the end.
+    new
+        Whether a result lies elsewhere than the operands.
+    """
+
+    layers: tuple[Layer, ...]
+    reads: tuple[tuple[int, ...], ...]
+    results: tuple[int | None, ...]
+    operands: tuple[int | None, ...]
+    new: bool
+
+    def list_again(self, recorder: Recorder, operands: Sequence[Tensor], results: Any) -> None:
+        """List them of other tensors."""
+        first = len(recorder.layers)
+        makers = [recorder.makers((tensor,)) for tensor in operands]
+
+        def here(part: int) -> tuple[int, ...]:
+            return (first + part,) if part >= 0 else makers[-1 - part]
+
+        for one, reads in zip(self.layers, self.reads, strict=True):
+            recorder.add(
+                one.kind, one.op, one.inputs, one.weights, one.outputs, one.params, one.dtype,
+                reads=(), makes=(),
+            )  # fmt: skip
+            recorder.reads[-1] = tuple(dict.fromkeys(at for part in reads for at in here(part)))
+        for tensor, part in zip(operands, self.operands, strict=True):
+            if part is not None and part >= 0:  # written in place
+                recorder.made(tensor, by=first + part)
+        for tensor, part in zip(tensors_in(results), self.results, strict=True):
+            for maker in () if part is None else here(part):
+                recorder.made(tensor, by=maker)
 
 
 def _by_parts(
     func: Any, args: Any, kwargs: Any, weights: Sequence[Tensor] = ()
-) -> tuple[tuple[Layer, ...] | None, Any]:
-    """The ATen operations that a call consists of, and its result.
-
-    ``None`` where nothing ran and the result is nothing new: it lies in an argument's memory, or
-    is no tensor.
-    """
+) -> tuple[_Parts, Any]:
+    """The ATen operations that a call consists of, and its result."""
     parts = Recorder()
+    operands = _operands(args, kwargs)
+    for place, tensor in enumerate(operands, 1):
+        parts.made(tensor, by=-place)
     with AtenRecorder(parts, weights):
         result = func(*args, **kwargs)
-    if parts.layers:
-        return tuple(parts.layers), result
-    known = {storage_of(tensor) for tensor in tensors_in((args, kwargs))}
-    new = any(storage_of(tensor) not in known for tensor in tensors_in(result))
-    return (() if new else None), result
+
+    def makers(tensors: list[Tensor]) -> tuple[int | None, ...]:
+        return tuple(next(iter(parts.makers((tensor,))), None) for tensor in tensors)
+
+    return _Parts(
+        tuple(parts.layers), tuple(parts.reads), makers(tensors_in(result)), makers(operands),
+        _is_new(args, kwargs, result),
+    ), result  # fmt: skip
 
 
-def _list(
-    recorder: Recorder,
-    func: Any,
-    op: str,
-    *,
-    args: Any,
-    kwargs: Any,
-    result: Any,
-    parts: tuple[Layer, ...] | None,
-) -> bool:
-    """List one call by its parts, or as uncovered with its own tensors; ``False`` for a view."""
-    if parts is None:
-        return False
-    if _list_quantized(recorder, func, args, result):
-        return True
-    if not parts or (len(parts) == 1 and not parts[0].covered):
+def _name(
+    recorder: Recorder, first: int, func: Any, op: str, *, args: Any, kwargs: Any, result: Any
+) -> None:
+    """List a call by the parts that were listed already, or as uncovered with its own tensors."""
+    layers = recorder.layers[first:]
+    if _list_quantized(recorder, first, func, args, result):
+        return
+    if not layers or (len(layers) == 1 and not layers[0].covered):
         outputs = tensors_in(result)
         if outputs:
-            recorder.record("uncovered", op, tensors_in((args, kwargs)), outputs)
-            return True
-    for one in parts:
-        recorder.add(one.kind, one.op, one.inputs, one.weights, one.outputs, one.params, one.dtype)
-    return True
+            given = tensors_in((args, kwargs))
+            recorder.forget(first)
+            recorder.record("uncovered", op, given, outputs)
 
 
-def _list_quantized(recorder: Recorder, func: Any, args: Any, result: Any) -> bool:
+def _list_quantized(recorder: Recorder, first: int, func: Any, args: Any, result: Any) -> bool:
     """List a quantised linear layer or convolution; ``False`` if it is none.
 
     They compute in 8 bits, whatever goes in and out. Torch packs the weights of modules, so these
@@ -116,7 +164,11 @@ def _list_quantized(recorder: Recorder, func: Any, args: Any, result: Any) -> bo
     else:
         return False
     weights = (TensorSpec(weight, "qint8"),)
-    recorder.add(kind, op, (spec(args[0]),), weights, (spec(result),), params, "int8")
+    recorder.forget(first)
+    recorder.add(
+        kind, op, (spec(args[0]),), weights, (spec(result),), params, "int8",
+        reads=args[:1], makes=(result,),
+    )  # fmt: skip
     return True
 
 
@@ -141,24 +193,39 @@ def answer(recorder: Recorder, func: Any, op: str, args: Any, kwargs: Any) -> An
                 _memo.clear()
             _memo[key] = remembered
     how, outline, parts = remembered
-    result = map_tensors(lambda one: one.fill(args), outline, _Outline)
-    if _list(recorder, func, op, args=args, kwargs=kwargs, result=result, parts=parts):
+    operands = _operands(args, kwargs)
+    result = map_tensors(lambda one: one.fill(operands), outline, _Outline)
+    first = len(recorder.layers)
+    parts.list_again(recorder, operands, result)
+    if parts.layers or parts.new:
+        _name(recorder, first, func, op, args=args, kwargs=kwargs, result=result)
         recorder.fallbacks[f"{op}: {how}"] = None
     return result
 
 
 class _Outline(NamedTuple):
-    """One result: its shape, strides and dtype, or which argument it is (an operation in place)."""
+    """One result: its shape, strides and dtype; which operand it is (of an operation in place, with
+    no ``offset``), or where in an operand's memory it lies."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: torch.dtype
-    position: int | None
+    operand: int | None = None
+    offset: int | None = None
 
-    def fill(self, args: Any) -> Tensor:
-        if self.position is not None:
-            return args[self.position]  # type: ignore[no-any-return]
+    def fill(self, operands: Sequence[Tensor]) -> Tensor:
+        if self.operand is not None:
+            own = operands[self.operand]
+            if self.offset is None:
+                return own
+            if type(own) is Tensor and own.is_meta and own.dtype is self.dtype:
+                return own.as_strided(self.shape, self.strides, own.storage_offset() + self.offset)
         return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device="meta")
+
+
+def _operands(args: Any, kwargs: Any) -> list[Tensor]:
+    """Tensors among arguments, in one order however these are named."""
+    return tensors_in((args, [kwargs[name] for name in sorted(kwargs)]))
 
 
 def _key(func: Any, args: Any, kwargs: Any) -> Any:
@@ -182,7 +249,7 @@ def _key(func: Any, args: Any, kwargs: Any) -> Any:
     return key
 
 
-def _ask(func: Any, op: str, args: Any, kwargs: Any) -> tuple[str, Any, tuple[Layer, ...] | None]:
+def _ask(func: Any, op: str, args: Any, kwargs: Any) -> tuple[str, Any, _Parts]:
     """How it was answered, the outline of the result, and its parts (see :func:`_by_parts`)."""
     kwargs = {name: value for name, value in kwargs.items() if name != "device"}
     # In place, the copies are changed and not the model's own tensors.
@@ -194,26 +261,35 @@ def _ask(func: Any, op: str, args: Any, kwargs: Any) -> tuple[str, Any, tuple[La
         if func is functional.embedding and meta_args and meta_args[0].is_floating_point():
             # The meta kernel of torch 2.9 takes what the real one refuses.
             raise TypeError("'indices' of an embedding must have an integer scalar type")
-        operands = meta_args
+        operands = _operands(meta_args, meta_kwargs)
     except Exception as meta_error:
         operands, parts, result = _on_zeros(func, op, args, kwargs, meta_error)
         how = "the real kernel on zeros"
-    positions = {id(operand): place for place, operand in enumerate(operands)}
+    memories = [memory_of(operand) for operand in operands]
 
     def outline(tensor: Tensor) -> Any:
-        position = positions.get(id(tensor))
-        if position is None and tensor.layout is not torch.strided:
+        own = _Outline(tuple(tensor.shape), (), tensor.dtype)
+        for place, operand in enumerate(operands):
+            if tensor is operand:
+                return own._replace(operand=place)
+        if tensor.layout is not torch.strided:
             raise NeedsForward(f"{op} makes a sparse tensor")
-        if position is None and tensor.is_quantized:
+        if tensor.is_quantized:
             raise NeedsForward(f"{op} makes a quantised tensor")
-        return _Outline(tuple(tensor.shape), tensor.stride(), tensor.dtype, position)
+        own = own._replace(strides=tensor.stride())
+        memory = memory_of(tensor)
+        for place, operand in enumerate(operands):
+            if memory is memories[place]:
+                offset = int(tensor.storage_offset() - operand.storage_offset())
+                return own._replace(operand=place, offset=offset)
+        return own
 
     return how, map_tensors(outline, result), parts
 
 
 def _on_zeros(
     func: Any, op: str, args: Any, kwargs: Any, meta_error: Exception
-) -> tuple[Any, tuple[Layer, ...] | None, Any]:
+) -> tuple[list[Tensor], _Parts, Any]:
     tensors = tensors_in((args, kwargs))
     message = str(meta_error).partition("\n")[0]
     if "item() cannot be called" in message or "data-dependent" in message.lower():
@@ -224,7 +300,8 @@ def _on_zeros(
     real_args, real_kwargs = map_tensors(stand_in, (args, kwargs))
     try:
         with _RefuseDynamic(op):
-            return real_args, *_by_parts(func, real_args, real_kwargs, stand_in.weights)
+            parts, result = _by_parts(func, real_args, real_kwargs, stand_in.weights)
+            return _operands(real_args, real_kwargs), parts, result
     except NotImplementedError as error:
         raise NeedsForward(f"{op} has no kernel that takes these tensors ({error})") from error
     except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:

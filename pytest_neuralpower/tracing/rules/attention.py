@@ -44,13 +44,12 @@ def _scaled_dot_product_attention(
     if not recorder.same_dtype(dtype, key.dtype) or not recorder.same_dtype(dtype, value.dtype):
         raise NoRule
     recorder.note_seen(query, key, value)
-    return recorder.follow(
-        plan_attention(
-            query.shape, key.shape, value.shape, recorder.autocast(dtype),
-            None if attn_mask is None else recorder.spec(attn_mask), bool(is_causal),
-            float(dropout_p), enable_gqa,
-        )
+    plan = plan_attention(
+        query.shape, key.shape, value.shape, recorder.autocast(dtype),
+        None if attn_mask is None else recorder.spec(attn_mask), bool(is_causal),
+        float(dropout_p), enable_gqa,
     )  # fmt: skip
+    return recorder.follow(plan, (query, key, value, attn_mask))
 
 
 @lru_cache(REMEMBERED)
@@ -138,8 +137,10 @@ def _multi_head_attention(
     apart = (q_proj_weight, k_proj_weight, v_proj_weight) if use_separate_proj_weight else None
     projections = _projections(recorder, (query, key, value), in_proj_weight, apart)
     recorder.weight_specs(in_proj_bias, bias_k, bias_v)
-    for given, weight in projections:
-        _list_projection(recorder, given, weight, in_proj_bias is not None, dtype)
+    projected = [
+        _list_projection(recorder, given, weight, own, in_proj_bias, dtype)
+        for given, weight, own in projections
+    ]
     # A learned key and an all-zero one lengthen the source.
     source = key.shape[0] + (bias_k is not None) + bool(add_zero_attn)
     head = width // num_heads
@@ -154,17 +155,18 @@ def _multi_head_attention(
         masked = (*attention.params[:2], ("masked", True))
         inputs = (*attention.inputs, recorder.spec(mask))
         attention = attention._replace(inputs=inputs, params=masked)
-    recorder.follow(attention)
+    operands = (*projected, bias_k, bias_v, key_padding_mask, attn_mask)
+    context = recorder.follow(attention, operands)
+    scores: Ints = (length, source) if average_attn_weights else (num_heads, length, source)
+    attended = recorder.new((batch, *scores) if batched else scores, dtype)
+    recorder.made(attended)
     (out_weight,) = recorder.weight_specs(out_proj_weight)
     recorder.weight_specs(out_proj_bias)
-    joined = recorder.new((length * batch, width), dtype)
-    _list_projection(recorder, joined, out_weight, out_proj_bias is not None, dtype)
-    rows = out_weight.shape[0]
-    output = recorder.new((length, batch, rows) if batched else (length, rows), dtype)
-    if not need_weights:
-        return output, None
-    scores: Ints = (length, source) if average_attn_weights else (num_heads, length, source)
-    return output, recorder.new((batch, *scores) if batched else scores, dtype)
+    joined = context.view(length * batch, width)
+    output = _list_projection(recorder, joined, out_weight, out_proj_weight, out_proj_bias, dtype)
+    if batched:
+        output = output.view(length, batch, -1)
+    return output, attended if need_weights else None
 
 
 def _projections(
@@ -172,10 +174,10 @@ def _projections(
     inputs: tuple[Tensor, Tensor, Tensor],
     packed: Tensor | None,
     apart: tuple[Tensor | None, ...] | None,
-) -> list[tuple[Tensor, TensorSpec]]:
-    """Input and weight of each: one product of the whole for self-attention, query alone and key
-    with value together where those two are the same tensor, three otherwise: as torch's
-    ``_in_projection_packed``."""
+) -> list[tuple[Tensor, TensorSpec, Tensor | None]]:
+    """Input, weight and the tensor that holds it, of each: one product of the whole for
+    self-attention, query alone and key with value together where those two are the same tensor,
+    three otherwise: as torch's ``_in_projection_packed``."""
     query, key, value = inputs
     if apart is not None:
         if any(
@@ -183,7 +185,7 @@ def _projections(
             for weight, given in zip(apart, inputs, strict=True)
         ):
             raise NoRule
-        return list(zip(inputs, recorder.weight_specs(*apart), strict=True))
+        return list(zip(inputs, recorder.weight_specs(*apart), apart, strict=True))
     width = query.shape[-1]
     if packed is None or packed.shape != (3 * width, width):
         raise NoRule
@@ -194,20 +196,32 @@ def _projections(
     else:
         parts = [(given, 1) for given in inputs]
     (spec,) = recorder.weight_specs(packed)
-    return [(given, TensorSpec((times * width, width), spec.dtype)) for given, times in parts]
+    return [
+        (given, TensorSpec((times * width, width), spec.dtype), packed) for given, times in parts
+    ]
 
 
 def _list_projection(
-    recorder: Recorder, given: Tensor, weight: TensorSpec, biased: bool, dtype: torch.dtype
-) -> None:
+    recorder: Recorder,
+    given: Tensor,
+    weight: TensorSpec,
+    own: Tensor | None,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """By a weight that lies in its ``own`` tensor, perhaps with others."""
     rows = weight.shape[0]
+    output = recorder.new((*given.shape[:-1], rows), dtype)
     recorder.add(
         "linear",
         "linear",
         (recorder.spec(given),),
-        (weight, TensorSpec((rows,), weight.dtype)) if biased else (weight,),
-        (spec_of((*given.shape[:-1], rows), dtype),),
+        (weight,) if bias is None else (weight, TensorSpec((rows,), weight.dtype)),
+        (recorder.spec(output),),
+        reads=(given, own, bias),
+        makes=(output,),
     )
+    return output
 
 
 RULES: Final[dict[Any, Rule]] = {

@@ -62,7 +62,7 @@ def conv(
     )  # fmt: skip
     recorder.seen.add(id(weight))
     recorder.seen.add(id(bias))
-    return recorder.follow(plan)
+    return recorder.follow(plan, (input, weight, bias))
 
 
 def conv_transpose(

@@ -36,7 +36,7 @@ def unary(
     plan = _plan_unary(
         kind, op, input.shape, input.stride(), input.dtype, dtype, parameter, inplace
     )
-    return recorder.follow(plan, input if inplace else None)
+    return recorder.follow(plan, (input,), input if inplace else None)
 
 
 @lru_cache(REMEMBERED)
@@ -68,6 +68,7 @@ def pointwise(
     inplace: bool = False,
     result: torch.dtype | str = "promoted",
     kind: str = "elementwise",
+    also_read: tuple[Any, ...] = (),
 ) -> Tensor:
     """Several operands, tensors or numbers, broadcast against each other.
 
@@ -90,7 +91,8 @@ def pointwise(
             given.append(_number_type(operand))
     plan = _plan_pointwise(kind, op, tuple(given), result, inplace, torch.get_default_dtype())
     # In place, the plan has checked that the first operand has the result's shape.
-    return recorder.follow(plan, operands[0] if inplace else None)
+    reads = (*operands, *also_read) if also_read else operands
+    return recorder.follow(plan, reads, operands[0] if inplace else None)
 
 
 _NUMBERS: Final = (int, float, bool, complex)
@@ -282,7 +284,7 @@ def _where_method(recorder: Recorder, op: str, input: Tensor, condition: Any, ot
 def _masked_fill(
     recorder: Recorder, op: str, input: Tensor, mask: Tensor, value: Any, inplace: bool = False
 ) -> Tensor:
-    return pointwise(recorder, op, (input, mask), inplace, input.dtype)
+    return pointwise(recorder, op, (input, mask), inplace, input.dtype, also_read=(value,))
 
 
 def _dropout(

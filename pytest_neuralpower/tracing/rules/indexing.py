@@ -97,7 +97,7 @@ def _setitem(recorder: Recorder, op: str, input: Tensor, index: Any, value: Any)
             own = own[1:]
         if broadcast_shapes(own, shape) != shape:
             raise NoRule
-    recorder.result("memory", op, (value, *tensors), shape, input.dtype)
+    recorder.record("memory", op, (value, *tensors), recorder.new(shape, input.dtype), input)
 
 
 def _index_select(recorder: Recorder, op: str, input: Tensor, dim: int, index: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def scatter(
     if not tensors or not isinstance(given[0], int) or input.ndim == 0:
         raise NoRule
     if inplace:
-        recorder.record("memory", op, tensors, tensors[-1])
+        recorder.record("memory", op, tensors, tensors[-1], input)
         return input
     return recorder.record("memory", op, (input, *tensors), recorder.like(input))
 

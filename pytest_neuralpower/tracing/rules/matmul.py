@@ -33,7 +33,8 @@ def _list_matmul(
     recorder.note_seen(left, right, *more)
     # A parameter stays an operand here: the formulas read both operands as inputs.
     inputs = tuple([recorder.spec(tensor) for tensor in (left, right, *more)])
-    return recorder.follow(_plan(op, inputs, tuple(out), reduced, recorder.autocast(left.dtype)))
+    plan = _plan(op, inputs, tuple(out), reduced, recorder.autocast(left.dtype))
+    return recorder.follow(plan, (left, right, *more))
 
 
 def _list_sparse(
@@ -55,6 +56,7 @@ def _list_sparse(
         "matmul", "sparse_mm",
         (values, *map(recorder.spec, (dense, *indices, *more))), (), (recorder.spec(output),),
         (("macs", macs), ("reduced", max(1, -(-macs // max(math.prod(out), 1))))),
+        reads=(sparse, dense, *more), makes=(output,),
     )  # fmt: skip
     return output
 
@@ -287,7 +289,10 @@ def _grouped_mm(
     out = recorder.new((rows[0], matrix[2]), recorder.autocast(mat_a.dtype))
     inputs = (recorder.spec(mat_a), recorder.spec(mat_b))
     params = (("chosen", chosen),)
-    recorder.add("matmul", "grouped_mm", inputs, (), (recorder.spec(out),), params)
+    recorder.add(
+        "matmul", "grouped_mm", inputs, (), (recorder.spec(out),), params,
+        reads=(mat_a, mat_b, offs, bias), makes=(out,),
+    )  # fmt: skip
     read = expected_experts(recorder.layers[-1])
     recorder.notes[
         f"Assumed that {rows[0] // chosen} tokens choose {chosen} of {experts} experts each, all "
@@ -314,7 +319,7 @@ def linear(
     )  # fmt: skip
     recorder.seen.add(id(weight))
     recorder.seen.add(id(bias))
-    return recorder.follow(plan)
+    return recorder.follow(plan, (input, weight, bias))
 
 
 @lru_cache(REMEMBERED)
@@ -356,6 +361,8 @@ def _bilinear(
         (recorder.spec(output),),
         # Every output element sums over both feature axes.
         (("reduced", left[-1] * right[-1]),),
+        reads=(input1, input2, weight, bias),
+        makes=(output,),
     )
     return output
 
@@ -424,6 +431,7 @@ def _look_up(
     recorder.add(
         "embedding", op, [recorder.spec(tensor) for tensor in inputs],
         recorder.weight_specs(weight), (recorder.spec(output),), params,
+        reads=(*inputs, weight), makes=(output,),
     )  # fmt: skip
     return output
 

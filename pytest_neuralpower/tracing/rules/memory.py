@@ -357,7 +357,10 @@ def rearrange(
 
 def _fill(recorder: Recorder, op: str, input: Tensor, *args: Any, **named: Any) -> Tensor:
     """Overwriting: nothing is read."""
-    recorder.add("memory", op, (), (), (recorder.spec(input),))
+    recorder.add(
+        "memory", op, (), (), (recorder.spec(input),),
+        reads=(recorder.written_part(input),), makes=(input,),
+    )  # fmt: skip
     return input
 
 
@@ -366,7 +369,7 @@ def _copy_over(
 ) -> Tensor:
     if isinstance(src, Tensor) and broadcast_shapes(input.shape, src.shape) != input.shape:
         raise NoRule
-    return recorder.record("memory", op, (src,), input)
+    return recorder.record("memory", op, (src,), input, recorder.written_part(input))
 
 
 def _pixel_shuffle(recorder: Recorder, op: str, input: Tensor, upscale_factor: int) -> Tensor:

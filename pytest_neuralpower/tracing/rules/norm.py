@@ -48,7 +48,8 @@ def batch_norm(
         raise NoRule
     statistics = () if training else (running_mean, running_var)
     given = _read(recorder, weight, bias, *statistics)
-    return recorder.follow(_plan_batch(input.shape, input.stride(), input.dtype, given, training))
+    plan = _plan_batch(input.shape, input.stride(), input.dtype, given, training)
+    return recorder.follow(plan, (input, weight, bias, *statistics))
 
 
 @lru_cache(REMEMBERED)
@@ -79,11 +80,10 @@ def layer_norm(
 ) -> Tensor:
     dtype = input.dtype
     given = _read(recorder, weight, bias)
-    return recorder.follow(
-        _plan_layer(
-            input.shape, dtype, recorder.autocast_up(dtype), tuple(normalized_shape), given
-        )
-    )  # fmt: skip
+    plan = _plan_layer(
+        input.shape, dtype, recorder.autocast_up(dtype), tuple(normalized_shape), given
+    )
+    return recorder.follow(plan, (input, weight, bias))
 
 
 @lru_cache(REMEMBERED)
@@ -108,7 +108,7 @@ def _list_norm(
 ) -> Tensor:
     recorder.add(
         "norm", op, (recorder.spec(input),), recorder.weight_specs(*weights),
-        (recorder.spec(output),), params,
+        (recorder.spec(output),), params, reads=(input, *weights), makes=(output,),
     )  # fmt: skip
     return output
 

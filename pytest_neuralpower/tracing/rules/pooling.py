@@ -43,7 +43,7 @@ def max_pool(
         op, dims, input.shape, input.stride(), input.dtype, kernel, stride, full(padding, dims),
         full(dilation, dims), ceil_mode, indices,
     )  # fmt: skip
-    return _follow(recorder, plan, indices)
+    return _follow(recorder, plan, input, indices)
 
 
 def avg_pool(
@@ -72,10 +72,12 @@ def _lp_pool(
     return max_pool(recorder, op, input, kernel_size, stride, 0, 1, ceil_mode)
 
 
-def _follow(recorder: Recorder, plan: OperationPlan, indices: bool) -> Any:
-    values = recorder.follow(plan)
+def _follow(recorder: Recorder, plan: OperationPlan, input: Tensor, indices: bool) -> Any:
+    values = recorder.follow(plan, (input,))
     if indices:
-        return values, recorder.new(plan.shape, torch.int64, plan.strides)
+        places = recorder.new(plan.shape, torch.int64, plan.strides)
+        recorder.made(places)
+        return values, places
     return values
 
 
@@ -152,7 +154,7 @@ def adaptive_pool(
     size = output_size
     wanted = tuple(size) if isinstance(size, (tuple, list)) else (size,) * dims
     plan = _plan_adaptive(op, dims, input.shape, input.stride(), input.dtype, wanted, indices)
-    return _follow(recorder, plan, indices)
+    return _follow(recorder, plan, input, indices)
 
 
 @lru_cache(REMEMBERED)

@@ -169,9 +169,8 @@ def softmax(
     if isinstance(_stacklevel, torch.dtype):  # torch.softmax(input, dim, dtype)
         dtype = _stacklevel
     own = input.dtype
-    return recorder.follow(
-        _plan_softmax(op, input.shape, own, dtype or recorder.autocast_up(own), dim)
-    )
+    plan = _plan_softmax(op, input.shape, own, dtype or recorder.autocast_up(own), dim)
+    return recorder.follow(plan, (input,))
 
 
 @lru_cache(REMEMBERED)

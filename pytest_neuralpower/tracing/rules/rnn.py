@@ -8,7 +8,6 @@ import torch
 
 from pytest_neuralpower.layers import GATES
 from pytest_neuralpower.tracing.fallbacks import NoRule
-from pytest_neuralpower.tracing.recorder import spec_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,16 +51,12 @@ def _recurrent(recorder: Recorder, op: str, *args: Any) -> Any:
         params["proj_size"] = recurrent
     output: Ints = (*data.shape[:-1], recurrent * directions)
     shapes = [tuple(state.shape) for state in hidden_states]
-    _list_rnn(
-        recorder, op, data, weights, [output, *shapes], dtype, mode=mode, steps=steps, **params
-    )
     # With batch_first torch computes time-major and answers a transposed view.
     width = output[-1]
     swapped = (width, output[0] * width, 1) if batch_first else None
-    return (
-        recorder.new(output, dtype, swapped),
-        *[recorder.new(shape, dtype) for shape in shapes],
-    )
+    results = [recorder.new(output, dtype, swapped), *[recorder.new(one, dtype) for one in shapes]]
+    _list_rnn(recorder, op, data, hidden_states, weights, results, mode=mode, steps=steps, **params)
+    return tuple(results)
 
 
 def _cell(
@@ -85,12 +80,12 @@ def _cell(
     ):
         raise NoRule
     dtype = recorder.autocast(input.dtype)
+    results = tuple([recorder.new(shape, dtype) for _ in range(states)])
     _list_rnn(
-        recorder, op, input, (w_ih, w_hh, b_ih, b_hh), [shape] * states, dtype, mode=mode,
-        bidirectional=False, hidden_size=shape[-1], num_layers=1,
+        recorder, op, input, hx if mode == "LSTM" else (hx,), (w_ih, w_hh, b_ih, b_hh), results,
+        mode=mode, bidirectional=False, hidden_size=shape[-1], num_layers=1,
         steps=input.shape[0] if input.ndim > 1 else 1,
     )  # fmt: skip
-    results = tuple([recorder.new(shape, dtype) for _ in range(states)])
     return results if mode == "LSTM" else results[0]
 
 
@@ -98,9 +93,9 @@ def _list_rnn(
     recorder: Recorder,
     op: str,
     input: Tensor,
+    states: Sequence[Tensor],
     weights: Sequence[Tensor | None],
-    outputs: Sequence[Ints],
-    dtype: torch.dtype,
+    results: Sequence[Tensor],
     **params: Any,
 ) -> None:
     recorder.add(
@@ -108,8 +103,10 @@ def _list_rnn(
         op.removesuffix("_tanh").removesuffix("_relu"),
         (recorder.spec(input),),
         recorder.weight_specs(*weights),
-        [spec_of(shape, dtype) for shape in outputs],
+        map(recorder.spec, results),
         tuple(sorted(params.items())),
+        reads=(input, *states, *weights),
+        makes=results,
     )
 
 

@@ -107,8 +107,10 @@ def _attend(
     if kept is not None:
         params: Params = tuple(sorted((*plan.params, ("kept", batch * heads * kept))))
         plan = plan._replace(params=params)
-    recorder.follow(plan)
-    return recorder.new((batch, length, heads, value.shape[-1]), query.dtype)
+    recorder.follow(plan, (query, key, value))
+    output = recorder.new((batch, length, heads, value.shape[-1]), query.dtype)
+    recorder.made(output)
+    return output
 
 
 @lru_cache(REMEMBERED)
@@ -126,7 +128,10 @@ def _rotate(
 ) -> tuple[Tensor, Tensor]:
     outputs = recorder.spec(query), recorder.spec(key)
     inputs = (*outputs, recorder.spec(cos), recorder.spec(sin))
-    recorder.add("elementwise", "rotary_embedding", inputs, (), outputs)
+    recorder.add(
+        "elementwise", "rotary_embedding", inputs, (), outputs,
+        reads=(query, key, cos, sin), makes=(query, key),
+    )  # fmt: skip
     return query, key
 
 
@@ -134,15 +139,22 @@ def _store(
     recorder: Recorder, op: str, key: Tensor, value: Tensor, visible: int
 ) -> tuple[Tensor, Tensor]:
     new = recorder.spec(key), recorder.spec(value)
-    recorder.add("memory", "cache_write", new, (), new)
-    grown = [(*tensor.shape[:2], visible, tensor.shape[-1]) for tensor in (key, value)]
-    return recorder.new(grown[0], key.dtype), recorder.new(grown[1], value.dtype)
+    keys, values = (
+        recorder.new((*tensor.shape[:2], visible, tensor.shape[-1]), tensor.dtype)
+        for tensor in (key, value)
+    )
+    recorder.add("memory", "cache_write", new, (), new, reads=(key, value), makes=(keys, values))
+    return keys, values
 
 
 def _gate(recorder: Recorder, op: str, gates: Tensor, values: Tensor, activation: str) -> Tensor:
     inputs = recorder.spec(gates), recorder.spec(values)
-    recorder.add("activation", f"{activation}_and_mul", inputs, (), (inputs[1],))
-    return recorder.new(values.shape, values.dtype)
+    output = recorder.new(values.shape, values.dtype)
+    recorder.add(
+        "activation", f"{activation}_and_mul", inputs, (), (inputs[1],),
+        reads=(gates, values), makes=(output,),
+    )  # fmt: skip
+    return output
 
 
 RULES: Final[dict[Any, Rule]] = {attend: _attend, rotate: _rotate, store: _store, gate: _gate}

@@ -67,6 +67,11 @@ _READS: Final = (
     "__complex__", "__contains__", "equal", "allclose", "is_nonzero", "__format__", "__dlpack__",
 )  # fmt: skip
 
+#: With these, values go where no operation is seen.
+LEAVES_TORCH: Final = frozenset(
+    ("item", "tolist", "numpy", "__array__", "__float__", "__complex__", "__dlpack__")
+)
+
 #: These compute a tensor, too, of a shape that depends on values.
 DYNAMIC: Final = frozenset(
     ("nonzero", "nonzero_static", "argwhere", "masked_select", "unique", "_unique2",
