@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer, Trace
     from pytest_neuralpower.platform.catalog import list_platforms, load_platform, predict
     from pytest_neuralpower.platform.differences import difference_interval, ratio_interval
+    from pytest_neuralpower.platform.generation import Generation
     from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
     from pytest_neuralpower.platform.protocol import Platform
-    from pytest_neuralpower.platform.serving import Generation, generate
+    from pytest_neuralpower.platform.serving import generate
     from pytest_neuralpower.plugin.session import (
         BaselineExceeded,
         BaselineMissing,
@@ -63,7 +64,7 @@ _HOMES = {
     "BaselineMissing": "plugin.session",
     "BudgetError": "errors",
     "BudgetExceeded": "plugin.session",
-    "Generation": "platform.serving",
+    "Generation": "platform.generation",
     "Layer": "layers",
     "LayerPrediction": "platform.prediction",
     "NeuralPower": "plugin.session",

@@ -60,7 +60,7 @@ class UnsupportedGraphError(CompressError):
 
 
 class OptionError(NeuralPowerError, ValueError):
-    """Options of the command contradict each other."""
+    """Options of a command or of ``generate`` are out of range, or contradict each other."""
 
 
 # The three below are named for what happened, not for a mistake in the code.

@@ -360,6 +360,8 @@ class Trace(Sequence[Layer]):
         layer's outputs. After a write in place, what reads the tensor or a view of it reads the
         writer; a layer that writes into a part of a tensor also reads who wrote there before.
         Empty where the layers were not traced but read from a file.
+    tokens
+        Tokens in one call, where its inputs are ids ``(batch, length)``; 0 where they do not tell.
     """
 
     layers: tuple[Layer, ...]
@@ -369,6 +371,7 @@ class Trace(Sequence[Layer]):
     batch: int = 1
     model: str = ""
     reads: tuple[tuple[int, ...], ...] = ()
+    tokens: int = 0
 
     def __len__(self) -> int:
         return len(self.layers)

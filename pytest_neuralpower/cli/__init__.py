@@ -20,6 +20,13 @@ from pytest_neuralpower.errors import NeuralPowerError
 COMMANDS = (
     (predict.trace_command, f"trace {RESNET50}"),
     (predict.predict_command, f"predict {RESNET50} --platform titanx"),
+    (
+        predict.generate_command,
+        (
+            "generate models.py:llama --platform h200 --prompt 2048 --new-tokens 256 --batch 16 "
+            "--draft models.py:small"
+        ),
+    ),
     (compare.compare_command, "compare main HEAD --folder budgets/baselines"),
     (predict.platforms_command, "platforms titanx"),
     (predict.explain_command, "explain titanx conv"),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from pytest_neuralpower.cli import options
 from pytest_neuralpower.errors import OptionError
+
+if TYPE_CHECKING:
+    from pytest_neuralpower.tracing.decoding import Experts
 
 
 def trace_command(
@@ -58,6 +61,79 @@ def predict_command(
         typer.echo(records.csv_text(rows), nl=False)
     else:
         typer.echo(terminal.prediction_text(prediction, top))
+
+
+def generate_command(
+    model: options.Target,
+    platform: options.PlatformName,
+    prompt: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="of each sample's prompt")],
+    new_tokens: Annotated[
+        int, typer.Option(min=1, metavar="TOKENS", help="to generate for each sample")
+    ],
+    batch: Annotated[int, typer.Option(min=1, help="samples that are generated together")] = 1,
+    arg: options.Arguments = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="a smaller model, for speculative decoding"),
+    ] = None,
+    draft_arg: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="argument of the draft's factory; repeatable"),
+    ] = None,
+    draft_tokens: Annotated[int, typer.Option(min=1, help="proposals of a round")] = 4,
+    acceptance: Annotated[
+        float, typer.Option(min=0, max=1, help="probability that a proposal is accepted")
+    ] = 0.8,
+    engine: Annotated[
+        Literal["serving", "eager"],
+        typer.Option(help="what runs it: an engine such as vLLM, or the model's own code"),
+    ] = "serving",
+    experts: Annotated[
+        str,
+        typer.Option(
+            metavar="uniform|NUMBER|SHARE",
+            help="distinct experts that the tokens of one call choose, in a mixture",
+        ),
+    ] = "uniform",
+    estimator: options.Estimators = "best",
+    as_json: options.Json = False,
+) -> None:
+    """Predict what serving a language model costs: a prompt, then every token after it.
+
+    MODEL returns a causal language model of transformers; from a configuration it is built without
+    weights.
+    """
+    from pytest_neuralpower.model_source import load_model
+    from pytest_neuralpower.platform.serving import generate
+
+    parse = options.parse_arguments
+    second = None if draft is None else load_model(draft, parse(draft_arg or [])).eval()
+    found = generate(
+        load_model(model, parse(arg or [])).eval(),
+        prompt=prompt,
+        new_tokens=new_tokens,
+        batch=batch,
+        platform=platform,
+        draft=second,
+        draft_tokens=draft_tokens,
+        acceptance=acceptance,
+        engine=engine,
+        experts=_experts(experts),
+        estimator=estimator,
+    )
+    options.print_result(found, as_json=as_json)
+
+
+def _experts(text: str) -> Experts:
+    """``uniform``, ``12`` or ``0.5``."""
+    if text == "uniform":
+        return "uniform"
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise OptionError(
+            f"--experts {text}: write uniform, a number of experts, or a share such as 0.5"
+        ) from None
 
 
 def epr_command(

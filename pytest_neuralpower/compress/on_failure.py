@@ -21,7 +21,7 @@ from pytest_neuralpower.compress.find_groups import find_channel_groups
 from pytest_neuralpower.compress.width_prices import LayerQuota
 from pytest_neuralpower.errors import NeuralPowerError
 from pytest_neuralpower.model_source import Origin, input_texts, origin_of
-from pytest_neuralpower.tracing.inputs import batch_size
+from pytest_neuralpower.tracing.inputs import batch_size, token_count
 from pytest_neuralpower.units import SYMBOLS, UNITS
 
 if TYPE_CHECKING:
@@ -112,9 +112,10 @@ def _advice(
 
 def _commands(words: list[str], call: Call, budget: Budget) -> list[str]:
     common = " ".join(words)
-    limit = budget.limit
-    if budget.per == "sample":
-        limit *= budget.samples or batch_size(call.args, dict(call.kwargs))
+    kwargs = dict(call.kwargs)
+    limit = budget.limit * budget.parts(
+        batch_size(call.args, kwargs), token_count(call.args, kwargs)
+    )
     symbol = SYMBOLS[budget.unit].replace("µ", "u")
     shown = f"{limit / UNITS[budget.quantity][budget.unit]:.6g}"
     own = "mj" if budget.quantity == "energy" else "ms"

@@ -34,7 +34,7 @@ from pytest_neuralpower.model_source import Call, as_call, input_texts
 from pytest_neuralpower.platform.catalog import as_platform
 from pytest_neuralpower.platform.prediction import EXTRAPOLATED
 from pytest_neuralpower.tracing import trace
-from pytest_neuralpower.tracing.inputs import batch_size
+from pytest_neuralpower.tracing.inputs import batch_size, token_count
 from pytest_neuralpower.units import show, show_in, show_percent
 
 if TYPE_CHECKING:
@@ -520,12 +520,12 @@ def calibration_calls(calibration: Any, example: Call) -> tuple[Call, ...]:
 
 def _of_the_call(limit: Budget, call: Call) -> Budget:
     """The limit of the whole call: rounds aim at what the call costs."""
-    if limit.per == "call":
-        return limit
-    samples = limit.samples or batch_size(call.args, dict(call.kwargs))
-    if not samples:
-        raise CompressError("the inputs do not tell how many samples a call has: say samples=")
-    return limit._replace(limit=limit.limit * samples, per="call", samples=None)
+    kwargs = dict(call.kwargs)
+    parts = limit.parts(batch_size(call.args, kwargs), token_count(call.args, kwargs))
+    if not parts:
+        what = f"{limit.per}s"
+        raise CompressError(f"the inputs do not tell how many {what} a call has: say {what}=")
+    return limit._replace(limit=limit.limit * parts, per="call", samples=None, tokens=None)
 
 
 def _check_values(model: Any) -> None:

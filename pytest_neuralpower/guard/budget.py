@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 from msgspec import Struct
 
 from pytest_neuralpower.errors import BudgetError
+from pytest_neuralpower.platform.generation import Generation
 from pytest_neuralpower.platform.intervals import Interval
 from pytest_neuralpower.platform.prediction import UNCOVERED
 from pytest_neuralpower.units import SYMBOLS, UNITS, Quantity, show_in
@@ -24,8 +25,11 @@ MARKERS: Mapping[str, Quantity] = {
     "power_budget": "power",
 }
 
-Per = Literal["call", "sample"]
-_PER = ("call", "sample")
+#: What a limit is of: of a generation also its first token, and the time between two others.
+Per = Literal["call", "sample", "token", "first_token", "next_token"]
+_PER = ("call", "sample", "token", "first_token", "next_token")
+#: Latencies: no share of a call, and no energy.
+_LATENCIES = _PER[3:]
 
 #: Which end of its interval a prediction is judged by.
 Judge = Literal["point", "certain", "safe"]
@@ -35,7 +39,8 @@ class Budget(NamedTuple):
     """``limit`` is in mJ, ms or W; ``unit`` is the one it was written in, for messages.
 
     ``platform`` None means the platforms chosen for the session. ``samples`` is how many samples
-    one call has, where the first dimension of its first tensor does not say.
+    one call has, where the first dimension of its first tensor does not say; ``tokens`` how many
+    tokens, where its inputs are no ids.
     """
 
     quantity: Quantity
@@ -44,6 +49,19 @@ class Budget(NamedTuple):
     per: Per = "call"
     platform: str | None = None
     samples: int | None = None
+    tokens: int | None = None
+
+    def parts(self, batch: int, tokens: int) -> int:
+        """What a call's figures are divided by; 0 where that is not known.
+
+        Parameters
+        ----------
+        batch, tokens
+            Of the call, as its inputs tell.
+        """
+        if self.per == "sample":
+            return self.samples or batch
+        return (self.tokens or tokens) if self.per == "token" else 1
 
 
 class Verdict(Struct, frozen=True):
@@ -51,10 +69,10 @@ class Verdict(Struct, frozen=True):
 
     Attributes
     ----------
-    quantity, unit, samples, per, limit
+    quantity, unit, samples, per, limit, tokens
         Of the :class:`Budget`.
     value
-        What was predicted: of a call or of a sample, as ``per`` says.
+        What was predicted: of a call, a sample or a token, as ``per`` says.
     judge
         What is held against the limit: the ``point``; the interval's lower end, so that only what
         is ``certain`` to be over fails; or its upper end, so that only what is ``safe`` passes.
@@ -73,6 +91,12 @@ class Verdict(Struct, frozen=True):
     judge: Judge
     interval: Interval | None
     sure: bool | None
+    tokens: int | None = None
+
+    @property
+    def each(self) -> str:
+        """`` per token``; empty of a call."""
+        return "" if self.per == "call" else f" per {self.per.replace('_', ' ')}"
 
     def show(self, value: float) -> str:
         """``value`` (mJ, ms or W) as the budget was written."""
@@ -91,7 +115,7 @@ def parse_marker(
     """
     quantity = MARKERS[name]
     units = UNITS[quantity]
-    allowed = [*units, "platform"] + (["per", "samples"] if quantity != "power" else [])
+    allowed = [*units, "platform"] + (["per", "samples", "tokens"] if quantity != "power" else [])
     usage = f"write {name}({next(iter(units))}=120)"
     if in_file:
         name, usage = quantity, f"write {quantity}: {{{next(iter(units))}: 120}}"
@@ -113,27 +137,32 @@ def parse_marker(
     if not (math.isfinite(limit) and limit > 0):
         raise BudgetError(f"{name}: {given[0]}={limit!r} must be finite and above 0; {usage}")
     per = kwargs.get("per", "call")
-    if per not in _PER:
-        raise BudgetError(f"{name}: per={per!r}; allowed: 'call', 'sample'")
+    choices = _PER if quantity == "runtime" else _PER[:3]
+    if per not in choices:
+        allowed_per = ", ".join(map(repr, choices))
+        raise BudgetError(f"{name}: per={per!r}; allowed: {allowed_per}")
     platform = kwargs.get("platform")
     if platform is not None and (not isinstance(platform, str) or not platform):
         raise BudgetError(
             f"{name}: platform={platform!r} must be one platform's name or path; "
             f"write {name} again for a second platform"
         )
-    samples = kwargs.get("samples")
-    if samples is not None and (type(samples) is not int or samples < 1 or per != "sample"):
-        raise BudgetError(
-            f"{name}: samples={samples!r} must be a whole number from 1, together with per='sample'"
-        )
+    for key in ("samples", "tokens"):
+        count = kwargs.get(key)
+        part = key.removesuffix("s")
+        if count is not None and (type(count) is not int or count < 1 or per != part):
+            raise BudgetError(
+                f"{name}: {key}={count!r} must be a whole number from 1, together with per={part!r}"
+            )
     unit = given[0]
     factor = units[unit]
-    return Budget(quantity, float(limit) * factor, unit, cast("Any", per), platform, samples)
+    counts = kwargs.get("samples"), kwargs.get("tokens")
+    return Budget(quantity, float(limit) * factor, unit, cast("Any", per), platform, *counts)
 
 
 def _why_not(key: str, allowed: Sequence[str]) -> str:
     """What is wrong with an argument's name."""
-    if key in ("per", "samples"):
+    if key in ("per", "samples", "tokens"):
         return "power does not add up over samples"
     for marker, quantity in MARKERS.items():
         if key in UNITS[quantity]:
@@ -166,11 +195,13 @@ def check(budget: Budget, prediction: Prediction, judge: Judge = "point") -> Ver
     ------
     BudgetError
         If the platform does not predict what the budget limits, ``judge`` needs an interval and
-        the platform has none, or a budget per sample meets a call of no samples, or
-        of inputs that do not tell how many.
+        the platform has none, or a budget per sample or token meets a call of none, or of inputs
+        that do not tell how many.
     """
     value: float | None
-    if budget.quantity == "runtime":
+    if budget.per in _LATENCIES:
+        value, interval = _latency(budget, prediction)
+    elif budget.quantity == "runtime":
         value, interval = prediction.runtime_ms, prediction.runtime_interval_ms
     elif budget.quantity == "energy":
         value, interval = prediction.energy_mj, prediction.energy_interval_mj
@@ -194,16 +225,15 @@ def check(budget: Budget, prediction: Prediction, judge: Judge = "point") -> Ver
             f"{budget.quantity} budget: np_judge={judge} needs intervals and {who} has none; "
             f"use --np-judge=point or {instead}"
         )
-    if budget.per == "sample":
-        samples = budget.samples or prediction.batch
-        if not samples:
-            raise BudgetError(
-                f"{budget.quantity} budget: the call has 0 samples, or inputs that do not tell how "
-                "many; predict at least one, or say samples=N in the marker"
-            )
-        value /= samples
-        if interval is not None:
-            interval = interval._replace(low=interval.low / samples, high=interval.high / samples)
+    parts = budget.parts(prediction.batch, prediction.tokens)
+    if not parts:
+        raise BudgetError(
+            f"{budget.quantity} budget: the call has 0 {budget.per}s, or inputs that do not tell "
+            f"how many; predict at least one, or say {budget.per}s=N in the marker"
+        )
+    value /= parts
+    if interval is not None:
+        interval = interval._replace(low=interval.low / parts, high=interval.high / parts)
     held, sure = value, None
     if interval is not None:
         held = {"point": value, "certain": interval.low, "safe": interval.high}[judge]
@@ -211,7 +241,25 @@ def check(budget: Budget, prediction: Prediction, judge: Judge = "point") -> Ver
     return Verdict(
         *(budget.quantity, budget.unit, budget.samples, budget.per, budget.limit),
         *(value, held <= budget.limit, judge, interval, sure),
+        tokens=budget.tokens,
     )
+
+
+def _latency(budget: Budget, prediction: Prediction) -> tuple[float | None, Interval | None]:
+    """Time to the first token, or between two others, of a generation."""
+    if not isinstance(prediction, Generation):
+        raise BudgetError(
+            f"runtime budget: per={budget.per!r} is of a generation: call "
+            "neuralpower.generate(model, prompt=..., new_tokens=...) in the test"
+        )
+    if budget.per == "first_token":
+        return prediction.ttft_ms, prediction.ttft_interval_ms
+    if prediction.decode is None:
+        raise BudgetError(
+            "runtime budget: per='next_token' needs two tokens or more: generate new_tokens=2"
+        )
+    latency = prediction.itl_ms
+    return None if latency is None else latency.mean, prediction.itl_interval_ms
 
 
 #: Less than this share of a cost is not looked at: it shows as 0%.

@@ -118,6 +118,7 @@ class EyerissPlatform:
             predicted,
             batch=layers.batch,
             model=layers.model,
+            tokens=layers.tokens,
             route=layers.route,
             notes=layers.notes,
         )

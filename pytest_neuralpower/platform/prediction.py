@@ -94,9 +94,10 @@ class Prediction:
     the figures of layers are those of the device.
 
     Energy is of one forward call of the given inputs; ``energy_basis`` says of what, in words.
-    ``batch`` is the number of samples in that call. ``estimator`` is ``neuralpower`` where the
-    paper's polynomials priced what they can. ``errors`` is what intervals of sums and of
-    differences are made of; None where the platform knows none.
+    ``batch`` is the number of samples in that call, ``tokens`` that of tokens, 0 where its inputs
+    do not tell. ``estimator`` is ``neuralpower`` where the paper's polynomials priced what they
+    can. ``errors`` is what intervals of sums and of differences are made of; None where the
+    platform knows none.
     """
 
     layers: tuple[LayerPrediction, ...]
@@ -112,6 +113,7 @@ class Prediction:
     power_interval_w: Interval | None = None
     host: Host | None = None
     estimator: str = "best"
+    tokens: int = 0
     errors: LayerErrors | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:

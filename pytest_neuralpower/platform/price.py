@@ -451,6 +451,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
             found,
             batch=layers.batch,
             model=layers.model,
+            tokens=layers.tokens,
             route=layers.route,
             notes=(*layers.notes, *notes),
         )

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple, get_type_hints
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_type_hints
 
 import msgspec
 import pytest
@@ -95,6 +95,30 @@ def _located(loader: yaml.SafeLoader, node: yaml.Node, name: str) -> Located:
 # -- The schema.
 
 
+class GenerationText(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """A generation to predict: what :func:`pytest_neuralpower.generate` takes.
+
+    Attributes
+    ----------
+    prompt, new_tokens, batch
+        Tokens of each sample's prompt, tokens to generate, and samples.
+    draft, draft_arguments
+        Import path of a smaller model or its factory, and what to call that with.
+    draft_tokens, acceptance, engine, experts
+        As the function has them.
+    """
+
+    prompt: Annotated[int, msgspec.Meta(ge=1)]
+    new_tokens: Annotated[int, msgspec.Meta(ge=1)]
+    batch: Annotated[int, msgspec.Meta(ge=1)] = 1
+    draft: ImportPath | None = None
+    draft_arguments: dict[str, Any] = {}
+    draft_tokens: Annotated[int, msgspec.Meta(ge=1)] = 4
+    acceptance: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.8
+    engine: Literal["serving", "eager"] = "serving"
+    experts: Literal["uniform"] | int | float = "uniform"
+
+
 class EntryText(msgspec.Struct, forbid_unknown_fields=True):
     """One model of a budget file, as it is written; ``defaults`` have the same fields.
 
@@ -105,6 +129,8 @@ class EntryText(msgspec.Struct, forbid_unknown_fields=True):
     inputs
         Example inputs (:func:`~pytest_neuralpower.model_source.read_input`), or the import path of
         what makes them.
+    generate
+        In place of ``inputs``: the generation to predict, of a language model.
     platforms
         Names, or paths from the file on; the session's without.
     budgets
@@ -118,6 +144,7 @@ class EntryText(msgspec.Struct, forbid_unknown_fields=True):
     model: ImportPath
     arguments: dict[str, Any] = {}
     inputs: ImportPath | Annotated[list[Any], msgspec.Meta(min_length=1)] = []
+    generate: GenerationText | None = None
     platforms: list[Name] = []
     budgets: dict[str, Any] | None = None
     tolerance: dict[str, Any] | None = None
@@ -139,6 +166,8 @@ _MUST: Final = {
     "model": "package.module:name or path/to/file.py:name",
     "arguments": "a mapping of names to values",
     "inputs": "a list of inputs, or the import path of what makes them",
+    "generate": "a mapping, such as {prompt: 2048, new_tokens: 256}; allowed: "
+    + ", ".join(GenerationText.__struct_fields__),
     "platforms": "a list of names",
     "budgets": "a mapping of energy, runtime, power",
     "tolerance": "a mapping, such as {max_percent: 2}",
@@ -163,6 +192,7 @@ class ModelEntry:
     model: str
     arguments: Mapping[str, Any]
     inputs: tuple[InputSpec, ...] | str
+    generate: GenerationText | None
     platforms: tuple[str, ...]
     markers: tuple[tuple[str, Mapping[str, Any]], ...]
     tags: tuple[str, ...]
@@ -225,8 +255,11 @@ class _Reader:
         before, allowed = len(self.wrong), EntryText.__struct_fields__
         given = {**defaults, **self._mapping(located, name, allowed)}
         for key in ("model", "inputs"):
-            if key not in given and len(self.wrong) == before:
+            known = key in given or (key == "inputs" and "generate" in given)
+            if not known and len(self.wrong) == before:
                 self._note(located.line, f"{name} needs {key}:; allowed: {', '.join(allowed)}")
+        if "inputs" in given and "generate" in given:
+            self._note(given["generate"].line, f"{name} has inputs: and generate:; give one")
         if not given.keys() & {"budgets", "tolerance"}:
             self._note(located.line, f"{name} guards nothing: give budgets: or tolerance:")
         text = self._text(given)
@@ -244,6 +277,7 @@ class _Reader:
         return ModelEntry(
             *(name, located.line, text.model, text.arguments),
             text.inputs if isinstance(text.inputs, str) else self._inputs(given.get("inputs")),
+            text.generate,
             tuple(dict.fromkeys(text.platforms)),
             tuple(markers),
             tuple(text.tags),
@@ -373,15 +407,25 @@ class BudgetItem(pytest.Item):
         return platform_at(named, self.path.parent) == self.neuralpower_platform
 
     def runtest(self) -> None:
-        """Build the model, and predict one call of it."""
+        """Build the model, and predict one call of it, or a generation."""
         from pytest_neuralpower.plugin.session import NeuralPower  # noqa: PLC0415
 
         entry, folder = self.entry, self.path.parent
         try:
             target = in_folder(entry.model, folder)
             model = load_model(target, dict(entry.arguments), in_file=True)
-            args, kwargs = make_inputs(entry.inputs, folder)
-            NeuralPower(self.stash[GUARD]).predict(model.eval(), *args, **kwargs)
+            neuralpower = NeuralPower(self.stash[GUARD])
+            if entry.generate is None:
+                args, kwargs = make_inputs(entry.inputs, folder)
+                neuralpower.predict(model.eval(), *args, **kwargs)
+            else:
+                options = msgspec.to_builtins(entry.generate)
+                options.pop("draft_arguments", None)
+                if entry.generate.draft is not None:
+                    path = in_folder(entry.generate.draft, folder)
+                    arguments = entry.generate.draft_arguments
+                    options["draft"] = load_model(path, arguments, in_file=True).eval()
+                neuralpower.generate(model.eval(), **options)
         except NeuralPowerError as error:
             raise BudgetFileError(f"{self.location[0]}:{entry.line}: {error}") from None
 

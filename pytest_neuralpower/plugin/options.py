@@ -24,11 +24,12 @@ ESTIMATORS = ("best", "neuralpower")
 
 #: Marker -> its arguments and what it is for.
 MARKERS = {
-    "energy_budget": "(mj=None, j=None, uj=None, platform=None, per='call', samples=None): upper "
-    "limit on the predicted energy of one call (or per='sample') of each model that the test "
-    "predicts: gross device energy, or what an analytic platform counts",
-    "runtime_budget": "(ms=None, us=None, s=None, platform=None, per='call', samples=None): upper "
-    "limit on the predicted runtime of one call (or per='sample')",
+    "energy_budget": "(mj=None, j=None, uj=None, platform=None, per='call', samples=None, "
+    "tokens=None): upper limit on the predicted energy of one call (or per='sample', 'token') of "
+    "each model that the test predicts: gross device energy, or what an analytic platform counts",
+    "runtime_budget": "(ms=None, us=None, s=None, platform=None, per='call', samples=None, "
+    "tokens=None): upper limit on the predicted runtime of one call (or per='sample', 'token'; of "
+    "a generation 'first_token', 'next_token')",
     "power_budget": "(w=None, mw=None, platform=None): upper limit on the predicted mean power of "
     "one call",
     "regression": "(max_percent=None, max_mj=None, max_ms=None, layer_max_percent=None, "

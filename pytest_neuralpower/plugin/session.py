@@ -6,12 +6,13 @@ which travel on its report, also from an xdist worker to its controller.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import msgspec
 import pytest
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.guard.budget import Judge, Verdict
     from pytest_neuralpower.guard.compare import Comparison
     from pytest_neuralpower.guard.finding import Outcome
+    from pytest_neuralpower.platform.generation import Generation
     from pytest_neuralpower.platform.prediction import Prediction
     from pytest_neuralpower.platform.protocol import Platform
     from pytest_neuralpower.plugin.options import Settings
@@ -120,12 +122,17 @@ class Checked(NamedTuple):
 
 class Predicted(NamedTuple):
     """One prediction of a test: how the budgets of its start judge it, the model and its call if it
-    is over one of them (others are let go), and what was measured under ``--np-measure``."""
+    is over one of them (others are let go), and what was measured under ``--np-measure``.
+
+    Budgets are of a whole generation, baselines of its ``parts``: of the prompt's call and of the
+    last step.
+    """
 
     prediction: Prediction
     checked: Checked
-    call: tuple[Any, Call] | None
-    measured: CallComparison | UnsetType
+    call: tuple[Any, Call] | None = None
+    measured: CallComparison | UnsetType = UNSET
+    part: Literal["", "whole", "part"] = ""
 
 
 class Guard:
@@ -172,6 +179,18 @@ class Guard:
             Predicted(prediction, checked, (model, call) if over else None, measured)
         )
 
+    def add_generation(self, generation: Generation) -> None:
+        """Note a generation: its budgets are of the whole, its baselines of its two calls."""
+        checked = _checked(self.budgets, generation, self.session.settings.judge)
+        self.predicted.append(Predicted(generation, checked, part="whole"))
+        parts = [(generation.prefill, f"prompt of {generation.prompt_tokens:,}")]
+        if generation.decode is not None:
+            cached = generation.decode.cached[-1]
+            parts.append((generation.decode.last, f"step after {cached:,}"))
+        for prediction, name in parts:
+            named = dataclasses.replace(prediction, model=f"{prediction.model}, {name}")
+            self.predicted.append(Predicted(named, Checked((), (), ()), part="part"))
+
 
 class NeuralPower:
     """The ``neuralpower`` fixture: predicts models on the test's platform.
@@ -216,6 +235,33 @@ class NeuralPower:
         prediction = predict_call(model, args, kwargs, platform=self.platform)
         self._guard.add(prediction, model, Call(args, kwargs))
         return prediction
+
+    def generate(
+        self, model: Any, /, *, prompt: Any, new_tokens: int, **options: Any
+    ) -> Generation:
+        """Predict what generating text costs, and hold it against the budgets.
+
+        Budgets are of the whole, or ``per="token"`` (all new tokens of the batch), ``"sample"``,
+        ``"first_token"`` or ``"next_token"``; baselines of the prompt's call and of the last step.
+
+        Parameters
+        ----------
+        model, prompt, new_tokens, **options
+            As :func:`pytest_neuralpower.generate` takes them, but for the platform and the
+            estimator, which are the test's.
+
+        Raises
+        ------
+        TraceError, PlatformError, OptionError
+            As :func:`pytest_neuralpower.generate` does.
+        """
+        from pytest_neuralpower.platform.serving import generate  # noqa: PLC0415 - imports numpy
+
+        generation = generate(
+            model, prompt=prompt, new_tokens=new_tokens, platform=self.platform, **options
+        )
+        self._guard.add_generation(generation)
+        return generation
 
     @staticmethod
     def build(factory: Callable[..., Model], /, *args: Any, **kwargs: Any) -> Model:
@@ -458,7 +504,7 @@ class GuardSession:
                 )
         checks = [
             each.checked
-            if budgets == guard.budgets
+            if budgets == guard.budgets or each.part == "part"
             else _checked(budgets, each.prediction, self.settings.judge)
             for each in guard.predicted
         ]
@@ -527,7 +573,7 @@ class GuardSession:
         name = baseline_name(without_platform(guard.nodeid, prediction.platform), number)
         state: BaselineState | UnsetType = UNSET
         comparison: Comparison | UnsetType = UNSET
-        if tolerance is not None:
+        if tolerance is not None and predicted.part != "whole":
             own = baseline_name(guard.test, number)
             if tolerance.baseline:
                 own = f"{tolerance.baseline}{'' if number == 1 else f'.{number}'}"
@@ -636,6 +682,7 @@ class GuardSession:
                 notes=prediction.notes,
                 batch=prediction.batch,
                 model=prediction.model,
+                tokens=prediction.tokens,
             ),
         )
         return ["", *(f"  {line}" for line in lines)]

@@ -65,8 +65,7 @@ def _cell(finding: Finding, quantity: Quantity, value: float | None) -> str:
     verdict = finding.tightest(quantity)
     if verdict is None:
         return show(quantity, value)
-    per = " per sample" if verdict.per == "sample" else ""
-    return f"{verdict.show(verdict.value)} of {verdict.show(verdict.limit)}{per}"
+    return f"{verdict.show(verdict.value)} of {verdict.show(verdict.limit)}{verdict.each}"
 
 
 def _since(finding: Finding) -> str:

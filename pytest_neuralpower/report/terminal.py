@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from msgspec import UNSET
 
 from pytest_neuralpower.guard.budget import unknown_share
+from pytest_neuralpower.platform.generation import Generation
 from pytest_neuralpower.platform.prediction import EXTRAPOLATED, INFERRED, UNCOVERED, UNTRUSTED
 from pytest_neuralpower.report.compare import signed_percent, values_of
 from pytest_neuralpower.units import Quantity, show, show_percent
@@ -235,7 +236,10 @@ def _parts_text(prediction: Prediction) -> list[str]:
 
 
 def call_text(prediction: Prediction) -> str:
-    """``one call of 8 samples``."""
+    """``one call of 8 samples``; of a generation, what it generates."""
+    if isinstance(prediction, Generation):
+        samples = "" if prediction.batch == 1 else f" for each of {prediction.batch} samples"
+        return f"{prediction.new_tokens:,} tokens{samples} after {prediction.prompt_tokens:,}"
     if not prediction.batch:  # the inputs do not tell
         return "one call"
     noun = "sample" if prediction.batch == 1 else "samples"
@@ -281,7 +285,7 @@ def failure_text(
     """What people read when budgets are broken: which, by how much, where it goes, what next."""
     lines = []
     for verdict in broken:
-        per = "" if verdict.quantity == "power" else f" per {verdict.per}"
+        per = "" if verdict.quantity == "power" else verdict.each or " per call"
         what = "exceeded" if verdict.value > verdict.limit else "not safe"
         lines += [
             f"{verdict.quantity} budget {what}: {prediction.model} on {prediction.platform}",
@@ -472,7 +476,7 @@ def _total_cells(finding: Finding) -> list[str]:
             cell = _known(quantity, value)
         else:
             samples = verdict.samples or finding.batch
-            per = f" per sample of {samples}" if verdict.per == "sample" else ""
+            per = f" per sample of {samples}" if verdict.per == "sample" else verdict.each
             value_and_limit = f"{verdict.show(verdict.value)} of {verdict.show(verdict.limit)}"
             cell = f"{value_and_limit}{per}{_SURE[verdict.sure]}"
         estimated = cell and quantity != "runtime" and finding.estimated_power

@@ -8,6 +8,7 @@ traces, and a third one between them must agree; where it does not, the range is
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -430,6 +431,4 @@ def with_experts(traced: Trace, experts: int | float) -> Trace:
     if len(notes) < len(traced.notes):
         said = f"{experts:.0%} of the experts" if share else f"{experts} experts"
         notes.append(f"Given: the tokens of one call choose {said}, whose weights are read.")
-    return Trace(
-        tuple(layers), traced.route, traced.fallbacks, tuple(notes), traced.batch, traced.model
-    )
+    return dataclasses.replace(traced, layers=tuple(layers), notes=tuple(notes))

@@ -126,6 +126,19 @@ def batch_size(args: Any, kwargs: Any) -> int:
     return 1 if samples is None else samples
 
 
+def token_count(args: Any, kwargs: Any) -> int:
+    """Tokens in one call: of whole numbers ``(batch, length)`` that are ``input_ids`` or the first
+    tensor, or of embeddings ``(batch, length, width)`` named ``inputs_embeds``; 0 where there are
+    none."""
+    ids, embedded = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+    if ids is None and isinstance(embedded, Tensor) and embedded.ndim == 3:
+        return int(embedded.shape[0] * embedded.shape[1])
+    if ids is None:
+        ids = next(iter(input_tensors((args, kwargs))), None)
+    whole = isinstance(ids, Tensor) and ids.ndim == 2 and ids.dtype in (torch.int64, torch.int32)
+    return ids.numel() if whole else 0
+
+
 def _samples(value: Any) -> int | None:
     if isinstance(value, Tensor):
         return int(value.shape[0]) if value.ndim else 1

@@ -28,6 +28,7 @@ from pytest_neuralpower.tracing.inputs import (
     input_tensors,
     map_inputs,
     not_a_tensor,
+    token_count,
     without_data,
 )
 from pytest_neuralpower.tracing.modules import (
@@ -305,6 +306,7 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:
         notes=tuple(recorder.notes),
         batch=batch,
         model=type(model).__name__,
+        tokens=token_count(args, kwargs),
     )
 
 

@@ -188,7 +188,7 @@ MISTAKES = {
     "unknown key": (
         f"models:\n  a: {{{SMALL}, budget: {{}}, tolerance: {{}}}}\n",
         "*:2: unknown key 'budget' of a, did you mean budgets?; allowed: model, arguments, inputs, "
-        "platforms, budgets, tolerance, tags",
+        "generate, platforms, budgets, tolerance, tags",
     ),
     "one key twice": (
         "models:\n  a: {}\n  a: {}\n", "*:3: the key 'a' is there twice; remove one",
@@ -206,7 +206,7 @@ MISTAKES = {
     "unknown unit": (
         f"models:\n  a:\n    {SMALL.replace(', inp', chr(10) + '    inp')}\n    budgets:\n"
         "      energy: {kwh: 1}\n",
-        "*:6: energy: unknown argument*: kwh=1; allowed: mj, j, uj, platform, per, samples",
+        "*:6: energy: unknown argument*: kwh=1; allowed: mj, j, uj, platform, per, samples, tokens",
     ),
     "unknown quantity": (
         f"models:\n  a: {{{SMALL}, budgets: {{memory: {{mb: 3}}}}}}\n",

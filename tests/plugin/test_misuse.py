@@ -64,7 +64,7 @@ IN_A_TEST = {
     ),
     "unknown_per": (
         "@pytest.mark.energy_budget(mj=1, per='batch')",
-        "energy_budget: per='batch'; allowed: 'call', 'sample'",
+        "energy_budget: per='batch'; allowed: 'call', 'sample', 'token'",
     ),
     "power_per_sample": (
         "@pytest.mark.power_budget(w=1, per='sample')",

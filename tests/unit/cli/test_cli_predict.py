@@ -58,3 +58,37 @@ def test_epr_refuses_a_page_in_no_folder_before_it_predicts(neuralpower, tmp_pat
     )
     assert (code, out) == (2, "")
     assert "there is no folder" in err
+
+
+LANGUAGE = """
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+def llama(layers=2):
+    config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_attention_heads=2,
+                         num_key_value_heads=1, num_hidden_layers=layers)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+"""
+
+
+def test_generate_prints_a_table_and_json(neuralpower, call, tmp_path):
+    pytest.importorskip("transformers")
+    models = tmp_path / "languages.py"
+    models.write_text(LANGUAGE)
+    given = ["generate", f"{models}:llama", "--platform", "h200", "--prompt", "16"]
+    code, out, err = neuralpower(*given, "--new-tokens", "9", "--batch", "2")
+    assert (code, err) == (0, "")
+    assert "LlamaForCausalLM on h200, batch 2: 16 prompt + 9 new tokens" in out
+    draft = ["--draft", f"{models}:llama", "--draft-arg", "layers=1", "--acceptance", "0"]
+    code, out, _ = neuralpower(*given, "--new-tokens", "9", *draft, "--json")
+    record = json.loads(out)
+    assert record["draft"] == {
+        "model": "LlamaForCausalLM", "tokens": 4, "acceptance": 0, "per_round": 1
+    }  # fmt: skip
+    assert record["decode"]["cached"] == list(range(16, 24))
+    whole = record["ttft_ms"] + sum(record["decode"]["runtime_ms"])
+    assert record["runtime_ms"] == pytest.approx(whole)
+    assert set(record["runtime_interval_ms"]) == {"low", "high", "coverage"}
+    code, _, err = neuralpower(*given, "--new-tokens", "9", "--experts", "some")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--experts some: write uniform, a number of experts, or a share such as 0.5" in err
