@@ -314,6 +314,14 @@ class FunctionTracer(TorchFunctionMode):
             return unruled.run_listed(self.recorder, func, op, args, kwargs)
         raise NeedsAten("it differentiates inside forward")
 
+    def _control(self, func: Any, _op: str, args: Any, kwargs: Any) -> Any:
+        # While it answers, a mode is off: here, it must see what the given functions call.
+        super().__enter__()  # type: ignore[no-untyped-call]
+        try:
+            return entry_of(func).rule(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
     def _unknown(self, func: Any, _op: str, args: Any, kwargs: Any) -> Any:
         op = fallbacks.name_of(func)
         if fallbacks.is_plain(func):
@@ -352,5 +360,6 @@ _TREATMENTS: Final[dict[str, Callable[..., Any]]] = {
     "device": FunctionTracer._device,
     "ignore": FunctionTracer._ignore,
     "autograd": FunctionTracer._autograd,
+    "control": FunctionTracer._control,
     "unknown": FunctionTracer._unknown,
 }

@@ -41,7 +41,7 @@ def map_inputs(value: Any, change: Any) -> Any:
         return kind(*items) if hasattr(kind, "_fields") else kind(items)
     if kind is dict:
         return {key: map_inputs(item, change) for key, item in value.items()}
-    if callable(value):  # a module among them
+    if callable(value) and not input_tensors(value):  # a module among them
         return value
     # A cache, a dataclass, a model's output: a deep copy whose tensors are changed on the way.
     with _DeepCopy(change):
@@ -91,7 +91,7 @@ def _members(value: Any) -> Iterable[Any]:
         return value.values()
     if isinstance(value, (list, tuple)):
         return value
-    if callable(value):  # a module, a class, a weak reference
+    if isinstance(value, (torch.nn.Module, type)):
         return ()
     own = getattr(value, "__dict__", None)
     if own is not None:

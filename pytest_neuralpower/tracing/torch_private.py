@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -36,6 +37,8 @@ __all__ = [
     "HOOKS",
     "NATIVE_CLASS",
     "NATIVE_MODULE",
+    "OPERATOR_COMPILE",
+    "OPERATOR_MODULE",
     "ORIGINAL",
     "PARAMETERS",
     "POST_HOOKS",
@@ -44,6 +47,7 @@ __all__ = [
     "DynamicOutputShapeException",
     "FakeTensor",
     "FakeTensorMode",
+    "HigherOrderOperator",
     "TorchDispatchMode",
     "any_autocast",
     "any_global_hook",
@@ -114,6 +118,10 @@ FLEX_ORDER: Final = "_ordered_to_dense"
 FLEX_MODULE: Final = "torch.nn.attention.flex_attention"
 FLEX_KERNEL: Final = "flex_attention_hop"
 FLEX_UNCOMPILED: Final = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+
+#: Where operations that take functions, as ``torch.cond``, are compiled before they are called.
+OPERATOR_MODULE: Final = "torch._higher_order_ops.utils"
+OPERATOR_COMPILE: Final = "_hop_compile_and_call"
 
 #: What ``torch.compile`` calls the module that it wraps.
 ORIGINAL: Final = "_orig_mod"

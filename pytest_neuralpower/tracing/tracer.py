@@ -19,6 +19,7 @@ from torch.nn.parameter import UninitializedBuffer, is_lazy
 from pytest_neuralpower.collector import collector_paused
 from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.layers import Trace
+from pytest_neuralpower.tracing.control_flow import uncompiled_operators
 from pytest_neuralpower.tracing.cuda import without_cuda
 from pytest_neuralpower.tracing.fallbacks import NeedsAten, NeedsForward, ShapeMismatch
 from pytest_neuralpower.tracing.flex import watched_flex_attention
@@ -95,7 +96,7 @@ def home_device(model: nn.Module, args: Any, kwargs: Any) -> torch.device:
 @contextmanager
 def _as_it_was(paths: ModulePaths, journal: WriteJournal) -> Iterator[None]:
     """The process and the model, after the run as before it."""
-    with global_state(), module_state(paths.modules), _eager_only():
+    with global_state(), module_state(paths.modules), _eager_only(), uncompiled_operators():
         try:
             yield
         finally:
@@ -373,6 +374,8 @@ def _forward(model: nn.Module, args: Any, kwargs: Any, cause: BaseException) -> 
         ) from None
     try:
         recorder = _trace_forward(model, args, kwargs)
+    except NeedsForward as error:  # it found no kernel there, either
+        _refuse(model, args, kwargs, NotImplementedError(error.reason))
     except Exception as error:
         _refuse(model, args, kwargs, error)
     because = reason or f"its code failed on tensors without data ({_first_line(cause)})"

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import torch
 
+from pytest_neuralpower.tracing.control_flow import OPERATIONS
 from pytest_neuralpower.tracing.recorder import REMEMBERED
 from pytest_neuralpower.tracing.rules import (
     attention,
@@ -28,7 +29,12 @@ from pytest_neuralpower.tracing.rules import (
     serving,
 )
 from pytest_neuralpower.tracing.rules.table import FUNCTIONS, PROPERTIES, Entry, Rule
-from pytest_neuralpower.tracing.torch_private import NATIVE_CLASS, NATIVE_MODULE, qualified_name
+from pytest_neuralpower.tracing.torch_private import (
+    NATIVE_CLASS,
+    NATIVE_MODULE,
+    HigherOrderOperator,
+    qualified_name,
+)
 
 __all__ = ["Entry", "entry_of", "merged"]
 
@@ -105,6 +111,9 @@ def entry_of(function: Any) -> Entry:
         name, treatments = getattr(descriptor, "__name__", ""), PROPERTIES[name]
         known = name in treatments and getattr(torch.Tensor, name, None) is descriptor
         return Entry(treatments[name], name) if known else _UNKNOWN
+    if isinstance(function, HigherOrderOperator):
+        known = name in OPERATIONS
+        return Entry("control", name, OPERATIONS[name]) if known else _UNKNOWN
     if qualified_name(function).startswith("aten::"):
         # An operation of a graph: torch's own function of that name takes the same arguments.
         # Others, and those that only ATen has, are listed as the dispatcher sees them.

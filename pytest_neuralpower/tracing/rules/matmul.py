@@ -7,12 +7,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from torch.nn import Parameter
 
 from pytest_neuralpower.layers import expected_experts
 from pytest_neuralpower.tracing.fallbacks import NoRule
 from pytest_neuralpower.tracing.recorder import REMEMBERED, OperationPlan, planned, spec_of
 from pytest_neuralpower.tracing.strides import Ints, broadcast_shapes
-from pytest_neuralpower.tracing.torch_private import nonzeros
+from pytest_neuralpower.tracing.torch_private import base_of, nonzeros
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,6 +117,8 @@ def _rmatmul(recorder: Recorder, op: str, input: Tensor, other: Tensor) -> Tenso
 
 
 def _mm(recorder: Recorder, op: str, input: Tensor, mat2: Tensor) -> Tensor:
+    if op == "mm" and _is_weight(mat2):
+        return _linear_by(recorder, input, mat2, None)
     return _product(recorder, op, input, mat2)
 
 
@@ -133,6 +136,8 @@ def _addmm(
     beta: Any = 1,
     alpha: Any = 1,
 ) -> Tensor:
+    if input.ndim == 1 and _is_weight(mat2):
+        return _linear_by(recorder, mat1, mat2, input)
     return _product(recorder, op, mat1, mat2, input)
 
 
@@ -302,6 +307,23 @@ def _grouped_mm(
 
 
 # -- Fully connected layers.
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    """A parameter, or a view of one, such as its transpose."""
+    return type(tensor) is Parameter or type(base_of(tensor)) is Parameter
+
+
+def _linear_by(recorder: Recorder, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer spelled as a product, as GPT-2 and decomposed graphs do: by the transpose of
+    what ``linear`` takes."""
+    if input.ndim != 2 or weight.ndim != 2:
+        raise NoRule
+    for given in (weight, bias):
+        base = None if given is None else base_of(given)
+        if base is not None:
+            recorder.note_seen(base)
+    return linear(recorder, "linear", input, weight.t(), bias)
 
 
 def linear(

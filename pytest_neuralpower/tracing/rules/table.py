@@ -24,11 +24,11 @@ class Entry(NamedTuple):
         ``plain`` (attribute reads, answered as they are), ``assign`` (attribute writes, taken back
         after the trace), ``read`` (needs values), ``factory`` (makes a tensor from nothing),
         ``device`` (says where a tensor lives), ``ignore`` (orders work and does none),
-        ``autograd`` (differentiates), ``unknown``.
+        ``autograd`` (differentiates), ``control`` (runs the functions it is given), ``unknown``.
     op
         The name a layer gets.
     rule
-        Only for ``rule``.
+        Only for ``rule``; for ``control``, what the function means in Python.
     """
 
     treatment: str

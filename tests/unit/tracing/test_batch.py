@@ -35,10 +35,14 @@ class Store:
 
 
 class Graph:
-    """Three nodes for each of four graphs, and their edges."""
+    """Three nodes for each of four graphs, and their edges; called, it lists them, as a ``Data``
+    of torch_geometric does."""
 
     def __init__(self) -> None:
         self._store = Store(self, x=torch.randn(12, 16), edge_index=torch.zeros(2, 30))
+
+    def __call__(self) -> Any:
+        return self._store
 
 
 class Graphs(Graph):

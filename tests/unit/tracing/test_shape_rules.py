@@ -294,6 +294,21 @@ def test_an_einsum_multiplies_matrices_where_torch_does(b: int, m: int, k: int, 
     assert sum(layer.macs for layer in recorder.layers) == counter.get_total_flops() // 2
 
 
+def test_products_by_a_parameter_are_linear_layers() -> None:
+    """As decomposed graphs spell linear layers, and GPT-2 does."""
+    weight, bias = torch.nn.Parameter(torch.empty(8, 5)), torch.nn.Parameter(torch.empty(8))
+    x = torch.empty(3, 5, device="meta")
+    expected = Recorder()
+    answer(F.linear, expected, x, weight, bias)
+    for turned in (weight.t(), torch.nn.Parameter(torch.empty(5, 8))):
+        recorder = Recorder()
+        check(torch.addmm, bias.to("meta"), x, turned.to("meta"))
+        answer(torch.addmm, recorder, bias, x, turned)
+        answer(torch.mm, recorder, x, turned)
+        assert recorder.layers[0] == expected.layers[0]
+        assert (recorder.layers[1].kind, recorder.layers[1].macs) == ("linear", 3 * 5 * 8)
+
+
 @st.composite
 def pools(draw: Any) -> tuple[Any, ...]:
     dims = draw(st.integers(1, 3))
