@@ -134,7 +134,8 @@ def generate(
     engine
         ``serving`` (default): as engines such as vLLM run it. The cache is preallocated, and only
         new keys and values are written; attention is a kernel that reads grouped keys without a
-        mask; RMS norms, rotary embeddings, gated activations and experts are one kernel each.
+        mask; projections of one tensor are joined, and RMS norms with the residual, rotary
+        embeddings, gated activations and experts are one kernel each.
         ``eager``: what the model's own code says, with transformers' cache, which is copied at
         every step.
     experts

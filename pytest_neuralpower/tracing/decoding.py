@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.layers import Layer, TensorSpec, Trace
+from pytest_neuralpower.tracing.fused import fused
 from pytest_neuralpower.tracing.tracer import trace
 
 #: Makes the inputs of one step of a model with a cache of its own: ``step(model, cached, batch)``
@@ -228,9 +229,10 @@ class Language:
         Samples; what ``prompt`` has where that is a tensor or a mapping of them.
     engine
         ``serving``: the cache is preallocated and written in place, attention is a flash kernel
-        that reads shared heads once and needs no mask, and RMS norms, rotary embeddings, gated
-        activations and the experts' gathers are one kernel each, as vLLM runs them. ``eager``: what
-        the model's code says, with transformers' growing cache, which is copied at every step.
+        that reads shared heads once and needs no mask; projections of one tensor are joined, RMS
+        norms add the residual, and rotary embeddings, gated activations and the experts' gathers
+        are one kernel each, as vLLM runs them. ``eager``: what the model's code says, with
+        transformers' growing cache, which is copied at every step.
     experts
         See :data:`Experts`.
     step
@@ -348,7 +350,7 @@ class Language:
             )
 
             with engine_kernels(self.model):
-                found = trace(self.model, *args, **kwargs)
+                found = fused(trace(self.model, *args, **kwargs))
         return found if self.experts == "uniform" else with_experts(found, self.experts)
 
 

@@ -161,3 +161,21 @@ def test_sizes_that_bend_where_nobody_said_are_traced_more_often() -> None:
     for stretch in found:
         for cached in range(stretch.first, stretch.last + 1):
             assert stretch.at(cached) == layers(cached)
+
+
+def test_an_engine_joins_projections_and_adds_residuals_in_norms() -> None:
+    step = Language(language_model("llama"), 16, batch=2).step(30)
+    block = [layer for layer in step if layer.path.startswith("model.layers.1")]
+    assert [layer.op for layer in block] == [
+        "fused_add_rms_norm", "linear", "rotary_embedding", "cache_write",
+        "scaled_dot_product_attention", "linear", "fused_add_rms_norm", "linear", "silu_and_mul",
+        "linear",
+    ]  # fmt: skip
+    norm, projection = block[:2]
+    assert projection.path == "model.layers.1.self_attn.qkv_proj"
+    assert projection.weights[0].shape == (64 + 2 * 32, 64)
+    assert [each.shape for each in (*norm.inputs, *norm.outputs)] == [(2, 1, 64)] * 4
+    # Edges lead where they did: rotation reads the joined projection, the next norm both adds.
+    place = step.layers.index(projection)
+    assert step.reads[place + 1][0] == place
+    assert all(max(reads, default=-1) < number for number, reads in enumerate(step.reads))

@@ -1,0 +1,82 @@
+"""What serving engines run as one kernel although a model's code calls several modules for it.
+
+vLLM joins the projections that read one tensor (``QKVParallelLinear``,
+``MergedColumnParallelLinear``) and adds the residual where it normalises it
+(``fused_add_rms_norm``). Which layers these are is read off the edges of a trace.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec.structs import replace
+
+from pytest_neuralpower.layers import Layer, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_neuralpower.layers import Trace
+
+#: Projection -> the one that it is joined in.
+_JOINED: Final = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj"),
+    **dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj"),
+}
+
+
+def fused(traced: Trace) -> Trace:
+    """The trace with such layers as one; as it is where its edges are not known."""
+    layers, reads = list(traced.layers), traced.reads
+    if len(reads) != len(layers):
+        return traced
+    #: Of a layer that another one stands for: which.
+    instead: dict[int, int] = {}
+    joined: dict[Any, list[int]] = defaultdict(list)
+    for place, layer in enumerate(layers):
+        if layer.op == "rms_norm" and len(reads[place]) == 1:
+            added = reads[place][0]
+            if layers[added].op == "add" and layers[added].inputs == layer.inputs * 2:
+                layers[added] = _added(layers[added], layer)
+                instead[place] = added
+        elif layer.op == "linear":
+            parent, _, name = layer.path.rpartition(".")
+            if name in _JOINED:
+                key = parent, _JOINED[name], reads[place], layer.inputs, len(layer.weights)
+                joined[key].append(place)
+    for (parent, name, *_), places in joined.items():
+        if len(places) > 1:
+            path = f"{parent}.{name}" if parent else name
+            layers[places[0]] = _joined([layers[place] for place in places], path)
+            instead.update(dict.fromkeys(places[1:], places[0]))
+    kept = [place for place in range(len(layers)) if place not in instead]
+    now = {place: number for number, place in enumerate(kept)}
+    now.update({place: now[other] for place, other in instead.items()})
+    return dataclasses.replace(
+        traced,
+        layers=tuple(layers[place] for place in kept),
+        reads=tuple(tuple(dict.fromkeys(now[each] for each in reads[place])) for place in kept),
+    )
+
+
+def _added(add: Layer, norm: Layer) -> Layer:
+    return replace(
+        norm, op="fused_add_rms_norm", inputs=add.inputs, outputs=norm.outputs + add.outputs
+    )
+
+
+def _joined(layers: Sequence[Layer], path: str) -> Layer:
+    """One product with the rows of all their weights."""
+    first = layers[0]
+    weights = tuple(
+        TensorSpec((sum(each.shape[0] for each in those), *those[0].shape[1:]), those[0].dtype)
+        for those in zip(*(layer.weights for layer in layers), strict=True)
+    )
+    (output,) = first.outputs
+    width = sum(layer.outputs[0].shape[-1] for layer in layers)
+    return replace(
+        first, path=path, weights=weights,
+        outputs=(TensorSpec((*output.shape[:-1], width), output.dtype),),
+    )  # fmt: skip
