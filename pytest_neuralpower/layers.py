@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias, overload
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, overload
 
 import msgspec
 
+from pytest_neuralpower.errors import TraceError
+
 Shape: TypeAlias = tuple[int, ...]
+#: Distinct experts that the tokens of one call choose, in a mixture: as many as if all are equally
+#: likely, or a number of them, or a share of all (a float up to 1).
+Experts: TypeAlias = Literal["uniform"] | int | float
 ParamValue: TypeAlias = int | float | bool | str | tuple[int, ...]
 Params: TypeAlias = tuple[tuple[str, ParamValue], ...]
 
@@ -393,3 +398,41 @@ class Trace(Sequence[Layer]):
     @property
     def flops(self) -> int:
         return sum(layer.cost.flops for layer in self.layers)
+
+    def with_experts(self, experts: Experts) -> Trace:
+        """The trace with so many distinct experts read by each ``grouped_mm``.
+
+        Parameters
+        ----------
+        experts
+            ``uniform`` leaves the trace as it is; see :data:`Experts`. Never are more read than
+            there are, nor than rows choose one.
+
+        Raises
+        ------
+        TraceError
+            It is none of these.
+        """
+        if experts == "uniform":
+            return self
+        share = type(experts) is float and 0 < experts <= 1
+        if not share and (type(experts) is not int or experts < 1):
+            raise TraceError(
+                f"experts={experts!r}: allowed: 'uniform', a number of experts from 1, or a share "
+                "of them such as 0.5"
+            )
+        layers = []
+        for layer in self.layers:
+            if layer.op == "grouped_mm":
+                known = layer.inputs[1].shape[0]
+                read = min(experts * known if share else experts, known, layer.inputs[0].shape[0])
+                params = [pair for pair in layer.params if pair[0] != "read"]
+                params.append(("read", float(read)))
+                layers.append(msgspec.structs.replace(layer, params=tuple(sorted(params))))
+            else:
+                layers.append(layer)
+        notes = [note for note in self.notes if not note.startswith("Assumed that ")]
+        if len(notes) < len(self.notes):
+            said = f"{experts:.0%} of the experts" if share else f"{experts} experts"
+            notes.append(f"Given: the tokens of one call choose {said}, whose weights are read.")
+        return replace(self, layers=tuple(layers), notes=tuple(notes))

@@ -12,7 +12,7 @@ from pytest_neuralpower.cli import options
 from pytest_neuralpower.errors import OptionError
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.tracing.decoding import Experts
+    from pytest_neuralpower.layers import Experts
 
 
 def trace_command(

@@ -20,6 +20,7 @@ from pytest_neuralpower.platform.price import (
 )
 
 if TYPE_CHECKING:
+    from pytest_neuralpower.layers import Experts
     from pytest_neuralpower.platform.analytic import EyerissPlatform
     from pytest_neuralpower.platform.prediction import Prediction
     from pytest_neuralpower.platform.protocol import Platform
@@ -161,6 +162,7 @@ def predict(
     *args: Any,
     platform: Platform | str | Path | None = None,
     estimator: str = BEST,
+    experts: Experts = "uniform",
     **kwargs: Any,
 ) -> Prediction:
     """Predict runtime, power and energy of ``model(*args, **kwargs)`` on a platform.
@@ -173,8 +175,8 @@ def predict(
     model
         A ``torch.nn.Module``; one in training mode is priced as it is, with a note.
     *args, **kwargs
-        The call's inputs. A model whose own keyword is ``platform`` or ``estimator`` needs
-        :func:`predict_call`.
+        The call's inputs. A model whose own keyword is ``platform``, ``estimator`` or ``experts``
+        needs :func:`predict_call`.
     platform
         A loaded platform, a shipped platform's name, or the path of a platform file.
     estimator
@@ -182,6 +184,10 @@ def predict(
         NeuralPower paper, fitted to the same rows as the paper does, for conv, linear and pool
         where these were measured; the notes say what they priced. Such a prediction has another
         ``platform_sha256`` and no intervals.
+    experts
+        Distinct experts that the call's tokens choose, in a mixture that ``grouped_mm`` computes:
+        ``uniform`` (default), as many as are expected if all are equally likely; or a number of
+        them, or a share (a float up to 1).
 
     Returns
     -------
@@ -201,7 +207,9 @@ def predict(
             "predict() needs platform=, a name or a path; "
             f"shipped platforms: {', '.join(list_platforms())}"
         )
-    return predict_call(model, args, kwargs, platform=priced_by(as_platform(platform), estimator))
+    return predict_call(
+        model, args, kwargs, platform=priced_by(as_platform(platform), estimator), experts=experts
+    )
 
 
 def predict_call(
@@ -210,13 +218,14 @@ def predict_call(
     kwargs: Mapping[str, Any],
     *,
     platform: Platform | str | Path,
+    experts: Experts = "uniform",
 ) -> Prediction:
     """:func:`predict` with the call's inputs given as one sequence and one mapping."""
     with collector_paused():
         from pytest_neuralpower.tracing import trace  # noqa: PLC0415 - imports torch
 
     loaded = as_platform(platform)
-    traced = trace(model, *args, **kwargs)
+    traced = trace(model, *args, **kwargs).with_experts(experts)
     if not traced:
         raise TraceError(
             f"{traced.model} does nothing that costs anything with these inputs: no layer was "

@@ -23,11 +23,11 @@ from pytest_neuralpower.platform.price import BEST, call_intervals
 
 if TYPE_CHECKING:
     from pytest_neuralpower.estimators.features import FloatArray
-    from pytest_neuralpower.layers import Layer
+    from pytest_neuralpower.layers import Experts, Layer
     from pytest_neuralpower.platform.intervals import LayerErrors
     from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
     from pytest_neuralpower.platform.protocol import Platform
-    from pytest_neuralpower.tracing.decoding import Engine, Experts, Language, Step, Stretch
+    from pytest_neuralpower.tracing.decoding import Engine, Language, Step, Stretch
 
 
 class _Ledger:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pytest_neuralpower.layers import TensorSpec
 from pytest_neuralpower.tracing.fallbacks import NeedsForward, map_tensors, meta_like, tensors_in
 from pytest_neuralpower.tracing.rules.conv import full
+from pytest_neuralpower.tracing.rules.matmul import list_grouped
 from pytest_neuralpower.tracing.torch_private import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -157,6 +158,24 @@ def _product_of_bytes(call: _Call) -> None:
     left, right = map(call.spec, call.args[:2])
     outputs = [call.spec(call.result)]
     call.add("matmul", call.name.lstrip("_"), [left, right], (), outputs, (), left.dtype)
+
+
+def _grouped_product(call: _Call) -> None:
+    rows, matrices = call.args[:2]
+    if rows.ndim == 2 and matrices.ndim == 3:
+        list_grouped(call.recorder, rows, matrices, call.result, call.reads)
+        return
+    inputs = [call.spec(rows), call.spec(matrices)]
+    call.add("matmul", "grouped_mm", inputs, (), [call.spec(call.result)])
+
+
+def _topk(call: _Call) -> None:
+    data, count = call.args[:2]
+    if data.ndim:
+        dim = call.args[2] if len(call.args) > 2 else -1
+        call.recorder.chosen[data.shape[dim]] = count
+    outputs = [call.spec(tensor) for tensor in call.makes]
+    call.add("uncovered", "topk", [call.spec(data)], (), outputs)
 
 
 #: Rows beyond which torch multiplies to get Euclidean distances (ATen's ``_euclidean_dist``).
@@ -306,6 +325,8 @@ _LISTERS: Final[dict[str, Callable[[_Call], None]]] = {
         _product,
     ),
     **dict.fromkeys(("_fft_r2c", "_fft_c2c", "_fft_c2r"), _fourier),
+    "_grouped_mm": _grouped_product,
+    "topk": _topk,
     **dict.fromkeys(("_int_mm", "_scaled_mm"), _product_of_bytes),
     **dict.fromkeys(("_cdist_forward", "_euclidean_dist"), _distances),
     **dict.fromkeys(

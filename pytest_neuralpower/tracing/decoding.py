@@ -8,7 +8,6 @@ traces, and a third one between them must agree; where it does not, the range is
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from pytest_neuralpower.errors import TraceError
-from pytest_neuralpower.layers import Layer, TensorSpec, Trace
+from pytest_neuralpower.layers import Experts, Layer, TensorSpec, Trace
 from pytest_neuralpower.tracing.fused import fused
 from pytest_neuralpower.tracing.tracer import trace
 
@@ -31,10 +30,6 @@ Step: TypeAlias = Callable[[Any, int, int], Any]
 
 Engine: TypeAlias = Literal["serving", "eager"]
 ENGINES: Final = ("serving", "eager")
-
-#: Distinct experts that a step reads: as many as tokens choose if all are equally likely, or a
-#: number of them, or a share of all (a float up to 1).
-Experts: TypeAlias = Literal["uniform"] | int | float
 
 
 # -- Sizes as functions of the cached length.
@@ -234,7 +229,7 @@ class Language:
         are one kernel each, as vLLM runs them. ``eager``: what the model's code says, with
         transformers' growing cache, which is copied at every step.
     experts
-        See :data:`Experts`.
+        See :data:`pytest_neuralpower.layers.Experts`.
     step
         See :data:`Step`.
     """
@@ -351,7 +346,7 @@ class Language:
 
             with engine_kernels(self.model):
                 found = fused(trace(self.model, *args, **kwargs))
-        return found if self.experts == "uniform" else with_experts(found, self.experts)
+        return found.with_experts(self.experts)
 
 
 def _ids(batch: int, tokens: int) -> Tensor:
@@ -395,42 +390,3 @@ def _check_transformers(model: nn.Module) -> None:
             f"generate: {type(model).__name__} has an encoder of its own: pass step=, a function "
             "of (model, cached, batch) that returns one step's inputs, and the prompt's inputs"
         )
-
-
-# -- Experts.
-
-
-def with_experts(traced: Trace, experts: int | float) -> Trace:
-    """The trace with so many distinct experts read by each ``grouped_mm``.
-
-    Parameters
-    ----------
-    experts
-        How many, or the share of all (a float up to 1); never more than there are, nor than rows
-        choose one.
-
-    Raises
-    ------
-    TraceError
-        It is neither.
-    """
-    share = type(experts) is float and 0 < experts <= 1
-    if not share and (type(experts) is not int or experts < 1):
-        raise TraceError(
-            f"generate: experts={experts!r}: allowed: 'uniform', a number of experts from 1, or a "
-            "share of them such as 0.5"
-        )
-    layers = []
-    for layer in traced.layers:
-        if layer.op == "grouped_mm":
-            known = layer.inputs[1].shape[0]
-            read = min(experts * known if share else experts, known, layer.inputs[0].shape[0])
-            params = [pair for pair in layer.params if pair[0] != "read"]
-            layers.append(replace(layer, params=tuple(sorted([*params, ("read", float(read))]))))
-        else:
-            layers.append(layer)
-    notes = [note for note in traced.notes if not note.startswith("Assumed that ")]
-    if len(notes) < len(traced.notes):
-        said = f"{experts:.0%} of the experts" if share else f"{experts} experts"
-        notes.append(f"Given: the tokens of one call choose {said}, whose weights are read.")
-    return dataclasses.replace(traced, layers=tuple(layers), notes=tuple(notes))

@@ -16,6 +16,8 @@ from pytest_neuralpower.tracing.strides import Ints, broadcast_shapes
 from pytest_neuralpower.tracing.torch_private import base_of, nonzeros
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
     from pytest_neuralpower.layers import TensorSpec
@@ -286,24 +288,29 @@ def _grouped_mm(
         raise NoRule
     if not recorder.same_dtype(mat_a.dtype, mat_b.dtype):
         raise NoRule
-    experts = matrix[0]
-    chosen = recorder.chosen.get(experts, 1)
-    if rows[0] % chosen:
-        chosen = 1
     recorder.note_seen(mat_a, mat_b)
     out = recorder.new((rows[0], matrix[2]), recorder.autocast(mat_a.dtype))
-    inputs = (recorder.spec(mat_a), recorder.spec(mat_b))
-    params = (("chosen", chosen),)
+    list_grouped(recorder, mat_a, mat_b, out, (mat_a, mat_b, offs, bias))
+    return out
+
+
+def list_grouped(
+    recorder: Recorder, rows: Tensor, matrices: Tensor, out: Tensor, reads: Iterable[Any]
+) -> None:
+    """List a ``grouped_mm`` of these rows by these experts' matrices, and what it assumes."""
+    count, experts = rows.shape[0], matrices.shape[0]
+    chosen = recorder.chosen.get(experts, 1)
+    if count % chosen:
+        chosen = 1
     recorder.add(
-        "matmul", "grouped_mm", inputs, (), (recorder.spec(out),), params,
-        reads=(mat_a, mat_b, offs, bias), makes=(out,),
+        "matmul", "grouped_mm", map(recorder.spec, (rows, matrices)), (), (recorder.spec(out),),
+        (("chosen", chosen),), reads=reads, makes=(out,),
     )  # fmt: skip
     read = expected_experts(recorder.layers[-1])
     recorder.notes[
-        f"Assumed that {rows[0] // chosen} tokens choose {chosen} of {experts} experts each, all "
+        f"Assumed that {count // chosen} tokens choose {chosen} of {experts} experts each, all "
         f"equally likely: grouped_mm reads the weights of {read:.4g}."
     ] = None
-    return out
 
 
 # -- Fully connected layers.
@@ -320,9 +327,9 @@ def _linear_by(recorder: Recorder, input: Tensor, weight: Tensor, bias: Tensor |
     if input.ndim != 2 or weight.ndim != 2:
         raise NoRule
     for given in (weight, bias):
-        base = None if given is None else base_of(given)
-        if base is not None:
-            recorder.note_seen(base)
+        if given is not None:
+            base = base_of(given)
+            recorder.note_seen(given if base is None else base)
     return linear(recorder, "linear", input, weight.t(), bias)
 
 

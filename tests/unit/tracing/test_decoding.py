@@ -10,7 +10,7 @@ from language_models import CONFIGS, language_model
 from torch import nn
 
 from pytest_neuralpower.errors import TraceError
-from pytest_neuralpower.tracing.decoding import Engine, Language, stretches, with_experts
+from pytest_neuralpower.tracing.decoding import Engine, Language, stretches
 
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer
@@ -100,7 +100,7 @@ def test_experts_that_a_step_reads_may_be_given(experts: Any, read: float) -> No
         f"{' of the' if experts == 0.5 else ''} experts, whose weights are read."
     ]
     with pytest.raises(TraceError, match="experts=0: allowed: 'uniform'"):
-        with_experts(step, 0)
+        step.with_experts(0)
 
 
 class Recurrent(nn.Module):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.layers import Layer, expected_experts
-from pytest_neuralpower.platform.catalog import load_platform
+from pytest_neuralpower.platform.catalog import load_platform, predict
 from pytest_neuralpower.tracing import trace
 
 WIDTH, HIDDEN = 64, 32
@@ -61,6 +62,38 @@ def test_experts_that_tokens_choose_are_read(
     assert expected_experts(layer) == pytest.approx(read)
     moved = 2 * (rows * (WIDTH + HIDDEN) + read * WIDTH * HIDDEN)
     assert layer.cost.bytes_moved == pytest.approx(moved, abs=1)
+
+
+class Differentiated(Experts):
+    """It differentiates inside forward: only the dispatcher sees its operations."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            out = super().forward(x)
+            torch.autograd.grad(out.sum(), self.gate.weight, allow_unused=True)
+        return out
+
+
+def test_the_dispatcher_sees_the_same_choice() -> None:
+    traced = trace(Differentiated(8, 2).eval(), torch.zeros(4, WIDTH, dtype=torch.bfloat16))
+    assert traced.route == "aten"
+    (layer, *_) = [layer for layer in traced if layer.op == "grouped_mm"]
+    assert layer == product(8, 2, 4)
+
+
+def test_experts_read_may_be_told() -> None:
+    model, x = Experts(8, 2).eval(), torch.zeros(4, WIDTH, dtype=torch.bfloat16)
+    told = trace(model, x).with_experts(3)
+    (layer,) = [layer for layer in told if layer.op == "grouped_mm"]
+    assert expected_experts(layer) == 3
+    assert told.notes == (
+        "Given: the tokens of one call choose 3 experts, whose weights are read.",
+    )
+    few, all_of_them = (predict(model, x, platform="h200", experts=experts) for experts in (1, 1.0))
+    assert few.runtime_ms < all_of_them.runtime_ms
+    assert few.notes != all_of_them.notes
+    with pytest.raises(TraceError, match="experts=0: allowed: 'uniform'"):
+        predict(model, x, platform="h200", experts=0)
 
 
 def test_rows_without_a_ranking_choose_one_expert_each() -> None:
