@@ -58,6 +58,10 @@ class Row(NamedTuple):
     remarks: str = ""
     time_ms: str = ""
 
+    def __str__(self) -> str:
+        figures = f"{self.ours} MACs, FlopCounterMode {self.reference}, {self.time_ms} ms"
+        return f"{self.model}: {self.verdict}: {figures}; {self.remarks[:160]}"
+
 
 def run(case: Case) -> Row:
     """Trace and count one model."""
@@ -187,7 +191,7 @@ def main() -> int:
     wanted = set(options.models.split(",")) if options.models else None
     told = ("DIFFERS", "FAILED", "explained")
 
-    rows: list[Row] = []
+    failed = False
     table = []
     for library in options.library or LIBRARIES:
         cases, step = LIBRARIES[library]
@@ -197,8 +201,9 @@ def main() -> int:
                 if wanted is None or case.name in wanted:
                     row = run(case)
                     verdicts[row.verdict] += 1
+                    failed |= row.verdict in ("DIFFERS", "FAILED")
                     if options.verbose or wanted or row.verdict in told:
-                        rows.append(row)
+                        print(row, flush=True)
         except ImportError as error:
             print(f"{library}: {error}")
             continue
@@ -209,14 +214,11 @@ def main() -> int:
             (library, tried, tried - verdicts["FAILED"], sum(verdicts[one] for one in compared),
              *(verdicts[one] for one in (*compared, *out)))
         )  # fmt: skip
-    if rows:
-        shown = [[str(field)[:160] for field in row] for row in rows]
-        print(tabulate(shown, ("model", "", "our MACs", "FlopCounterMode", "remarks", "ms")))
     table.append(("all", *(sum(column) for column in list(zip(*table, strict=True))[1:])))
     headers = ("library", "models", "traced", "compared", "identical", "explained", "DIFFERS",
                "needs values, too large", "refused by torch, too", "not built")  # fmt: skip
     print(f"\n{tabulate(table, headers)}")
-    return 1 if any(row.verdict in ("DIFFERS", "FAILED") for row in rows) else 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from pytest_neuralpower.layers import TensorSpec
+    from pytest_neuralpower.layers import Params, TensorSpec
     from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.rules.table import Rule
 
@@ -43,37 +43,70 @@ def _list_matmul(
 def _list_sparse(
     recorder: Recorder, left: Tensor, right: Tensor, out: Ints, *more: Tensor
 ) -> Tensor:
-    """A product with a COO, CSR or CSC operand: each of its values meets a row of the other."""
+    """A product with a sparse operand: each of its values meets a row of the other."""
     first = left.layout is not torch.strided
     sparse, dense = (left, right) if first else (right, left)
-    if dense.layout is not torch.strided or sparse.ndim != 2:
+    if sparse.ndim != 2:
         raise NoRule
-    indices = _indices(sparse)
-    count = nonzeros(sparse)
+    if dense.layout is not torch.strided:
+        return _list_two_sparse(recorder, left, right, *more)
     lines = math.prod(out) // max(sparse.shape[0 if first else 1], 1)
     output = recorder.new(out, dense.dtype)
     recorder.note_seen(sparse, dense, *more)
-    values = spec_of((count,), sparse.dtype)
-    macs = count * lines
+    values = _values(sparse)
     recorder.add(
         "matmul", "sparse_mm",
-        (values, *map(recorder.spec, (dense, *indices, *more))), (), (recorder.spec(output),),
-        (("macs", macs), ("reduced", max(1, -(-macs // max(math.prod(out), 1))))),
+        (values, *map(recorder.spec, (dense, *_indices(sparse), *more))), (),
+        (recorder.spec(output),), _sparse_params(values.numel * lines, math.prod(out)),
         reads=(sparse, dense, *more), makes=(output,),
     )  # fmt: skip
     return output
 
 
+def _list_two_sparse(recorder: Recorder, left: Tensor, right: Tensor, *more: Tensor) -> Tensor:
+    """Each value of a column meets the values in the other's row of that number.
+
+    How many are left in the result, multiplying tells: it has values, as both operands do.
+    """
+    if more or left.is_meta or right.is_meta or left.shape[1] != right.shape[0]:
+        raise NoRule
+    rows, columns = (each.to_sparse(layout=torch.sparse_coo) for each in (left, right))
+    met = torch.bincount(columns._indices()[0], minlength=right.shape[0])
+    output: Tensor = torch.sparse.mm(rows, columns).coalesce()
+    count = nonzeros(output)
+    if left.layout is not torch.sparse_coo:
+        output = output.to_sparse(layout=left.layout)
+    recorder.note_seen(left, right)
+    recorder.add(
+        "matmul", "sparse_mm",
+        (_values(left), _values(right), *map(recorder.spec, (*_indices(left), *_indices(right)))),
+        (), (spec_of((count,), left.dtype), *map(recorder.spec, _indices(output))),
+        _sparse_params(int(met[rows._indices()[1]].sum()), count),
+        reads=(left, right), makes=(output,),
+    )  # fmt: skip
+    return output
+
+
+def _sparse_params(macs: int, results: int) -> Params:
+    return ("macs", macs), ("reduced", max(1, -(-macs // max(results, 1))))
+
+
+def _values(sparse: Tensor) -> TensorSpec:
+    """What a matrix holds, the zeros in its blocks included."""
+    count = nonzeros(sparse)
+    if sparse.layout in (torch.sparse_bsr, torch.sparse_bsc):
+        count *= math.prod(sparse.values().shape[-2:])
+    return spec_of((count,), sparse.dtype)
+
+
 def _indices(sparse: Tensor) -> tuple[Tensor, ...]:
-    """What says where a matrix's values are."""
+    """What says where a matrix's values, or its blocks, are."""
     if sparse.layout is torch.sparse_coo:
         # Torch has none to give before they are coalesced.
         return (torch.empty((2, nonzeros(sparse)), dtype=torch.int64, device="meta"),)
-    if sparse.layout is torch.sparse_csr:
+    if sparse.layout in (torch.sparse_csr, torch.sparse_bsr):
         return sparse.crow_indices(), sparse.col_indices()
-    if sparse.layout is torch.sparse_csc:
-        return sparse.ccol_indices(), sparse.row_indices()
-    raise NoRule  # blocks
+    return sparse.ccol_indices(), sparse.row_indices()
 
 
 def _sparse_mm(recorder: Recorder, op: str, sparse: Tensor, dense: Tensor) -> Tensor:

@@ -78,6 +78,27 @@ def test_indices_are_read_and_zeros_are_not(layout: torch.layout, indices: int) 
     assert layer.cost.bytes_out == 4 * NODES * WIDTH
 
 
+@pytest.mark.parametrize("layout", [torch.sparse_bsr, torch.sparse_bsc])
+def test_blocks_cost_the_zeros_in_them_too(layout: torch.layout) -> None:
+    dense = torch.zeros(NODES, NODES)
+    dense[:6, 9] = 1.0  # two blocks
+    matrix = dense.to_sparse(layout=layout, blocksize=(3, 5))
+    *_, layer = trace(Graph(torch.mm), torch.randn(NODES, 16), matrix)
+    assert layer.macs == 2 * 3 * 5 * WIDTH
+    lines = NODES // (3 if layout is torch.sparse_bsr else 5)
+    assert layer.cost.bytes_in == 4 * (2 * 15 + NODES * WIDTH) + 8 * (lines + 1 + 2)
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_two_sparse_matrices_cost_the_values_that_meet(layout: torch.layout) -> None:
+    matrix = adjacency(layout)
+    dense = matrix.to_dense()
+    *_, layer = trace(Graph(lambda matrix, _: matrix @ matrix), torch.randn(NODES, 16), matrix)
+    assert layer.op == "sparse_mm"
+    assert layer.macs == int((dense.sum(0) * dense.sum(1)).sum())
+    assert layer.outputs[0].numel == int((dense @ dense).count_nonzero())
+
+
 def test_vector_meets_each_value_once() -> None:
     model = Graph(lambda matrix, x: torch.mv(matrix, x[:, 0]), adjacency(torch.sparse_csr))
     assert trace(model, torch.randn(NODES, 16)).macs == LINEAR + EDGES
