@@ -108,6 +108,8 @@ class Recorder:
     producers
         By a tensor's memory, which its views share: the layer that wrote there last. It keeps the
         memory alive, as another tensor would come to lie there.
+    parameters_written
+        Whether an operation wrote into one: until then, none has a producer.
     path
         Dotted path of the module that is running.
     seen
@@ -121,14 +123,15 @@ class Recorder:
     """
 
     __slots__ = (
-        "_specs", "chosen", "fallbacks", "home", "layers", "notes", "path", "producers", "reads",
-        "seen",
+        "_specs", "chosen", "fallbacks", "home", "layers", "notes", "parameters_written", "path",
+        "producers", "reads", "seen",
     )  # fmt: skip
 
     def __init__(self, home: str = "cpu") -> None:
         self.layers: list[Layer] = []
         self.reads: list[tuple[int, ...]] = []
         self.producers: MutableMapping[Any, int] = {}
+        self.parameters_written = False
         self.path = ""
         self.seen: set[int] = set()
         self.fallbacks: dict[str, None] = {}
@@ -177,12 +180,14 @@ class Recorder:
         """List the planned layer of these operands and return its result: a tensor without data,
         or the operand that it has written over."""
         kind, op, inputs, weights, outputs, dtype, params, shape, strides, result = plan
-        layers, producers = self.layers, self.producers
+        layers = self.layers
         self.reads.append(self.makers(operands))
-        if written is None:
-            written = _new(shape, strides, dtype=result, device=META)
-        producers[written.untyped_storage()] = len(layers)
         layers.append(Layer(kind, op, self.path, inputs, weights, outputs, dtype, params))
+        if written is None:
+            made = _new(shape, strides, dtype=result, device=META)
+            self.producers[made.untyped_storage()] = len(layers) - 1
+            return made
+        self.made(written)
         return written
 
     def makers(self, tensors: Iterable[Any]) -> tuple[int, ...]:
@@ -190,11 +195,17 @@ class Recorder:
         of_memory = self.producers.get
         makers: tuple[int, ...] = ()
         for tensor in tensors:
-            if isinstance(tensor, Tensor):
-                memory = memory_of(tensor)
-                maker = None if memory is None else of_memory(memory)
-                if maker is not None and maker not in makers:
-                    makers += (maker,)
+            kind = type(tensor)
+            if kind is Tensor and tensor.layout is torch.strided:
+                maker = of_memory(tensor.untyped_storage())
+            elif kind is Parameter and not self.parameters_written:
+                continue
+            elif isinstance(tensor, Tensor) and (memory := memory_of(tensor)) is not None:
+                maker = of_memory(memory)
+            else:
+                continue
+            if maker is not None and maker not in makers:
+                makers += (maker,)
         return makers
 
     def made(self, *tensors: Tensor, by: int | None = None) -> None:
@@ -204,6 +215,7 @@ class Recorder:
             memory = memory_of(tensor)
             if memory is not None:
                 self.producers[memory] = maker
+                self.parameters_written |= type(tensor) is Parameter
 
     def follows(self, tensor: Tensor, source: Tensor) -> None:
         """Say that a tensor holds what another one holds, though in other memory."""

@@ -6,8 +6,8 @@ import random
 import sys
 from collections import OrderedDict, defaultdict, deque
 from contextlib import contextmanager
-from itertools import islice
-from operator import is_
+from itertools import chain, islice
+from operator import is_, itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -18,7 +18,7 @@ from pytest_neuralpower.tracing.fallbacks import meta_like, tensors_in
 from pytest_neuralpower.tracing.torch_private import (
     BUFFERS,
     CHILDREN,
-    HOOKS,
+    HOOK_OPTIONS,
     PARAMETERS,
     POST_HOOKS,
     PRE_HOOKS,
@@ -169,7 +169,7 @@ _CONTAINERS: Final = frozenset((list, dict, set, deque, OrderedDict, defaultdict
 
 #: Attributes that every module has; their contents are kept separately, where they matter.
 _STANDARD: Final = frozenset(vars(Module()))
-_CONTENTS: Final = (PARAMETERS, BUFFERS, CHILDREN)
+_contents_of: Final = itemgetter(PARAMETERS, BUFFERS, CHILDREN, PRE_HOOKS, POST_HOOKS)
 
 #: How deep to follow containers and objects that a module holds.
 _DEPTH: Final = 4
@@ -180,26 +180,21 @@ class _ModuleState:
 
     def __init__(self, modules: Sequence[Module]) -> None:
         # One look at every module has to be quick: it is the largest fixed cost of a trace.
-        self._modules: list[tuple[Attributes, Attributes, list[Any]]] = []
+        treatments = {kind: _treatment(kind) for kind in set(map(type, modules))}
+        seen = [module for module in modules if treatments[type(module)] != "compiled"]
+        self._own = [module.__dict__ for module in seen]
+        self._own_before = [own.copy() for own in self._own]
+        contents = [*chain.from_iterable(map(_contents_of, self._own))]
+        self._filled = [each for each in contents if each]
+        self._filled_before = [each.copy() for each in self._filled]
+        self._empty = [each for each in contents if not each]
         self._objects: list[tuple[Attributes, Attributes]] = []
         self._containers: list[tuple[Any, Any]] = []
-        self._hooked: list[tuple[Any, Any]] = []
         self._seen: set[int] = set()
-        treatments: dict[type, str] = {}
-        for module in modules:
-            kind = type(module)
-            treatment = treatments.get(kind)
-            if treatment is None:
-                treatment = treatments[kind] = _treatment(kind)
-            if treatment == "compiled":
-                continue
-            own = module.__dict__
-            contents = [(own[name], own[name].copy()) for name in _CONTENTS if own[name]]
-            self._modules.append((own, own.copy(), contents))
-            if own[POST_HOOKS] or own[PRE_HOOKS]:
-                self._hooked += [(own[name], own[name].copy()) for name in HOOKS]
-            if treatment == "custom":
+        for module in seen:
+            if treatments[type(module)] == "custom":
                 # A module sets its standard attributes first, all at once.
+                own = module.__dict__
                 first = len(_STANDARD) if next(iter(own)) in _STANDARD else 0
                 for value in islice(own.values(), first, None):
                     if type(value) not in _ATOMS:
@@ -228,35 +223,39 @@ class _ModuleState:
                 self._keep(item, depth + 1)
 
     def restore(self) -> None:
-        for own, before, contents in self._modules:
-            # Comparing lists sees identical values first: an unchanged module costs next to
-            # nothing.
-            try:
-                same = [*own.values()] == [*before.values()]
-            except Exception:  # a replaced tensor or array has no truth value
-                same = False
-            if not same:
-                _put_back(own, before)
-            for now, items in contents:
-                if len(now) != len(items) or not all(map(is_, now.values(), items.values())):
-                    _put_back(now, items)
-            if sum([bool(own[name]) for name in _CONTENTS]) != len(contents):
-                _empty_again(own, contents)
-            if own[POST_HOOKS] or own[PRE_HOOKS]:
-                self._drop_new_hooks(own)
-        for now, attributes in self._objects:
-            if len(now) != len(attributes) or not all(map(is_, now.values(), attributes.values())):
-                _put_back(now, attributes)
-        for hooks, known in self._hooked:
-            _put_back(hooks, known)
-        for container, items in self._containers:
-            _put_back(container, items)
+        if not self._is_unchanged():
+            for now, before in (
+                *zip(self._own, self._own_before, strict=True),
+                *zip(self._filled, self._filled_before, strict=True),
+            ):
+                if not _is_same(now, before):
+                    _put_back(now, before)
+            for now in self._empty:
+                now.clear()
+            for own in self._own:
+                for name in HOOK_OPTIONS:
+                    for gone in own[name].keys() - own[PRE_HOOKS].keys() - own[POST_HOOKS].keys():
+                        del own[name][gone]
+        for now, before in self._objects:
+            if not _is_same(now, before):
+                _put_back(now, before)
+        for now, before in self._containers:
+            _put_back(now, before)
 
-    def _drop_new_hooks(self, own: Attributes) -> None:
-        known = {id(hooks) for hooks, _ in self._hooked}
-        for name in HOOKS:
-            if id(own[name]) not in known:
-                own[name].clear()
+    def _is_unchanged(self) -> bool:
+        """Equal attributes, identical contents: compared at once, as most forwards leave all."""
+        try:
+            same = self._own == self._own_before
+        except Exception:  # a replaced tensor or array has no truth value
+            return False
+        values = [*chain.from_iterable(map(dict.values, self._filled))]
+        before = [*chain.from_iterable(map(dict.values, self._filled_before))]
+        filled = len(values) == len(before) and all(map(is_, values, before))
+        return same and filled and not any(self._empty)
+
+
+def _is_same(now: Attributes, before: Attributes) -> bool:
+    return now.keys() == before.keys() and all(map(is_, now.values(), before.values()))
 
 
 def _treatment(kind: type) -> str:
@@ -265,14 +264,6 @@ def _treatment(kind: type) -> str:
         return "compiled"  # out of reach here; its buffers are kept by the journal
     # Torch's own modules hold no containers that a forward would fill.
     return "plain" if kind.__module__.startswith("torch.nn.modules.") else "custom"
-
-
-def _empty_again(own: Attributes, contents: list[Any]) -> None:
-    """Parameters, buffers or children of a module that had none."""
-    kept = [id(now) for now, _ in contents]
-    for name in _CONTENTS:
-        if id(own[name]) not in kept:
-            own[name].clear()
 
 
 def _put_back(now: Any, before: Any) -> None:

@@ -34,7 +34,7 @@ __all__ = [
     "FLEX_MODULE",
     "FLEX_ORDER",
     "FLEX_UNCOMPILED",
-    "HOOKS",
+    "HOOK_OPTIONS",
     "NATIVE_CLASS",
     "NATIVE_MODULE",
     "OPERATOR_COMPILE",
@@ -80,9 +80,11 @@ without_torch_function: Callable[[], Any] = torch._C.DisableTorchFunction
 #: Attributes of a module: its own parameters, buffers and children, and the hooks around forward.
 PARAMETERS, BUFFERS, CHILDREN = "_parameters", "_buffers", "_modules"
 PRE_HOOKS, POST_HOOKS = "_forward_pre_hooks", "_forward_hooks"
-#: Every kind of hook.
-HOOKS: Final = tuple(
-    name for name, value in vars(nn.Module()).items() if "hook" in name and isinstance(value, dict)
+#: How they are called, by the hook's number.
+HOOK_OPTIONS: Final = tuple(
+    name
+    for name in vars(nn.Module())
+    if name.startswith("_forward_") and name not in (PRE_HOOKS, POST_HOOKS)
 )
 
 #: What a module or another object holds, as its ``__dict__`` has it.
