@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -163,54 +164,82 @@ def watched_calls(
 Leaf = Callable[["Recorder", str, Attributes, Tensor], Any]
 
 
-def _by_rule(rule: Rule, *names: str, only: tuple[str, Any] | None = None, **options: str) -> Leaf:
-    """Calls a shape rule with parameters and attributes of the module.
+def _by_rule(
+    rule: Rule,
+    weights: tuple[str, ...] = (),
+    settings: tuple[str, ...] = (),
+    only: tuple[str, Any] | None = None,
+) -> Leaf:
+    """Calls a shape rule with parameters of the module, then with attributes of it.
 
     Parameters
     ----------
-    names, options
-        The rule's arguments after its input, each the name that the module has for it.
+    weights, settings
+        Their names.
     only
         An attribute and the value that it must have.
     """
+    weights_of, settings_of = _getter(weights), _getter(settings)
 
     def answer(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
         if only is not None and own[only[0]] != only[1]:
             raise NoRule
-        parameters = own[PARAMETERS]
-        given = [parameters[name] if name in parameters else own[name] for name in names]
-        if not options:
-            return rule(recorder, op, input, *given)
-        return rule(recorder, op, input, *given, **{key: own[options[key]] for key in options})
+        return rule(recorder, op, input, *weights_of(own[PARAMETERS]), *settings_of(own))
 
     return answer
 
 
-def _unchanged(recorder: Recorder, op: str, input: Tensor) -> Tensor:
+def _getter(names: tuple[str, ...]) -> Callable[[Attributes], tuple[Any, ...]]:
+    """Values of these names; a module that lacks one (it is computed) runs its own forward."""
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda own: tuple([own[name] for name in names])
+
+
+def _identity(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Tensor:
     return input
 
 
+def _dropout(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Tensor:
+    if own["training"]:
+        raise NoRule
+    return input
+
+
+_affine = ("weight", "bias")
 _convolution = _by_rule(
-    conv.conv, "weight", "bias", "stride", "padding", "dilation", "groups",
-    only=("padding_mode", "zeros"),
-)  # fmt: skip
+    conv.conv, _affine, ("stride", "padding", "dilation", "groups"), ("padding_mode", "zeros")
+)
 _transposed = _by_rule(
-    conv.conv_transpose, "weight", "bias", "stride", "padding", "output_padding", "groups",
-    "dilation",
-)  # fmt: skip
-_max_pool = _by_rule(
-    pooling.max_pool, "kernel_size", "stride", "padding", "dilation", "ceil_mode",
-    indices="return_indices",
-)  # fmt: skip
-_avg_pool = _by_rule(pooling.avg_pool, "kernel_size", "stride", "padding", "ceil_mode")
-_adaptive_avg_pool = _by_rule(pooling.adaptive_pool, "output_size")
-_linear = _by_rule(matmul.linear, "weight", "bias")
-_layer_norm = _by_rule(norm.layer_norm, "normalized_shape", "weight", "bias")
-_group_norm = _by_rule(norm.group_norm, "num_groups", "weight", "bias")
-_embedding = _by_rule(matmul.embedding, "weight", only=("max_norm", None))
-_dropout = _by_rule(_unchanged, only=("training", False))
-_identity = _by_rule(_unchanged)
-_flatten = _by_rule(memory.flatten, "start_dim", "end_dim")
+    conv.conv_transpose, _affine, ("stride", "padding", "output_padding", "groups", "dilation")
+)
+_avg_pool = _by_rule(pooling.avg_pool, settings=("kernel_size", "stride", "padding", "ceil_mode"))
+_adaptive_avg_pool = _by_rule(pooling.adaptive_pool, settings=("output_size",))
+_linear = _by_rule(matmul.linear, _affine)
+_embedding = _by_rule(matmul.embedding, ("weight",), only=("max_norm", None))
+_flatten = _by_rule(memory.flatten, settings=("start_dim", "end_dim"))
+
+
+def _max_pool(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
+    return pooling.max_pool(
+        recorder, op, input, own["kernel_size"], own["stride"], own["padding"], own["dilation"],
+        own["ceil_mode"], indices=own["return_indices"],
+    )  # fmt: skip
+
+
+def _layer_norm(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
+    weights = own[PARAMETERS]
+    return norm.layer_norm(
+        recorder, op, input, own["normalized_shape"], weights["weight"], weights["bias"]
+    )
+
+
+def _group_norm(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:
+    weights = own[PARAMETERS]
+    return norm.group_norm(
+        recorder, op, input, own["num_groups"], weights["weight"], weights["bias"]
+    )
+
 
 _RANKS: Final = {"batch_norm1d": (2, 3), "batch_norm2d": (4,), "batch_norm3d": (5,)}
 
@@ -382,6 +411,8 @@ class ModuleCalls:
         leaves = LEAVES if bypass else {}
         ordinary = self._ordinary
         level = functorch_level
+        # One for all: a leaf calls no other.
+        plainly = without_torch_function()
         get_ident = threading.get_ident
         owner = get_ident()
 
@@ -400,7 +431,7 @@ class ModuleCalls:
                     own = module.__dict__
                     if not (own[post_hooks] or own[pre_hooks] or "forward" in own):
                         try:
-                            with without_torch_function():
+                            with plainly:
                                 given = args[0]
                                 # An embedding's input is real: integers keep their values. Under
                                 # vmap or torch.func an input hides its lanes and derivatives.

@@ -196,12 +196,15 @@ class Recorder:
         makers: tuple[int, ...] = ()
         for tensor in tensors:
             kind = type(tensor)
-            if kind is Tensor and tensor.layout is torch.strided:
-                maker = of_memory(tensor.untyped_storage())
+            if kind is Tensor:
+                try:
+                    maker = of_memory(tensor.untyped_storage())
+                except (NotImplementedError, RuntimeError):  # a sparse one, one within vmap
+                    maker = of_memory(memory_of(tensor))
             elif kind is Parameter and not self.parameters_written:
                 continue
-            elif isinstance(tensor, Tensor) and (memory := memory_of(tensor)) is not None:
-                maker = of_memory(memory)
+            elif isinstance(tensor, Tensor):
+                maker = of_memory(memory_of(tensor))
             else:
                 continue
             if maker is not None and maker not in makers:
@@ -212,10 +215,8 @@ class Recorder:
         """Say that a layer made these: the one listed last, or the one told."""
         maker = len(self.layers) - 1 if by is None else by
         for tensor in tensors:
-            memory = memory_of(tensor)
-            if memory is not None:
-                self.producers[memory] = maker
-                self.parameters_written |= type(tensor) is Parameter
+            self.producers[memory_of(tensor)] = maker
+            self.parameters_written |= type(tensor) is Parameter
 
     def follows(self, tensor: Tensor, source: Tensor) -> None:
         """Say that a tensor holds what another one holds, though in other memory."""
@@ -240,14 +241,7 @@ class Recorder:
         Parameters among ``tensors`` become its weights. What it writes ``into`` a larger tensor is
         its output, and the layer stands for what was there before, too.
         """
-        inputs = []
-        weights = []
-        for tensor in tensors:
-            if type(tensor) is Parameter:
-                self.seen.add(id(tensor))
-                weights.append(self.spec(tensor))
-            elif isinstance(tensor, Tensor):
-                inputs.append(self.spec(tensor))
+        inputs, weights = self._operands(tensors)
         outputs = (output,) if isinstance(output, Tensor) else output
         self.add(
             kind, op, inputs, weights, [self.spec(each) for each in outputs],
@@ -267,7 +261,22 @@ class Recorder:
         self, kind: str, op: str, tensors: Sequence[Any], shape: Ints, dtype: torch.dtype
     ) -> Tensor:
         """List one layer of these tensors and return its result, a contiguous tensor."""
-        return self.record(kind, op, tensors, self.new(shape, dtype))
+        inputs, weights = self._operands(tensors)
+        return self.follow(planned(kind, op, inputs, tuple(shape), dtype, weights=weights), tensors)
+
+    def _operands(
+        self, tensors: Sequence[Any]
+    ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Inputs and weights among what an operation is given."""
+        inputs = []
+        weights = []
+        for tensor in tensors:
+            if type(tensor) is Parameter:
+                self.seen.add(id(tensor))
+                weights.append(self.spec(tensor))
+            elif isinstance(tensor, Tensor):
+                inputs.append(self.spec(tensor))
+        return tuple(inputs), tuple(weights)
 
     def weight_specs(self, *weights: Tensor | None) -> tuple[TensorSpec, ...]:
         """Specs of the weights that are there; marks them as read."""

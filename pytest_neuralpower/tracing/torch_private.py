@@ -138,10 +138,11 @@ def qualified_name(func: Any) -> str:
     return str(getattr(getattr(func, "overloadpacket", func), "_qualified_op_name", ""))
 
 
-def memory_of(tensor: Tensor) -> Any:
-    """What a tensor's elements lie in, also without data: of a tensor and its views the same.
+def memory_of(tensor: Tensor) -> torch.UntypedStorage:
+    """What a tensor's elements lie in, also without data: of a tensor and its views the same
+    object.
 
-    ``None`` for a layout that does not say.
+    Of a layout that does not say, what nothing else lies in.
     """
     try:
         return tensor.untyped_storage()
@@ -152,7 +153,9 @@ def memory_of(tensor: Tensor) -> Any:
     if tensor.layout is torch.sparse_coo:
         return memory_of(_values_of(tensor))
     compressed = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
-    return memory_of(tensor.values()) if tensor.layout in compressed else None
+    if tensor.layout in compressed:
+        return memory_of(tensor.values())
+    return torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
 
 
 def hold_stream(cycles: int) -> None:

@@ -52,12 +52,12 @@ def conv(
     Plain, with a weight ``(Cout, Cin / groups, *kernel)``; given an ``output_padding``,
     transposed, with a weight ``(Cin, Cout / groups, *kernel)``.
     """
-    dtype = input.dtype
-    if not recorder.same_dtype(dtype, weight.dtype):
+    dtype, of_weight = input.dtype, weight.dtype
+    if dtype is not of_weight and not recorder.same_dtype(dtype, of_weight):
         raise NoRule
     plan = _plan(
         op, input.shape, input.stride(), dtype, recorder.autocast(dtype), weight.shape,
-        weight.stride(), weight.dtype, bias is not None, _kept(stride), _kept(padding),
+        weight.stride(), of_weight, bias is not None, _kept(stride), _kept(padding),
         _kept(dilation), groups, _kept(output_padding),
     )  # fmt: skip
     recorder.seen.add(id(weight))

@@ -369,14 +369,14 @@ def _linear_by(recorder: Recorder, input: Tensor, weight: Tensor, bias: Tensor |
 def linear(
     recorder: Recorder, op: str, input: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    dtype = input.dtype
+    dtype, of_weight = input.dtype, weight.dtype
     if weight.layout is not torch.strided:
         out = (*input.shape[:-1], weight.shape[0])
         return _list_sparse(recorder, weight.t(), input, out, *(() if bias is None else (bias,)))
-    if not recorder.same_dtype(dtype, weight.dtype):
+    if dtype is not of_weight and not recorder.same_dtype(dtype, of_weight):
         raise NoRule
     plan = _linear_plan(
-        input.shape, dtype, recorder.autocast(dtype), weight.shape, weight.dtype,
+        input.shape, dtype, recorder.autocast(dtype), weight.shape, of_weight,
         None if bias is None else bias.shape,
     )  # fmt: skip
     recorder.seen.add(id(weight))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from pytest_neuralpower.tracing.fallbacks import NoRule
+from pytest_neuralpower.tracing.recorder import REMEMBERED, OperationPlan, planned, spec_of
 from pytest_neuralpower.tracing.rules.conv import full
 from pytest_neuralpower.tracing.rules.elementwise import unary
 from pytest_neuralpower.tracing.strides import (
@@ -35,33 +37,44 @@ def _cat(
 ) -> Tensor:
     if out is not None:
         raise NoRule
-    dim = dim if axis is None else axis
+    outlines = tuple([(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors])
+    recorder.note_seen(*tensors)
+    weights = tuple([type(tensor) is Parameter for tensor in tensors])
+    plan = _plan_cat(op, outlines, weights, dim if axis is None else axis)
+    return recorder.follow(plan, tensors)
+
+
+@lru_cache(REMEMBERED)
+def _plan_cat(
+    op: str,
+    given: tuple[tuple[Ints, Ints, torch.dtype], ...],
+    weights: tuple[bool, ...],
+    dim: int,
+) -> OperationPlan:
     # A 1-d empty tensor among tensors of another rank is skipped, for old times' sake.
-    parts = [tensor for tensor in tensors if tuple(tensor.shape) != (0,)] or list(tensors)
-    first = parts[0]
-    shape = list(first.shape)
-    rank = len(shape)
+    parts = [outline for outline in given if outline[0] != (0,)] or given
+    first, _, dtype = parts[0]
+    rank = len(first)
     if not rank or not -rank <= dim < rank:
         raise NoRule
     dim %= rank
     total = 0
-    dtype = first.dtype
-    for part in parts:
-        own = part.shape
-        if len(own) != rank:
+    for own, _, other in parts:
+        if len(own) != rank or any(own[axis] != first[axis] for axis in range(rank) if axis != dim):
             raise NoRule
         total += own[dim]
-        if part.dtype is not dtype:
-            dtype = torch.promote_types(dtype, part.dtype)
-    for part in parts[1:]:
-        own = part.shape
-        if any(own[axis] != shape[axis] for axis in range(rank) if axis != dim):
-            raise NoRule
-    shape[dim] = total
-    last = all(is_channels_last(part.shape, part.stride()) for part in parts)
-    strides = channels_last_strides(tuple(shape)) if last else None
-    output = recorder.new(tuple(shape), dtype, strides)
-    return recorder.record("memory", op, tensors, output, dim=dim)
+        dtype = torch.promote_types(dtype, other)
+    shape = (*first[:dim], total, *first[dim + 1 :])
+    last = all(is_channels_last(own, strides) for own, strides, _ in parts)
+    specs = [spec_of(own, other) for own, _, other in given]
+    return planned(
+        "memory", op,
+        tuple(spec for spec, weight in zip(specs, weights, strict=True) if not weight),
+        shape, dtype,
+        weights=tuple(spec for spec, weight in zip(specs, weights, strict=True) if weight),
+        params=(("dim", dim),),
+        strides=channels_last_strides(shape) if last else None,
+    )  # fmt: skip
 
 
 def _stack(recorder: Recorder, op: str, tensors: Any, dim: int = 0, *, out: Any = None) -> Tensor:
