@@ -398,6 +398,7 @@ class ModuleCalls:
         self.journal = journal
         self.entered: dict[int, tuple[nn.Module, str]] = {}
         self._compute = compute
+        self._bypass = False
         self._special: dict[type, Callable[..., Any] | None] = {}
 
     def replacement(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -407,8 +408,8 @@ class ModuleCalls:
         """
         recorder, names, path_of = self.recorder, self.paths.names, self.paths.of
         pre_hooks, post_hooks = PRE_HOOKS, POST_HOOKS
-        bypass = not self._compute and not any_global_hook()
-        leaves = LEAVES if bypass else {}
+        self._bypass = not self._compute and not any_global_hook()
+        leaves = LEAVES if self._bypass else {}
         ordinary = self._ordinary
         level = functorch_level
         # One for all: a leaf calls no other.
@@ -465,7 +466,10 @@ class ModuleCalls:
         try:
             if special is not None:
                 return special(original, module, args, kwargs)
-            return original(module, *args, **kwargs)
+            own = module.__dict__
+            if not self._bypass or own[POST_HOOKS] or own[PRE_HOOKS]:
+                return original(module, *args, **kwargs)
+            return module.forward(*args, **kwargs)  # nothing differentiates on this route
         except BaseException as error:
             if not hasattr(error, "where"):
                 _locate(error, path, module, args, kwargs)

@@ -195,6 +195,10 @@ def _cast_method(
 
 def _reshape(recorder: Recorder, input: Tensor, shape: Ints) -> Tensor:
     """A view where the strides allow it, a copy elsewhere."""
+    try:
+        return input.view(shape)
+    except RuntimeError:
+        pass  # its strides do not allow it, or its size
     if -1 in shape:
         known = -math.prod(shape)
         if known == 0 or input.numel() % known or shape.count(-1) > 1:
@@ -202,10 +206,7 @@ def _reshape(recorder: Recorder, input: Tensor, shape: Ints) -> Tensor:
         shape = tuple(input.numel() // known if size == -1 else size for size in shape)
     if math.prod(shape) != input.numel():
         raise NoRule
-    try:
-        return input.view(shape)
-    except RuntimeError:  # its strides do not allow it
-        return recorder.result("memory", "reshape", (input,), shape, input.dtype)
+    return recorder.result("memory", "reshape", (input,), shape, input.dtype)
 
 
 def _reshape_to(recorder: Recorder, op: str, input: Tensor, *shape: Any, **named: Any) -> Tensor:

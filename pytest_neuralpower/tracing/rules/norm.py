@@ -22,12 +22,9 @@ if TYPE_CHECKING:
 
 def _read(recorder: Recorder, *weights: Tensor | None) -> tuple[Outline, ...]:
     """Shapes and dtypes of the weights that are there; marks them as read."""
-    given = []
-    for tensor in weights:
-        if tensor is not None:
-            recorder.seen.add(id(tensor))
-            given.append((tensor.shape, tensor.dtype))
-    return tuple(given)
+    given = [tensor for tensor in weights if tensor is not None]
+    recorder.seen.update(map(id, given))
+    return tuple([(tensor.shape, tensor.dtype) for tensor in given])
 
 
 def batch_norm(
