@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer
 
 #: Larger models are not built for real.
-MOST_PARAMETERS = 400_000_000
+MOST_PARAMETERS = 250_000_000
 
 
 def _grouped_flops(rows: Any, matrices: Any, *_: Any, **__: Any) -> int:

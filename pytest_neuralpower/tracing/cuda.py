@@ -8,6 +8,7 @@ does not run, so they are ignored.
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -41,7 +42,7 @@ def without_cuda(recorder: Recorder) -> Iterator[None]:
     """Let autocast for CUDA and calls of ``torch.cuda`` pass, of one trace at a time."""
     changes = _autocast(recorder)
     if not torch.cuda.is_available():
-        changes += _stand_ins()
+        changes += [*_stand_ins(), *_imported]
     before = [(owner, name, vars(owner).get(name)) for owner, name, _ in changes]
     _ignored.clear()
     for owner, name, value in changes:
@@ -209,3 +210,25 @@ def _stand_ins() -> _Changes:
         for name in names
     ]
     return [*calls, *classes]
+
+
+#: Where code has these names for itself, as ``from torch.cuda import synchronize`` makes them.
+_imported: _Changes = []
+
+
+def find_imported() -> bool:
+    """Look through the loaded modules for such names; whether there are more than were known.
+
+    It takes milliseconds, so it is done only once a forward has failed for want of CUDA.
+    """
+    originals = {id(getattr(owner, name)): stand_in for owner, name, stand_in in _stand_ins()}
+    found = [
+        (module, name, originals[id(value)])
+        for module in [*sys.modules.values()]
+        if getattr(module, "__name__", "torch").partition(".")[0] != "torch"
+        for name, value in [*getattr(module, "__dict__", {}).items()]
+        if id(value) in originals
+    ]
+    more = len(found) > len(_imported)
+    _imported[:] = found
+    return more

@@ -66,11 +66,14 @@ class ModulePaths:
         Every module once, in ``named_modules`` order.
     names
         By a module's identity: its path, or all of them.
+    depth
+        Modules with children on the longest way down.
     """
 
     def __init__(self, model: Module) -> None:
         self.modules: list[Module] = []
         self.names: dict[int, str | list[str]] = {}
+        self.depth = 0
         self._calls: dict[tuple[int, str], int] = {}
         self._visit(model, "", ())
 
@@ -82,6 +85,7 @@ class ModulePaths:
         if not children or key in above:  # a module may hold itself
             return
         above = (*above, key)
+        self.depth = max(self.depth, len(above))
         prefix = f"{name}." if name else ""
         names, modules = self.names, self.modules
         for child_name, child in children.items():

@@ -8,7 +8,7 @@ import re
 import sys
 from contextlib import contextmanager, nullcontext
 from itertools import filterfalse
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,7 +20,7 @@ from pytest_neuralpower.collector import collector_paused
 from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.layers import Trace
 from pytest_neuralpower.tracing.control_flow import uncompiled_operators
-from pytest_neuralpower.tracing.cuda import without_cuda
+from pytest_neuralpower.tracing.cuda import find_imported, without_cuda
 from pytest_neuralpower.tracing.fallbacks import NeedsAten, NeedsForward, ShapeMismatch
 from pytest_neuralpower.tracing.flex import watched_flex_attention
 from pytest_neuralpower.tracing.function_mode import FunctionTracer
@@ -259,6 +259,9 @@ def _trace_aten(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
 
 # -- The public ``trace``.
 
+#: What torch says where there is no CUDA.
+_LACKS_CUDA: Final = re.compile("CUDA|NVTX|NVIDIA|dummy base class")
+
 
 def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:
     """List the layers of ``model(*args, **kwargs)``.
@@ -292,7 +295,12 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:
         )
     model = getattr(model, ORIGINAL, model)  # torch.compile's wrapper
     with collector_paused(), _deeper_calls():
-        route, recorder = _first_route(model, args, kwargs)
+        try:
+            route, recorder = _first_route(model, args, kwargs)
+        except TraceError as error:
+            if not _LACKS_CUDA.search(str(error)) or not find_imported():
+                raise
+            route, recorder = _first_route(model, args, kwargs)
     batch = batch_size(args, kwargs)
     if not batch and (sizes := _first_dimensions(args, kwargs)):
         recorder.notes[
@@ -309,6 +317,12 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:
         model=type(model).__name__,
         tokens=token_count(args, kwargs),
     )
+
+
+#: Modules nested deeper than this get further frames of Python's, so many each: called alone, too,
+#: they would need a higher limit.
+_DEEP: Final = 100
+_FRAMES: Final = 8
 
 
 @contextmanager
@@ -333,6 +347,8 @@ def _first_route(model: nn.Module, args: Any, kwargs: Any) -> tuple[str, Recorde
         paths = ModulePaths(model)
     except RecursionError as error:
         _refuse(model, args, kwargs, error)
+    if paths.depth > _DEEP:
+        sys.setrecursionlimit(sys.getrecursionlimit() + _FRAMES * paths.depth)
     if _has_lazy_modules(paths.modules):
         reason = NeedsForward("it has lazy modules, which were initialised in a copy")
         return "forward", _forward(_initialised_later(model), args, kwargs, reason)
@@ -418,7 +434,7 @@ def _refuse(model: nn.Module, args: Any, kwargs: Any, error: BaseException) -> N
     todo = "check the example inputs' shapes and dtypes"
     if "'indices'" in reason and "scalar type" in reason:  # torch's words of an embedding
         todo = "an embedding takes integers: give that input an integer dtype, such as 1,128:int64"
-    elif not torch.cuda.is_available() and re.search("CUDA|NVTX|NVIDIA", reason):
+    elif not torch.cuda.is_available() and _LACKS_CUDA.search(reason):
         todo = "it calls CUDA, which this machine lacks: make that call depend on is_available()"
     raise TraceError(f"cannot trace {name}: {where} failed with {kind}{reason}; {todo}") from None
 

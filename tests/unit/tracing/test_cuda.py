@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.cuda import Stream, stream, synchronize
 
 from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.tracing import trace
@@ -149,6 +150,13 @@ def annotated(self: Any, x: torch.Tensor) -> torch.Tensor:
         return self.fc(x)
 
 
+def imported(self: Any, x: torch.Tensor) -> torch.Tensor:
+    with stream(Stream()):
+        x = self.fc(x)
+    synchronize()
+    return x
+
+
 def accelerated(self: Any, x: torch.Tensor) -> torch.Tensor:
     torch.Event("cuda").record(torch.accelerator.current_stream())
     torch.accelerator.synchronize()
@@ -162,6 +170,7 @@ def accelerated(self: Any, x: torch.Tensor) -> torch.Tensor:
         (timed, "torch.cuda.Event, torch.cuda.synchronize"),
         (on_a_stream, "torch.cuda.Stream, torch.cuda.current_stream, torch.cuda.stream"),
         (annotated, "torch.cuda.device, torch.cuda.nvtx.range_push, torch.cuda.nvtx.mark"),
+        (imported, "torch.cuda.stream, torch.cuda.synchronize"),
         (accelerated, "torch.Event, torch.accelerator.current_stream"),
     ],
 )

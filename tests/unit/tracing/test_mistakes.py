@@ -191,8 +191,9 @@ def nested_modules(depth: int) -> nn.Module:
     return model
 
 
-def test_modules_as_deep_as_torch_itself_can_call_are_traced() -> None:
-    model, limit = nested_modules(200), sys.getrecursionlimit()
+@pytest.mark.parametrize("depth", [200, 1000])
+def test_modules_are_traced_however_deep_they_are_nested(depth: int) -> None:
+    model, limit = nested_modules(depth), sys.getrecursionlimit()
     try:
         sys.setrecursionlimit(1000)
         assert trace(model, torch.randn(2, 4)).macs == 32
@@ -203,7 +204,7 @@ def test_modules_as_deep_as_torch_itself_can_call_are_traced() -> None:
 
 def test_modules_nested_too_deeply_are_refused() -> None:
     with pytest.raises(TraceError, match=r"too deeply.*setrecursionlimit"):
-        trace(nested_modules(2000), torch.randn(2, 4))
+        trace(nested_modules(4000), torch.randn(2, 4))
 
 
 def test_traceback_shows_none_of_torch() -> None:
