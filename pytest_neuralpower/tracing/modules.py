@@ -255,8 +255,9 @@ def _batch_norm(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> 
     mean, variance = buffers.get("running_mean"), buffers.get("running_var")
     training = own["training"] or mean is None
     return norm.batch_norm(
-        recorder, op, input, mean, variance, weights["weight"], weights["bias"], training
-    )
+        recorder, op, input, mean, variance, weights["weight"], weights["bias"], training,
+        buffers=True,
+    )  # fmt: skip
 
 
 def _activation(recorder: Recorder, op: str, own: Attributes, input: Tensor) -> Any:

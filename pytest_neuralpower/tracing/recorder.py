@@ -187,7 +187,8 @@ class Recorder:
             made = _new(shape, strides, dtype=result, device=META)
             self.producers[made.untyped_storage()] = len(layers) - 1
             return made
-        self.made(written)
+        self.producers[memory_of(written)] = len(layers) - 1
+        self.parameters_written |= type(written) is Parameter
         return written
 
     def makers(self, tensors: Iterable[Any]) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ def full(value: Any, dims: int) -> Ints:
 
 
 def _kept(value: Any) -> Any:
-    """A list as a tuple: plans are remembered by their arguments, and a list cannot be a key."""
+    """A list as a tuple."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -55,11 +55,15 @@ def conv(
     dtype, of_weight = input.dtype, weight.dtype
     if dtype is not of_weight and not recorder.same_dtype(dtype, of_weight):
         raise NoRule
-    plan = _plan(
-        op, input.shape, input.stride(), dtype, recorder.autocast(dtype), weight.shape,
-        weight.stride(), of_weight, bias is not None, _kept(stride), _kept(padding),
-        _kept(dilation), groups, _kept(output_padding),
+    operands = (
+        input.shape, input.stride(), dtype, recorder.autocast(dtype), weight.shape,
+        weight.stride(), of_weight, bias is not None,
     )  # fmt: skip
+    try:
+        plan = _plan(op, *operands, stride, padding, dilation, groups, output_padding)
+    except TypeError:  # plans are remembered by their arguments, and a list cannot be a key
+        settings = map(_kept, (stride, padding, dilation, groups, output_padding))
+        plan = _plan(op, *operands, *settings)
     recorder.seen.add(id(weight))
     recorder.seen.add(id(bias))
     return recorder.follow(plan, (input, weight, bias))

@@ -39,14 +39,20 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
+    *,
+    buffers: bool = False,
 ) -> Tensor:
-    """Running statistics are never updated here: the model stays as it was."""
+    """Running statistics are never updated here: the model stays as it was.
+
+    As a module's own ``buffers``, they are no layer's outputs.
+    """
     if running_mean is None and not training:
         raise NoRule
     statistics = () if training else (running_mean, running_var)
     given = _read(recorder, weight, bias, *statistics)
     plan = _plan_batch(input.shape, input.stride(), input.dtype, given, training)
-    return recorder.follow(plan, (input, weight, bias, *statistics))
+    operands = (input, weight, bias) if buffers else (input, weight, bias, *statistics)
+    return recorder.follow(plan, operands)
 
 
 @lru_cache(REMEMBERED)
