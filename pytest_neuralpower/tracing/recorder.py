@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import torch
@@ -108,8 +109,8 @@ class Recorder:
     producers
         By a tensor's memory, which its views share: the layer that wrote there last. It keeps the
         memory alive, as another tensor would come to lie there.
-    parameters_written
-        Whether an operation wrote into one: until then, none has a producer.
+    made_by_none
+        Types of operands that no layer makes; parameters among them until one is written to.
     path
         Dotted path of the module that is running.
     seen
@@ -123,15 +124,24 @@ class Recorder:
     """
 
     __slots__ = (
-        "_specs", "chosen", "fallbacks", "home", "layers", "notes", "parameters_written", "path",
-        "producers", "reads", "seen",
+        "_specs",
+        "chosen",
+        "fallbacks",
+        "home",
+        "layers",
+        "made_by_none",
+        "notes",
+        "path",
+        "producers",
+        "reads",
+        "seen",
     )  # fmt: skip
 
     def __init__(self, home: str = "cpu") -> None:
         self.layers: list[Layer] = []
         self.reads: list[tuple[int, ...]] = []
         self.producers: MutableMapping[Any, int] = {}
-        self.parameters_written = False
+        self.made_by_none: set[type] = {Parameter, NoneType, int, float, bool}
         self.path = ""
         self.seen: set[int] = set()
         self.fallbacks: dict[str, None] = {}
@@ -187,13 +197,12 @@ class Recorder:
             made = _new(shape, strides, dtype=result, device=META)
             self.producers[made.untyped_storage()] = len(layers) - 1
             return made
-        self.producers[memory_of(written)] = len(layers) - 1
-        self.parameters_written |= type(written) is Parameter
+        self.made(written)
         return written
 
     def makers(self, tensors: Iterable[Any]) -> tuple[int, ...]:
         """The layers that made these tensors, in order, each once; an input has none."""
-        of_memory = self.producers.get
+        of_memory, passed_over = self.producers.get, self.made_by_none
         makers: tuple[int, ...] = ()
         for tensor in tensors:
             kind = type(tensor)
@@ -202,12 +211,10 @@ class Recorder:
                     maker = of_memory(tensor.untyped_storage())
                 except (NotImplementedError, RuntimeError):  # a sparse one, one within vmap
                     maker = of_memory(memory_of(tensor))
-            elif kind is Parameter and not self.parameters_written:
+            elif kind in passed_over or not isinstance(tensor, Tensor):
                 continue
-            elif isinstance(tensor, Tensor):
-                maker = of_memory(memory_of(tensor))
             else:
-                continue
+                maker = of_memory(memory_of(tensor))
             if maker is not None and maker not in makers:
                 makers += (maker,)
         return makers
@@ -217,7 +224,8 @@ class Recorder:
         maker = len(self.layers) - 1 if by is None else by
         for tensor in tensors:
             self.producers[memory_of(tensor)] = maker
-            self.parameters_written |= type(tensor) is Parameter
+            if type(tensor) is Parameter:
+                self.made_by_none.discard(Parameter)
 
     def follows(self, tensor: Tensor, source: Tensor) -> None:
         """Say that a tensor holds what another one holds, though in other memory."""
