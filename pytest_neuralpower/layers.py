@@ -40,6 +40,9 @@ KINDS: Final = (
     "uncovered",
 )
 
+#: Drawing a token of each row of logits by top-k and top-p: an operation of serving engines.
+SAMPLING: Final = "sample_top_p"
+
 #: Bytes of one element.
 ITEMSIZE: Final[Mapping[str, int]] = {
     "float64": 8,

@@ -88,6 +88,10 @@ def generate_command(
         Literal["serving", "eager"],
         typer.Option(help="what runs it: an engine such as vLLM, or the model's own code"),
     ] = "serving",
+    sampling: Annotated[
+        Literal["top_p", "greedy"],
+        typer.Option(help="how an engine draws tokens: by sorting the logits, or the largest"),
+    ] = "top_p",
     experts: Annotated[
         str,
         typer.Option(
@@ -118,6 +122,7 @@ def generate_command(
         draft_tokens=draft_tokens,
         acceptance=acceptance,
         engine=engine,
+        sampling=sampling,
         experts=_experts(experts),
         estimator=estimator,
     )

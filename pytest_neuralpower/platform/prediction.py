@@ -58,6 +58,22 @@ class Host(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
         return max(waiting, 0.0) * (self.waiting_w or 0.0)
 
 
+class Sampler(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a serving engine takes to draw a token by top-k and top-p: it sorts the logits.
+
+    Attributes
+    ----------
+    logit_ns
+        Time for each logit of each sample, ns.
+    """
+
+    logit_ns: Positive
+
+    def runtime_ms(self, logits: int) -> float:
+        """Of so many logits in all."""
+        return self.logit_ns * logits * 1e-6
+
+
 class LayerPrediction(NamedTuple):
     """One layer's predicted runtime (ms), power (W) and energy (mJ) in one call.
 

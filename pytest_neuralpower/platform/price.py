@@ -39,7 +39,7 @@ from pytest_neuralpower.estimators.features import (
 from pytest_neuralpower.estimators.physics import Ceilings, least_ms, roofline_ms
 from pytest_neuralpower.estimators.terms import evaluate, is_term
 from pytest_neuralpower.files import decode
-from pytest_neuralpower.layers import ITEMSIZE, Layer, TensorSpec, Trace
+from pytest_neuralpower.layers import ITEMSIZE, SAMPLING, Layer, TensorSpec, Trace
 from pytest_neuralpower.platform.file import REFIT, of_file, write
 from pytest_neuralpower.platform.intervals import Interval, Intervals
 from pytest_neuralpower.platform.prediction import (
@@ -51,6 +51,7 @@ from pytest_neuralpower.platform.prediction import (
     Host,
     LayerPrediction,
     Prediction,
+    Sampler,
 )
 from pytest_neuralpower.platform.protocol import Equation, Explanation, HeldOut, Summary
 from pytest_neuralpower.platform.ranges import outside
@@ -270,6 +271,9 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         Operations by dtype, where they are known.
     host
         What the host takes to launch a layer, in a mode whose calls wait for it.
+    sampler
+        What a serving engine takes to draw tokens (layers ``sample_top_p``), from whole runs; as
+        any operation without a formula where that is not known.
     power
         Estimator of every layer's power from its columns and ``runtime_ms``; None without one.
     provenance
@@ -294,6 +298,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     power: Utilization | None
     peaks_gflops: dict[str, Positive] = field(default_factory=dict)
     host: Host | None = None
+    sampler: Sampler | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     accuracy: dict[str, Any] = field(default_factory=dict)
     intervals: Intervals | None = None
@@ -526,6 +531,8 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
             estimated, least[where] = self._in_their_dtypes(
                 name, layers, values, estimate, bounded=bounded
             )
+            if name == "uncovered" and self.sampler is not None:
+                estimated, code = self._sampled(layers, estimated, code)
             runtime[where], codes[where] = estimated, code
             for index in where:
                 used[index], families[index] = label, name
@@ -541,6 +548,16 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
                 else:
                     power[where] = watts
         return runtime, power, codes, used, families, least
+
+    def _sampled(
+        self, layers: Sequence[Layer], estimated: FloatArray, codes: NDArray[np.intp]
+    ) -> tuple[FloatArray, NDArray[np.intp]]:
+        """Runtimes and flag codes of layers without a formula, those that draw tokens by what
+        whole runs tell of them."""
+        assert self.sampler is not None  # the caller has looked
+        drawn = np.array([layer.op == SAMPLING for layer in layers])
+        known = [self.sampler.runtime_ms(layer.inputs[0].numel) for layer in layers]
+        return np.where(drawn, known, estimated), np.where(drawn, _INFERRED, codes)
 
     def _in_their_dtypes(
         self,
@@ -784,7 +801,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     def to_json(self) -> dict[str, object]:
         """The platform as plain data, without its hash."""
         found: dict[str, object] = to_builtins(self)
-        for name in ("intervals", "host"):
+        for name in ("intervals", "host", "sampler"):
             if found[name] is None:
                 del found[name]
         del found["sha256"]

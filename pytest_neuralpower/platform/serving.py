@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.intervals import LayerErrors
     from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
     from pytest_neuralpower.platform.protocol import Platform
-    from pytest_neuralpower.tracing.decoding import Engine, Language, Step, Stretch
+    from pytest_neuralpower.tracing.decoding import Engine, Language, Sampling, Step, Stretch
 
 
 class _Ledger:
@@ -102,6 +102,7 @@ def generate(
     draft_tokens: int = 4,
     acceptance: float = 0.8,
     engine: Engine = "serving",
+    sampling: Sampling = "top_p",
     experts: Experts = "uniform",
     step: Step | None = None,
     estimator: str = BEST,
@@ -138,6 +139,9 @@ def generate(
         embeddings, gated activations and experts are one kernel each.
         ``eager``: what the model's own code says, with transformers' cache, which is copied at
         every step.
+    sampling
+        How a serving engine draws tokens. ``top_p`` (default, also top-k): it sorts the logits, as
+        vLLM does for what most models' own generation settings ask. ``greedy``: the largest.
     experts
         Distinct experts that the tokens of one call choose, in a mixture: ``uniform`` (default), as
         many as they would if all were equally likely; a number; or a share (a float up to 1).
@@ -175,17 +179,20 @@ def generate(
         raise OptionError(f"generate: acceptance={acceptance!r} must be a probability, 0 to 1")
     loaded = priced_by(as_platform(platform), estimator)
     with collector_paused():
-        from pytest_neuralpower.tracing.decoding import ENGINES, Language  # noqa: PLC0415 - torch
+        from pytest_neuralpower.tracing import decoding  # noqa: PLC0415 - imports torch
 
-        if engine not in ENGINES:
-            raise OptionError(f"generate: engine={engine!r}: allowed: {', '.join(ENGINES)}")
-        options: Any = {"engine": engine, "experts": experts}
-        target = Language(model, prompt, batch=batch, step=step, **options)
+        for name, value, allowed in (
+            ("engine", engine, decoding.ENGINES), ("sampling", sampling, decoding.SAMPLINGS),
+        ):  # fmt: skip
+            if value not in allowed:
+                raise OptionError(f"generate: {name}={value!r}: allowed: {', '.join(allowed)}")
+        options: Any = {"engine": engine, "sampling": sampling, "experts": experts}
+        target = decoding.Language(model, prompt, batch=batch, step=step, **options)
         second = None
         if draft is not None:
             if step is not None:
                 raise OptionError("generate: draft= needs models of transformers, without step=")
-            second = Language(draft, prompt, batch=batch, **options)
+            second = decoding.Language(draft, prompt, batch=batch, **options)
         speculation = (second, draft_tokens, acceptance) if second is not None else None
         return _generation(loaded, target, new_tokens, speculation)
 

@@ -104,7 +104,7 @@ class GenerationText(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
         Tokens of each sample's prompt, tokens to generate, and samples.
     draft, draft_arguments
         Import path of a smaller model or its factory, and what to call that with.
-    draft_tokens, acceptance, engine, experts
+    draft_tokens, acceptance, engine, sampling, experts
         As the function has them.
     """
 
@@ -116,6 +116,7 @@ class GenerationText(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
     draft_tokens: Annotated[int, msgspec.Meta(ge=1)] = 4
     acceptance: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.8
     engine: Literal["serving", "eager"] = "serving"
+    sampling: Literal["top_p", "greedy"] = "top_p"
     experts: Literal["uniform"] | int | float = "uniform"
 
 

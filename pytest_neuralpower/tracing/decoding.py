@@ -8,6 +8,8 @@ traces, and a third one between them must agree; where it does not, the range is
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +22,7 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from pytest_neuralpower.errors import TraceError
-from pytest_neuralpower.layers import Experts, Layer, TensorSpec, Trace
+from pytest_neuralpower.layers import SAMPLING, Experts, Layer, TensorSpec, Trace
 from pytest_neuralpower.tracing.fused import fused
 from pytest_neuralpower.tracing.tracer import trace
 
@@ -30,6 +32,9 @@ Step: TypeAlias = Callable[[Any, int, int], Any]
 
 Engine: TypeAlias = Literal["serving", "eager"]
 ENGINES: Final = ("serving", "eager")
+
+Sampling: TypeAlias = Literal["top_p", "greedy"]
+SAMPLINGS: Final = ("top_p", "greedy")
 
 
 # -- Sizes as functions of the cached length.
@@ -228,6 +233,9 @@ class Language:
         norms add the residual, and rotary embeddings, gated activations and the experts' gathers
         are one kernel each, as vLLM runs them. ``eager``: what the model's code says, with
         transformers' growing cache, which is copied at every step.
+    sampling
+        How a serving engine draws tokens: by ``top_p`` (and top-k), which sorts the logits, or
+        ``greedy``.
     experts
         See :data:`pytest_neuralpower.layers.Experts`.
     step
@@ -241,10 +249,12 @@ class Language:
         *,
         batch: int,
         engine: Engine = "serving",
+        sampling: Sampling = "top_p",
         experts: Experts = "uniform",
         step: Step | None = None,
     ) -> None:
         self.model = model
+        self.sampling = sampling
         self.engine = engine
         self.experts = experts
         self.step_inputs = step
@@ -345,8 +355,25 @@ class Language:
             )
 
             with engine_kernels(self.model):
-                found = fused(trace(self.model, *args, **kwargs))
+                found = self._drawn(fused(trace(self.model, *args, **kwargs)))
         return found.with_experts(self.experts)
+
+    def _drawn(self, traced: Trace) -> Trace:
+        """The trace with what draws a token of each row of logits, its last layer's result."""
+        logits = traced.layers[-1].outputs[0].shape
+        rows, words = math.prod(logits[:-1]), logits[-1]
+        greedy = self.sampling == "greedy"
+        draws = Layer(
+            "reduction" if greedy else "uncovered",
+            "argmax" if greedy else SAMPLING,
+            "",
+            (TensorSpec((rows, words), "float32"),),
+            (),
+            (TensorSpec((rows,), "int64"),),
+            "int64",
+        )
+        reads = (*traced.reads, (len(traced) - 1,)) if traced.reads else ()
+        return dataclasses.replace(traced, layers=(*traced.layers, draws), reads=reads)
 
 
 def _ids(batch: int, tokens: int) -> Tensor:

@@ -272,6 +272,7 @@ def platform_of(
         power=None,
         peaks_gflops={name: float(peak) for name, peak in recipe.peaks_gflops.items()},
         host=recipe.host,
+        sampler=recipe.sampler,
         provenance={
             "sources": [source.facts() for source in recipe.sources],
             "notes": list(recipe.notes),

@@ -17,7 +17,7 @@ from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.estimators.features import FAMILIES
 from pytest_neuralpower.files import decode
 from pytest_neuralpower.layers import ITEMSIZE
-from pytest_neuralpower.platform.prediction import Host
+from pytest_neuralpower.platform.prediction import Host, Sampler
 
 #: How a quantity can be known.
 Tier = Literal["measured", "public", "transferred", "datasheet", "estimated"]
@@ -124,6 +124,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Operations (GFLOP/s) by dtype.
     host
         What the framework's host takes to launch a layer, where calls wait for it.
+    sampler
+        What a serving engine takes to draw tokens, from whole runs.
     sources
         Of the measured rows.
     designs
@@ -158,6 +160,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tiers: Mapping[str, Tier] = {}
     peaks_gflops: Mapping[str, int | float] = {}
     host: Host | None = None
+    sampler: Sampler | None = None
     sources: tuple[Source, ...] = ()
     designs: Mapping[str, Design] = {}
     candidates: tuple[Candidate, ...] = ()

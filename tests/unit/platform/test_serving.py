@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from pytest_neuralpower import generate, load_platform, predict
 from pytest_neuralpower.errors import OptionError, PlatformError
-from pytest_neuralpower.platform.prediction import UNTRUSTED
+from pytest_neuralpower.platform.prediction import UNTRUSTED, Sampler
 from pytest_neuralpower.platform.serving import expected_tokens
 from pytest_neuralpower.tracing.decoding import Language
 
@@ -173,3 +173,23 @@ def test_a_large_model_takes_no_memory_and_one_predict_is_the_same_step() -> Non
     )
     assert eager.runtime_ms is not None
     assert 1 < eager.runtime_ms / found.prefill.runtime_ms < 2
+
+
+def test_an_engine_draws_tokens_by_what_the_platform_knows_of_it() -> None:
+    platform = load_platform("h200")
+    known = replace(platform, sampler=Sampler(logit_ns=1000.0))
+    before, after = generation(platform=platform), generation(platform=known)
+    assert before.decode is not None
+    assert after.decode is not None
+    drawn, (flagged,) = [
+        [item for item in found.decode.last.layers if item.layer.op == "sample_top_p"]
+        for found in (before, after)
+        if found.decode is not None
+    ]
+    assert flagged.runtime_ms == pytest.approx(2 * 128 * 1e-3)
+    assert (drawn[0].flags, flagged.flags) == (("uncovered",), ("inferred",))
+    longer = after.decode.runtime_ms[0] - before.decode.runtime_ms[0]
+    assert longer == pytest.approx((flagged.runtime_ms or 0) - (drawn[0].runtime_ms or 0))
+    greedy = generation(platform=known, sampling="greedy")
+    assert greedy.decode is not None
+    assert [item.layer.op for item in greedy.decode.last.layers][-2:] == ["linear", "argmax"]
