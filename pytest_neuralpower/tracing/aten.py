@@ -82,6 +82,15 @@ def call_script(recorder: Recorder, call: Callable[..., Any], args: Any, kwargs:
         return map_tensors(to_meta, result)
 
 
+def run_script(
+    recorder: Recorder, call: Callable[..., Any], args: Any, kwargs: Any, weights: Sequence[Tensor]
+) -> Any:
+    """Result of TorchScript on the forward route, computed for real and listed likewise."""
+    unoptimised = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+    with without_torch_function(), unoptimised, AtenRecorder(recorder, weights):
+        return call(*args, **kwargs)
+
+
 # -- Operations whose configuration matters: products, convolutions, pooling.
 
 

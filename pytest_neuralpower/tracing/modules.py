@@ -44,7 +44,7 @@ from pytest_neuralpower.tracing.torch_private import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.rules.table import Rule
@@ -323,9 +323,19 @@ LEAVES: Final[dict[type, tuple[str, Leaf]]] = {
 # -- TorchScript.
 
 
-def _call_script(recorder: Recorder, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    from pytest_neuralpower.tracing.aten import call_script  # noqa: PLC0415 - few need it
+def _call_script(
+    recorder: Recorder,
+    call: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    *,
+    compute: bool,
+    weights: Sequence[Tensor] = (),
+) -> Any:
+    from pytest_neuralpower.tracing.aten import call_script, run_script  # noqa: PLC0415 - few need it
 
+    if compute:
+        return run_script(recorder, call, args, kwargs, weights)
     return call_script(recorder, call, args, kwargs)
 
 
@@ -354,7 +364,7 @@ def watched_threads(recorder: Recorder) -> Iterator[None]:
 
 
 @contextmanager
-def watched_script_functions(recorder: Recorder) -> Iterator[None]:
+def watched_script_functions(recorder: Recorder, *, compute: bool) -> Iterator[None]:
     """Calls of ``torch.jit.script`` functions, listed while this is active."""
     function_type: Any = torch.jit.ScriptFunction
     original = function_type.__call__
@@ -363,7 +373,7 @@ def watched_script_functions(recorder: Recorder) -> Iterator[None]:
     def call(function: Any, *args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() != owner:
             return original(function, *args, **kwargs)
-        return _call_script(recorder, partial(original, function), args, kwargs)
+        return _call_script(recorder, partial(original, function), args, kwargs, compute=compute)
 
     function_type.__call__ = call
     try:
@@ -483,7 +493,7 @@ class ModuleCalls:
     def _treatment(self, module: nn.Module) -> Callable[..., Any] | None:
         """Another way to call modules of this type, or ``None``."""
         if isinstance(module, torch.jit.ScriptModule):
-            return None if self._compute else self._call_script
+            return self._call_script
         if ORIGINAL in children_of(module):
             return _call_original
         if type(module) in (nn.DataParallel, nn.parallel.DistributedDataParallel):
@@ -499,8 +509,12 @@ class ModuleCalls:
         with without_torch_function():
             for buffer in module.buffers():
                 self.journal.keep(buffer)
-        self.recorder.seen.update(id(parameter) for parameter in module.parameters())
-        return _call_script(self.recorder, partial(original, module), args, kwargs)
+            weights = list(module.parameters())
+        self.recorder.seen.update(map(id, weights))
+        return _call_script(
+            self.recorder, partial(original, module), args, kwargs, compute=self._compute,
+            weights=weights,
+        )  # fmt: skip
 
 
 def _call_original(_original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:

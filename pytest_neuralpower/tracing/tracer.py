@@ -74,7 +74,7 @@ def _trace_functions(model: nn.Module, args: Any, kwargs: Any, paths: ModulePath
             without_cuda(recorder),
             watched_threads(recorder),
             watched_flex_attention(recorder, compute=False),
-            watched_script_functions(recorder),
+            watched_script_functions(recorder, compute=False),
             FunctionTracer(recorder, journal, device),
         ):
             model(*given, **named)
@@ -165,6 +165,7 @@ def _trace_forward(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
             without_cuda(recorder),
             watched_threads(recorder),
             watched_flex_attention(recorder, compute=True),
+            watched_script_functions(recorder, compute=True),
             FunctionTracer(recorder, journal, device, compute=True),
         ):
             model(*given, **named)

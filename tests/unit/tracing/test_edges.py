@@ -269,6 +269,30 @@ def test_a_script_hands_its_edges_on() -> None:
     ]  # fmt: skip
 
 
+def squared(x: Tensor) -> Tensor:
+    return x.pow(2)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_a_script_that_runs_for_real_is_listed_too() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = x.relu()
+        if y.sum() > -1:  # only the forward route can tell
+            y = self.squared(self.script(y))
+        return y.neg()
+
+    script = torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.ReLU()))
+    model = Calls(forward, script=script)
+    model.squared = torch.jit.script(squared)
+    result = trace(model.eval(), ROWS)
+    assert result.route == "forward"
+    assert edges(result) == [
+        ("relu", ()), ("sum", (0,)), ("gt", (1,)), ("linear", (0,)), ("relu", (3,)), ("pow", (4,)),
+        ("neg", (5,)),
+    ]  # fmt: skip
+    assert len(result[3].weights) == 2
+
+
 def test_an_exported_graph_has_the_edges_of_its_module() -> None:
     model = Calls(
         lambda self, x: self.last(self.first(x).flatten(1)[:, 2:]),
