@@ -87,8 +87,13 @@ def run_script(
 ) -> Any:
     """Result of TorchScript on the forward route, computed for real and listed likewise."""
     unoptimised = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
-    with without_torch_function(), unoptimised, AtenRecorder(recorder, weights):
-        return call(*args, **kwargs)
+    with without_torch_function(), unoptimised:
+        try:
+            with AtenRecorder(recorder, weights):
+                return call(*args, **kwargs)
+        except RuntimeError:
+            call(*args, **kwargs)  # it tells its reason only where no mode is active
+            raise
 
 
 # -- Operations whose configuration matters: products, convolutions, pooling.
