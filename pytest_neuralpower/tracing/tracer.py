@@ -264,6 +264,15 @@ def _trace_aten(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
 _LACKS_CUDA: Final = re.compile("CUDA|NVTX|NVIDIA|dummy base class")
 
 
+_WRAP: Final = "wrap a function in a module, or pass the model that it belongs to"
+
+#: What to trace instead of an object of torch's that is no module, by its type.
+_INSTEAD: Final = {
+    "ExportedProgram": "pass its module()",
+    "AOTICompiledModel": "it is compiled: pass module() of the exported program it was made of",
+}
+
+
 def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:
     """List the layers of ``model(*args, **kwargs)``.
 
@@ -292,7 +301,7 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:
     if not isinstance(model, nn.Module):
         raise TraceError(
             f"trace() needs a torch.nn.Module as its first argument, got {_describe(model)}: "
-            "wrap a function in a module, or pass the model that it belongs to"
+            f"{_INSTEAD.get(type(model).__name__, _WRAP)}"
         )
     model = getattr(model, ORIGINAL, model)  # torch.compile's wrapper
     with collector_paused(), _deeper_calls():

@@ -114,13 +114,16 @@ def entry_of(function: Any) -> Entry:
     if isinstance(function, HigherOrderOperator):
         known = name in OPERATIONS
         return Entry("control", name, OPERATIONS[name]) if known else _UNKNOWN
-    if qualified_name(function).startswith("aten::"):
+    qualified = qualified_name(function)
+    if qualified.startswith("aten::"):
         # An operation of a graph: torch's own function of that name takes the same arguments.
         # Others, and those that only ATen has, are listed as the dispatcher sees them.
-        name = qualified_name(function).removeprefix("aten::")
+        name = qualified.removeprefix("aten::")
         function = next(
             (getattr(place, name) for place in _NATIVE if hasattr(place, name)), function
         )
+    elif qualified in _TREATMENTS:
+        function, name = qualified, qualified.rpartition("::")[2]
     treatment = _TREATMENTS.get(function)
     if treatment is None:
         # Others may have a function of that name, too.

@@ -303,6 +303,30 @@ def _dropout(
     return unary(recorder, "elementwise", op, input, input.dtype, inplace)
 
 
+_AS_WRITTEN: Final = (
+    "A quantised graph is listed as it is written: it computes in floating point with what it "
+    "dequantises; a backend may compute in 8 bits instead."
+)
+
+
+def _quantize(recorder: Recorder, op: str, input: Tensor, *more: Any, **options: Any) -> Tensor:
+    """To the dtype among its arguments; scales are read, too."""
+    given = (*more, *options.values())
+    dtype = next((each for each in given if isinstance(each, torch.dtype)), None)
+    if dtype is None:
+        raise NoRule
+    return pointwise(recorder, op, (input,), False, dtype, also_read=given)
+
+
+def _dequantize(
+    recorder: Recorder, op: str, input: Tensor, *more: Any, out_dtype: Any = None, **options: Any
+) -> Tensor:
+    recorder.notes[_AS_WRITTEN] = None
+    given = (*more, *options.values())
+    dtype = out_dtype or torch.float32
+    return pointwise(recorder, op, (input,), False, dtype, also_read=given)
+
+
 DROPOUTS: Final = (
     "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout",
     "feature_alpha_dropout",
@@ -314,7 +338,12 @@ IN_PLACE: Final = (
     _masked_fill, _dropout,
 )  # fmt: skip
 
+#: How torch's graphs of quantised models spell it, of one scale or of many.
+_SCALES: Final = ("tensor", "channel", "token", "channel_group")
+
 RULES: Final[dict[Any, Rule]] = {
+    **{f"quantized_decomposed::quantize_per_{scales}": _quantize for scales in _SCALES},
+    **{f"quantized_decomposed::dequantize_per_{scales}": _dequantize for scales in _SCALES},
     **dict.fromkeys(
         ("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish",
          "hardsigmoid", "hardtanh", "softplus", "softsign", "tanhshrink", "hardshrink",

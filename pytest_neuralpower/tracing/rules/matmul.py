@@ -152,8 +152,11 @@ def _rmatmul(recorder: Recorder, op: str, input: Tensor, other: Tensor) -> Tenso
 
 
 def _mm(recorder: Recorder, op: str, input: Tensor, mat2: Tensor) -> Tensor:
-    if op == "mm" and _is_weight(mat2):
-        return _linear_by(recorder, input, mat2, None)
+    if _is_weight(mat2):
+        if op == "mm" and input.ndim == 2:
+            return _linear_by(recorder, input, mat2, None)
+        if op == "bmm" and mat2.ndim == 3 and not mat2.stride(0) and len(input) == len(mat2):
+            return _linear_by(recorder, input, mat2[0], None)  # one weight, expanded
     return _product(recorder, op, input, mat2)
 
 
@@ -171,7 +174,7 @@ def _addmm(
     beta: Any = 1,
     alpha: Any = 1,
 ) -> Tensor:
-    if input.ndim == 1 and _is_weight(mat2):
+    if input.ndim == 1 and mat1.ndim == 2 and _is_weight(mat2):
         return _linear_by(recorder, mat1, mat2, input)
     return _product(recorder, op, mat1, mat2, input)
 
@@ -357,7 +360,7 @@ def _is_weight(tensor: Tensor) -> bool:
 def _linear_by(recorder: Recorder, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A linear layer spelled as a product, as GPT-2 and decomposed graphs do: by the transpose of
     what ``linear`` takes."""
-    if input.ndim != 2 or weight.ndim != 2:
+    if input.ndim not in (2, 3) or weight.ndim != 2:
         raise NoRule
     for given in (weight, bias):
         if given is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from torch.func import (
     vmap,
 )
 
+from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.tracing import trace
 
 if TYPE_CHECKING:
@@ -314,6 +316,57 @@ def test_decomposed_program_counts_as_its_source(exported: Any) -> None:
     graph = trace(program.run_decompositions().module(), *args)
     assert graph.macs == trace(model, *args).macs
     assert all(layer.covered for layer in graph)
+
+
+def test_decomposed_program_keeps_its_linear_layers() -> None:
+    """Also those of a transposed input, which it spells as a batched product."""
+    model, x = nn.TransformerEncoderLayer(32, 4, 64).eval(), floats(10, 2, 32)
+    program = torch.export.export(model, (x,)).run_decompositions()
+    source, graph = (
+        sum(layer.macs for layer in trace(one, x) if layer.kind == "linear")
+        for one in (model, program.module())
+    )
+    assert graph == source
+
+
+class Quantised(nn.Module):
+    """As torch's own quantisation of exported graphs writes a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(32, 16, dtype=torch.int8))
+        self.register_buffer("scales", torch.ones(32))
+        self.register_buffer("zeros", torch.zeros(32, dtype=torch.int64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ops = torch.ops.quantized_decomposed
+        x = ops.quantize_per_tensor.default(x, 0.1, 0, -128, 127, torch.int8)
+        x = ops.dequantize_per_tensor.default(x, 0.1, 0, -128, 127, torch.int8)
+        of_each = (self.weight, self.scales, self.zeros, 0, -127, 127, torch.int8)
+        return F.linear(x, ops.dequantize_per_channel.default(*of_each))
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_quantised_graph_is_listed_as_it_is_written(exported: bool) -> None:
+    importlib.import_module("torch.ao.quantization.fx._decomposed")  # it registers them
+    model, x = Quantised().eval(), floats(8, 16)
+    traced = trace(torch.export.export(model, (x,)).module() if exported else model, x)
+    assert traced.route == "function"
+    assert not traced.fallbacks
+    assert {(layer.kind, layer.op, layer.dtype) for layer in traced} == {
+        ("elementwise", "quantize_per_tensor", "int8"),
+        ("elementwise", "dequantize_per_tensor", "float32"),
+        ("elementwise", "dequantize_per_channel", "float32"),
+        ("linear", "linear", "float32"),
+    }
+    (note,) = traced.notes
+    assert "a backend may compute in 8 bits" in note
+
+
+def test_program_itself_is_no_module(exported: Any) -> None:
+    _, program, args = exported
+    with pytest.raises(TraceError, match=r"got ExportedProgram: pass its module\(\)"):
+        trace(program, *args)
 
 
 def test_aten_calls_written_by_hand_count() -> None:
