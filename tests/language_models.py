@@ -36,6 +36,7 @@ CONFIGS: dict[str, Any] = {
     "qwen3-moe": transformers.Qwen3MoeConfig(**_SIZES, **_EXPERTS, head_dim=16),
     "mixtral": transformers.MixtralConfig(**_SIZES, num_local_experts=4, num_experts_per_tok=2),
     "phi3": transformers.Phi3Config(**_SIZES),
+    "falcon": transformers.FalconConfig(**_SIZES, alibi=False, new_decoder_architecture=True),
     "gpt2": transformers.GPT2Config(vocab_size=128, n_embd=64, n_layer=2, n_head=4),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 from pytest_neuralpower.tracing.rules.serving import attend, gate, rotate, store
 
@@ -201,16 +201,16 @@ def _fused_forward(module: nn.Module) -> Callable[..., Tensor] | None:
 def engine_kernels(model: nn.Module) -> Iterator[None]:
     """Let the model's code call what a serving engine runs in its place; as it was afterwards."""
     classes: dict[type, nn.Module] = {}
-    configs: dict[int, Any] = {}
     for module in model.modules():
         classes.setdefault(type(module), module)
-        config = getattr(module, "config", None)
-        if hasattr(config, "_attn_implementation_internal"):
-            configs[id(config)] = config
+    owners = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     with ExitStack() as stack:
-        for config in configs.values():
-            for name in ("_attn_implementation_internal", "_experts_implementation_internal"):
-                stack.enter_context(_replaced(config, name, _NAME))
+        for owner in owners:
+            names = ["_experts_implementation_internal"]
+            if owner._supports_attention_backend:  # others choose among their own
+                names.append("_attn_implementation_internal")
+            for name in names:
+                stack.enter_context(_replaced(owner.config, name, _NAME))
         for interface, ours in (
             (ALL_ATTENTION_FUNCTIONS, _attention),
             (ALL_EXPERTS_FUNCTIONS, _experts),
