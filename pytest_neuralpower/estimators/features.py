@@ -34,7 +34,9 @@ IndexArray: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.intp]]
 Columns: TypeAlias = Mapping[str, FloatArray]
 
 #: Families whose time is that of matrix products (m x k by k x n, ``groups`` of them).
-GEMM_FAMILIES: Final = frozenset({"conv", "conv.transposed", "conv.depthwise", "linear", "matmul"})
+GEMM_FAMILIES: Final = frozenset(
+    {"conv", "conv.transposed", "conv.depthwise", "linear", "matmul", "matmul.grouped"}
+)
 
 #: Columns whose calibrated range says whether a layer is inside what was measured. They are the
 #: sizes that set a kernel's efficiency, not their products: a layer with every size in range is
@@ -45,10 +47,12 @@ RANGE_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "conv.transposed": ("m", "n", "k", "kernel_area", "groups", "dims"),
     "linear": ("m", "n", "k", "groups"),
     "matmul": ("m", "n", "k", "groups"),
+    "matmul.grouped": ("m", "n", "k", "groups"),
     "pool": ("bytes_moved", "kernel_area"),
     "norm": ("bytes_moved", "width"),
     "softmax": ("bytes_moved", "width"),
     "attention": ("heads", "queries", "keys", "width", "causal"),
+    "attention.decode": ("heads", "shared_heads", "keys", "width"),
 }
 _DEFAULT_RANGE: Final = ("bytes_moved",)
 
@@ -62,10 +66,12 @@ SIZE_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "conv.transposed": ("batch", "cin", "h", "cout", "oh", "kernel_area", "stride", "m", "n", "k"),
     "linear": ("m", "n", "k"),
     "matmul": ("groups", "m", "n", "k"),
+    "matmul.grouped": ("groups", "m", "n", "k"),
     "pool": ("batch", "channels", "h", "oh", "ow", "kernel_area"),
     "norm": ("rows", "width"),
     "softmax": ("rows", "width"),
     "attention": ("heads", "shared_heads", "queries", "keys", "width", "causal"),
+    "attention.decode": ("batch", "heads", "shared_heads", "keys", "width"),
 }
 #: Families that a layer can be of: kinds, and the parts of kinds that stand apart.
 FAMILIES: Final = tuple(dict.fromkeys([*KINDS, *SIZE_COLUMNS]))
@@ -75,12 +81,23 @@ STREAMING: Final = ("activation", "elementwise")
 
 _DEFAULT_SIZES: Final = ("flops", "bytes_in", "bytes_out", "bytes_weight")
 
+#: Queries a sequence up to which attention to more keys than that is decoding: kernels then split
+#: the keys among multiprocessors, and reading these takes the time.
+_FEW_QUERIES: Final = 16
+
 
 def family(layer: Layer) -> str:
-    """The layer's family: its kind, or ``conv.depthwise``, ``conv.transposed``, or ``linear`` for
-    a convolution whose kernel covers the whole input and for ``addmm``, which linear layers run."""
+    """The layer's family: its kind, ``linear`` for a convolution whose kernel covers the whole
+    input and for ``addmm``, which linear layers run, or the part of a kind that stands apart:
+    ``conv.depthwise``, ``conv.transposed``, ``matmul.grouped`` (a mixture of experts) and
+    ``attention.decode`` (at most 16 queries a sequence, and more keys)."""
+    if layer.kind == "attention":
+        queries, keys = layer.inputs[0].shape[-2], layer.inputs[1].shape[-2]
+        return "attention.decode" if queries <= _FEW_QUERIES and keys > queries else "attention"
+    if layer.kind == "matmul":
+        return {"addmm": "linear", "grouped_mm": "matmul.grouped"}.get(layer.op, "matmul")
     if layer.kind != "conv":
-        return "linear" if layer.op == "addmm" else layer.kind
+        return layer.kind
     weight = layer.weights[0].shape
     groups = 1
     for name, value in layer.params:
@@ -128,6 +145,8 @@ def columns(family_name: str, layers: Sequence[Layer]) -> dict[str, FloatArray]:
         found = _conv_columns(layers)
     elif family_name in ("linear", "matmul"):
         found = _gemm_columns(layers, _linear_row if family_name == "linear" else _matmul_row)
+    elif family_name == "matmul.grouped":
+        found = with_experts(_table(_EXPERT_NAMES, [_expert_row(layer) for layer in layers]))
     elif family_name == "pool":
         found = _table(_POOL_NAMES, [_pool_row(layer) for layer in layers])
         found["kernel_area"] = found["kh"] * found["kw"]
@@ -138,7 +157,7 @@ def columns(family_name: str, layers: Sequence[Layer]) -> dict[str, FloatArray]:
         found = _table(_ROW_NAMES, [_row_row(layer) for layer in layers])
     elif family_name == "rnn":
         found = _table(_RNN_NAMES, [_rnn_row(layer) for layer in layers])
-    elif family_name == "attention":
+    elif family_name in ("attention", "attention.decode"):
         found = _attention_columns(layers)
     else:
         found = _table(_COST_NAMES, [cost_terms(layer) for layer in layers])
@@ -280,6 +299,46 @@ def _gemm_columns(
     return _table(_GEMM_NAMES, [row(layer) for layer in layers])
 
 
+# -- Products of experts.
+
+_EXPERT_NAMES: Final = (
+    *("tokens", "chosen", "experts", "n", "k", "expert_bytes", "row_bytes", "bytes_out"),
+)
+
+
+def _expert_row(layer: Layer) -> tuple[float, ...]:
+    given, weights = layer.inputs
+    (rows, depth), result = given.shape, layer.outputs[0]
+    experts = weights.shape[0]
+    # Without a choice every row is a token's own, and all weights are read.
+    chosen = layer.param("chosen") or max(experts, 1)
+    return (
+        *(rows / chosen, chosen, experts, result.shape[-1], depth),
+        *(weights.nbytes / max(experts, 1), given.nbytes, result.nbytes),
+    )
+
+
+def with_experts(table: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """Columns of products of experts that follow from how many ``tokens`` choose among them.
+
+    As many experts are read as :func:`~pytest_neuralpower.layers.expected_experts` says, each by
+    ``m`` rows in the mean.
+    """
+    found = dict(table)
+    tokens, experts = table["tokens"], np.maximum(table["experts"], 1.0)
+    rows = tokens * table["chosen"]
+    missed = (1.0 - np.minimum(table["chosen"] / experts, 1.0)) ** tokens
+    read = table["experts"] * (1.0 - missed)
+    found["groups"] = np.maximum(read, 1.0)
+    found["m"] = rows / found["groups"]
+    found["flops"] = 2.0 * rows * table["n"] * table["k"]
+    found["bytes_in"] = table["row_bytes"] + read * table["expert_bytes"]
+    found["bytes_weight"] = np.zeros_like(rows)
+    found["bytes_workspace"] = np.zeros_like(rows)
+    found["convolved"] = np.zeros_like(rows)
+    return found
+
+
 # -- Pooling.
 
 _POOL_NAMES: Final = (
@@ -344,15 +403,17 @@ def _rnn_row(layer: Layer) -> tuple[float, ...]:
 # -- Attention.
 
 _ATTENTION_NAMES: Final = (
-    *("heads", "shared_heads", "queries", "keys", "width", "causal", "masked"),
-    *_COST_NAMES,
+    *("batch", "heads", "shared_heads", "queries", "keys", "width", "cached_bytes"),
+    *("causal", "masked", *_COST_NAMES),
 )
 
 
 def _attention_row(layer: Layer) -> tuple[float, ...]:
     query, key = layer.inputs[0].shape, layer.inputs[1].shape
     return (
+        math.prod(query[:-3]),
         *(math.prod(query[:-2]), math.prod(key[:-2]), query[-2], key[-2], query[-1]),
+        layer.inputs[1].nbytes + layer.inputs[2].nbytes,
         *(bool(layer.param("causal", False)), bool(layer.param("masked", False))),
         *cost_terms(layer),
     )
@@ -363,4 +424,5 @@ def _attention_columns(layers: Sequence[Layer]) -> dict[str, FloatArray]:
     # A causal kernel skips the scores above the diagonal, which cost terms count as others do.
     scored = (table["keys"] + 1) / (2 * np.maximum(table["keys"], 1))
     table["scored_flops"] = table["flops"] * np.where(table["causal"] > 0, scored, 1.0)
+    table["sharing"] = table["heads"] / np.maximum(table["shared_heads"], 1.0)
     return table

@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pytest_neuralpower.estimators.base import NonNegative, Positive
-from pytest_neuralpower.estimators.features import GEMM_FAMILIES, op_code
+from pytest_neuralpower.estimators.features import GEMM_FAMILIES, op_code, with_experts
 
 if TYPE_CHECKING:
     from pytest_neuralpower.estimators.features import Columns, FloatArray
@@ -133,7 +133,7 @@ class Ceilings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 def _operations(family: str, columns: Columns) -> FloatArray:
     """Operations that are carried out: of a causal attention those on or below the diagonal."""
-    return columns["scored_flops"] if family == "attention" else columns["flops"]
+    return columns["scored_flops"] if family.startswith("attention") else columns["flops"]
 
 
 def traffic_bytes(family: str, columns: Columns, ceilings: Ceilings) -> FloatArray:
@@ -329,6 +329,8 @@ def features(family: str) -> tuple[str, ...]:
     """Names of what the efficiency of this family depends on; none where it streams tensors."""
     if family in ("conv", "conv.transposed"):
         return _CONVOLUTION
+    if family == "attention.decode":
+        return ("length",)
     return _PRODUCT if family in GEMM_FAMILIES and family != "conv.depthwise" else ()
 
 
@@ -342,7 +344,9 @@ _BATCH: Final[Mapping[str, tuple[str, ...]]] = {
     "linear": ("m",),
     "pool": ("batch", "window_bytes"),
     "softmax": ("rows",),
-    "attention": ("heads", "shared_heads", "scored_flops"),
+    "attention": (_HEADS := ("heads", "shared_heads", "batch", "cached_bytes", "scored_flops")),
+    "attention.decode": _HEADS,
+    "matmul.grouped": ("tokens", "row_bytes"),
     "rnn": ("batch",),
 }
 _GROWING: Final = ("flops", "bytes_in", "bytes_out", "bytes_workspace")
@@ -373,6 +377,8 @@ def with_batch(family: str, columns: Columns, times: FloatArray) -> dict[str, Fl
         kept = columns["n"] / np.maximum(columns["m"] + columns["n"], 1.0)
         grown = products * (rows_left + (1.0 - rows_left) * kept)
         found["bytes_in"] = columns["bytes_in"] * grown
+    elif family == "matmul.grouped":
+        found |= with_experts(found)
     elif family == "norm":
         by_rows = columns["op"] == op_code("layer_norm")
         found["rows"] = columns["rows"] * np.where(by_rows, times, 1.0)

@@ -148,6 +148,29 @@ def _attention_flops(columns: Columns, queries: int, keys: int, multiprocessors:
     return np.asarray(4 * filled * queries * swept * columns["width"] * _GIGA)
 
 
+def _cached(columns: Columns, keys: int, width: int, _: int) -> FloatArray:
+    padded = np.ceil(columns["keys"] / keys) * keys * np.ceil(columns["width"] / width) * width
+    return np.asarray(2 * columns["shared_heads"] * padded * _MEGA)
+
+
+def _wave_cached(columns: Columns, keys: int, width: int, multiprocessors: int) -> FloatArray:
+    heads = np.maximum(columns["shared_heads"], 1.0)
+    filled = np.ceil(heads / multiprocessors) * multiprocessors
+    return np.asarray(_cached(columns, keys, width, multiprocessors) * filled / heads)
+
+
+def _split_cached(columns: Columns, keys: int, width: int, multiprocessors: int) -> FloatArray:
+    heads = columns["shared_heads"]
+    whole = _wave_cached(columns, keys, width, multiprocessors)
+    split = _cached(columns, keys, width, multiprocessors)
+    return np.where(heads < multiprocessors, split, whole)
+
+
+def _uncached(columns: Columns, megabytes: int) -> FloatArray:
+    size = columns["cached_bytes"] * _MEGA
+    return np.where(size > megabytes, size, 0.0)
+
+
 def _wave_depth(columns: Columns, rows: int, cols: int, multiprocessors: int) -> FloatArray:
     return np.asarray(_waves(columns, rows, cols, multiprocessors) * columns["k"] * 1e-3)
 
@@ -245,6 +268,18 @@ TERMS: Final[Mapping[str, Term]] = {
         ),
         *(_MEGA, "bytes", "tensors turned to channels-first and back"),
     ),
+    # One multiprocessor reads the keys and values of one head at a time.
+    "shared_waves": Term(
+        lambda columns, size: np.ceil(columns["shared_heads"] / size),
+        *(1.0, "", "waves of so many heads of keys and values", 1),
+    ),
+    "uncached": Term(
+        _uncached, _MEGA, "bytes", "keys and values, where they are more than so many MB", 1
+    ),
+    "wide_heads": Term(
+        lambda columns, size: np.where(columns["width"] > size, columns["shared_heads"], 0.0),
+        *(1.0, "", "heads of keys and values wider than that", 1),
+    ),
     # With one size.
     "bytes_over": Term(
         _beyond("bytes_moved"), _MEGA, "bytes", "all tensors beyond a cache of so many MB", 1
@@ -308,6 +343,17 @@ TERMS: Final[Mapping[str, Term]] = {
     "attention_flops": Term(
         _attention_flops,
         *(_GIGA, "FLOPs", "operations padded to tiles and waves, masked ones skipped", 2),
+    ),
+    # Tiles of keys x width.
+    "cached": Term(_cached, _MEGA, "", "elements of keys and values, padded to tiles", 2),
+    "wave_cached": Term(
+        _wave_cached,
+        *(_MEGA, "", "padded elements of keys and values, the last wave of heads filled up", 2),
+    ),
+    "split_cached": Term(
+        _split_cached,
+        *(_MEGA, ""),
+        *("the same, the keys of few heads split among all multiprocessors", 2),
     ),
 }
 

@@ -508,7 +508,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         """Runtime, power, flag code, estimator's name, family and least log distance of each."""
         members: dict[str, list[int]] = {}
         for index, layer in enumerate(items):
-            members.setdefault(family(layer), []).append(index)
+            members.setdefault(self.priced_as(family(layer)), []).append(index)
         runtime = np.empty(len(items))
         power = np.empty(len(items)) if self.knows("power") else None
         codes = np.zeros(len(items), dtype=np.intp)
@@ -558,6 +558,12 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         drawn = np.array([layer.op == SAMPLING for layer in layers])
         known = [self.sampler.runtime_ms(layer.inputs[0].numel) for layer in layers]
         return np.where(drawn, known, estimated), np.where(drawn, _INFERRED, codes)
+
+    def priced_as(self, family_name: str) -> str:
+        """The family, or its kind where the file is older than what tells the two apart."""
+        if family_name in self.families or family_name in self.inferred:
+            return family_name
+        return family_name.partition(".")[0]
 
     def _in_their_dtypes(
         self,
@@ -650,6 +656,9 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         PlatformError
             There is no such family; one line names those there are.
         """
+        if kind not in FAMILIES:
+            raise PlatformError(self._unknown_family(kind))
+        kind = self.priced_as(kind)
         model = self.families.get(kind)
         estimators: dict[Quantity, AnyEstimator] = model.estimators if model else {}
         paper = model.neuralpower if model and self.estimator != NEURALPOWER else None
@@ -657,8 +666,6 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
             estimators = {"runtime": self.inferred[kind]}
         text: tuple[str, ...] = ()
         if model is None:
-            if kind not in FAMILIES:
-                raise PlatformError(self._unknown_family(kind))
             text = self._without_estimator(kind)
         if self.power is not None and "energy" not in estimators:
             estimators.setdefault("power", self.power)
@@ -982,7 +989,7 @@ def check_estimators(path: Path, platform: FittedPlatform) -> None:
     for name in ("peak_gflops", "bandwidth_gbs", "process_nm"):
         if not platform.hardware.get(name, name == "process_nm"):
             raise PlatformError(f"{of_file(path)}: hardware.{name} must be above 0; {REFIT}")
-    for name in FAMILIES:  # others are never asked for
+    for name in dict.fromkeys(map(platform.priced_as, FAMILIES)):  # others are never asked for
         model, inferred = platform.families.get(name), platform.inferred.get(name)
         known = inferred if model is None else model
         if known is None:

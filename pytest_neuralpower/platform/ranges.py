@@ -33,6 +33,9 @@ JOINT: Final[Mapping[str, tuple[str, ...]]] = {
     "conv.depthwise": ("m*groups", "m/groups"),
     "linear": _PAIRS,
     "matmul": _PAIRS,
+    # A prompt that follows others has fewer queries than keys, and a kernel of its own.
+    "attention": ("queries/keys", "heads/shared_heads"),
+    "attention.decode": ("queries", "causal", "heads/shared_heads", "shared_heads*keys"),
 }
 
 _NAME: Final = re.compile(r"(\w+)(?:([*/])(\w+))?")

@@ -61,7 +61,8 @@ def _held_out_sections(accuracy: Mapping[str, Any]) -> list[str]:
             continue
         groups = [
             _Group(
-                f"{name}: {each['rows']:,} rows of {each['groups']:,} shapes",
+                f"{name}: {each['rows']:,} rows of {each['groups']:,} "
+                + (" x ".join(each["held_out_by"]) if each.get("held_out_by") else "shapes"),
                 {**each["held_out"], **each.get("baselines", {})},
                 "" if section == "not_shipped" else each["chosen"],
             )

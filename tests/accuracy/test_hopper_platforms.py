@@ -42,7 +42,7 @@ def test_the_card_is_of_the_shipped_file(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_family_beats_its_baselines_on_held_out_shapes(name: str) -> None:
     found = load_platform(name).accuracy["runtime"]
-    assert set(found) == {"linear", "matmul", "attention"}
+    assert {"linear", "matmul", "attention"} <= set(found)
     for each in found.values():
         held_out = each["held_out"][each["chosen"]]["mape"]
         assert held_out < 6

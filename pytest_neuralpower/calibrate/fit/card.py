@@ -84,8 +84,8 @@ def card_text(platform: FittedPlatform) -> str:
         layers_table(accuracy, "github"),
         "A family that does not beat both baselines is not shipped. "
         "Errors are relative to the measured one. All batch sizes of a shape are held "
-        "out together. Kinds of layer without rows are priced as other devices run them, and "
-        "flagged.",
+        f"out together{_held_out_by(accuracy)}. Kinds of layer without rows are priced as other "
+        "devices run them, and flagged.",
         *_choices(accuracy),
         *(["## Rows set apart to judge", split] if split else []),
         *(["The estimators judged here saw none of these."] if split else []),
@@ -102,6 +102,16 @@ def card_text(platform: FittedPlatform) -> str:
         *(["## Notes", "\n".join(f"- {_sentence(note)}" for note in notes)] if notes else []),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _held_out_by(accuracy: Mapping[str, Any]) -> str:
+    """What rows of some families have in common instead of their shape, in words."""
+    found = [
+        f"; of {name} all rows with the same {' and '.join(each['held_out_by'])}"
+        for name, each in accuracy["runtime"].items()
+        if each.get("held_out_by")
+    ]
+    return "".join(found)
 
 
 def _choices(accuracy: Mapping[str, Any]) -> list[str]:

@@ -89,8 +89,12 @@ DEFAULT_REGIMES: Final[Mapping[str, Regime]] = {
     "conv": _GEMM,
     "linear": _GEMM,
     "matmul": _GEMM,
+    "matmul.grouped": _GEMM,
     "attention": _regime(
         "stream", ("launch", "scored_flops", "attention_flops[128x128]", "scores", "bytes_moved")
+    ),
+    "attention.decode": _regime(
+        "decode", ("launch", "cached[128x64]", "bytes_moved", "bytes_out", "scored_flops")
     ),
     "norm": _ROWS,
     "softmax": _ROWS,
@@ -277,7 +281,7 @@ def cpu_regimes(family: str, hardware: Mapping[str, float]) -> list[Regime]:
             _regime("few rows", products, ("m", "<=", 15)),
             _regime("rows", products),
         ]
-    if family == "attention":
+    if family.startswith("attention"):
         return [_regime("attention", ("launch", "flops", "scored_flops", "scores", *traffic))]
     terms: tuple[str, ...] = ("launch", "flops", *traffic)
     if family in ("norm", "softmax"):

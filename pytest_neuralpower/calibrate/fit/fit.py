@@ -399,7 +399,13 @@ def _fit_family(
     return (
         FamilyFit(members, values, runtime, chosen, **selections),
         power,
-        FamilyAccuracy(**chosen.accuracy(), baselines=baselines, split=split, overhead=overhead),
+        FamilyAccuracy(
+            **chosen.accuracy(),
+            baselines=baselines,
+            split=split,
+            overhead=overhead,
+            held_out_by=tuple(name for name, _ in members[0].group),
+        ),
     )
 
 

@@ -98,6 +98,8 @@ class FamilyAccuracy(msgspec.Struct, frozen=True, omit_defaults=True):
         Their scores on the same held-out shapes.
     split, overhead
         None where no row is set apart, or has a place in its table.
+    held_out_by
+        Columns in which rows agree that are held out together; empty for the layer's shape.
     """
 
     rows: int
@@ -108,6 +110,7 @@ class FamilyAccuracy(msgspec.Struct, frozen=True, omit_defaults=True):
     baselines: Scores
     split: Split | None = None
     overhead: Overhead | None = None
+    held_out_by: tuple[str, ...] = ()
 
     def is_kept(self, *, alone: str = "") -> bool:
         """Whether the estimator beats its baselines, or the one named: of a device measured on the

@@ -423,6 +423,9 @@ _LIKE: Final[Mapping[str, tuple[str, float, float]]] = {
     "rnn": ("activation", 0.4, 0.5),
     # A fused kernel reaches a good half of the peak.
     "attention": ("activation", 0.4, 0.4),
+    # Keys and values are streamed once.
+    "attention.decode": ("activation", 0.4, 0.4),
+    "matmul.grouped": ("matmul", 0.0, 0.3),
     "pool": ("activation", 0.2, 0.2),
 }
 

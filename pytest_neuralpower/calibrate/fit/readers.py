@@ -203,7 +203,9 @@ _DTYPE = "bfloat16"
 def aiconfigurator_gemm(path: Path, options: Options) -> list[Row]:
     """Products of M rows of K features by a weight (N, K).
 
-    Option ``as`` is ``linear`` or ``matmul``; ``least_ms`` leaves out what takes less.
+    Option ``as`` is ``linear`` or ``matmul``. Of all readers of these tables ``least_ms`` leaves
+    out what takes less, ``power_least_ms`` the power of what takes less, and rows that agree in
+    the columns ``groups`` are held out together.
     """
     rows = []
     for line, record in selected(path, options):
@@ -232,21 +234,77 @@ def aiconfigurator_attention(path: Path, options: Options) -> list[Row]:
     return rows
 
 
-def attention_layer(shape: tuple[int, int, int, int], shared: int, *, causal: bool) -> Layer:
-    """Self-attention of queries ``(B, H, L, E)`` with ``shared`` heads of keys and values."""
+def aiconfigurator_decode(path: Path, options: Options) -> list[Row]:
+    """Attention of one query a sequence to itself and to what came before it (``step`` tokens)."""
+    rows = []
+    for line, record in selected(path, options):
+        batch, new, old = _ints(record, "batch_size", "isl", "step")
+        heads, shared, width = _ints(record, "num_heads", "num_key_value_heads", "head_dim")
+        layer = attention_layer((batch, heads, new, width), shared, keys=new + old)
+        rows.append(_powered(layer, record, line, options))
+    return rows
+
+
+def attention_layer(
+    shape: tuple[int, int, int, int], shared: int, *, causal: bool = False, keys: int | None = None
+) -> Layer:
+    """Attention of queries ``(B, H, L, E)`` to as many keys, or to ``keys``, in ``shared`` heads of
+    keys and values."""
     query = TensorSpec(shape, _DTYPE)
-    key = TensorSpec((shape[0], shared, *shape[2:]), _DTYPE)
+    batch, _, queries, width = shape
+    key = TensorSpec((batch, shared, queries if keys is None else keys, width), _DTYPE)
     params: tuple[tuple[str, Any], ...] = (("causal", causal), ("dropout", 0.0), ("masked", False))
     op = "scaled_dot_product_attention"
     return Layer("attention", op, "", (query, key, key), (), (query,), _DTYPE, params)
 
 
+#: Rows of each expert from which balanced routing reads as many experts as uniform routing does.
+_ROWS_OF_EACH: Final = 4
+
+
+def aiconfigurator_moe(path: Path, options: Options) -> list[Row]:
+    """A mixture of experts as its two grouped products, gate and up side by side, and down.
+
+    A row of the table is the time of a whole expert layer, routing and activation included. It is
+    shared out by the operations of the products, to which the bytes of their weights are
+    proportional. Of the ways in which tokens spread over experts the one nearest to uniform routing
+    is taken: ``power_law_1.01`` (which leaves out as many experts, within a sixth) where an expert
+    has less than 4 rows in the mean, ``balanced`` beyond. Experts are those of one rank, whose
+    width may be split over several (``moe_tp_size``).
+    """
+    rows = []
+    for line, record in selected(path, options):
+        tokens, hidden, inner = _ints(record, "num_tokens", "hidden_size", "inter_size")
+        chosen, experts, ranks = _ints(record, "topk", "num_experts", "moe_tp_size")
+        few = tokens * chosen < _ROWS_OF_EACH * experts
+        if record["distribution"] != ("power_law_1.01" if few else "balanced"):
+            continue
+        width = inner // ranks
+        for depth, out, share in ((hidden, 2 * width, 2 / 3), (width, hidden, 1 / 3)):
+            row = _powered(
+                experts_layer(tokens, chosen, experts, depth, out), record, line, options
+            )
+            rows.append(replace(row, runtime_ms=row.runtime_ms * share))
+    return rows
+
+
+def experts_layer(tokens: int, chosen: int, experts: int, depth: int, width: int) -> Layer:
+    """Tokens, each by its ``chosen`` of ``experts`` matrices (depth, width)."""
+    shapes = ((tokens * chosen, depth), (experts, depth, width), (tokens * chosen, width))
+    given, weights, result = (TensorSpec(shape, _DTYPE) for shape in shapes)
+    params = (("chosen", chosen),)
+    return Layer("matmul", "grouped_mm", "", (given, weights), (), (result,), _DTYPE, params)
+
+
 def _powered(layer: Layer, record: Record, line: int, options: Options) -> Row:
     runtime = float(record["latency"])
     power = float(record["power"]) if record.get("power") else None
+    if runtime < float(options.get("power_least_ms", 0.0)):
+        power = None
     least = float(options.get("least_ms", 0.0))
     flaw = f"under {least:g} ms" if runtime < least else ""
-    return Row(layer, runtime, power, line=line, flaw=flaw)
+    group = tuple((column, record[column]) for column in options.get("groups", ()))
+    return Row(layer, runtime, power, line=line, flaw=flaw, group=group)
 
 
 # -- characterizing-pytorch-power: layers on CPUs, energy by RAPL, one pass of 10 batches a row.
@@ -428,6 +486,8 @@ READERS: Final[Mapping[str, Callable[[Path, Options], list[Row]]]] = {
     "neusight_vec": neusight_vec,
     "aiconfigurator_gemm": aiconfigurator_gemm,
     "aiconfigurator_attention": aiconfigurator_attention,
+    "aiconfigurator_decode": aiconfigurator_decode,
+    "aiconfigurator_moe": aiconfigurator_moe,
     "rapl_layers": rapl_layers,
 }
 

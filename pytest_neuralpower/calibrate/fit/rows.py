@@ -37,6 +37,9 @@ class Row:
         What was taken off its published latency for that, ms.
     stack
         The library, version and machine that ran it: rows of one stack were measured alike.
+    group
+        What it shares with rows that must be held out together, as names and values of columns of
+        its table; empty for its shape.
     """
 
     layer: Layer
@@ -48,13 +51,17 @@ class Row:
     place: float | None = None
     overhead_ms: float = 0.0
     stack: str = ""
+    group: tuple[tuple[str, str], ...] = ()
 
     @property
     def shape_group(self) -> Hashable:
-        """The layer's shape without its batch: rows that share it never face each other.
+        """The row's group, or the layer's shape without its batch: rows that share it never face
+        each other.
 
         A norm's or softmax's batch is how many rows it treats: a size like others, kept.
         """
+        if self.group:
+            return self.group
         layer = self.layer
         if layer.kind in ("norm", "softmax"):
             return (layer.kind, layer.op, layer.inputs, layer.params)

@@ -246,8 +246,6 @@ def _embedding(random: _Random, dtype: str) -> _Make:
 
 def _attention(random: _Random, dtype: str) -> _Make:
     heads, queries, keys, width = (_draw(random, 1, most) for most in (64, 4096, 4096, 256))
-    if random.random() < 0.2:
-        queries = 1  # decoding
     causal = bool(queries == keys)
     params = (("causal", causal), ("dropout", 0.0), ("masked", False))
 
@@ -256,6 +254,34 @@ def _attention(random: _Random, dtype: str) -> _Make:
         key = TensorSpec((batch, heads, keys, width), dtype)
         op = "scaled_dot_product_attention"
         return Layer("attention", op, "", (query, key, key), (), (query,), dtype, params)
+
+    return layer
+
+
+def _decode(random: _Random, dtype: str) -> _Make:
+    shared, sharing, width = (_draw(random, 1, most) for most in (32, 32, 512))
+    queries = int(random.choice([1, 1, 1, 4]))
+    keys = queries + _draw(random, 1, 2**27 // (shared * width))
+
+    def layer(batch: int) -> Layer:
+        query = TensorSpec((batch, shared * sharing, queries, width), dtype)
+        key = TensorSpec((batch, shared, keys, width), dtype)
+        op = "scaled_dot_product_attention"
+        return Layer("attention", op, "", (query, key, key), (), (query,), dtype)
+
+    return layer
+
+
+def _experts(random: _Random, dtype: str) -> _Make:
+    experts, depth, width = (_draw(random, 2, most) for most in (256, 8192, 8192))
+    chosen, tokens = _draw(random, 1, min(experts, 16)), _draw(random, 1, 256)
+
+    def layer(batch: int) -> Layer:
+        rows = batch * tokens * chosen
+        shapes = ((rows, depth), (experts, depth, width), (rows, width))
+        given, weights, result = (TensorSpec(shape, dtype) for shape in shapes)
+        params = (("chosen", chosen),)
+        return Layer("matmul", "grouped_mm", "", (given, weights), (), (result,), dtype, params)
 
     return layer
 
@@ -291,7 +317,9 @@ _MAKERS: Final[dict[str, Callable[[_Random, str], _Make]]] = {
     "conv.depthwise": _depthwise,
     "linear": _linear,
     "matmul": _matmul,
+    "matmul.grouped": _experts,
     "attention": _attention,
+    "attention.decode": _decode,
     "rnn": _recurrent,
     "pool": _pool,
     "pool, adaptive": _adaptive,

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_neuralpower.calibrate.fit.readers import experts_layer
 from pytest_neuralpower.calibrate.fit.rows import conv_layer, linear_layer, matmul_layer, pool_layer
 from pytest_neuralpower.estimators.features import columns, family
+from pytest_neuralpower.estimators.physics import with_batch
 from pytest_neuralpower.estimators.terms import evaluate
 from pytest_neuralpower.layers import CostTerms, Layer, TensorSpec, cost_terms
 
@@ -173,3 +175,75 @@ class TestAttention:
         assert evaluate("attention_flops[2x2]", found, 12) == pytest.approx(flops)
         filled = [16 / 12 * each for each in flops]
         assert evaluate("attention_flops[2x2]", found, 8) == pytest.approx(filled)
+
+
+class TestDecoding:
+    """3 sequences of 8 heads that share 2 of keys and values, 1 query to 130 keys of width 80."""
+
+    def layer(self, queries: int = 1, keys: int = 130) -> Layer:
+        query = TensorSpec((3, 8, queries, 80), "bfloat16")
+        key = TensorSpec((3, 2, keys, 80), "bfloat16")
+        op = "scaled_dot_product_attention"
+        return Layer("attention", op, "", (query, key, key), (), (query,), "bfloat16")
+
+    @pytest.mark.parametrize(
+        ("queries", "keys", "expected"),
+        [
+            (1, 130, "attention.decode"),
+            (16, 17, "attention.decode"),
+            (17, 130, "attention"),
+            (1, 1, "attention"),
+            (16, 16, "attention"),
+        ],
+    )
+    def test_is_few_queries_to_more_keys(self, queries: int, keys: int, expected: str) -> None:
+        assert family(self.layer(queries, keys)) == expected
+
+    def test_columns_are_its_cost_terms_and_tell_sequences_from_heads(self) -> None:
+        assert_columns_equal_cost_terms([self.layer()])
+        found = columns("attention.decode", [self.layer()])
+        expected = {"batch": 3, "heads": 24, "shared_heads": 6, "sharing": 4}
+        assert {name: found[name].item() for name in expected} == expected
+        assert found["cached_bytes"].item() == 2 * 6 * 130 * 80 * 2
+
+    def test_terms_count_padded_tiles_waves_and_what_leaves_the_cache(self) -> None:
+        found = columns("attention.decode", [self.layer()])
+
+        def term(name: str, multiprocessors: int = 4) -> float:
+            return float(evaluate(name, found, multiprocessors).item())
+
+        padded = 2 * 6 * 256 * 128 / 1e6  # 130 keys fill two tiles of 128, width 80 two of 64
+        assert term("cached[128x64]") == pytest.approx(padded)
+        # 6 heads on 4 multiprocessors are two waves of 4; on 8 they are split, or leave 2 idle.
+        assert term("wave_cached[128x64]") == pytest.approx(padded * 8 / 6)
+        assert term("split_cached[128x64]") == pytest.approx(padded * 8 / 6)
+        assert term("wave_cached[128x64]", 8) == pytest.approx(padded * 8 / 6)
+        assert term("split_cached[128x64]", 8) == pytest.approx(padded)
+        assert term("shared_waves[4]") == 2
+        assert term("uncached[1]") == 0  # 0.25 MB stay in a cache of 1 MB
+        assert term("uncached[0]") == pytest.approx(found["cached_bytes"].item() / 1e6)
+        assert (term("wide_heads[64]"), term("wide_heads[80]")) == (6, 0)
+
+
+class TestExperts:
+    def layer(self, tokens: int) -> Layer:
+        return experts_layer(tokens, 2, 8, 64, 96)
+
+    def test_columns_are_its_cost_terms(self) -> None:
+        layer = self.layer(3)
+        assert family(layer) == "matmul.grouped"
+        found = columns("matmul.grouped", [layer])
+        for name in ("flops", "bytes_out", "bytes_weight"):
+            assert found[name].item() == getattr(layer.cost, name)
+        # Cost terms count whole bytes of the experts that are expected to be read.
+        assert found["bytes_in"].item() == pytest.approx(layer.cost.bytes_in, abs=1)
+        read = 8 * (1 - 0.75**3)
+        assert found["groups"].item() == pytest.approx(read)
+        assert found["m"].item() == pytest.approx(6 / read)
+
+    def test_twice_the_tokens_read_more_experts(self) -> None:
+        once, twice = (columns("matmul.grouped", [self.layer(tokens)]) for tokens in (3, 6))
+        found = with_batch("matmul.grouped", once, np.array([2.0]))
+        assert {name: values.item() for name, values in found.items()} == pytest.approx(
+            {name: values.item() for name, values in twice.items()}
+        )

@@ -11,7 +11,9 @@ import pytest
 from pytest_neuralpower.calibrate.fit.readers import (
     DATA_VARIABLE,
     aiconfigurator_attention,
+    aiconfigurator_decode,
     aiconfigurator_gemm,
+    aiconfigurator_moe,
     caffe_layers,
     data_root,
     deepbench_conv,
@@ -141,6 +143,18 @@ ATTENTION = """\
 batch_size,isl,num_heads,num_key_value_heads,head_dim,latency,power
 2,512,32,8,128,0.05,500.0
 """
+DECODE = """\
+batch_size,isl,step,num_heads,num_key_value_heads,head_dim,latency,power
+4,1,1023,32,8,128,0.02,310.0
+8,1,1023,32,8,128,0.4,420.0
+"""
+EXPERTS = """\
+num_tokens,hidden_size,inter_size,topk,num_experts,moe_tp_size,moe_ep_size,distribution,latency
+16,2048,768,8,128,2,1,balanced,0.3
+16,2048,768,8,128,2,1,power_law_1.01,0.15
+64,2048,768,8,128,2,1,balanced,0.31
+64,2048,768,8,128,2,1,power_law_1.01,0.29
+"""
 
 
 class TestAiconfigurator:
@@ -173,3 +187,32 @@ class TestAiconfigurator:
         assert query == (2, 32, 512, 128)
         assert key == value == (2, 8, 512, 128)
         assert row.layer.param("causal") is True
+
+    def test_decoding_has_one_query_to_the_cached_keys_and_itself(self, tmp_path: Path) -> None:
+        path = tmp_path / "decode.csv"
+        path.write_text(DECODE)
+        options = {"groups": ["num_heads", "head_dim"], "power_least_ms": 0.3}
+        rows = aiconfigurator_decode(path, options)
+        query, key, value = (tensor.shape for tensor in rows[0].layer.inputs)
+        assert query == (4, 32, 1, 128)
+        assert key == value == (4, 8, 1024, 128)
+        # Held out together, whatever the batch.
+        assert rows[0].shape_group == rows[1].shape_group
+        assert dict(rows[0].group) == {"num_heads": "32", "head_dim": "128"}
+        # Short rows draw what ran before them.
+        assert [row.power_w for row in rows] == [None, 420.0]
+
+    def test_a_mixture_of_experts_is_its_two_products(self, tmp_path: Path) -> None:
+        path = tmp_path / "experts.csv"
+        path.write_text(EXPERTS)
+        rows = aiconfigurator_moe(path, {})
+        up, down = rows[:2]
+        # 768 features on two ranks: 384, gate and up side by side.
+        assert [tensor.shape for tensor in up.layer.inputs] == [(128, 2048), (128, 2048, 768)]
+        assert [tensor.shape for tensor in down.layer.inputs] == [(128, 384), (128, 384, 2048)]
+        share = up.layer.macs / (up.layer.macs + down.layer.macs)
+        assert up.runtime_ms == pytest.approx(share * 0.15)
+        assert up.runtime_ms + down.runtime_ms == pytest.approx(0.15)
+        # One row an expert is routed as by a power law, four as if balanced.
+        assert rows[2].runtime_ms + rows[3].runtime_ms == pytest.approx(0.31)
+        assert len(rows) == 4
