@@ -302,18 +302,18 @@ def _gemm_columns(
 # -- Products of experts.
 
 _EXPERT_NAMES: Final = (
-    *("tokens", "chosen", "experts", "n", "k", "expert_bytes", "row_bytes", "bytes_out"),
+    *("tokens", "chosen", "experts", "read", "n", "k", "expert_bytes", "row_bytes", "bytes_out"),
 )
 
 
 def _expert_row(layer: Layer) -> tuple[float, ...]:
-    given, weights = layer.inputs
+    given, weights = layer.inputs[:2]
     (rows, depth), result = given.shape, layer.outputs[0]
     experts = weights.shape[0]
     # Without a choice every row is a token's own, and all weights are read.
     chosen = layer.param("chosen") or max(experts, 1)
     return (
-        *(rows / chosen, chosen, experts, result.shape[-1], depth),
+        *(rows / chosen, chosen, experts, layer.param("read") or 0, result.shape[-1], depth),
         *(weights.nbytes / max(experts, 1), given.nbytes, result.nbytes),
     )
 
@@ -321,14 +321,16 @@ def _expert_row(layer: Layer) -> tuple[float, ...]:
 def with_experts(table: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     """Columns of products of experts that follow from how many ``tokens`` choose among them.
 
-    As many experts are read as :func:`~pytest_neuralpower.layers.expected_experts` says, each by
-    ``m`` rows in the mean.
+    As many experts are read as :func:`~pytest_neuralpower.layers.expected_experts` says, the
+    ``groups``, each by ``m`` rows in the mean. Of a number that was given (``read``) no more than
+    there are rows.
     """
     found = dict(table)
     tokens, experts = table["tokens"], np.maximum(table["experts"], 1.0)
     rows = tokens * table["chosen"]
     missed = (1.0 - np.minimum(table["chosen"] / experts, 1.0)) ** tokens
-    read = table["experts"] * (1.0 - missed)
+    given = np.minimum(np.minimum(table["read"], table["experts"]), rows)
+    read = np.where(table["read"] > 0, given, table["experts"] * (1.0 - missed))
     found["groups"] = np.maximum(read, 1.0)
     found["m"] = rows / found["groups"]
     found["flops"] = 2.0 * rows * table["n"] * table["k"]

@@ -40,6 +40,7 @@ class EnergyAccuracy(msgspec.Struct, frozen=True):
 
 
 def _energy_accuracy(fit: FamilyFit, hardware: Mapping[str, float]) -> EnergyAccuracy:
+    fit = fit.metered()
     measured = np.array([row.power_w for row in fit.rows], dtype=np.float64) * fit.runtime_ms
     chosen, predicted = _predicted(fit)
     return EnergyAccuracy(

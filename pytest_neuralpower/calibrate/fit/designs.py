@@ -50,7 +50,8 @@ class Design(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     candidates
         Estimators that compete; empty for all.
     learn
-        ``energy`` where power is learnt as energy alone.
+        ``energy`` where power is learnt as energy alone; ``utilization`` where the rows that have
+        power, not all, tell how it follows how busy the device is.
     """
 
     regimes: tuple[Regime, ...] = ()
@@ -59,7 +60,7 @@ class Design(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inputs: tuple[str, ...] = ()
     trees: int | None = None
     candidates: tuple[Candidate, ...] = ()
-    learn: Literal["energy"] | None = None
+    learn: Literal["energy", "utilization"] | None = None
 
 
 def _regime(name: str, terms: tuple[str, ...], *when: tuple[str, str, float | str]) -> Regime:

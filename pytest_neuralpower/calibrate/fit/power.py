@@ -484,7 +484,8 @@ def fit_layer_power(
     design: Design,
     hardware: Mapping[str, float],
 ) -> LayerPower | None:
-    """Power of one family, None where any of its rows has none.
+    """Power of one family, None where any of its rows has none, or all where its design's ``learn``
+    is ``utilization``: what some rows tell then holds for the others.
 
     Candidates compete twice, as estimators of power and as estimators of energy; the winners are
     compared by their held-out energy, which for the former is predicted power times predicted
@@ -496,8 +497,11 @@ def fit_layer_power(
     FitError
         Bad rows, too few shapes, or no candidate could be fitted.
     """
-    if any(row.power_w is None for row in rows):
+    metered = [place for place, row in enumerate(rows) if row.power_w is not None]
+    alone = design.learn == "utilization" and bool(metered)
+    if len(metered) < len(rows) and not alone:
         return None
+    rows, values = [rows[place] for place in metered], some_rows(values, np.array(metered))
     time = np.array([row.runtime_ms for row in rows])
     power = np.array([row.power_w for row in rows], dtype=np.float64)
     groups, lines = [row.shape_group for row in rows], [row.line for row in rows]
@@ -505,10 +509,14 @@ def fit_layer_power(
     def mape(predicted: FloatArray) -> float:
         return float(np.abs(predicted / (power * time) - 1.0).mean())
 
+    range_w = (float(power.min()), float(power.max()))
+    if alone:
+        busy = {"utilization": power_makers(family, hardware)["utilization"]}
+        seen = {**values, "runtime_ms": time}
+        return LayerPower("power", select(busy, seen, power, groups, lines=lines), range_w)
     makers = runtime_makers(family, design, hardware, quantity="energy")
     makers = {name: makers[name] for name in makers if name in (design.candidates or makers)}
     as_energy = select(makers, values, power * time, groups, lines=lines)
-    range_w = (float(power.min()), float(power.max()))
     if design.learn != "energy":
         makers = power_makers(family, hardware)
         allowed = (*(design.candidates or makers), "utilization")

@@ -205,7 +205,9 @@ def aiconfigurator_gemm(path: Path, options: Options) -> list[Row]:
 
     Option ``as`` is ``linear`` or ``matmul``. Of all readers of these tables ``least_ms`` leaves
     out what takes less, ``power_least_ms`` the power of what takes less, and rows that agree in
-    the columns ``groups`` are held out together.
+    the columns ``groups`` are held out together. ``times_of_more`` leaves out products that take
+    over so many times what one of more rows by the same weight takes: a library's poor choice of a
+    kernel, which would raise the prices of all larger batches.
     """
     rows = []
     for line, record in selected(path, options):
@@ -216,7 +218,24 @@ def aiconfigurator_gemm(path: Path, options: Options) -> list[Row]:
             else matmul_layer((m, k), (k, n), dtype=_DTYPE)
         )
         rows.append(_powered(layer, record, line, options))
+    if "times_of_more" in options:
+        return _without_poor_choices(rows, float(options["times_of_more"]))
     return rows
+
+
+def _without_poor_choices(rows: Sequence[Row], times: float) -> list[Row]:
+    values = columns(family(rows[0].layer), [row.layer for row in rows])
+    runtime = np.array([row.runtime_ms for row in rows])
+    least: dict[tuple[float, float], float] = {}
+    found = list(rows)
+    for place in np.argsort(-values["m"], kind="stable").tolist():
+        weight = float(values["n"][place]), float(values["k"][place])
+        of_more = least.get(weight, np.inf)
+        if runtime[place] > times * of_more:
+            flaw = f"over {times:g} times what more rows take by the same weight"
+            found[place] = replace(rows[place], flaw=flaw)
+        least[weight] = min(of_more, float(runtime[place]))
+    return found
 
 
 def aiconfigurator_attention(path: Path, options: Options) -> list[Row]:

@@ -6,8 +6,8 @@ distance per family, up and down alike: with tens of shapes the two tails are no
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -17,7 +17,7 @@ from pytest_neuralpower.calibrate.fit.power import load_networks, trace_network
 from pytest_neuralpower.calibrate.fit.prior import FARTHEST, places_of, stack_deviation, variogram
 from pytest_neuralpower.errors import FitError, ProfileError
 from pytest_neuralpower.estimators import Bounded
-from pytest_neuralpower.estimators.base import need_extra
+from pytest_neuralpower.estimators.base import need_extra, some_rows
 from pytest_neuralpower.estimators.selection import Score
 from pytest_neuralpower.platform.intervals import Intervals, QuantitySpreads, Spread
 
@@ -230,7 +230,7 @@ _LEAST_POWER: Final = 1e-3
 _BORROWED_TIERS: Final = ("transferred", "datasheet")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class FamilyFit:
     """One family's rows and what was chosen for them.
 
@@ -250,8 +250,30 @@ class FamilyFit:
         """Shape of each row: what is held out together."""
         return [row.shape_group for row in self.rows]
 
+    def metered(self) -> FamilyFit:
+        """The same of the rows whose power is known; what was chosen for it was fitted to these."""
+        known = np.flatnonzero([row.power_w is not None for row in self.rows])
+        if len(known) == len(self.rows):
+            return self
+        rows = [self.rows[place] for place in known.tolist()]
+        runtime = replace(
+            self.runtime,
+            rows=len(rows),
+            groups=len({row.shape_group for row in rows}),
+            fold=self.runtime.fold[known],
+            predicted={name: each[known] for name, each in self.runtime.predicted.items()},
+            held_out=self.runtime.held_out[known],
+        )
+        return dataclasses.replace(
+            self,
+            rows=rows,
+            columns=some_rows(self.columns, known),
+            runtime_ms=self.runtime_ms[known],
+            runtime=runtime,
+        )
 
-@dataclass(frozen=True, slots=True)
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Fitted:
     """A platform, and by family the rows and the held-out predictions it was chosen by."""
 
@@ -372,6 +394,7 @@ def _power_spreads(
     for name, fit in fits.items():
         if fit.power is None and fit.energy is None:
             continue
+        fit = fit.metered()  # noqa: PLW2901
         watts = np.array([row.power_w for row in fit.rows], dtype=np.float64)
         # As in use: power from the *predicted* runtime, neither having seen the row's shape.
         late = np.log(fit.runtime_ms / fit.runtime.held_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -240,6 +241,13 @@ class TestExperts:
         read = 8 * (1 - 0.75**3)
         assert found["groups"].item() == pytest.approx(read)
         assert found["m"].item() == pytest.approx(6 / read)
+
+    def test_as_many_are_read_as_was_given(self) -> None:
+        layer = experts_layer(3, 2, 8, 64, 96)
+        layer = msgspec.structs.replace(layer, params=(("chosen", 2), ("read", 4.0)))
+        found = columns("matmul.grouped", [layer])
+        assert found["bytes_moved"].tolist() == [layer.cost.bytes_moved]
+        assert (found["groups"].item(), found["m"].item()) == (4, 1.5)
 
     def test_twice_the_tokens_read_more_experts(self) -> None:
         once, twice = (columns("matmul.grouped", [self.layer(tokens)]) for tokens in (3, 6))

@@ -10,6 +10,7 @@ import pytest
 from pytest_neuralpower.calibrate.fit.designs import Design, runtime_makers
 from pytest_neuralpower.calibrate.fit.power import LayerPower, fit_layer_power
 from pytest_neuralpower.calibrate.fit.rows import Row, linear_layer
+from pytest_neuralpower.calibrate.fit.uncertainty import FamilyFit
 from pytest_neuralpower.estimators import Utilization
 from pytest_neuralpower.estimators.features import Columns, FloatArray, columns
 from pytest_neuralpower.estimators.selection import Selection, select
@@ -42,9 +43,9 @@ def table(rows: list[Row]) -> tuple[Columns, FloatArray, Selection]:
     return values, runtime, select(makers, values, runtime, [row.shape_group for row in rows])
 
 
-def learnt(rows: list[Row]) -> LayerPower | None:
+def learnt(rows: list[Row], design: Design = DESIGN) -> LayerPower | None:
     values, _, runtime = table(rows)
-    return fit_layer_power("linear", rows, values, runtime, design=DESIGN, hardware=HARDWARE)
+    return fit_layer_power("linear", rows, values, runtime, design=design, hardware=HARDWARE)
 
 
 def test_power_is_learnt_as_power_where_that_errs_less() -> None:
@@ -76,3 +77,24 @@ def test_energy_is_learnt_where_that_errs_less_and_is_what_power_times_runtime_g
 def test_rows_without_power_teach_none() -> None:
     rows = measured("utilization", noise=0.0)
     assert learnt([*rows[:-1], replace(rows[-1], power_w=None)]) is None
+
+
+def test_utilization_of_some_rows_holds_for_the_others_where_the_recipe_says_so() -> None:
+    rows = [
+        row if row.runtime_ms > 0.1 else replace(row, power_w=None)
+        for row in measured("utilization", noise=0.0)
+    ]
+    found = learnt(rows, Design(candidates=("physical",), learn="utilization"))
+    assert found is not None
+    assert found.quantity == "power"
+    values, time, runtime = table(rows)
+    short = time <= 0.1
+    assert 10 < short.sum() < 60
+    watts = found.chosen()["power"].predict({**values, "runtime_ms": time})
+    exact = 40 + 150 * values["flops"] / (time * 1e9)
+    assert watts[short] == pytest.approx(exact[short], rel=0.02)
+    # Errors are judged on the rows that have power alone.
+    known = FamilyFit(rows, values, time, runtime, power=found.selection).metered()
+    assert known.rows == [row for row in rows if row.power_w is not None]
+    assert known.runtime.rows == len(known.rows) == (~short).sum()
+    assert known.runtime.held_out.tolist() == runtime.held_out[~short].tolist()

@@ -174,6 +174,14 @@ class TestAiconfigurator:
         rows = aiconfigurator_gemm(path, {"as": "linear", "least_ms": 0.01})
         assert [row.flaw for row in rows] == ["", "under 0.01 ms"]
 
+    def test_products_slower_than_those_of_more_rows_can_be_left_out(self, tmp_path: Path) -> None:
+        path = tmp_path / "gemm.csv"
+        lines = ("2,64,32,0.009", "4,64,32,0.003", "1,64,32,0.004", "1,32,32,0.009")
+        path.write_text("m,n,k,latency\n" + "\n".join(lines))
+        rows = aiconfigurator_gemm(path, {"as": "linear", "times_of_more": 1.5})
+        reason = "over 1.5 times what more rows take by the same weight"
+        assert [row.flaw for row in rows] == [reason, "", "", ""]
+
     def test_a_table_without_power_has_none(self, tmp_path: Path) -> None:
         path = tmp_path / "gemm.csv"
         path.write_text("m,n,k,latency\n128,4096,1024,0.0125\n")
