@@ -11,7 +11,7 @@ from pytest_neuralpower.layers import Layer, expected_experts
 from pytest_neuralpower.platform.catalog import load_platform, predict
 from pytest_neuralpower.tracing import trace
 
-WIDTH, HIDDEN = 64, 32
+WIDTH, HIDDEN = 2048, 1024
 
 
 class Experts(nn.Module):

@@ -1,4 +1,4 @@
-"""The two Hopper platforms: what their files claim, and that every prediction makes sense."""
+"""Boards that serve models: what their files claim, and that every prediction makes sense."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import pytest
 
 from pytest_neuralpower import Layer, load_platform
 from pytest_neuralpower.calibrate.fit.card import card_text
-from pytest_neuralpower.calibrate.fit.readers import attention_layer
+from pytest_neuralpower.calibrate.fit.readers import attention_layer, experts_layer
 from pytest_neuralpower.calibrate.fit.rows import linear_layer, matmul_layer
 from pytest_neuralpower.estimators.features import columns, family
 from pytest_neuralpower.estimators.physics import Ceilings, least_ms
 
 REPOSITORY = Path(__file__).parents[2]
-NAMES = ["h200", "h100"]
+NAMES = ["h200", "h100", "b200", "l40s"]
+
+#: Held-out error that each family stays below, %: of experts whole models are held out, and the
+#: products of an L40S switch between kernels from one width to the next.
+MOST = {"linear": 7, "matmul": 9, "attention": 5, "attention.decode": 5, "matmul.grouped": 12}
 
 
 def layers() -> list[Layer]:
@@ -30,6 +34,9 @@ def layers() -> list[Layer]:
         width = int(random.choice([32, 64, 80, 128, 256, 512]))
         causal = bool(random.integers(2))
         found.append(attention_layer((batch, heads, length, width), heads, causal=causal))
+        found.append(attention_layer((batch, heads, 1, width), heads, keys=length + 1))
+        experts, chosen = (int(size) for size in np.exp2(random.uniform(3, (9, 4))))
+        found.append(experts_layer(batch, min(chosen, experts), experts, k % 16384 + 1, heads * 64))
     return found
 
 
@@ -42,29 +49,49 @@ def test_the_card_is_of_the_shipped_file(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_family_beats_its_baselines_on_held_out_shapes(name: str) -> None:
     found = load_platform(name).accuracy["runtime"]
-    assert {"linear", "matmul", "attention"} <= set(found)
-    for each in found.values():
+    assert set(found) == set(MOST)
+    for family_name, each in found.items():
         held_out = each["held_out"][each["chosen"]]["mape"]
-        assert held_out < 6
+        assert held_out < MOST[family_name]
         assert all(held_out < score["mape"] / 2 for score in each["baselines"].values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_decoding_is_held_out_by_head_shape_and_experts_by_model(name: str) -> None:
+    found = load_platform(name).accuracy["runtime"]
+    decode, experts = found["attention.decode"], found["matmul.grouped"]
+    assert decode["held_out_by"] == ["num_heads", "num_key_value_heads", "head_dim"]
+    assert decode["groups"] > 80
+    assert experts["held_out_by"] == ["hidden_size", "inter_size", "topk", "num_experts"]
+    assert experts["groups"] > 12
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_intervals_hold_what_they_promise_of_unseen_shapes(name: str) -> None:
     found = load_platform(name).accuracy["intervals"]
     for quantity in ("runtime", "power", "energy"):
-        for each in found.get(quantity, {}).values():
-            assert 85 <= each["shapes_percent"] <= 95
+        for family_name, each in found.get(quantity, {}).items():
+            # With 13 models held out, the quantile is that of nearly all.
+            most = 98 if family_name == "matmul.grouped" else 95
+            assert 85 <= each["shapes_percent"] <= most
 
 
-def test_the_h200_learns_power_from_its_rows_and_the_h100_has_none() -> None:
-    h200, h100 = map(load_platform, NAMES)
-    assert h200.tiers["power"] == "public"
-    assert h100.tiers["power"] == "transferred"
-    assert all(each.power or each.energy for each in h200.families.values())
-    # Its energy errs less than power times runtime.
-    assert h200.families["linear"].energy is not None
-    assert not any(each.power or each.energy for each in h100.families.values())
+@pytest.mark.parametrize("name", ["h200", "b200"])
+def test_boards_with_power_learn_it_from_their_rows(name: str) -> None:
+    platform = load_platform(name)
+    assert platform.tiers["power"] == "public"
+    learnt = {name for name, each in platform.families.items() if each.power or each.energy}
+    assert {"linear", "matmul", "attention"} <= learnt
+    # Readings of mixtures of experts are too far apart at like work.
+    assert "matmul.grouped" not in learnt
+
+
+@pytest.mark.parametrize("name", ["h100", "l40s"])
+def test_boards_without_power_have_that_of_the_h200(name: str) -> None:
+    platform = load_platform(name)
+    assert platform.tiers["power"] == "transferred"
+    assert platform.accuracy["power"]["transferred_from"] == "h200"
+    assert not any(each.power or each.energy for each in platform.families.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -81,8 +108,27 @@ def test_no_prediction_is_negative_nor_beyond_what_the_board_does(name: str) -> 
         # A causal mask skips half of the operations that are counted.
         counted = each.layer.cost.flops / (2 if each.layer.param("causal", False) else 1)
         assert counted / each.runtime_ms <= 1.001 * peak
-        assert 60 < each.power_w <= 1.01 * limit
+        # Readings of the B200 go up to 1023 W.
+        assert 30 < each.power_w <= 1.03 * limit
         assert each.energy_mj == pytest.approx(each.power_w * each.runtime_ms)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_more_sequences_or_tokens_never_take_less_time(name: str) -> None:
+    platform = load_platform(name)
+    for power in range(11):
+        batch = 2**power
+        layers = [
+            layer
+            for size in (batch, 2 * batch)
+            for layer in (
+                attention_layer((size, 32, 1, 128), 8, keys=4096),
+                attention_layer((size, 64, 1, 192), 4, keys=300),
+                experts_layer(size, 8, 128, 2048, 1536),
+            )
+        ]
+        times = [each.runtime_ms or 0.0 for each in platform.predict(layers).layers]
+        assert all(more > 0.95 * less for less, more in zip(times[:3], times[3:], strict=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -96,5 +142,6 @@ def test_transformers_get_joules_that_rest_mostly_on_measured_kinds(name: str) -
         assert large.energy_mj is not None
         more = call.batches[1] / call.batches[0]
         assert small.energy_mj < large.energy_mj < 1.1 * more * small.energy_mj
-        assert large.share("inferred", "uncovered") < 0.35
+        # The faster the products, the more is left to what streams.
+        assert large.share("inferred", "uncovered") < (0.55 if name == "b200" else 0.35)
         assert not large.share("uncovered") > 0.01
