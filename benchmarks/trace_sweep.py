@@ -81,6 +81,7 @@ def run(case: Case) -> Row:
         try:
             model = case.build().eval()
             case = case._replace(args=real(case.args), kwargs=real(case.kwargs))
+            torch.manual_seed(0)  # where its random numbers decide, too
             start = time.perf_counter()
             result = trace(model, *case.args, **case.kwargs)
         except Exception as again:
@@ -116,7 +117,6 @@ def reference_macs(case: Case, model: nn.Module, ours: int | None) -> tuple[int 
     A count on meta that differs from ours is checked by a real forward.
     """
     counted = why = None
-    model.requires_grad_(False)  # FlopCounterMode fails on some parameters that are given on
     if all(parameter.is_meta for parameter in model.parameters()):
         inputs = [map_inputs(each, on_meta) for each in case[2:]]
         counted, why = count(model, *inputs)
@@ -156,6 +156,8 @@ def without_fused_kernels() -> Iterator[None]:
 
 
 def count(model: nn.Module, args: Any, kwargs: Any) -> tuple[int | None, str]:
+    model.requires_grad_(False)  # FlopCounterMode fails on some parameters that are given on
+    torch.manual_seed(0)
     counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED)
     try:
         with torch.no_grad(), counter:
