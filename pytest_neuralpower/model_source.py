@@ -206,6 +206,28 @@ def load_model(
     return made
 
 
+def read_arguments(pairs: Sequence[str]) -> dict[str, Any]:
+    """``name=value`` pairs with YAML values: 3 is a number, true a boolean, [1, 2] a list.
+
+    Raises
+    ------
+    ImportPathError
+        One of them is not that.
+    """
+    import yaml  # noqa: PLC0415 - slow
+
+    parsed = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator or not name.isidentifier():
+            raise ImportPathError(f"--arg {pair}: write name=value")
+        try:
+            parsed[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ImportPathError(f"--arg {pair}: {value!r} is not a YAML value") from None
+    return parsed
+
+
 def _is_module(value: Any) -> bool:
     from torch.nn import Module  # noqa: PLC0415 - slow
 

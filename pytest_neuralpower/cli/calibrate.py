@@ -278,13 +278,13 @@ def measure_command(
     from pytest_neuralpower.calibrate.measure.device import open_device
     from pytest_neuralpower.calibrate.measure.network import compare, measure_call
     from pytest_neuralpower.calibrate.measure.verify import device_of, measured_here, mode_of
-    from pytest_neuralpower.model_source import load_model, parse_inputs
+    from pytest_neuralpower.model_source import load_model, parse_inputs, read_arguments
     from pytest_neuralpower.platform.catalog import load_platform, predict_call
 
     loaded = measured_here(load_platform(platform))
     name = device_of(loaded)
     args, kwargs = parse_inputs(inputs)
-    built = load_model(model, options.parse_arguments(arg or [])).eval()
+    built = load_model(model, read_arguments(arg or [])).eval()
     prediction = predict_call(built, args, kwargs, platform=loaded)
     device = open_device(name, loaded.dtype, mode=mode_of(loaded), meter=meter)
     try:

@@ -11,7 +11,13 @@ import typer
 
 from pytest_neuralpower.cli import options
 from pytest_neuralpower.errors import CompressError, OptionError, UnsupportedGraphError
-from pytest_neuralpower.model_source import Call, import_object, load_model, parse_inputs
+from pytest_neuralpower.model_source import (
+    Call,
+    import_object,
+    load_model,
+    parse_inputs,
+    read_arguments,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +49,7 @@ def advise_command(
         raise OptionError("--mj and --ms: advice is for one budget; give one of them")
     budget = f"{mj} mJ" if mj is not None else f"{ms} ms" if ms is not None else None
     positional, keywords = parse_inputs(inputs)
-    built = load_model(model, options.parse_arguments(arg or []))
+    built = load_model(model, read_arguments(arg or []))
     advised = advise(
         built.eval(),
         Call(tuple(positional), keywords),
@@ -82,7 +88,7 @@ def _load_trained(target: str, arguments: Sequence[str] | None, state: Path | No
 
     from pytest_neuralpower.compress.plan import load_state
 
-    model = load_model(target, options.parse_arguments(arguments or []), with_values=True)
+    model = load_model(target, read_arguments(arguments or []), with_values=True)
     if not isinstance(model, nn.Module):
         raise CompressError(f"{target} returned a {type(model).__name__}, not a torch.nn.Module")
     if state is not None:

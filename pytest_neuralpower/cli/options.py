@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pytest_neuralpower.errors import ImportPathError, OptionError
+from pytest_neuralpower.errors import OptionError
 
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Trace
@@ -85,28 +85,12 @@ def trace_model(target: str, inputs: Sequence[str], arguments: Sequence[str] | N
     NeuralPowerError
         The model cannot be built or traced; one line says why.
     """
-    from pytest_neuralpower.model_source import load_model, parse_inputs
+    from pytest_neuralpower.model_source import load_model, parse_inputs, read_arguments
     from pytest_neuralpower.tracing import trace
 
     positional, keywords = parse_inputs(inputs)
-    model = load_model(target, parse_arguments(arguments or []))
+    model = load_model(target, read_arguments(arguments or []))
     return trace(model.eval(), *positional, **keywords)  # one inference is what people ask for
-
-
-def parse_arguments(pairs: Sequence[str]) -> dict[str, object]:
-    """``name=value`` pairs with YAML values: 3 is a number, true a boolean, [1, 2] a list."""
-    import yaml
-
-    parsed = {}
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        if not separator or not name.isidentifier():
-            raise ImportPathError(f"--arg {pair}: write name=value")
-        try:
-            parsed[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ImportPathError(f"--arg {pair}: {value!r} is not a YAML value") from None
-    return parsed
 
 
 @contextmanager

@@ -361,10 +361,10 @@ class Bounded(Estimator, tag="bounded", omit_defaults=True):
 
     def _tune(self, columns: Columns, target: FloatArray, groups: Sequence[Hashable]) -> None:
         if self.inner is not None:
-            self.inner._tune(self._seen(columns), target, groups)
+            self.inner._tune(self.seen(columns), target, groups)
 
     def _fit(self, columns: Columns, target: FloatArray) -> None:
-        seen = self._seen(columns)
+        seen = self.seen(columns)
         ratio = np.log(target / seen["prior_ms"])
         self.center_ = _rounded(float(np.median(ratio)))
         low, high = np.quantile(ratio, (0.5 - _HELD / 2, 0.5 + _HELD / 2))
@@ -381,21 +381,22 @@ class Bounded(Estimator, tag="bounded", omit_defaults=True):
         if self.inner is not None:
             self.inner._fit(seen, target)
 
-    def _seen(self, columns: Columns) -> dict[str, FloatArray]:
-        """The columns, with the roofline and the time by the prior."""
+    def seen(self, columns: Columns) -> dict[str, FloatArray]:
+        """The columns, with the roofline, the time by the prior, and operations per byte."""
         roofline = roofline_ms(self.family, columns, self.ceilings)
         found = {**columns, "roofline_ms": roofline}
         found["prior_ms"] = self.prior.factor.predict(found)
+        found["intensity"] = columns["flops"] / np.maximum(columns["bytes_moved"], 1.0)
         return found
 
     def prior_ms(self, columns: Columns) -> FloatArray:
         """Time in ms as other devices run these layers."""
-        return self._seen(columns)["prior_ms"]
+        return self.seen(columns)["prior_ms"]
 
     def _once(self, columns: Columns) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Time of each row, whatever another batch takes; what it takes at most; and how far it is
         from what was calibrated."""
-        seen = self._seen(columns)
+        seen = self.seen(columns)
         base = seen["prior_ms"]
         correction = np.full(len(base), self.center_)
         away = self.doublings_outside(columns)
@@ -500,7 +501,7 @@ class Bounded(Estimator, tag="bounded", omit_defaults=True):
         self.predict(columns)
         self.doublings_outside(columns)
         if self.inner is not None:
-            self.inner.evaluate_all(self._seen(columns))
+            self.inner.evaluate_all(self.seen(columns))
 
 
 def at_other_ceilings(

@@ -210,6 +210,7 @@ class Term(NamedTuple):
 
 #: Every term by its name without sizes.
 TERMS: Final[Mapping[str, Term]] = {
+    "prior": Term(_sum_of("prior_ms", factor=1.0), 1.0, "ms", "as other devices run it"),
     "launch": Term(lambda columns: np.ones_like(columns["flops"]), 1.0, "", "once a layer"),
     "flops": Term(
         _sum_of("flops", factor=_GIGA), _GIGA, "FLOPs", "operations, 2 per multiply-accumulate"

@@ -595,7 +595,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
             some = some_rows(values, rows)
             alike = columns(
                 family_name,
-                [_in_dtype(layers[row], self.dtype) for row in np.flatnonzero(rows).tolist()],
+                [in_dtype(layers[row], self.dtype) for row in np.flatnonzero(rows).tolist()],
             )
             ceilings = own.at(self.peak_gflops(dtype))
             fastest = roofline_ms(family_name, some, ceilings)
@@ -776,6 +776,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
             held_out_energy=self._held_out("layer_energy"),
             neuralpower=self._paper_summary() or UNSET,
             networks=self.accuracy.get("networks"),
+            calls=self.accuracy.get("calls"),
             power=self.accuracy.get("power"),
             intervals=self.accuracy.get("intervals"),
             sha256=self.sha256,
@@ -841,7 +842,7 @@ def _by_neuralpower(accuracy: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "runtime": runtime}
 
 
-def _in_dtype(layer: Layer, dtype: str) -> Layer:
+def in_dtype(layer: Layer, dtype: str) -> Layer:
     """The same layer computed in another dtype; indices, masks and complex numbers stay."""
 
     def converted(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:

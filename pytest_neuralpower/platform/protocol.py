@@ -91,8 +91,9 @@ class Summary(Struct, frozen=True, kw_only=True):
     neuralpower
         Of the NeuralPower paper's estimators, by family and quantity: degree, terms, and RMSPE (%)
         held out and on the rows themselves; unset for a platform without.
-    networks, power, intervals
-        The platform file's accuracy on whole networks, of power, and of intervals, if any.
+    networks, calls, power, intervals
+        The platform file's accuracy on whole networks, on calls that it was fitted to, of power,
+        and of intervals, if any.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     held_out_energy: Mapping[str, HeldOut] | UnsetType = UNSET
     neuralpower: Mapping[str, Mapping[str, Mapping[str, object]]] | UnsetType = UNSET
     networks: Mapping[str, Any] | None = None
+    calls: Mapping[str, Any] | None = None
     power: Mapping[str, Any] | None = None
     intervals: Mapping[str, Any] | None = None
     sha256: str

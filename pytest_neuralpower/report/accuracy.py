@@ -117,7 +117,9 @@ def _percent_cell(value: float | None, *, signed: bool = False) -> str:
     return f"{value:+.1f}%" if signed else f"{value:.1f}%"
 
 
-def _score_table(rows: Sequence[tuple[str, Mapping[str, Any]]], first: str) -> str:
+def _score_table(
+    rows: Sequence[tuple[str, Mapping[str, Any]]], first: str, style: str = "plain"
+) -> str:
     """One line a score; ``first`` heads the column of their names."""
     return tabulate(
         [
@@ -125,7 +127,7 @@ def _score_table(rows: Sequence[tuple[str, Mapping[str, Any]]], first: str) -> s
             for name, score in rows
         ],
         [first, *_HEADINGS.values()],
-        tablefmt="plain",
+        tablefmt=style,
         disable_numparse=True,
         colalign=("left", *["right"] * len(_HEADINGS)),
     )
@@ -210,6 +212,8 @@ def accuracy_text(name: str, accuracy: Mapping[str, Any]) -> str:
             f"Intervals made to hold {accuracy['intervals']['coverage']:.0%} of what was held out",
             intervals,
         ]
+    if calls := calls_table(accuracy):
+        sections += ["Whole calls of networks whose family no fit has seen", calls]
     networks = networks_table(accuracy)
     if networks:
         scores = [
@@ -222,6 +226,20 @@ def accuracy_text(name: str, accuracy: Mapping[str, Any]) -> str:
     if power:
         sections += [f"Power of whole networks{_carried_over(accuracy['power'])}", power]
     return "\n\n".join(sections)
+
+
+def calls_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
+    """Errors of whole calls that a platform was fitted to, held out by family of networks; empty
+    where there were none."""
+    found = accuracy.get("calls")
+    if found is None:
+        return ""
+    scores = [
+        (f"{found['calls']:,} calls, {found['families']} families", found["held_out"]),
+        ("by 20 calls of other families", found["from_20"]),
+        ("by no call", found["prior"]),
+    ]
+    return _score_table([each for each in scores if each[1]], "runtime", style)
 
 
 def _carried_over(power: Mapping[str, Any]) -> str:
@@ -451,7 +469,8 @@ def platforms_text(summaries: Sequence[Summary]) -> str:
         for errors in _errors(summary):
             text += textwrap.wrap(errors, _WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 6)
     legend = (
-        "Figures are held-out errors in %: of kinds of layers MAPE, of whole networks RMSPE. Power "
+        "Figures are held-out errors in %: of kinds of layers and of families of networks MAPE, of "
+        "whole networks RMSPE. Power "
         "that is transferred was judged on another board's networks; its error on this device is "
         "not known."
     )
@@ -489,6 +508,8 @@ def _figure(what: str, percent: float) -> str:
 
 
 def _networks(summary: Summary, quantity: str) -> list[str]:
+    if quantity == "runtime" and summary.calls:
+        return [_figure("families of networks", summary.calls["held_out"]["mape"])]
     if quantity == "power":
         power = summary.power or {}
         left_out, transferred = power.get("leave_one_network_out"), power.get("transferred")

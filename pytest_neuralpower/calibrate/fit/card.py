@@ -21,8 +21,10 @@ from pytest_neuralpower.calibrate.fit.rows import (
     repeatability,
     usual_probe_ms,
 )
+from pytest_neuralpower.estimators import Physical
 from pytest_neuralpower.files import write_atomically
 from pytest_neuralpower.report.accuracy import (
+    calls_table,
     choices_table,
     intervals_table,
     layers_table,
@@ -80,13 +82,8 @@ def card_text(platform: FittedPlatform) -> str:
         "Generated from the platform file; do not edit.",
         f"{platform.device}, {platform.dtype}. {platform.mode}.",
         f"Tiers: {tiers}. Content hash `{platform.sha256[:16]}`.",
-        "## Layers, held out by shape",
-        layers_table(accuracy, "github"),
-        "A family that does not beat both baselines is not shipped. "
-        "Errors are relative to the measured one. All batch sizes of a shape are held "
-        f"out together{_held_out_by(accuracy)}. Kinds of layer without rows are priced as other "
-        "devices run them, and flagged.",
-        *_choices(accuracy),
+        *_calls(platform),
+        *(_layers(accuracy) if platform.families else []),
         *(["## Rows set apart to judge", split] if split else []),
         *(["The estimators judged here saw none of these."] if split else []),
         *_overhead(accuracy),
@@ -94,9 +91,7 @@ def card_text(platform: FittedPlatform) -> str:
         *_networks(accuracy),
         *_calibration(platform),
         *_power(accuracy),
-        "## Calibrated ranges",
-        _table(ranges, ("family", "size", "from", "to")),
-        "A layer outside any of these is flagged as extrapolated.",
+        *(_ranges(ranges) if ranges else []),
         "## Sources",
         "\n".join(_source(source) for source in provenance.get("sources", ())),
         *(["## Notes", "\n".join(f"- {_sentence(note)}" for note in notes)] if notes else []),
@@ -112,6 +107,54 @@ def _held_out_by(accuracy: Mapping[str, Any]) -> str:
         if each.get("held_out_by")
     ]
     return "".join(found)
+
+
+def _ranges(ranges: Sequence[Sequence[str]]) -> list[str]:
+    table = _table(ranges, ("family", "size", "from", "to"))
+    return [
+        "## Calibrated ranges",
+        table,
+        "A layer outside any of these is flagged as extrapolated.",
+    ]
+
+
+def _layers(accuracy: Mapping[str, Any]) -> list[str]:
+    """What each family's rows were fitted by, and how well."""
+    text = (
+        "A family that does not beat both baselines is not shipped. Errors are relative to the "
+        f"measured one. All batch sizes of a shape are held out together{_held_out_by(accuracy)}. "
+        "Kinds of layer without rows are priced as other devices run them, and flagged."
+    )
+    layers = layers_table(accuracy, "github")
+    return ["## Layers, held out by shape", layers, text, *_choices(accuracy)]
+
+
+def _calls(platform: FittedPlatform) -> list[str]:
+    """How whole calls are predicted, and by which factors; empty where none was fitted to."""
+    table = calls_table(platform.accuracy, "github")
+    if not table:
+        return []
+    intervals = platform.accuracy["intervals"]["trials"]
+    factors = [
+        (name, regime.name, f"{regime.rates['prior']:.2f}")
+        for name, estimator in platform.inferred.items()
+        if isinstance(estimator.inner, Physical)
+        for regime in estimator.inner.regimes
+    ]
+    text = (
+        "Whole calls were timed, no layer. Networks of one family are held out together. 90% "
+        f"intervals made without the family hold {intervals['inside']} of {intervals['networks']} "
+        f"calls, at a half-width of {intervals['half_width_percent']:.0f}% in the median."
+    )
+    inferred = (
+        "What a kind of layer takes is inferred from the totals: times what other devices take at "
+        "this one's ceilings. Factors that the calls cannot tell stay near 1; a single one is not "
+        "to be trusted as its sum is. Layers are flagged as inferred."
+    )
+    return [
+        *("## Whole calls, held out by family", table, text),
+        *("## Factors on the prior", _table(factors, ("family", "group", "factor")), inferred),
+    ]
 
 
 def _choices(accuracy: Mapping[str, Any]) -> list[str]:
@@ -167,7 +210,7 @@ def _overhead(accuracy: Mapping[str, Any]) -> list[str]:
 
 def _intervals(platform: FittedPlatform) -> list[str]:
     table = intervals_table(platform.accuracy, "github")
-    if not table or platform.intervals is None:
+    if not platform.families or not table or platform.intervals is None:
         return []
     model_error = math.exp(platform.intervals.runtime.model_error)
     text = (

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import msgspec
 import numpy as np
 
+from pytest_neuralpower.calibrate.fit.calls import fit_calls, read_all_calls
 from pytest_neuralpower.calibrate.fit.card import with_calibration, write_card, write_figure
 from pytest_neuralpower.calibrate.fit.designs import Design, runtime_makers
 from pytest_neuralpower.calibrate.fit.judging import (
@@ -127,6 +128,7 @@ def fit_recipe(
         The extra ``calibrate`` is not installed.
     """
     rows, recipe = read_rows(recipe, data_root)
+    calls, recipe = read_all_calls(recipe, data_root, progress)
     profiles = [
         read_profile(recipe.folder / source.profile) for source in recipe.sources if source.profile
     ]
@@ -138,8 +140,11 @@ def fit_recipe(
         candidates=candidates,
         progress=progress,
         networks=networks,
+        alone=not calls,
     )
     platform = fitted.platform
+    if calls:
+        platform = fit_calls(platform, calls, progress)
     if recipe.totals == "in place":
         platform = learn_totals(platform, fitted.families, networks)
     return replace(fitted, platform=with_calibration(platform, profiles))
@@ -201,18 +206,20 @@ def fit_rows(
     candidates: Collection[str] = (),
     progress: Callable[[str], None] = _silent,
     networks: Sequence[NetworkRow] = (),
+    alone: bool = True,
 ) -> Fitted:
     """Fit every family that the rows have, choosing each estimator by held-out shapes.
 
     Parameters are those of :func:`fit_recipe`; ``networks`` are whole networks that a calibration
-    timed, and metered where their power is known.
+    timed, and metered where their power is known; without ``alone`` there may be no row at all, as
+    whole calls are evidence, too.
 
     Raises
     ------
     FitError
         No rows, or rows of some family that cannot be fitted; the message names the family.
     """
-    tables = _tables(rows, recipe)
+    tables = _tables(rows, recipe, alone=alone)
     priors = priors_for(
         recipe.device,
         recipe.hardware,
@@ -274,7 +281,7 @@ def platform_of(
         host=recipe.host,
         sampler=recipe.sampler,
         provenance={
-            "sources": [source.facts() for source in recipe.sources],
+            "sources": [source.facts() for source in (*recipe.sources, *recipe.calls)],
             "notes": list(recipe.notes),
         },
         accuracy={"runtime": {}},
@@ -286,12 +293,12 @@ def bounded(name: str, recipe: Recipe, prior: Prior, inner: Estimator | None = N
     return Bounded(name, Ceilings.of(recipe.hardware), prior, inner)  # type: ignore[arg-type]
 
 
-def _tables(rows: Iterable[Row], recipe: Recipe) -> dict[str, Table]:
+def _tables(rows: Iterable[Row], recipe: Recipe, *, alone: bool) -> dict[str, Table]:
     """The rows by family; raises FitError where there are none, or a bad one."""
     by_family: dict[str, list[Row]] = {}
     for row in rows:
         by_family.setdefault(family(row.layer), []).append(row)
-    if not by_family:
+    if not by_family and alone:
         raise FitError("no measured rows: nothing can be fitted")
     tables = {}
     for name, members in by_family.items():
@@ -354,7 +361,7 @@ def _fit_families(
             overheads=dict.fromkeys(recipe.overheads.get(name, ()), 1.0 / streaming_gbs),
             **(power.chosen() if power else {}),
         )
-    if not found.models:
+    if tables and not found.models:
         raise FitError(f"{recipe.name}: no kind of layer could be fitted; measure longer")
     return found
 

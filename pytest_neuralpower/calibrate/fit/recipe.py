@@ -128,6 +128,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         What a serving engine takes to draw tokens, from whole runs.
     sources
         Of the measured rows.
+    calls
+        Of whole calls of networks, by a reader of
+        :data:`~pytest_neuralpower.calibrate.fit.calls.READERS`.
     designs
         Candidates by family, where they differ from the defaults of
         :mod:`pytest_neuralpower.calibrate.fit.designs`.
@@ -162,6 +165,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: Host | None = None
     sampler: Sampler | None = None
     sources: tuple[Source, ...] = ()
+    calls: tuple[Source, ...] = ()
     designs: Mapping[str, Design] = {}
     candidates: tuple[Candidate, ...] = ()
     overheads: Mapping[str, tuple[str, ...]] = {}
@@ -209,14 +213,14 @@ def read_recipe(directory: Path) -> Recipe:
         raise ProfileError(f"recipe {path}: field 'device' is missing; {_RENEW}")
     for problem in _problems(recipe):
         raise ProfileError(f"recipe {path}: {problem}; {_RENEW}")
-    sources = zip(recipe.sources, data.get("sources", ()), strict=True)
-    return msgspec.structs.replace(
-        recipe,
-        folder=directory,
-        sources=tuple(
-            msgspec.structs.replace(source, options=options) for source, options in sources
-        ),
-    )
+    with_options: dict[str, tuple[Source, ...]] = {
+        name: tuple(
+            msgspec.structs.replace(source, options=options)
+            for source, options in zip(getattr(recipe, name), data.get(name, ()), strict=True)
+        )
+        for name in ("sources", "calls")
+    }
+    return msgspec.structs.replace(recipe, folder=directory, **with_options)
 
 
 def _with_datasheet(recipe: Recipe, path: Path) -> Recipe:
@@ -247,7 +251,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     for name, value in figures.items():
         if not (math.isfinite(value) and value > 0):
             yield f"{name} must be a number above 0, not {value!r}"
-    for number, source in enumerate(recipe.sources, 1):
+    for number, source in enumerate((*recipe.sources, *recipe.calls), 1):
         if not source.profile and not (source.reader and source.path):
             yield f"source {number} needs a 'profile', or a 'reader' and a 'path'"
     keys: tuple[tuple[str, Iterable[str], tuple[str, ...]], ...] = (

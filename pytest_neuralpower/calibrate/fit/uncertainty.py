@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.estimators import Prior
     from pytest_neuralpower.estimators.features import Columns, FloatArray
     from pytest_neuralpower.estimators.selection import Selection
+    from pytest_neuralpower.layers import Layer
     from pytest_neuralpower.platform.price import FittedPlatform
 
 
@@ -505,6 +506,9 @@ def _with_model_error(intervals: Intervals, model_errors: Mapping[str, float]) -
 # A network's time is predicted as the sum of its layers, each by an estimator that saw no layer of
 # its shape; what the whole network took tells how far a call is from that sum.
 
+#: Calls whose intervals are made to judge them, at most.
+_MOST_CALLS: Final = 200
+
 #: Shares of the rows' correlation that are tried.
 _SHARES: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 
@@ -522,21 +526,47 @@ def learn_totals(
     }
     measured = np.array([network.runtime_ms for network in networks])
     points = np.array([_held_out_ms(platform, network, held_out) for network in networks])
-    off = np.abs(np.log(measured / points))
-    platform = _platform_with_error(_correlated(platform, networks, off), 0.0)
-    own = _layers_parts(platform, networks)
-    shapes = range(len(off))
-    whole = _beyond(conformal_distance(off, shapes), own)
-    inside = 0
-    for index in shapes:
-        without = conformal_distance(np.delete(off, index), shapes[1:])
-        inside += bool(off[index] <= np.hypot(own[index], _beyond(without, own)))
+    layers = [[row.layer for row, count in each.layers for _ in range(count)] for each in networks]
+    return with_totals(platform, layers, measured, points, range(len(networks)))
+
+
+def with_totals(
+    platform: FittedPlatform,
+    calls: Sequence[Sequence[Layer]],
+    measured_ms: FloatArray,
+    held_out_ms: FloatArray,
+    groups: Sequence[Hashable],
+) -> FittedPlatform:
+    """The platform with the error of whole calls that measured ones show, and their score.
+
+    Parameters
+    ----------
+    calls
+        Layers of each call.
+    measured_ms, held_out_ms
+        Runtime of each call, and as it was predicted without those of its group.
+    groups
+        Of each call.
+    """
+    off = np.abs(np.log(measured_ms / held_out_ms))
+    which, count = _numbered(groups)
+    some = np.arange(0, len(off), max(1, len(off) // _MOST_CALLS))
+    calls = [calls[place] for place in some.tolist()]
+    platform = _platform_with_error(_correlated(platform, calls, off[some]), 0.0)
+    own = _layers_parts(platform, calls)
+    whole = _beyond(conformal_distance(off, which.tolist()), own)
+    without = np.empty(count)
+    for group in range(count):
+        rest = which != group
+        without[group] = _beyond(conformal_distance(off[rest], which[rest].tolist()), own)
+    half = np.hypot(own, without[which[some]])
     found: dict[str, object] = {
-        "runtime": Score.of(points, measured).to_json(),
-        "inside": inside,
-        "networks": len(networks),
-        "measured_ms": [float(f"{each:.4g}") for each in measured],
-        "predicted_ms": [float(f"{each:.4g}") for each in points],
+        "runtime": Score.of(held_out_ms, measured_ms).to_json(),
+        "inside": int((off[some] <= half).sum()),
+        "networks": len(some),
+        "half_width_percent": round(100 * float(np.median(np.expm1(half))), 1),
+        "measured_ms": [float(f"{each:.4g}") for each in measured_ms[some]],
+        "predicted_ms": [float(f"{each:.4g}") for each in held_out_ms[some]],
     }
     intervals = {**platform.accuracy.get("intervals", {}), "totals": "trials", "trials": found}
     accuracy = {**platform.accuracy, "intervals": intervals}
@@ -554,19 +584,19 @@ def _held_out_ms(
     return sum((held_out.get(row) or fallback[row]) * count for row, count in network.layers)
 
 
-def _layers_parts(platform: FittedPlatform, networks: Sequence[NetworkRow]) -> FloatArray:
-    """Log half-width of each network's interval as its layers' errors alone make it."""
-    found = np.empty(len(networks))
-    for index, network in enumerate(networks):
-        predicted = platform.predict([row.layer for row, n in network.layers for _ in range(n)])
+def _layers_parts(platform: FittedPlatform, calls: Sequence[Sequence[Layer]]) -> FloatArray:
+    """Log half-width of each call's interval as its layers' errors alone make it."""
+    found = np.empty(len(calls))
+    for index, layers in enumerate(calls):
+        predicted = platform.predict(layers)
         assert predicted.errors is not None  # the platform has intervals
-        total = predicted.runtime_ms or np.nan
+        total = float(predicted.errors.amounts("runtime").sum())
         found[index] = np.log(predicted.errors.total("runtime")[1] / total)
     return found
 
 
 def _correlated(
-    platform: FittedPlatform, networks: Sequence[NetworkRow], off: FloatArray
+    platform: FittedPlatform, calls: Sequence[Sequence[Layer]], off: FloatArray
 ) -> FittedPlatform:
     """The platform whose layers' errors have so much in common as its networks' errors show.
 
@@ -577,7 +607,7 @@ def _correlated(
     level = min(COVERAGE * (len(off) + 1) / len(off), 1.0)
     for share in _SHARES:
         less = _with_correlation(platform, share)
-        if np.mean(off <= _layers_parts(_platform_with_error(less, 0.0), networks)) >= level:
+        if np.mean(off <= _layers_parts(_platform_with_error(less, 0.0), calls)) >= level:
             return less
     return platform
 

@@ -1,0 +1,654 @@
+"""Whole calls as evidence: what networks took teaches how the kinds of layers in them run.
+
+A call's time is the sum over groups of layers of a factor times what the prior says. Few calls move
+all factors alike, many tell them apart; factors that they cannot tell stay where the prior has
+them. Which layer of a call takes how much of it is then inferred, and predictions say so.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+from msgspec.structs import replace
+
+from pytest_neuralpower.calibrate.fit.uncertainty import with_totals
+from pytest_neuralpower.errors import ImportPathError, NeuralPowerError, ProfileError
+from pytest_neuralpower.estimators import Physical
+from pytest_neuralpower.estimators.base import need_extra
+from pytest_neuralpower.estimators.features import columns, family
+from pytest_neuralpower.estimators.physics import least_ms
+from pytest_neuralpower.estimators.selection import Score, grouped_folds
+from pytest_neuralpower.estimators.terms import Condition, Regime, assign
+from pytest_neuralpower.layers import ITEMSIZE
+from pytest_neuralpower.model_source import in_folder, read_arguments
+from pytest_neuralpower.platform.price import in_dtype
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pytest_neuralpower.calibrate.fit.recipe import Recipe, Source
+    from pytest_neuralpower.estimators.features import FloatArray
+    from pytest_neuralpower.layers import Layer
+    from pytest_neuralpower.platform.price import FittedPlatform
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredCall:
+    """One call of a network on the device.
+
+    Attributes
+    ----------
+    name
+        Of the network.
+    group
+        What is held out together: networks of one family resemble each other.
+    layers
+        Different layers of the call, and how many equal ones it has.
+    runtime_ms, energy_mj
+        Of the call; energy None where it was not metered.
+    """
+
+    name: str
+    group: Hashable
+    layers: tuple[tuple[Layer, int], ...]
+    runtime_ms: float
+    energy_mj: float | None = None
+
+
+# -- Reading: tables of calls, whose models are built and traced.
+
+
+class _Model(NamedTuple):
+    """What is built, and how it runs: its import path, the arguments of its factory, the dtype that
+    it is converted to, and the dtype of autocast."""
+
+    target: str
+    arguments: tuple[tuple[str, Any], ...] = ()
+    dtype: str = ""
+    autocast: str = ""
+
+
+class _Row(NamedTuple):
+    """A line of a table, before its model was traced."""
+
+    name: str
+    group: str
+    model: _Model
+    inputs: tuple[str, ...]
+    runtime_ms: float
+    energy_mj: float | None = None
+    parameters: float | None = None
+
+
+class _Traced(NamedTuple):
+    """The layers of one call, and how many parameters its model has."""
+
+    layers: tuple[tuple[Layer, int], ...]
+    parameters: int
+
+
+#: A model whose parameters differ from the table's by more than this share is another model, such
+#: as one whose branches were merged before it was timed.
+_OTHER_MODEL: Final = 0.003
+#: Tables round to so many parameters.
+_ROUNDED: Final = 5000
+
+
+def read_all_calls(
+    recipe: Recipe, data_root: Path | None, progress: Callable[[str], None]
+) -> tuple[list[MeasuredCall], Recipe]:
+    """The calls of a recipe's sources, and the recipe with their numbers; raises as
+    :func:`read_calls` does."""
+    calls: list[MeasuredCall] = []
+    sources = []
+    for source in recipe.calls:
+        found, left_out = read_calls(recipe, source, data_root, progress)
+        calls += found
+        sources.append(replace(source, rows=len(found), left_out=left_out))
+    return calls, replace(recipe, calls=tuple(sources))
+
+
+def read_calls(
+    recipe: Recipe,
+    source: Source,
+    data_root: Path | None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[list[MeasuredCall], Mapping[str, int]]:
+    """The calls of one source, and how many were left out, by reason.
+
+    Raises
+    ------
+    ProfileError
+        The table cannot be read, or none of its calls can be traced.
+    """
+    reader = READERS.get(source.reader or "")
+    if reader is None:
+        raise ProfileError(
+            f"recipe of {recipe.name}: unknown reader {source.reader!r} of calls; there are "
+            f"{', '.join(READERS)}"
+        )
+    rows = reader(recipe, source, data_root)
+    trace = _traces(recipe.folder.parent / ".traces")
+    found, left_out, reason = [], Counter[str](), ""
+    for number, row in enumerate(rows):
+        if number % 25 == 0:
+            progress(f"tracing {source.path or 'calls'}, {number} of {len(rows)}")
+        try:
+            traced = trace(row.model, row.inputs, _tracing_version())
+        except NeuralPowerError as error:
+            left_out["not traced"] += 1
+            reason = reason or f"; the first: {row.name}: {error}"
+            continue
+        if row.parameters and (
+            abs(traced.parameters - row.parameters) > _OTHER_MODEL * row.parameters + _ROUNDED
+        ):
+            left_out["of another number of parameters than the model"] += 1
+            continue
+        found.append(
+            MeasuredCall(row.name, row.group, traced.layers, row.runtime_ms, row.energy_mj)
+        )
+    if not found:
+        raise ProfileError(
+            f"recipe of {recipe.name}: no call of {source.path} can be used; "
+            f"{', '.join(f'{count} {what}' for what, count in left_out.items())}{reason}"
+        )
+    return found, dict(sorted(left_out.items()))
+
+
+def _traces(folder: Path) -> Callable[..., _Traced]:
+    """What traces one call, and keeps it in ``folder``: hundreds of models take minutes."""
+    try:
+        from joblib import Memory  # noqa: PLC0415 - of scikit-learn, which only fitting needs
+    except ImportError:
+        raise need_extra("joblib") from None
+    return Memory(folder, compress=3, verbose=0).cache(_traced_call)  # type: ignore[no-any-return]
+
+
+def _traced_call(
+    how: _Model,
+    inputs: tuple[str, ...],
+    version: str,  # noqa: ARG001 - a part of the key
+) -> _Traced:
+    from pytest_neuralpower.model_source import parse_inputs  # noqa: PLC0415 - loads torch
+    from pytest_neuralpower.tracing import trace  # noqa: PLC0415
+
+    model = _built(how)
+    positional, keywords = parse_inputs(inputs)
+    runs = _under_autocast(model, how.autocast) if how.autocast else model
+    found = trace(runs, *positional, **keywords)
+    parameters = sum(each.numel() for each in model.parameters())
+    nameless = [replace(layer, path="") for layer in found]
+    return _Traced(tuple(Counter(nameless).items()), parameters)
+
+
+@lru_cache(maxsize=1)  # tables time one model at several sizes
+def _built(how: _Model) -> Any:
+    import torch  # noqa: PLC0415 - slow
+
+    from pytest_neuralpower.model_source import load_model  # noqa: PLC0415 - loads torch
+
+    model = load_model(how.target, dict(how.arguments), in_file=True).eval()
+    return model.to(getattr(torch, how.dtype)) if how.dtype else model
+
+
+def _under_autocast(model: Any, dtype: str) -> Any:
+    import torch  # noqa: PLC0415 - slow
+
+    class Autocast(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            with torch.autocast("cuda", getattr(torch, dtype)):
+                return self.model(*args, **kwargs)
+
+    return Autocast().eval()
+
+
+@cache
+def _tracing_version() -> str:
+    """Changes with the code that traces, and with torch."""
+    import torch  # noqa: PLC0415 - slow
+
+    package = Path(__file__).parents[2]
+    files = [package / "layers.py", *sorted((package / "tracing").rglob("*.py"))]
+    content = b"".join(file.read_bytes() for file in files)
+    return f"{torch.__version__} {sha256(content).hexdigest()[:16]}"
+
+
+def _table(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Lines of a CSV file, perhaps compressed, with their numbers."""
+    try:
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ProfileError(f"{path}: it cannot be read ({error})") from None
+    lines = csv.DictReader(io.StringIO(text))
+    missing = [name for name in needed if name not in (lines.fieldnames or ())]
+    if missing:
+        raise ProfileError(
+            f"{path}: column {missing[0]!r} is missing; a table of calls has {', '.join(needed)}"
+        )
+    yield from enumerate(lines, start=2)
+
+
+def _number(path: Path, line: int, record: Mapping[str, str], name: str) -> float:
+    text = record.get(name) or ""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < np.inf:
+        raise ProfileError(f"{path}, line {line}: {name} {text!r} must be a number above 0")
+    return value
+
+
+def timm_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_Row]:
+    """timm's tables of inference: ``model`` builds a model from its name and size of images."""
+    if data_root is None:
+        raise ProfileError(
+            f"recipe of {recipe.name} reads public tables: say where they are (--data DIR)"
+        )
+    path, options = data_root / source.path, source.options
+    families = {
+        record["model"]: record["family"]
+        for _, record in _table(data_root / str(options["families"]), ("model", "family"))
+    }
+    target = in_folder(str(options["model"]), recipe.folder)
+    found = []
+    needed = ("model", "infer_img_size", "infer_batch_size", "infer_step_time", "param_count")
+    for line, record in _table(path, needed):
+        name, size = record["model"], record["infer_img_size"]
+        arguments = (("img_size", int(size)), ("name", name))
+        found.append(
+            _Row(
+                name,
+                families.get(name, name),
+                _Model(target, arguments, autocast=str(options.get("autocast", ""))),
+                (f"{record['infer_batch_size']},3,{size},{size}",),
+                _number(path, line, record, "infer_step_time"),
+                parameters=_number(path, line, record, "param_count") * 1e6,
+            )
+        )
+    return found
+
+
+def run_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_Row]:  # noqa: ARG001
+    """A table of one's own: a line a call.
+
+    ``model`` (an import path), ``inputs`` (``1,3,224,224 mask=1,128:bool``: one or several, parted
+    by blanks) and ``runtime_ms`` are needed. ``arguments`` (of the factory, ``depth=50
+    pretrained=false``), ``dtype`` (that the model is converted to), ``autocast``, ``energy_mj``,
+    ``family`` (what is held out together; the model by default) and ``mode`` may be there.
+
+    Raises
+    ------
+    ProfileError
+        A line is not what it must be, or calls ran in several modes.
+    """
+    path = recipe.folder / source.path
+    found = []
+    modes: dict[str, int] = {}
+    for line, record in _table(path, ("model", "inputs", "runtime_ms")):
+        model = record["model"]
+        modes.setdefault(record.get("mode") or "", line)
+        for column in ("dtype", "autocast"):
+            if (name := record.get(column)) and name not in ITEMSIZE:
+                raise ProfileError(
+                    f"{path}, line {line}: {column} {name!r} is not one of {', '.join(ITEMSIZE)}"
+                )
+        try:
+            arguments = read_arguments((record.get("arguments") or "").split())
+        except ImportPathError as error:
+            raise ProfileError(f"{path}, line {line}: {error}") from None
+        found.append(
+            _Row(
+                model,
+                record.get("family") or model,
+                _Model(
+                    in_folder(model, recipe.folder),
+                    tuple(sorted(arguments.items())),
+                    record.get("dtype") or "",
+                    record.get("autocast") or "",
+                ),
+                tuple(record["inputs"].split()),
+                _number(path, line, record, "runtime_ms"),
+                _number(path, line, record, "energy_mj") if record.get("energy_mj") else None,
+            )
+        )
+    if len(modes) > 1:
+        both = ", ".join(f"{mode or 'none'} (line {line})" for mode, line in modes.items())
+        raise ProfileError(f"{path}: a platform has one mode, these calls have {both}: part them")
+    return found
+
+
+#: Readers of whole calls, by name.
+READERS: Final[Mapping[str, Callable[[Recipe, Source, Path | None], list[_Row]]]] = {
+    "runs": run_calls,
+    "timm": timm_calls,
+}
+
+
+# -- Groups of layers that run alike.
+
+#: More operations a byte than this are bound by computing; of half precision today's boards have
+#: their ridge at 80 to 300.
+_ALIGNED: Final = (Condition("cin", "%", 8), Condition("cout", "%", 8))
+
+
+def _regimes(ridge: float) -> Mapping[str, Sequence[tuple[str, tuple[Condition, ...]]]]:
+    """Groups of each family in order, the first that holds counts; others are one group.
+
+    Parameters
+    ----------
+    ridge
+        Operations per byte at which the device computes as long as it moves.
+    """
+    computing = Condition("intensity", ">=", ridge)
+    kernels = {
+        "1x1": (Condition("kernel_area", "==", 1),),
+        "3x3": (Condition("kernel_area", "==", 9), Condition("stride", "==", 1)),
+        "other kernels": (),
+    }
+    conv = [
+        ("of images", (Condition("cin", "<=", 4),)),
+        ("grouped", (Condition("groups", ">=", 2),)),
+    ]
+    for name, kernel in kernels.items():
+        for bound, when in (("computing", (computing,)), ("moving", ())):
+            for widths, aligned in (("multiples of 8", _ALIGNED), ("other widths", ())):
+                conv.append((f"{name}, {widths}, {bound}", (*kernel, *when, *aligned)))
+    depthwise = [
+        (f"up to {edge}x{edge}, stride {stride}", (area, Condition("stride", *step)))
+        for edge in (3, 5, 7)
+        for area in (Condition("kernel_area", "<=", edge**2),)
+        for stride, step in (("1", ("==", 1)), ("2", (">=", 2)))
+    ]
+
+    def ops(*names: str) -> list[tuple[str, tuple[Condition, ...]]]:
+        return [(name, (Condition("op", "is", name),)) for name in names]
+
+    return {
+        "conv": conv,
+        "conv.depthwise": [*depthwise, ("larger, stride 1", (Condition("stride", "==", 1),))],
+        "linear": [("computing", (computing,))],
+        "matmul": [("computing", (computing,))],
+        "norm": ops("batch_norm", "layer_norm", "group_norm", "rms_norm"),
+        "activation": ops("gelu", "silu", "hardswish"),
+        "memory": ops("interpolate"),
+    }
+
+
+def _empty(name: str, ridge: float) -> list[Regime]:
+    """The groups of a family, before their factors are known."""
+    groups = list(_regimes(ridge).get(name, ()))
+    if not groups or groups[-1][1]:
+        groups.append(("rest", ()))
+    return [Regime(label, ("prior",), when, {"prior": 1.0}) for label, when in groups]
+
+
+# -- Fitting.
+
+#: Relative errors beyond this count by their size, not their square.
+_LARGE_ERROR: Final = 0.1
+_REWEIGHINGS: Final = 6
+
+#: Pull towards the prior: what the square of a factor's distance from 1 counts against the squares
+#: of calls' errors. Chosen on one board (RTX 3090) of 0.01, 0.03 and 0.1, whose errors differ by
+#: less than half a point.
+_PULL: Final = 0.03
+
+_FOLDS: Final = 10
+
+#: What families with rows of their own leave of a call, at least.
+_LEAST_LEFT: Final = 0.05
+
+#: A factor on the prior that nothing explains any more.
+_MOST: Final = 15.0
+
+
+def fit_factors(parts: FloatArray, runtime_ms: FloatArray, floor: FloatArray) -> FloatArray:
+    """Factors by which groups of layers take longer than the prior says.
+
+    Least squares on relative errors, large ones counting by their size, with a pull towards 1.
+
+    Parameters
+    ----------
+    parts
+        What the prior says of each group in each call, ms, shape ``(calls, groups)``.
+    runtime_ms
+        Of each call, shape ``(calls,)``.
+    floor
+        Least factor of each group, shape ``(groups,)``: what the ceilings allow.
+    """
+    try:
+        from scipy.optimize import lsq_linear  # noqa: PLC0415 - only fitting needs it
+    except ImportError:
+        raise need_extra("SciPy") from None
+    calls, groups = parts.shape
+    relative = parts / runtime_ms[:, None]
+    pulled = np.eye(groups) * _PULL**0.5
+    lowest = np.minimum(floor, 1.0)
+    weight, found = np.ones(calls), np.ones(groups)
+    for _ in range(_REWEIGHINGS):
+        root = np.sqrt(weight)
+        matrix = np.concatenate([relative * root[:, None], pulled])
+        wanted = np.concatenate([root, pulled.sum(axis=1)])
+        # The triangle of the matrix has the same least squares, in as many rows as groups.
+        basis, triangle = np.linalg.qr(matrix)
+        found = lsq_linear(triangle, basis.T @ wanted, (lowest, np.full(groups, _MOST))).x
+        error = np.abs(relative @ found - 1)
+        weight = np.minimum(1.0, _LARGE_ERROR / np.maximum(error, 1e-9))
+    return np.asarray(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Calls as what the prior says of the groups of their layers.
+
+    Attributes
+    ----------
+    places
+        Family, and number of its group.
+    prior_ms
+        Shape ``(calls, groups)``.
+    fixed_ms
+        Of families with rows of their own, shape ``(calls,)``.
+    floor
+        Least factor of each group.
+    """
+
+    places: tuple[tuple[str, int], ...]
+    prior_ms: FloatArray
+    fixed_ms: FloatArray
+    floor: FloatArray
+
+
+def _parts(platform: FittedPlatform, calls: Sequence[MeasuredCall], ridge: float) -> _Parts:
+    groups: dict[tuple[str, int], int] = {}
+    rows: list[dict[int, float]] = []
+    fixed = np.zeros(len(calls))
+    least: dict[int, float] = defaultdict(float)
+    whole: dict[int, float] = defaultdict(float)
+    for row, call in enumerate(calls):
+        found: dict[int, float] = {}
+        layers = [layer for layer, _ in call.layers]
+        counts = np.array([count for _, count in call.layers])
+        times = np.array([each.runtime_ms for each in platform.predict(layers).layers]) * counts
+        members: dict[str, list[int]] = {}
+        for place, layer in enumerate(layers):
+            members.setdefault(family(layer), []).append(place)
+        for name, places in members.items():
+            if name in platform.families:
+                fixed[row] += times[places].sum()
+                continue
+            # As the platform prices them: by their columns in its own dtype.
+            alike = [in_dtype(layers[place], platform.dtype) for place in places]
+            estimator = platform.inferred[name]
+            values = estimator.seen(columns(name, alike))
+            which = assign(_empty(name, ridge), values)
+            share = least_ms(name, values, estimator.ceilings) / values["prior_ms"]
+            for place, group, floor in zip(places, which.tolist(), share.tolist(), strict=True):
+                at = groups.setdefault((name, group), len(groups))
+                found[at] = found.get(at, 0.0) + float(times[place])
+                least[at] += float(times[place] * floor) / call.runtime_ms
+                whole[at] += float(times[place]) / call.runtime_ms
+        rows.append(found)
+    prior = np.zeros((len(calls), len(groups)))
+    for row, found in enumerate(rows):
+        prior[row, list(found)] = list(found.values())
+    floor = np.array([least[at] / whole[at] for at in range(len(groups))])
+    return _Parts(tuple(groups), prior, fixed, floor)
+
+
+class CallsAccuracy(msgspec.Struct, frozen=True):
+    """How calls are predicted whose family no fit has seen.
+
+    Attributes
+    ----------
+    calls, families
+        Numbers of both.
+    held_out
+        Errors of their runtime.
+    prior
+        Errors before any call was fitted.
+    from_20
+        Errors by 20 calls of as many families, on calls of all others: means of ten draws.
+    """
+
+    calls: int
+    families: int
+    held_out: Score
+    prior: Score
+    from_20: Score | None
+
+
+#: As many calls as a user may have, and how often they are drawn.
+_FEW: Final = 20
+_DRAWS: Final = 10
+
+
+def fit_calls(
+    platform: FittedPlatform,
+    calls: Sequence[MeasuredCall],
+    progress: Callable[[str], None] = lambda _: None,
+) -> FittedPlatform:
+    """The platform with the factors that whole calls show on families without rows of their own.
+
+    Families with rows keep their prices. Layers of the others stay flagged as inferred; intervals
+    of totals are those of calls whose group was left out.
+
+    Raises
+    ------
+    FitError
+        There are too few calls to hold any out.
+    """
+    hardware = platform.hardware
+    ridge = hardware["peak_gflops"] / hardware["bandwidth_gbs"]
+    progress(f"pricing {len(calls):,} calls")
+    parts = _parts(platform, calls, ridge)
+    runtime = np.array([call.runtime_ms for call in calls])
+    groups = [call.group for call in calls]
+    fold = grouped_folds(groups, _FOLDS)
+    held_out = np.empty(len(calls))
+    progress(f"fitting {len(calls):,} calls")
+    for number in range(int(fold.max()) + 1):
+        out = fold == number
+        held_out[out] = _predicted(parts, runtime, ~out, out)
+    accuracy = CallsAccuracy(
+        len(calls),
+        len(set(groups)),
+        Score.of(held_out, runtime),
+        Score.of(parts.prior_ms.sum(axis=1) + parts.fixed_ms, runtime),
+        _from_few(parts, runtime, groups),
+    )
+    every = np.ones(len(calls), dtype=bool)
+    platform = _corrected(platform, parts, _factors(parts, runtime, every), ridge)
+    platform = replace(
+        platform, accuracy={**platform.accuracy, "calls": msgspec.to_builtins(accuracy)}
+    )
+    progress("intervals of calls")
+    layers = [[layer for layer, count in call.layers for _ in range(count)] for call in calls]
+    return with_totals(platform, layers, runtime, held_out, groups)
+
+
+def _factors(parts: _Parts, runtime: FloatArray, some: NDArray[np.bool_]) -> FloatArray:
+    left = np.maximum(runtime - parts.fixed_ms, _LEAST_LEFT * runtime)
+    return fit_factors(parts.prior_ms[some], left[some], parts.floor)
+
+
+def _predicted(
+    parts: _Parts, runtime: FloatArray, seen: NDArray[np.bool_], wanted: NDArray[np.bool_]
+) -> FloatArray:
+    """Runtime of the calls that are wanted, by those that are seen."""
+    factors = _factors(parts, runtime, seen)
+    return np.asarray(parts.prior_ms[wanted] @ factors + parts.fixed_ms[wanted])
+
+
+def _from_few(parts: _Parts, runtime: FloatArray, groups: Sequence[Hashable]) -> Score | None:
+    """How a few calls do; None where there are hardly more."""
+    families = list(dict.fromkeys(groups))
+    if len(families) < 2 * _FEW:
+        return None
+    which = np.array([families.index(group) for group in groups])
+    random = np.random.default_rng(0)
+    predicted, measured = [], []
+    for _ in range(_DRAWS):
+        drawn = random.choice(len(families), _FEW, replace=False)
+        seen = np.zeros(len(groups), dtype=bool)
+        seen[[random.choice(np.flatnonzero(which == family)) for family in drawn]] = True
+        wanted = ~np.isin(which, drawn)
+        predicted.append(_predicted(parts, runtime, seen, wanted))
+        measured.append(runtime[wanted])
+    return Score.of(np.concatenate(predicted), np.concatenate(measured))
+
+
+def _corrected(
+    platform: FittedPlatform, parts: _Parts, factors: FloatArray, ridge: float
+) -> FittedPlatform:
+    """The platform whose priors have these factors."""
+    by_family: dict[str, dict[int, float]] = {}
+    for (name, group), factor in zip(parts.places, factors.tolist(), strict=True):
+        by_family.setdefault(name, {})[group] = factor
+    weight = {
+        place: float(share)
+        for place, share in zip(parts.places, parts.prior_ms.sum(axis=0), strict=True)
+    }
+    inferred = dict(platform.inferred)
+    for name, known in by_family.items():
+        total = sum(weight[name, group] for group in known)
+        usual = sum(weight[name, group] * factor for group, factor in known.items()) / total
+        regimes = [
+            replace(regime, rates={"prior": _rounded(known.get(number, usual))})
+            for number, regime in enumerate(_empty(name, ridge))
+        ]
+        estimator = inferred[name]
+        logs = np.log(np.maximum([*known.values(), usual], 1e-3))
+        inferred[name] = replace(
+            estimator,
+            inner=Physical(
+                regimes,
+                platform.hardware["peak_gflops"],
+                platform.hardware["bandwidth_gbs"],
+                rescale=False,
+            ),
+            center_=_rounded(float(np.log(max(usual, 1e-3)))),
+            bounds_=(_rounded(float(logs.min())), _rounded(float(logs.max()))),
+        )
+    return replace(platform, inferred=inferred)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")
