@@ -146,28 +146,43 @@ def fit_command(
     dtype: Annotated[
         str, typer.Option(metavar="DTYPE", help="of --datasheet: what its layers compute in")
     ] = "float32",
+    networks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV", help="with --datasheet: timed calls; columns model, inputs, runtime_ms"
+        ),
+    ] = None,
     data: options.Data = None,
 ) -> None:
     """Fit a platform from measured rows: choose each estimator by held-out configurations.
 
     Writes the platform file, and its card next to the recipe. With --datasheet every kind of layer
-    is priced as other devices run it, within what the device's maker says.
+    is priced as other devices run it, within what the device's maker says; and with --networks so
+    that whole networks take what they took, each line a call: model (package.module:factory or
+    file.py:factory), inputs (1,3,224,224), runtime_ms, and perhaps arguments (depth=50), dtype,
+    autocast, energy_mj, family (what is held out together) and mode.
     """
     from pytest_neuralpower.calibrate.fit.fit import fit_command
     from pytest_neuralpower.report.accuracy import platforms_text
 
     if (directory is None) == (datasheet is None):
         raise OptionError("fit: give a folder with recipe.yaml, or --datasheet DEVICE")
+    if networks is not None and datasheet is None:
+        raise OptionError("--networks: add --datasheet DEVICE, or name the table in a recipe")
     if datasheet is not None:
         from pytest_neuralpower.calibrate.fit.datasheet import datasheet_platform
 
-        found = datasheet_platform(datasheet, dtype=dtype, data_root=data)
+        with options.spinner(f"fitting {datasheet}") as progress:
+            found = datasheet_platform(
+                datasheet, dtype=dtype, networks=networks, data_root=data, progress=progress
+            )
         path = out or Path(f"{found.name}.json")
         typer.echo(platforms_text([found.save(path).summary()]))
         typer.echo(f"wrote {path}: use it with pytest --np-platform={path}")
         return
     assert directory is not None  # one of both is given
-    path, saved = fit_command(directory, out, data_root=data)
+    with options.spinner(f"fitting {directory}") as progress:
+        path, saved = fit_command(directory, out, data_root=data, progress=progress)
     typer.echo(platforms_text([saved.summary()]))
     typer.echo(f"wrote {path}: use it with pytest --np-platform={path}")
     typer.echo(f"wrote {directory / 'README.md'}: its card")

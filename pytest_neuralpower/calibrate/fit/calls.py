@@ -22,13 +22,14 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
+from pytest_neuralpower.calibrate.fit.power import power_of_calls
 from pytest_neuralpower.calibrate.fit.uncertainty import with_totals
-from pytest_neuralpower.errors import ImportPathError, NeuralPowerError, ProfileError
+from pytest_neuralpower.errors import FitError, ImportPathError, NeuralPowerError, ProfileError
 from pytest_neuralpower.estimators import Physical
 from pytest_neuralpower.estimators.base import need_extra
 from pytest_neuralpower.estimators.features import columns, family
 from pytest_neuralpower.estimators.physics import least_ms
-from pytest_neuralpower.estimators.selection import Score, grouped_folds
+from pytest_neuralpower.estimators.selection import MIN_GROUPS, Score, grouped_folds
 from pytest_neuralpower.estimators.terms import Condition, Regime, assign
 from pytest_neuralpower.layers import ITEMSIZE
 from pytest_neuralpower.model_source import in_folder, read_arguments
@@ -82,6 +83,7 @@ class _Model(NamedTuple):
 class _Row(NamedTuple):
     """A line of a table, before its model was traced."""
 
+    line: int
     name: str
     group: str
     model: _Model
@@ -139,7 +141,8 @@ def read_calls(
             f"{', '.join(READERS)}"
         )
     rows = reader(recipe, source, data_root)
-    trace = _traces(recipe.folder.parent / ".traces")
+    own = source.reader == "runs"  # of models that may change, and of a few of them
+    trace = _traced_call if own else _traces(recipe.folder.parent / ".traces")
     found, left_out, reason = [], Counter[str](), ""
     for number, row in enumerate(rows):
         if number % 25 == 0:
@@ -147,6 +150,8 @@ def read_calls(
         try:
             traced = trace(row.model, row.inputs, _tracing_version())
         except NeuralPowerError as error:
+            if own:
+                raise ProfileError(f"{source.path}, line {row.line}: {error}") from None
             left_out["not traced"] += 1
             reason = reason or f"; the first: {row.name}: {error}"
             continue
@@ -274,6 +279,7 @@ def timm_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_
         arguments = (("img_size", int(size)), ("name", name))
         found.append(
             _Row(
+                line,
                 name,
                 families.get(name, name),
                 _Model(target, arguments, autocast=str(options.get("autocast", ""))),
@@ -315,6 +321,7 @@ def run_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_R
             raise ProfileError(f"{path}, line {line}: {error}") from None
         found.append(
             _Row(
+                line,
                 model,
                 record.get("family") or model,
                 _Model(
@@ -561,6 +568,11 @@ def fit_calls(
     parts = _parts(platform, calls, ridge)
     runtime = np.array([call.runtime_ms for call in calls])
     groups = [call.group for call in calls]
+    if (count := len(set(groups))) < MIN_GROUPS:
+        raise FitError(
+            f"calls of {count} families of networks, {MIN_GROUPS} are needed to hold any out: "
+            "measure other networks too"
+        )
     fold = grouped_folds(groups, _FOLDS)
     held_out = np.empty(len(calls))
     progress(f"fitting {len(calls):,} calls")
@@ -581,6 +593,8 @@ def fit_calls(
     )
     progress("intervals of calls")
     layers = [[layer for layer, count in call.layers for _ in range(count)] for call in calls]
+    watts = [each.energy_mj and each.energy_mj / each.runtime_ms for each in calls]
+    platform = power_of_calls(platform, layers, watts, groups)
     return with_totals(platform, layers, runtime, held_out, groups)
 
 

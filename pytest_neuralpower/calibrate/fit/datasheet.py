@@ -1,10 +1,12 @@
-"""A platform of a device that nobody measured: its datasheet, and how other devices run layers."""
+"""A platform of a device whose layers nobody measured: its datasheet, how other devices run layers,
+and perhaps how long whole networks took."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pytest_neuralpower.calibrate.fit.calls import fit_calls, read_all_calls
 from pytest_neuralpower.calibrate.fit.devices import find_device
 from pytest_neuralpower.calibrate.fit.fit import platform_of
 from pytest_neuralpower.calibrate.fit.prior import priors_for
@@ -15,6 +17,8 @@ from pytest_neuralpower.layers import ITEMSIZE
 from pytest_neuralpower.platform.prediction import Host
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_neuralpower.platform.price import FittedPlatform
 
 #: What an operation of eager PyTorch takes a host: 25 to 55 us were seen.
@@ -25,11 +29,14 @@ def datasheet_platform(
     name: str,
     *,
     dtype: str = "float32",
+    networks: Path | None = None,
     data_root: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> FittedPlatform:
-    """The platform of a device in the device file, without a measured row of it.
+    """The platform of a device in the device file, without a measured layer of it.
 
-    Every family is priced as other devices run it, and flagged ``inferred``; power is not known.
+    Every family is priced as other devices run it, and flagged ``inferred``; power is not known,
+    unless calls were metered.
 
     Parameters
     ----------
@@ -38,6 +45,9 @@ def datasheet_platform(
     dtype
         Floating dtype of its layers, float32 by default; half precision is priced as other boards'
         tensor cores run it.
+    networks
+        Table of whole calls that were timed on it (see
+        :func:`~pytest_neuralpower.calibrate.fit.calls.run_calls`); None (default) for none.
     data_root
         Folder of the public tables, to fit the prior anew to them and to the recipes in
         ``calibration`` here, without the device's own rows; None (default) to take the prior that
@@ -49,23 +59,28 @@ def datasheet_platform(
         There is no such device; one line names those there are.
     PlatformError
         The device has no units for ``dtype``.
+    ProfileError, FitError
+        The table of calls cannot be read, or has too few to hold any out.
     """
     known = find_device(name)
     if dtype not in known.peaks_gflops or dtype not in ITEMSIZE:
         raise PlatformError(
             f"{known.device} computes in {', '.join(known.peaks_gflops)}, not in {dtype!r}"
         )
+    calls = () if networks is None else (_runs(networks),)
     recipe = Recipe(
         name=name if dtype == "float32" else f"{name}-{dtype}",
         device=known.device,
         dtype=dtype,
         mode="PyTorch eager (calls wait for the host's launches), without TF32",
-        tiers={"runtime": "datasheet"},
+        tiers={"runtime": "measured" if calls else "datasheet"},
         hardware=known.hardware(dtype),
         peaks_gflops=known.peaks_gflops,
         host=EAGER,
         sources=(Source(title=f"datasheet: {known.source}"),),
+        calls=calls,
         notes=("No layer was measured on this device.",),
+        folder=Path() if networks is None else networks.parent,
     )
     priors = priors_for(
         known.device,
@@ -74,4 +89,11 @@ def datasheet_platform(
         calibration=Path("calibration"),
         data_root=data_root,
     )
-    return with_intervals(platform_of(recipe, priors, {}), recipe, {})
+    measured, recipe = read_all_calls(recipe, data_root, progress)
+    platform = with_intervals(platform_of(recipe, priors, {}), recipe, {})
+    return fit_calls(platform, measured, progress) if measured else platform
+
+
+def _runs(table: Path) -> Source:
+    options = {"reader": "runs"}
+    return Source(title=f"calls of {table.name}", reader="runs", path=table.name, options=options)

@@ -151,7 +151,11 @@ def fit_recipe(
 
 
 def fit_command(
-    directory: Path, out: Path | None, *, data_root: Path | None = None
+    directory: Path,
+    out: Path | None,
+    *,
+    data_root: Path | None = None,
+    progress: Callable[[str], None] = _silent,
 ) -> tuple[Path, FittedPlatform]:
     """:func:`fit_recipe`, then save to ``out`` and write the folder's card.
 
@@ -166,7 +170,7 @@ def fit_command(
     recipe = read_recipe(directory)
     if out is not None and not out.parent.is_dir():
         raise PlatformError(f"--out {out}: there is no folder {out.parent}; make it first")
-    fitted = fit_recipe(recipe, data_root=data_root)
+    fitted = fit_recipe(recipe, data_root=data_root, progress=progress)
     name = Path(f"{recipe.name}.json")
     path = out or (directory / name if recipe.plan else name)
     saved = fitted.platform.save(path)

@@ -39,7 +39,7 @@ from pytest_neuralpower.platform.catalog import load_fitted
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.fit.rows import NetworkRow
     from pytest_neuralpower.estimators.features import Columns, FloatArray
-    from pytest_neuralpower.layers import Trace
+    from pytest_neuralpower.layers import Layer, Trace
     from pytest_neuralpower.platform.prediction import Prediction
     from pytest_neuralpower.platform.price import FittedPlatform
 
@@ -117,9 +117,11 @@ def _fit_utilization(
     shares: Sequence[tuple[float, float]],
     watts: Mapping[str, float],
     predict: Callable[[int], float],
+    *,
     layers: float = 1.0,
+    groups: Sequence[Hashable] = (),
 ) -> FittedPower:
-    """Fit the model, after each network or reading was left out in turn.
+    """Fit the model, after each network or reading was left out in turn, or each group of them.
 
     Parameters
     ----------
@@ -131,14 +133,19 @@ def _fit_utilization(
         Power of the one at an index by the model as it is.
     layers
         ``effective_layers``.
+    groups
+        Of each; by default each is one.
     """
     measured = np.array(list(watts.values()), dtype=np.float64)
     compute, traffic = (np.array(each) for each in zip(*shares, strict=True))
     alone = np.empty(len(measured))
+    members: dict[Hashable, list[int]] = {}
     for index in range(len(measured)):
-        rest = np.arange(len(measured)) != index
+        members.setdefault(groups[index] if groups else index, []).append(index)
+    for left_out in members.values():
+        rest = np.delete(np.arange(len(measured)), left_out)
         model.fit_utilization(compute[rest], traffic[rest], measured[rest])
-        alone[index] = predict(index)
+        alone[left_out] = [predict(index) for index in left_out]
     model.fit_utilization(compute, traffic, measured)
     fitted = np.array([predict(index) for index in range(len(measured))])
     mean = (measured.sum() - measured) / (len(measured) - 1)
@@ -169,7 +176,44 @@ def _of_networks(platform: FittedPlatform, recipe: Recipe, power: Power) -> Fitt
         [_predicted_utilization(platform, model, each) for each in timed],
         {network.name: network.paper_w for network in networks},
         lambda index: _network_power(replace(platform, power=model), traced[index]),
-        round(float(np.mean(layers)), 2),
+        layers=round(float(np.mean(layers)), 2),
+    )
+    return _with_power(platform, model, accuracy)
+
+
+def power_of_calls(
+    platform: FittedPlatform,
+    calls: Sequence[Sequence[Layer]],
+    watts: Sequence[float | None],
+    groups: Sequence[Hashable],
+) -> FittedPlatform:
+    """The platform with power by the mean power of whole calls, where enough were metered.
+
+    Parameters
+    ----------
+    calls
+        Layers of each.
+    watts
+        Its measured power; None of a call that was not metered.
+    groups
+        What is left out together to judge it.
+    """
+    metered = [place for place, known in enumerate(watts) if known]
+    if len(metered) < _LEAST:
+        return platform
+    model = utilization_model(platform.hardware)
+    shares = [
+        _predicted_utilization(platform, model, platform.predict(calls[place]).layers)
+        for place in metered
+    ]
+
+    def predict(index: int) -> float:
+        compute, traffic = np.array([shares[index]]).T
+        return float(model.predict_utilization(compute, traffic)[0])
+
+    known = {f"call {place + 1}": watts[place] or 0.0 for place in metered}
+    accuracy = _fit_utilization(
+        model, shares, known, predict, groups=[groups[place] for place in metered]
     )
     return _with_power(platform, model, accuracy)
 
