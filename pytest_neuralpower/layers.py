@@ -317,6 +317,11 @@ def cost_terms(layer: Layer) -> CostTerms:
         elif layer.op in _READS_ITS_RESULT:
             # Likewise: indexing touches what it returns, and the index tensors.
             bytes_in = bytes_out + total_bytes(layer.inputs[1:])
+        for name, value in layer.params:  # what a compiler keeps in registers
+            if name == "unread":
+                bytes_in = max(bytes_in - value, 0)  # type: ignore[operator]
+            elif name == "unwritten":
+                bytes_out = max(bytes_out - value, 0)  # type: ignore[operator]
     elif kind == "pool":
         window = layer.param("kernel")
         if window is None:  # adaptive: every input element is read about once

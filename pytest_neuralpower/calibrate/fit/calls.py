@@ -66,6 +66,11 @@ class MeasuredCall:
     runtime_ms: float
     energy_mj: float | None = None
 
+    @property
+    def count(self) -> int:
+        """How many layers run."""
+        return sum(count for _, count in self.layers)
+
 
 # -- Reading: tables of calls, whose models are built and traced.
 
@@ -94,9 +99,11 @@ class _Row(NamedTuple):
 
 
 class _Traced(NamedTuple):
-    """The layers of one call, and how many parameters its model has."""
+    """The layers of one call without their paths, which of them each reads, and how many parameters
+    its model has."""
 
-    layers: tuple[tuple[Layer, int], ...]
+    layers: tuple[Layer, ...]
+    reads: tuple[tuple[int, ...], ...]
     parameters: int
 
 
@@ -160,9 +167,8 @@ def read_calls(
         ):
             left_out["of another number of parameters than the model"] += 1
             continue
-        found.append(
-            MeasuredCall(row.name, row.group, traced.layers, row.runtime_ms, row.energy_mj)
-        )
+        layers = tuple(Counter(traced.layers).items())
+        found.append(MeasuredCall(row.name, row.group, layers, row.runtime_ms, row.energy_mj))
     if not found:
         raise ProfileError(
             f"recipe of {recipe.name}: no call of {source.path} can be used; "
@@ -193,8 +199,10 @@ def _traced_call(
     runs = _under_autocast(model, how.autocast) if how.autocast else model
     found = trace(runs, *positional, **keywords)
     parameters = sum(each.numel() for each in model.parameters())
+    same: dict[Layer, Layer] = {}  # one object each: what is kept is much smaller
     nameless = [replace(layer, path="") for layer in found]
-    return _Traced(tuple(Counter(nameless).items()), parameters)
+    layers = tuple(same.setdefault(layer, layer) for layer in nameless)
+    return _Traced(layers, found.reads, parameters)
 
 
 @lru_cache(maxsize=1)  # tables time one model at several sizes
@@ -527,6 +535,8 @@ class CallsAccuracy(msgspec.Struct, frozen=True):
     ----------
     calls, families
         Numbers of both.
+    waiting
+        Calls left out, because they take no longer than the host's launches.
     held_out
         Errors of their runtime.
     prior
@@ -537,6 +547,7 @@ class CallsAccuracy(msgspec.Struct, frozen=True):
 
     calls: int
     families: int
+    waiting: int
     held_out: Score
     prior: Score
     from_20: Score | None
@@ -564,6 +575,11 @@ def fit_calls(
     """
     hardware = platform.hardware
     ridge = hardware["peak_gflops"] / hardware["bandwidth_gbs"]
+    waiting = 0
+    if platform.host is not None:  # a call that waits for the host tells nothing of the device
+        launch = platform.host.layer_ms
+        known, calls = len(calls), [one for one in calls if one.runtime_ms > launch * one.count]
+        waiting = known - len(calls)
     progress(f"pricing {len(calls):,} calls")
     parts = _parts(platform, calls, ridge)
     runtime = np.array([call.runtime_ms for call in calls])
@@ -582,6 +598,7 @@ def fit_calls(
     accuracy = CallsAccuracy(
         len(calls),
         len(set(groups)),
+        waiting,
         Score.of(held_out, runtime),
         Score.of(parts.prior_ms.sum(axis=1) + parts.fixed_ms, runtime),
         _from_few(parts, runtime, groups),

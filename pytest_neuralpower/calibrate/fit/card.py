@@ -146,6 +146,8 @@ def _calls(platform: FittedPlatform) -> list[str]:
         f"intervals made without the family hold {intervals['inside']} of {intervals['networks']} "
         f"calls, at a half-width of {intervals['half_width_percent']:.0f}% in the median."
     )
+    if waiting := platform.accuracy["calls"]["waiting"]:
+        text += f" {waiting} calls that wait for the host's launches were left out."
     inferred = (
         "What a kind of layer takes is inferred from the totals: times what other devices take at "
         "this one's ceilings. Factors that the calls cannot tell stay near 1; a single one is not "

@@ -1,0 +1,151 @@
+"""Whole calls as evidence: tables of timed networks, and the platforms that they make."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from pytest_neuralpower.calibrate.fit.datasheet import datasheet_platform
+from pytest_neuralpower.cli import app
+from pytest_neuralpower.errors import NeuralPowerError
+from pytest_neuralpower.estimators.features import family
+from pytest_neuralpower.model_source import load_model, parse_inputs
+from pytest_neuralpower.platform.catalog import load_platform
+from pytest_neuralpower.tracing import trace
+
+NETWORKS = """
+from torch import nn
+
+
+def cnn(width, depth, act="ReLU"):
+    layers = [nn.Conv2d(3, width, 3, padding=1)]
+    for _ in range(depth):
+        layers += [nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), getattr(nn, act)()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+
+
+def mlp(width, depth):
+    layers = []
+    for _ in range(depth):
+        layers += [nn.Linear(width, width), nn.LayerNorm(width), nn.GELU()]
+    return nn.Sequential(*layers)
+"""
+
+#: How much longer than the prior the device of these tests runs a family.
+TRUTH = {"conv": 1.7, "norm": 0.8, "linear": 1.3, "activation": 2.0}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A table of 40 calls on a device of which the truth is known."""
+    (tmp_path / "networks.py").write_text(NETWORKS)
+    device = datasheet_platform("rtx4090")
+    random = np.random.default_rng(3)
+    table = tmp_path / "runs.csv"
+    with table.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["model", "arguments", "inputs", "runtime_ms", "energy_mj", "family"])
+        for number in range(40):
+            width, depth = int(random.integers(32, 512)), int(random.integers(1, 9))
+            name = ("cnn", "mlp")[number % 2]
+            side = int(random.integers(28, 112))
+            shape = f"256,3,{side},{side}" if name == "cnn" else f"{3000 * side},{width}"
+            model = load_model(f"{tmp_path}/networks.py:{name}", {"width": width, "depth": depth})
+            positional, _ = parse_inputs([shape])
+            layers = device.predict(trace(model.eval(), *positional)).layers
+            time = sum((each.runtime_ms or 0) * TRUTH.get(family(each.layer), 1) for each in layers)
+            time *= random.normal(1, 0.01)
+            arguments = f"width={width} depth={depth}"
+            call = (f"networks.py:{name}", arguments, shape)
+            out.writerow([*call, f"{time:.6f}", f"{time * 200:.6f}", f"family {number}"])
+    return table
+
+
+def test_calls_teach_what_kinds_of_layers_take(runs: Path) -> None:
+    platform = datasheet_platform("rtx4090", networks=runs)
+    accuracy = platform.accuracy["calls"]
+    assert accuracy["calls"] == accuracy["families"] == 40
+    assert accuracy["prior"]["mape"] > 15
+    assert accuracy["held_out"]["mape"] < 4
+    model = load_model(f"{runs.parent}/networks.py:cnn", {"width": 200, "depth": 5, "act": "SiLU"})
+    positional, _ = parse_inputs(["256,3,60,60"])
+    traced = trace(model.eval(), *positional)
+    before, after = (
+        {each.layer.path: each.runtime_ms or 0 for each in device.predict(traced).layers}
+        for device in (datasheet_platform("rtx4090"), platform)
+    )
+    assert after["1"] / before["1"] == pytest.approx(TRUTH["conv"], rel=0.05)
+
+
+def test_layers_stay_inferred_and_totals_grow_surer(runs: Path) -> None:
+    model = load_model(f"{runs.parent}/networks.py:mlp", {"width": 300, "depth": 4})
+    positional, _ = parse_inputs(["200000,300"])
+    traced = trace(model.eval(), *positional)
+    bare = datasheet_platform("rtx4090").predict(traced)
+    fitted = datasheet_platform("rtx4090", networks=runs).predict(traced)
+    assert all("inferred" in each.flags for each in fitted.layers)
+    assert bare.runtime_interval_ms is not None
+    assert fitted.runtime_interval_ms is not None
+
+    def width(interval: tuple[float, float, float]) -> float:
+        return interval[1] / interval[0]
+
+    assert width(fitted.runtime_interval_ms) < width(bare.runtime_interval_ms)
+
+
+def test_metered_calls_teach_power(runs: Path) -> None:
+    platform = datasheet_platform("rtx4090", networks=runs)
+    model = load_model(f"{runs.parent}/networks.py:mlp", {"width": 300, "depth": 4})
+    positional, _ = parse_inputs(["200000,300"])
+    found = platform.predict(trace(model.eval(), *positional))
+    assert found.power_w == pytest.approx(200, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [
+        ("runtime_ms", "-3", "line 3: runtime_ms '-3' must be a number above 0"),
+        ("runtime_ms", "inf", "line 3: runtime_ms 'inf' must be a number above 0"),
+        ("model", "networks.py:rnn", "line 3: "),
+        ("inputs", "16,x", "line 3: "),
+        ("arguments", "width", "line 3: --arg width: write name=value"),
+    ],
+)
+def test_a_bad_line_is_named(runs: Path, column: str, value: str, says: str) -> None:
+    with runs.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    lines[1][column] = value
+    with runs.open("w", newline="") as file:
+        out = csv.DictWriter(file, lines[0])
+        out.writeheader()
+        out.writerows(lines)
+    with pytest.raises(NeuralPowerError) as raised:
+        datasheet_platform("rtx4090", networks=runs)
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_several_modes_are_refused(tmp_path: Path) -> None:
+    table = tmp_path / "runs.csv"
+    table.write_text('model,inputs,runtime_ms,mode\na.py:b,"1,3",1,eager\na.py:b,"1,3",1,compile\n')
+    with pytest.raises(NeuralPowerError, match=r"eager \(line 2\), compile \(line 3\)"):
+        datasheet_platform("rtx4090", networks=table)
+
+
+def test_too_few_families_are_refused(runs: Path) -> None:
+    runs.write_text("\n".join(runs.read_text().splitlines()[:3]) + "\n")
+    with pytest.raises(NeuralPowerError, match="calls of 2 families of networks, 3 are needed"):
+        datasheet_platform("rtx4090", networks=runs)
+
+
+def test_the_command_writes_a_platform_that_predicts(runs: Path) -> None:
+    out = runs.parent / "mine.json"
+    command = ["fit", "--datasheet", "rtx4090", "--networks", str(runs), "--out", str(out)]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 0, found.output
+    assert "families of networks" in found.output
+    assert load_platform(out).tiers["runtime"] == "measured"
