@@ -290,6 +290,16 @@ def _fourier_flops(layer: Layer) -> int:
     return round(5 * values * math.log2(points))
 
 
+def _moved(layer: Layer, bytes_in: int, bytes_out: int) -> tuple[int, int]:
+    """Of a layer's inputs and outputs, what a compiler does not keep in registers."""
+    for name, value in layer.params:
+        if name == "unread":
+            bytes_in = max(bytes_in - int(value), 0)  # type: ignore[arg-type]
+        elif name == "unwritten":
+            bytes_out = max(bytes_out - int(value), 0)  # type: ignore[arg-type]
+    return bytes_in, bytes_out
+
+
 def cost_terms(layer: Layer) -> CostTerms:
     """Operations and bytes of one layer, from its configuration alone.
 
@@ -317,11 +327,7 @@ def cost_terms(layer: Layer) -> CostTerms:
         elif layer.op in _READS_ITS_RESULT:
             # Likewise: indexing touches what it returns, and the index tensors.
             bytes_in = bytes_out + total_bytes(layer.inputs[1:])
-        for name, value in layer.params:  # what a compiler keeps in registers
-            if name == "unread":
-                bytes_in = max(bytes_in - value, 0)  # type: ignore[operator]
-            elif name == "unwritten":
-                bytes_out = max(bytes_out - value, 0)  # type: ignore[operator]
+        bytes_in, bytes_out = _moved(layer, bytes_in, bytes_out)
     elif kind == "pool":
         window = layer.param("kernel")
         if window is None:  # adaptive: every input element is read about once

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from pytest_neuralpower import __version__
-from pytest_neuralpower.cli import calibrate, compare, compress, predict, schema
+from pytest_neuralpower.cli import calibrate, compare, compress, platforms, predict, schema
 from pytest_neuralpower.cli.options import RESNET50
 from pytest_neuralpower.errors import NeuralPowerError
 
@@ -28,7 +28,6 @@ COMMANDS = (
         ),
     ),
     (compare.compare_command, "compare main HEAD --folder budgets/baselines"),
-    (predict.platforms_command, "platforms titanx"),
     (predict.explain_command, "explain titanx conv"),
     (
         predict.eyeriss_command,
@@ -81,6 +80,7 @@ for _command, _example in COMMANDS:
         _command.__name__.removesuffix("_command").replace("_", "-"),
         epilog=f"[bold]Example:[/bold] neuralpower {_example}",
     )(_command)
+app.add_typer(platforms.app, name="platforms")
 
 
 def main() -> None:

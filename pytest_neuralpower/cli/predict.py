@@ -1,4 +1,4 @@
-"""Predictions and what they are made of: trace, predict, epr, eyeriss, explain, platforms."""
+"""Predictions and what they are made of: trace, predict, epr, eyeriss, explain."""
 
 from __future__ import annotations
 
@@ -107,13 +107,12 @@ def generate_command(
     MODEL returns a causal language model of transformers; from a configuration it is built without
     weights.
     """
-    from pytest_neuralpower.model_source import load_model
+    from pytest_neuralpower.model_source import load_model, read_arguments
     from pytest_neuralpower.platform.serving import generate
 
-    parse = options.parse_arguments
-    second = None if draft is None else load_model(draft, parse(draft_arg or [])).eval()
+    second = None if draft is None else load_model(draft, read_arguments(draft_arg or [])).eval()
     found = generate(
-        load_model(model, parse(arg or [])).eval(),
+        load_model(model, read_arguments(arg or [])).eval(),
         prompt=prompt,
         new_tokens=new_tokens,
         batch=batch,
@@ -256,21 +255,3 @@ def explain_command(
     from pytest_neuralpower.report.explain import explain_text
 
     typer.echo(explain_text(load_platform(platform), kind))
-
-
-def platforms_command(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME|PATH]", help="show one platform in full")
-    ] = None,
-    as_json: options.Json = False,
-) -> None:
-    """List the shipped platforms with their tier and measured accuracy, or show one in full."""
-    from pytest_neuralpower.platform.catalog import list_platforms, load_platform
-    from pytest_neuralpower.report.accuracy import platform_text, platforms_text
-
-    if name is not None:
-        summary = load_platform(name).summary()
-        options.print_json(summary) if as_json else typer.echo(platform_text(summary))
-        return
-    summaries = [load_platform(shipped).summary() for shipped in list_platforms()]
-    options.print_json(summaries) if as_json else typer.echo(platforms_text(summaries))

@@ -142,12 +142,14 @@ def load_array(name: str | Path) -> EyerissPlatform:
 
 
 def _unknown(name: str) -> str:
-    shipped = list_platforms()
-    close = difflib.get_close_matches(name.lower(), shipped, n=1, cutoff=0.5)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    """What to do about a name that no platform has: mostly it is of a device that none is of."""
+    near = difflib.get_close_matches(name.lower(), list_platforms(), n=3, cutoff=0.5)
+    nearest = f"nearest: {', '.join(near)}; " if near else ""
+    like = f" --like {near[0]}" if near else ""
     return (
-        f"unknown platform {name!r}{hint}; shipped: {', '.join(shipped)}; "
-        "or give the path of a platform file (.json)"
+        f"unknown platform {name!r}; {nearest}all: `neuralpower platforms`; of another device: by "
+        f"its datasheet `neuralpower platforms new {name}{like}`, on it `neuralpower calibrate "
+        f"{name}`; or give the path of a platform file (.json)"
     )
 
 

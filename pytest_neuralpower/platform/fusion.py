@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer
 
 #: Kinds of layers that a compiler writes kernels for, and joins.
-FUSED: Final = frozenset(
-    {"activation", "elementwise", "memory", "norm", "reduction", "softmax"}
-)
+FUSED: Final = frozenset({"activation", "elementwise", "memory", "norm", "reduction", "softmax"})
 
 
 def fused(layers: Sequence[Layer], reads: Sequence[Sequence[int]]) -> tuple[Layer, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pytest_neuralpower.calibrate.fit.calls import fit_calls, read_all_calls
-from pytest_neuralpower.calibrate.fit.devices import find_device
+from pytest_neuralpower.calibrate.fit.devices import Device, find_device
 from pytest_neuralpower.calibrate.fit.fit import platform_of
 from pytest_neuralpower.calibrate.fit.prior import priors_for
 from pytest_neuralpower.calibrate.fit.recipe import Recipe, Source
@@ -28,6 +28,7 @@ EAGER: Final = Host(layer_ms=0.038, factor=1.5)
 def datasheet_platform(
     name: str,
     *,
+    device: Device | None = None,
     dtype: str = "float32",
     networks: Path | None = None,
     data_root: Path | None = None,
@@ -41,7 +42,9 @@ def datasheet_platform(
     Parameters
     ----------
     name
-        Of the device, such as ``titan-rtx``.
+        Of the device, such as ``titan-rtx``; of the platform, where ``device`` is given.
+    device
+        What it can at most do; None (default) for what the device file says.
     dtype
         Floating dtype of its layers, float32 by default; half precision is priced as other boards'
         tensor cores run it.
@@ -62,14 +65,14 @@ def datasheet_platform(
     ProfileError, FitError
         The table of calls cannot be read, or has too few to hold any out.
     """
-    known = find_device(name)
+    known = device or find_device(name)
     if dtype not in known.peaks_gflops or dtype not in ITEMSIZE:
         raise PlatformError(
             f"{known.device} computes in {', '.join(known.peaks_gflops)}, not in {dtype!r}"
         )
     calls = () if networks is None else (_runs(networks),)
     recipe = Recipe(
-        name=name if dtype == "float32" else f"{name}-{dtype}",
+        name=name if device or dtype == "float32" else f"{name}-{dtype}",
         device=known.device,
         dtype=dtype,
         mode="PyTorch eager (calls wait for the host's launches), without TF32",

@@ -72,3 +72,56 @@ def find_device(name: str) -> Device:
     close = difflib.get_close_matches(name.lower(), known, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     raise ProfileError(f"unknown device {name!r}{hint}; datasheets are known of {', '.join(known)}")
+
+
+def described(
+    name: str,
+    *,
+    like: str | None,
+    peaks_tflops: Mapping[str, float | None],
+    **figures: float | None,
+) -> Device:
+    """A device by its figures; what is not given is that of another.
+
+    Parameters
+    ----------
+    name
+        Of the device. One of the device file needs no figure, and those given replace its own.
+    like
+        Device of the device file whose figures are taken; None for ``name`` itself, if it is there.
+    peaks_tflops
+        Operations, 10^12/s, by dtype; None of what is not known.
+    **figures
+        ``bandwidth_gbs``, ``multiprocessors``, ``l2_mb``, ``limit_w``, ``process_nm``; None of what
+        is not known.
+
+    Raises
+    ------
+    ProfileError
+        A figure is neither given nor taken from a device; one line names it.
+    """
+    known = {key: value for key, value in figures.items() if value is not None}
+    peaks = {key: 1e3 * value for key, value in peaks_tflops.items() if value is not None}
+    base = find_device(like or name) if like or name in read_devices() else None
+    shown = ", ".join(f"{key} {value:g}" for key, value in [*peaks.items(), *known.items()])
+    if base is not None:
+        source = f"{base.source}; with {shown}" if shown else base.source
+        device = base.device if name in read_devices() else f"{name}, like {base.device}"
+        # A peak that is given says what the others of its chip are, in proportion.
+        scale = peaks["float32"] / base.peaks_gflops["float32"] if "float32" in peaks else 1.0
+        others = {key: value * scale for key, value in base.peaks_gflops.items()}
+        return msgspec.structs.replace(
+            base, device=device, source=source, peaks_gflops={**others, **peaks}, **known
+        )
+    needed = ("bandwidth_gbs", "multiprocessors", "l2_mb", "limit_w", "process_nm")
+    missing = [key for key in needed if key not in known]
+    if "float32" not in peaks:
+        missing.insert(0, "peak float32")
+    if missing:
+        raise ProfileError(
+            f"device {name!r}: {missing[0]} is not known; give it, or --like DEVICE, one of "
+            f"{', '.join(read_devices())}"
+        )
+    return msgspec.convert(
+        {"device": name, "source": f"given: {shown}", "peaks_gflops": peaks, **known}, Device
+    )

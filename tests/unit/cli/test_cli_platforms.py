@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 
 def test_platforms_lists_the_shipped_ones(neuralpower):
     code, out, _ = neuralpower("platforms")
@@ -12,6 +14,40 @@ def test_platforms_lists_the_shipped_ones(neuralpower):
     assert "titanx-tf" in out
     names = [entry["name"] for entry in json.loads(neuralpower("platforms", "--json")[1])]
     assert names == sorted(names)
+
+
+def test_platforms_are_found_by_device_dtype_and_mode(neuralpower):
+    code, out, _ = neuralpower("platforms", "list", "--device", "h200", "--dtype", "bfloat16")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[1:2]] == ["h200"]
+    code, _, err = neuralpower("platforms", "list", "--device", "no such")
+    assert code == 2
+    assert "neuralpower platforms new NAME" in err
+
+
+def test_a_platform_is_made_of_a_datasheet(neuralpower, tmp_path, call):
+    out = tmp_path / "mine.json"
+    given = ("--like", "rtx4090", "--bandwidth", "717", "--peak-fp32", "48.7")
+    code, shown, _ = neuralpower("platforms", "new", "rtx4080", *given, "--out", out)
+    assert code == 0
+    assert "datasheet" in shown
+    made = json.loads(out.read_text())
+    assert made["hardware"]["bandwidth_gbs"] == 717
+    assert made["peaks_gflops"]["float16"] == pytest.approx(165200 * 48.7 / 82.6, rel=0.01)
+    small, like = tmp_path / "like.json", tmp_path / "small.json"
+    neuralpower("platforms", "new", "rtx4090", "--out", like)
+    neuralpower("platforms", "new", "tiny", *given, "--bandwidth", "10", "--out", small)
+    relu = ("predict", "torch.nn:ReLU", "--input", "64,64,64,64", "--json", "--platform")
+    slow, fast = (
+        json.loads(neuralpower(*relu, path)[1])["totals"]["runtime_ms"] for path in (small, like)
+    )
+    assert slow > 50 * fast
+
+
+def test_a_device_without_a_figure_is_refused(neuralpower):
+    code, _, err = neuralpower("platforms", "new", "foo", "--peak-fp32", "20")
+    assert code == 2
+    assert "device 'foo': bandwidth_gbs is not known; give it, or --like DEVICE" in err
 
 
 def test_explain_writes_equations_with_their_terms(neuralpower):
