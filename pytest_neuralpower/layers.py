@@ -162,6 +162,7 @@ class Layer(msgspec.Struct, frozen=True):
         ``groups``, ``transposed`` for ``conv``; ``kernel``, ``stride``, ``padding`` for ``pool``;
         ``kept`` for ``flex_attention``: scores in blocks that the mask keeps;
         ``mode``, ``hidden_size``, ``num_layers``, ``bidirectional``, ``steps`` for ``rnn``;
+        ``unread`` and ``unwritten`` for bytes that a compiler keeps in registers;
         ``chosen`` for ``grouped_mm``: experts that each token chooses, and perhaps ``read``, the
         distinct ones of all tokens; ``macs`` for ``sparse_mm``, whose inputs are the sparse
         operand's values, the dense one and the indices.

@@ -38,7 +38,15 @@ def trace_command(
 def predict_command(
     model: options.Target,
     inputs: options.Inputs,
-    platform: options.PlatformName,
+    platform: Annotated[
+        list[str],
+        typer.Option(
+            "--platform",
+            "-p",
+            metavar="NAME|PATH",
+            help="see `neuralpower platforms`; several are printed side by side",
+        ),
+    ],
     arg: options.Arguments = None,
     estimator: options.Estimators = "best",
     top: Annotated[
@@ -52,13 +60,20 @@ def predict_command(
     from pytest_neuralpower.report import records, terminal
 
     options.check_format(as_json=as_json, as_csv=as_csv)
-    loaded = priced_by(load_platform(platform), estimator)
-    prediction = loaded.predict(options.trace_model(model, inputs, arg))
+    loaded = [priced_by(load_platform(name), estimator) for name in platform]
+    traced = options.trace_model(model, inputs, arg)
+    predictions = [each.predict(traced) for each in loaded]
+    if as_csv and len(predictions) > 1:
+        raise OptionError("--csv prints the layers of one platform; give --platform once")
+    prediction = predictions[0]
     if as_json:
-        options.print_json(records.prediction_record(prediction))
+        found = [records.prediction_record(each) for each in predictions]
+        options.print_json(found if len(found) > 1 else found[0])
     elif as_csv:
         rows = map(records.layer_prediction_record, prediction.layers)
         typer.echo(records.csv_text(rows), nl=False)
+    elif len(predictions) > 1:
+        typer.echo(terminal.side_by_side_text(predictions, loaded))
     else:
         typer.echo(terminal.prediction_text(prediction, top))
 

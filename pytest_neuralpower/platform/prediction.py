@@ -22,6 +22,9 @@ UNCOVERED = "uncovered"  # no formula for the operation: priced by its bytes alo
 EXTRAPOLATED = "extrapolated"  # outside the ranges (or the dtype) the platform was calibrated on
 INFERRED = "inferred"  # no row of this kind on the device: priced as other devices run it
 
+#: How the note begins of a call whose time is that of its host's launches.
+HOST_BOUND = "host-bound"
+
 #: Any of these: the platform's own measurements do not vouch for the figure.
 UNTRUSTED = (UNCOVERED, INFERRED, EXTRAPOLATED)
 

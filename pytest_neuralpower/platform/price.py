@@ -41,11 +41,13 @@ from pytest_neuralpower.estimators.terms import evaluate, is_term
 from pytest_neuralpower.files import decode
 from pytest_neuralpower.layers import ITEMSIZE, SAMPLING, Layer, TensorSpec, Trace
 from pytest_neuralpower.platform.file import REFIT, of_file, write
+from pytest_neuralpower.platform.fusion import fused
 from pytest_neuralpower.platform.intervals import Interval, Intervals
 from pytest_neuralpower.platform.prediction import (
     ESTIMATED,
     EXTRAPOLATED,
     GROSS,
+    HOST_BOUND,
     INFERRED,
     UNCOVERED,
     Host,
@@ -274,6 +276,9 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     sampler
         What a serving engine takes to draw tokens (layers ``sample_top_p``), from whole runs; as
         any operation without a formula where that is not known.
+    fused
+        Whether a compiler joins layers that stream their tensors
+        (:mod:`~pytest_neuralpower.platform.fusion`).
     power
         Estimator of every layer's power from its columns and ``runtime_ms``; None without one.
     provenance
@@ -299,6 +304,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     peaks_gflops: dict[str, Positive] = field(default_factory=dict)
     host: Host | None = None
     sampler: Sampler | None = None
+    fused: bool = False
     provenance: dict[str, Any] = field(default_factory=dict)
     accuracy: dict[str, Any] = field(default_factory=dict)
     intervals: Intervals | None = None
@@ -391,6 +397,8 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
             There is no layer: a total of 0 would be wrong.
         """
         items = layers.layers if isinstance(layers, Trace) else tuple(layers)
+        if self.fused and isinstance(layers, Trace):  # others were stored as they were fused
+            items = fused(items, layers.reads)
         if not items:
             model = (isinstance(layers, Trace) and layers.model) or "the model"
             raise TraceError(
@@ -809,8 +817,8 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     def to_json(self) -> dict[str, object]:
         """The platform as plain data, without its hash."""
         found: dict[str, object] = to_builtins(self)
-        for name in ("intervals", "host", "sampler"):
-            if found[name] is None:
+        for name in ("intervals", "host", "sampler", "fused"):
+            if not found[name]:
                 del found[name]
         del found["sha256"]
         return found
@@ -960,7 +968,7 @@ def _host_note(host: Host, layers: int, device_ms: float) -> tuple[str, ...]:
         return ()
     operations = "1 operation" if layers == 1 else f"{layers:,} operations"
     return (
-        f"host-bound: launching {operations} takes {show('runtime', launch)}, the device would "
+        f"{HOST_BOUND}: launching {operations} takes {show('runtime', launch)}, the device would "
         f"need {show('runtime', device_ms)}",
     )
 

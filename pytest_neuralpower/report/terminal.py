@@ -11,7 +11,13 @@ from msgspec import UNSET
 
 from pytest_neuralpower.guard.budget import unknown_share
 from pytest_neuralpower.platform.generation import Generation
-from pytest_neuralpower.platform.prediction import EXTRAPOLATED, INFERRED, UNCOVERED, UNTRUSTED
+from pytest_neuralpower.platform.prediction import (
+    EXTRAPOLATED,
+    HOST_BOUND,
+    INFERRED,
+    UNCOVERED,
+    UNTRUSTED,
+)
 from pytest_neuralpower.report.compare import signed_percent, values_of
 from pytest_neuralpower.units import Quantity, show, show_percent
 
@@ -21,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer, TensorSpec, Trace
     from pytest_neuralpower.platform.intervals import Interval
     from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
+    from pytest_neuralpower.platform.protocol import Platform
     from pytest_neuralpower.report.epr import Ranked
 
 #: Lines stay within this; a nested module path keeps its end, where layers differ.
@@ -263,6 +270,74 @@ def prediction_text(prediction: Prediction, top: int) -> str:
     if warnings:
         lines += ["", *warnings]
     return "\n".join(lines)
+
+
+_SIDES: Final = ("left", "left", "right", "right", "right", "right", "left")
+
+
+def side_by_side_text(predictions: Sequence[Prediction], platforms: Sequence[Platform]) -> str:
+    """Predictions of one call on several platforms, and why they may not be compared."""
+    from tabulate import tabulate  # noqa: PLC0415 - an idle plugin loads nothing
+
+    first = predictions[0]
+    quantities: tuple[Quantity, ...] = ("runtime", "energy")
+    rows = []
+    for prediction, platform in zip(predictions, platforms, strict=True):
+        cells = [platform.name, platform.dtype or "-"]
+        for quantity, total, interval in zip(
+            quantities,
+            (prediction.runtime_ms, prediction.energy_mj),
+            (prediction.runtime_interval_ms, prediction.energy_interval_mj),
+            strict=True,
+        ):
+            ends = [show(quantity, end) for end in interval[:2]] if interval else ["", ""]
+            cells += [_known(quantity, total), " to ".join(filter(None, ends))]
+        rows.append((*cells, platform.tiers.get("runtime", "-")))
+    sure = next(
+        (each.runtime_interval_ms for each in predictions if each.runtime_interval_ms), None
+    )
+    within = f"{sure.coverage:.0%} sure" if sure else ""
+    headers = ("platform", "dtype", "runtime", within, "energy", within, "tier")
+    lines = [
+        f"{first.model}, predicted for {call_text(first)}",
+        "",
+        tabulate(rows, headers, tablefmt="plain", disable_numparse=True, colalign=_SIDES),
+        "",
+        *(f"{platform.name}: {platform.mode or platform.device}" for platform in platforms),
+        *_unsound(predictions, platforms),
+    ]
+    return "\n".join(lines)
+
+
+def _unsound(predictions: Sequence[Prediction], platforms: Sequence[Platform]) -> list[str]:
+    """Why these predictions say little of which device is better, a line a reason."""
+    reasons = []
+    if len({platform.mode for platform in platforms}) > 1:
+        reasons.append("they run in different modes: the difference is of the modes, too")
+    if len({platform.dtype for platform in platforms}) > 1:
+        reasons.append("their layers compute in different dtypes")
+    waiting = [
+        each.platform
+        for each in predictions
+        if any(note.startswith(HOST_BOUND) for note in each.notes)
+    ]
+    if waiting and len(waiting) < len(predictions):
+        reasons.append(
+            f"on {', '.join(waiting)} the call waits for its host's launches, which the others' "
+            "mode has not: take a larger batch, or platforms of one mode"
+        )
+    overlapping = [
+        f"{one.platform} and {other.platform}"
+        for number, one in enumerate(predictions)
+        for other in predictions[number + 1 :]
+        if one.runtime_interval_ms
+        and other.runtime_interval_ms
+        and max(one.runtime_interval_ms.low, other.runtime_interval_ms.low)
+        <= min(one.runtime_interval_ms.high, other.runtime_interval_ms.high)
+    ]
+    if overlapping:
+        reasons.append(f"which is faster is not sure of {', '.join(overlapping)}")
+    return ["", *(f"not sound: {reason}" for reason in reasons)] if reasons else []
 
 
 def _interval_lines(prediction: Prediction) -> list[str]:

@@ -33,6 +33,7 @@ from pytest_neuralpower.estimators.selection import MIN_GROUPS, Score, grouped_f
 from pytest_neuralpower.estimators.terms import Condition, Regime, assign
 from pytest_neuralpower.layers import ITEMSIZE
 from pytest_neuralpower.model_source import in_folder, read_arguments
+from pytest_neuralpower.platform.fusion import fused
 from pytest_neuralpower.platform.price import in_dtype
 
 if TYPE_CHECKING:
@@ -167,7 +168,8 @@ def read_calls(
         ):
             left_out["of another number of parameters than the model"] += 1
             continue
-        layers = tuple(Counter(traced.layers).items())
+        run = fused(traced.layers, traced.reads) if recipe.fused else traced.layers
+        layers = tuple(Counter(run).items())
         found.append(MeasuredCall(row.name, row.group, layers, row.runtime_ms, row.energy_mj))
     if not found:
         raise ProfileError(

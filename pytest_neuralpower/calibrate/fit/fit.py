@@ -284,6 +284,7 @@ def platform_of(
         peaks_gflops={name: float(peak) for name, peak in recipe.peaks_gflops.items()},
         host=recipe.host,
         sampler=recipe.sampler,
+        fused=recipe.fused,
         provenance={
             "sources": [source.facts() for source in (*recipe.sources, *recipe.calls)],
             "notes": list(recipe.notes),

@@ -126,6 +126,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         What the framework's host takes to launch a layer, where calls wait for it.
     sampler
         What a serving engine takes to draw tokens, from whole runs.
+    fused
+        Whether the mode joins layers that stream their tensors, as compilers do.
     sources
         Of the measured rows.
     calls
@@ -164,6 +166,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     peaks_gflops: Mapping[str, int | float] = {}
     host: Host | None = None
     sampler: Sampler | None = None
+    fused: bool = False
     sources: tuple[Source, ...] = ()
     calls: tuple[Source, ...] = ()
     designs: Mapping[str, Design] = {}

@@ -92,3 +92,18 @@ def test_generate_prints_a_table_and_json(neuralpower, call, tmp_path):
     code, _, err = neuralpower(*given, "--new-tokens", "9", "--experts", "some")
     assert (code, err.count("\n")) == (2, 1)
     assert "--experts some: write uniform, a number of experts, or a share such as 0.5" in err
+
+
+def test_platforms_side_by_side_say_what_is_not_sound(neuralpower, call):
+    code, out, _ = neuralpower("predict", *call, "-p", "a100", "-p", "gtx1080ti")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[3:5]] == ["a100", "gtx1080ti"]
+    assert "not sound: they run in different modes" in out
+    assert "not sound: on a100 the call waits for its host's launches" in out
+    code, out, _ = neuralpower("predict", *call, "-p", "p100", "-p", "v100")
+    assert "different modes" not in out
+    found = json.loads(neuralpower("predict", *call, "-p", "p100", "-p", "v100", "--json")[1])
+    assert [each["platform"] for each in found] == ["p100", "v100"]
+    code, _, err = neuralpower("predict", *call, "-p", "p100", "-p", "v100", "--csv")
+    assert code == 2
+    assert "--csv prints the layers of one platform" in err

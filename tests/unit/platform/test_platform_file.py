@@ -371,9 +371,7 @@ class TestNames:
         with pytest.raises(PlatformError) as found:
             load_platform("titan-x")
         assert str(found.value).startswith("unknown platform 'titan-x'; nearest: titanx, ")
-        with pytest.raises(
-            PlatformError, match=r"platforms new A100 --like a100`"
-        ):
+        with pytest.raises(PlatformError, match=r"platforms new A100 --like a100`"):
             load_platform("A100")
 
     def test_a_far_one_names_none(self) -> None:
