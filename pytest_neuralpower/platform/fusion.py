@@ -1,8 +1,9 @@
 """What a compiler fuses: layers that stream their tensors run as one kernel with their neighbours.
 
-Along the edges of a trace, a tensor that a fused layer makes and fused layers alone read never
-leaves the registers: nobody writes it and nobody reads it. Matrix products, convolutions,
-attentions and pools stay kernels of their own, whose results are written once.
+Along the edges of a trace, a tensor that a fused layer makes and layers of the same kernel alone
+read never leaves the registers: nobody writes it and nobody reads it. Matrix products,
+convolutions, attentions and pools stay kernels of their own, whose results are written once; so is
+what a later kernel needs again, such as the input of a residual block. A reduction ends a kernel.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 #: Kinds of layers that a compiler writes kernels for, and joins.
 FUSED: Final = frozenset({"activation", "elementwise", "memory", "norm", "reduction", "softmax"})
 
+#: Those whose results the same kernel can go on with; a reduction's are known when it has ended.
+_GOES_ON: Final = FUSED - {"reduction"}
+
 
 def fused(layers: Sequence[Layer], reads: Sequence[Sequence[int]]) -> tuple[Layer, ...]:
     """The layers, with the bytes that fusion saves each of them in ``unread`` and ``unwritten``.
@@ -30,25 +34,33 @@ def fused(layers: Sequence[Layer], reads: Sequence[Sequence[int]]) -> tuple[Laye
     """
     if not reads:
         return tuple(layers)
+    # Kernels that wait for one another: layers of one stage can share one.
+    stages: list[int] = []
     unread = [0] * len(layers)
-    kept = [layer.kind in FUSED for layer in layers]  # whose results stay in registers
-    used = [False] * len(layers)
+    written = [layer.kind not in FUSED for layer in layers]
+    read = [False] * len(layers)
     for place, (layer, sources) in enumerate(zip(layers, reads, strict=True)):
+        joins = layer.kind in FUSED
+        after = [
+            stages[source] + (not joins or layers[source].kind not in _GOES_ON)
+            for source in sources
+        ]
+        stages.append(max(after, default=0))
         left = [tensor.nbytes for tensor in layer.inputs]
-        for source in sources:
-            used[source] = True
+        for source, stage in zip(sources, after, strict=True):
+            read[source] = True
             size = sum(tensor.nbytes for tensor in layers[source].outputs)
-            if layer.kind in FUSED and layers[source].kind in FUSED and size in left:
+            if joins and stage == stages[source] == stages[place] and size in left:
                 left.remove(size)
                 unread[place] += size
             else:
-                kept[source] = False
+                written[source] = True
     found = []
     for place, layer in enumerate(layers):
         params = dict(layer.params)
         if unread[place]:
             params["unread"] = unread[place]
-        if kept[place] and used[place]:
+        if read[place] and not written[place]:
             params["unwritten"] = sum(tensor.nbytes for tensor in layer.outputs)
         same = len(params) == len(layer.params)
         found.append(layer if same else replace(layer, params=tuple(sorted(params.items()))))

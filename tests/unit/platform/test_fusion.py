@@ -51,7 +51,7 @@ def test_what_a_product_reads_too_is_written() -> None:
     relu, _, add = layers_of(Model(), torch.empty(32, 64))
     size = 32 * 64 * 4
     assert moved(relu) == (size, size)
-    assert moved(add) == (size, size)  # the product's result; its own input is still at hand
+    assert moved(add) == (2 * size, size)  # the first kernel has ended long ago
 
 
 def test_a_branch_to_two_fused_readers_stays_in_registers() -> None:
@@ -65,6 +65,19 @@ def test_a_branch_to_two_fused_readers_stays_in_registers() -> None:
     assert moved(double) == (size, 0)
     assert moved(sigmoid) == (0, 0)
     assert moved(product) == (0, size)
+
+
+def test_a_gate_waits_for_its_reduction() -> None:
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.relu()
+            return x * x.mean((2, 3), keepdim=True).sigmoid()
+
+    relu, mean, gate, product = layers_of(Model(), torch.empty(2, 8, 16, 16))
+    assert moved(relu) == (SIZE, SIZE)
+    assert mean.cost.bytes_in == 0
+    assert gate.cost.bytes_out == 0
+    assert moved(product) == (SIZE, SIZE)
 
 
 def test_the_result_of_the_call_is_written() -> None:
