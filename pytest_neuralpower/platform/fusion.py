@@ -22,6 +22,9 @@ FUSED: Final = frozenset({"activation", "elementwise", "memory", "norm", "reduct
 #: Those whose results the same kernel can go on with; a reduction's are known when it has ended.
 _GOES_ON: Final = FUSED - {"reduction"}
 
+#: Statistics of more than a row: a first kernel ends with them, a second one reads all again.
+_READ_TWICE: Final = frozenset({"group_norm", "instance_norm"})
+
 
 def fused(layers: Sequence[Layer], reads: Sequence[Sequence[int]]) -> tuple[Layer, ...]:
     """The layers, with the bytes that fusion saves each of them in ``unread`` and ``unwritten``.
@@ -41,8 +44,9 @@ def fused(layers: Sequence[Layer], reads: Sequence[Sequence[int]]) -> tuple[Laye
     read = [False] * len(layers)
     for place, (layer, sources) in enumerate(zip(layers, reads, strict=True)):
         joins = layer.kind in FUSED
+        starts = layer.op in _READ_TWICE
         after = [
-            stages[source] + (not joins or layers[source].kind not in _GOES_ON)
+            stages[source] + (not joins or starts or layers[source].kind not in _GOES_ON)
             for source in sources
         ]
         stages.append(max(after, default=0))

@@ -379,9 +379,13 @@ def _regimes(ridge: float) -> Mapping[str, Sequence[tuple[str, tuple[Condition, 
         "3x3": (Condition("kernel_area", "==", 9), Condition("stride", "==", 1)),
         "other kernels": (),
     }
+    several = Condition("groups", ">=", 2)
     conv = [
         ("of images", (Condition("cin", "<=", 4),)),
-        ("grouped", (Condition("groups", ">=", 2),)),
+        ("grouped, up to 16 wide", (several, Condition("n", "<=", 16))),
+        ("grouped, 32 or 64 wide", (several, Condition("n", "%", 32), Condition("n", "<=", 64))),
+        ("grouped, wider multiples of 32", (several, Condition("n", "%", 32))),
+        ("grouped, other widths", (several,)),
     ]
     for name, kernel in kernels.items():
         for bound, when in (("computing", (computing,)), ("moving", ())):
