@@ -35,7 +35,14 @@ def used_by_name(record: Any) -> tuple[Any, ...]:
     """Fields that msgspec reads and writes, or that a table of columns or terms names."""
     return (
         *(record.bytes_workspace, record.vector_floats, record.base_path),
-        *(record.median_ape, record.rmspe, record.within_5, record.within_10, record.within_20),
+        *(
+            record.from_20,
+            record.median_ape,
+            record.rmspe,
+            record.within_5,
+            record.within_10,
+            record.within_20,
+        ),
         *(record.removed_ms, record.measured_w, record.held_out_w, record.fitted_w),
         *(record.free_parameters, record.effective_layers, record.leave_one_network_out),
         *(record.mean_of_the_others, record.transferred_from, record.held_out_rows),

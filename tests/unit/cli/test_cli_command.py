@@ -16,10 +16,14 @@ def test_help_lists_the_commands_and_each_has_an_example(neuralpower):
     code, out, _ = neuralpower("--help")
     assert code == 0
     names = [command.name for command in app.registered_commands]
-    assert {"predict", "trace", "platforms", "explain", "eyeriss", "epr", "fit"} <= {*names}
+    assert "platforms" in out
+    assert {"predict", "trace", "explain", "eyeriss", "epr", "fit"} <= {*names}
     for name in names:
         assert name in out
         assert f"neuralpower {name} " in neuralpower(name, "--help")[1].split("Example:")[1]
+    for name in ("list", "show", "new"):
+        text = neuralpower("platforms", name, "--help")[1]
+        assert f"neuralpower platforms {name} " in text.split("Example:")[1]
 
 
 def test_every_command_is_registered_once_under_its_own_name():
