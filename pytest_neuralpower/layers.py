@@ -19,6 +19,10 @@ Shape: TypeAlias = tuple[int, ...]
 #: Distinct experts that the tokens of one call choose, in a mixture: as many as if all are equally
 #: likely, or a number of them, or a share of all (a float up to 1).
 Experts: TypeAlias = Literal["uniform"] | int | float
+#: What runs a language model: an engine such as vLLM, or the model's own code.
+Engine: TypeAlias = Literal["serving", "eager"]
+#: How a serving engine draws a token of each row of logits.
+Sampling: TypeAlias = Literal["top_p", "greedy"]
 ParamValue: TypeAlias = int | float | bool | str | tuple[int, ...]
 Params: TypeAlias = tuple[tuple[str, ParamValue], ...]
 
@@ -40,8 +44,8 @@ KINDS: Final = (
     "uncovered",
 )
 
-#: Drawing a token of each row of logits by top-k and top-p: an operation of serving engines.
-SAMPLING: Final = "sample_top_p"
+#: The operation that draws a token of each row of logits by top-k and top-p.
+SAMPLE_TOP_P: Final = "sample_top_p"
 
 #: Bytes of one element.
 ITEMSIZE: Final[Mapping[str, int]] = {

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from pytest_neuralpower.cli import options
 from pytest_neuralpower.errors import OptionError
-
-if TYPE_CHECKING:
-    from pytest_neuralpower.layers import Experts
+from pytest_neuralpower.layers import Engine, Experts, Sampling
 
 
 def trace_command(
@@ -100,11 +98,11 @@ def generate_command(
         float, typer.Option(min=0, max=1, help="probability that a proposal is accepted")
     ] = 0.8,
     engine: Annotated[
-        Literal["serving", "eager"],
+        Engine,
         typer.Option(help="what runs it: an engine such as vLLM, or the model's own code"),
     ] = "serving",
     sampling: Annotated[
-        Literal["top_p", "greedy"],
+        Sampling,
         typer.Option(help="how an engine draws tokens: by sorting the logits, or the largest"),
     ] = "top_p",
     experts: Annotated[

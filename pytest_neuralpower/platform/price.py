@@ -39,7 +39,7 @@ from pytest_neuralpower.estimators.features import (
 from pytest_neuralpower.estimators.physics import Ceilings, least_ms, roofline_ms
 from pytest_neuralpower.estimators.terms import evaluate, is_term
 from pytest_neuralpower.files import decode
-from pytest_neuralpower.layers import ITEMSIZE, SAMPLING, Layer, TensorSpec, Trace
+from pytest_neuralpower.layers import ITEMSIZE, SAMPLE_TOP_P, Layer, TensorSpec, Trace
 from pytest_neuralpower.platform.file import REFIT, of_file, write
 from pytest_neuralpower.platform.fusion import fused
 from pytest_neuralpower.platform.intervals import Interval, Intervals
@@ -563,7 +563,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         """Runtimes and flag codes of layers without a formula, those that draw tokens by what
         whole runs tell of them."""
         assert self.sampler is not None  # the caller has looked
-        drawn = np.array([layer.op == SAMPLING for layer in layers])
+        drawn = np.array([layer.op == SAMPLE_TOP_P for layer in layers])
         known = [self.sampler.runtime_ms(layer.inputs[0].numel) for layer in layers]
         return np.where(drawn, known, estimated), np.where(drawn, _INFERRED, codes)
 

@@ -10,12 +10,13 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 
 from pytest_neuralpower.collector import collector_paused
 from pytest_neuralpower.errors import OptionError, PlatformError
+from pytest_neuralpower.layers import Engine, Sampling
 from pytest_neuralpower.platform.catalog import as_platform, list_platforms, priced_by
 from pytest_neuralpower.platform.generation import Decoding, Draft, Generation
 from pytest_neuralpower.platform.prediction import mean_power
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.intervals import LayerErrors
     from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
     from pytest_neuralpower.platform.protocol import Platform
-    from pytest_neuralpower.tracing.decoding import Engine, Language, Sampling, Step, Stretch
+    from pytest_neuralpower.tracing.decoding import Language, Step, Stretch
 
 
 class _Ledger:
@@ -182,7 +183,7 @@ def generate(
         from pytest_neuralpower.tracing import decoding  # noqa: PLC0415 - imports torch
 
         for name, value, allowed in (
-            ("engine", engine, decoding.ENGINES), ("sampling", sampling, decoding.SAMPLINGS),
+            ("engine", engine, get_args(Engine)), ("sampling", sampling, get_args(Sampling)),
         ):  # fmt: skip
             if value not in allowed:
                 raise OptionError(f"generate: {name}={value!r}: allowed: {', '.join(allowed)}")

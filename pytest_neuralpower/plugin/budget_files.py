@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple, get_type_hints
+from typing import Annotated, Any, Final, NamedTuple, get_type_hints
 
 import msgspec
 import pytest
@@ -17,6 +17,7 @@ from pytest_neuralpower.errors import BudgetFileError, NeuralPowerError
 from pytest_neuralpower.files import read_text
 from pytest_neuralpower.guard.budget import MARKERS, parse_marker
 from pytest_neuralpower.guard.tolerance import REGRESSION, parse_tolerance
+from pytest_neuralpower.layers import Engine, Experts, Sampling
 from pytest_neuralpower.model_source import (
     InputError,
     InputSpec,
@@ -115,9 +116,9 @@ class GenerationText(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
     draft_arguments: dict[str, Any] = {}
     draft_tokens: Annotated[int, msgspec.Meta(ge=1)] = 4
     acceptance: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.8
-    engine: Literal["serving", "eager"] = "serving"
-    sampling: Literal["top_p", "greedy"] = "top_p"
-    experts: Literal["uniform"] | int | float = "uniform"
+    engine: Engine = "serving"
+    sampling: Sampling = "top_p"
+    experts: Experts = "uniform"
 
 
 class EntryText(msgspec.Struct, forbid_unknown_fields=True):

@@ -15,26 +15,28 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
 from pytest_neuralpower.errors import TraceError
-from pytest_neuralpower.layers import SAMPLING, Experts, Layer, TensorSpec, Trace
+from pytest_neuralpower.layers import (
+    SAMPLE_TOP_P,
+    Engine,
+    Experts,
+    Layer,
+    Sampling,
+    TensorSpec,
+    Trace,
+)
 from pytest_neuralpower.tracing.fused import fused
 from pytest_neuralpower.tracing.tracer import trace
 
 #: Makes the inputs of one step of a model with a cache of its own: ``step(model, cached, batch)``
 #: returns them as a tensor, as a tuple of positional or as a mapping of named ones.
 Step: TypeAlias = Callable[[Any, int, int], Any]
-
-Engine: TypeAlias = Literal["serving", "eager"]
-ENGINES: Final = ("serving", "eager")
-
-Sampling: TypeAlias = Literal["top_p", "greedy"]
-SAMPLINGS: Final = ("top_p", "greedy")
 
 
 # -- Sizes as functions of the cached length.
@@ -365,7 +367,7 @@ class Language:
         greedy = self.sampling == "greedy"
         draws = Layer(
             "reduction" if greedy else "uncovered",
-            "argmax" if greedy else SAMPLING,
+            "argmax" if greedy else SAMPLE_TOP_P,
             "",
             (TensorSpec((rows, words), "float32"),),
             (),

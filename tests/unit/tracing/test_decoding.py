@@ -10,10 +10,10 @@ from language_models import CONFIGS, language_model
 from torch import nn
 
 from pytest_neuralpower.errors import TraceError
-from pytest_neuralpower.tracing.decoding import Engine, Language, stretches
+from pytest_neuralpower.tracing.decoding import Language, stretches
 
 if TYPE_CHECKING:
-    from pytest_neuralpower.layers import Layer
+    from pytest_neuralpower.layers import Engine, Layer
 
 
 @pytest.mark.parametrize("engine", ["serving", "eager"])
