@@ -94,7 +94,7 @@ class Verdict(Struct, frozen=True):
     tokens: int | None = None
 
     @property
-    def each(self) -> str:
+    def per_suffix(self) -> str:
         """`` per token``; empty of a call."""
         return "" if self.per == "call" else f" per {self.per.replace('_', ' ')}"
 

@@ -61,7 +61,7 @@ class Host(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
         return max(waiting, 0.0) * (self.waiting_w or 0.0)
 
 
-class Sampler(Struct, frozen=True, forbid_unknown_fields=True):
+class TokenSampler(Struct, frozen=True, forbid_unknown_fields=True):
     """What a serving engine takes to draw a token by top-k and top-p: it sorts the logits.
 
     Attributes

@@ -53,7 +53,7 @@ from pytest_neuralpower.platform.prediction import (
     Host,
     LayerPrediction,
     Prediction,
-    Sampler,
+    TokenSampler,
 )
 from pytest_neuralpower.platform.protocol import Equation, Explanation, HeldOut, Summary
 from pytest_neuralpower.platform.ranges import outside
@@ -303,7 +303,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     power: Utilization | None
     peaks_gflops: dict[str, Positive] = field(default_factory=dict)
     host: Host | None = None
-    sampler: Sampler | None = None
+    sampler: TokenSampler | None = None
     fused: bool = False
     provenance: dict[str, Any] = field(default_factory=dict)
     accuracy: dict[str, Any] = field(default_factory=dict)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pytest_neuralpower.platform.intervals import LayerErrors
     from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
     from pytest_neuralpower.platform.protocol import Platform
-    from pytest_neuralpower.tracing.decoding import Language, Step, Stretch
+    from pytest_neuralpower.tracing.decoding import LanguageModel, Step, Stretch
 
 
 class _Ledger:
@@ -58,7 +58,7 @@ class _Runs(NamedTuple):
     names: Sequence[Layer]
 
 
-class _Call(NamedTuple):
+class _ModelCall(NamedTuple):
     """One call of a model: ``fixed`` is the same object in calls that have it in common."""
 
     fixed: _Runs
@@ -77,7 +77,7 @@ class _Steps:
         layers = [layer for layer, _ in pairs]
         return _Runs(self.ledger.places(layers), [count for _, count in pairs], layers)
 
-    def call(self, cached: int) -> _Call:
+    def call(self, cached: int) -> _ModelCall:
         """The step after ``cached`` tokens."""
         stretch, fixed = next(
             known for known in self._known if known[0].first <= cached <= known[0].last
@@ -88,7 +88,7 @@ class _Steps:
             [count for _, count in grown],
             [each.layer for each, _ in grown],
         )
-        return _Call(fixed, runs, len(stretch.layers))
+        return _ModelCall(fixed, runs, len(stretch.layers))
 
 
 def generate(
@@ -188,12 +188,12 @@ def generate(
             if value not in allowed:
                 raise OptionError(f"generate: {name}={value!r}: allowed: {', '.join(allowed)}")
         options: Any = {"engine": engine, "sampling": sampling, "experts": experts}
-        target = decoding.Language(model, prompt, batch=batch, step=step, **options)
+        target = decoding.LanguageModel(model, prompt, batch=batch, step=step, **options)
         second = None
         if draft is not None:
             if step is not None:
                 raise OptionError("generate: draft= needs models of transformers, without step=")
-            second = decoding.Language(draft, prompt, batch=batch, **options)
+            second = decoding.LanguageModel(draft, prompt, batch=batch, **options)
         speculation = (second, draft_tokens, acceptance) if second is not None else None
         return _generation(loaded, target, new_tokens, speculation)
 
@@ -206,9 +206,9 @@ def _check(**counts: int) -> None:
 
 def _generation(
     platform: Platform,
-    target: Language,
+    target: LanguageModel,
     new_tokens: int,
-    speculative: tuple[Language, int, float] | None,
+    speculative: tuple[LanguageModel, int, float] | None,
 ) -> Generation:
     models = [target] if speculative is None else [target, speculative[0]]
     traces = [each.prefill() for each in models]
@@ -284,8 +284,8 @@ def _rounds(prompt: int, new_tokens: int, draft: Draft | None) -> tuple[int, ...
 
 
 def _round_calls(
-    ledger: _Ledger, models: Sequence[Language], cached: Sequence[int], draft: Draft | None
-) -> list[list[_Call]]:
+    ledger: _Ledger, models: Sequence[LanguageModel], cached: Sequence[int], draft: Draft | None
+) -> list[list[_ModelCall]]:
     """The calls of each step: of the model; and of the draft, one for each of its proposals."""
     if not cached:
         return []
@@ -299,12 +299,12 @@ def _round_calls(
     return calls
 
 
-def _whole_call(ledger: _Ledger, layers: Sequence[Layer]) -> _Call:
+def _whole_call(ledger: _Ledger, layers: Sequence[Layer]) -> _ModelCall:
     runs = _Runs(ledger.places(layers), [1] * len(layers), layers)
-    return _Call(runs, _Runs((), (), ()), len(layers))
+    return _ModelCall(runs, _Runs((), (), ()), len(layers))
 
 
-def _steps(ledger: _Ledger, model: Language, first: int, last: int, queries: int) -> _Steps:
+def _steps(ledger: _Ledger, model: LanguageModel, first: int, last: int, queries: int) -> _Steps:
     from pytest_neuralpower.tracing.decoding import stretches  # noqa: PLC0415 - imports torch
 
     def layers(cached: int) -> Sequence[Layer]:
@@ -327,7 +327,7 @@ class _Prices:
         places, counts = list(runs.places), np.array(runs.counts, dtype=np.float64)
         return float(self._runtime[places] @ counts), float(self._energy[places] @ counts)
 
-    def round(self, calls: Sequence[_Call]) -> tuple[float, float]:
+    def round(self, calls: Sequence[_ModelCall]) -> tuple[float, float]:
         """Runtime (ms) and energy (mJ) of calls one after the other, waiting included."""
         host = self.distinct.host
         runtime = energy = 0.0
@@ -343,7 +343,7 @@ class _Prices:
             runtime += device_ms
         return runtime, energy
 
-    def intervals(self, calls: Sequence[_Call]) -> dict[str, Any]:
+    def intervals(self, calls: Sequence[_ModelCall]) -> dict[str, Any]:
         """Fields of a prediction: of all calls together; empty on a platform without."""
         errors: LayerErrors | None = self.distinct.errors
         if errors is None:
@@ -357,7 +357,7 @@ class _Prices:
         )
         return {name: value for name, value in fields.items() if name != "errors"}
 
-    def layers(self, calls: Sequence[_Call]) -> list[LayerPrediction]:
+    def layers(self, calls: Sequence[_ModelCall]) -> list[LayerPrediction]:
         """What all runs of each layer take: one of a configuration, or of what grows."""
         found: dict[Any, list[tuple[int, int]]] = defaultdict(list)
         names: dict[Any, Layer] = {}
@@ -386,7 +386,7 @@ class _Prices:
         )
 
 
-def _repeated(calls: Sequence[_Call]) -> Iterator[tuple[_Runs, int]]:
+def _repeated(calls: Sequence[_ModelCall]) -> Iterator[tuple[_Runs, int]]:
     """What runs in the calls, and in how many of them."""
     often = Counter(id(call.fixed) for call in calls)
     yield from ((runs, often[key]) for key, runs in {id(x.fixed): x.fixed for x in calls}.items())

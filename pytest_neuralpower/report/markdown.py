@@ -65,7 +65,7 @@ def _cell(finding: Finding, quantity: Quantity, value: float | None) -> str:
     verdict = finding.tightest(quantity)
     if verdict is None:
         return show(quantity, value)
-    return f"{verdict.show(verdict.value)} of {verdict.show(verdict.limit)}{verdict.each}"
+    return f"{verdict.show(verdict.value)} of {verdict.show(verdict.limit)}{verdict.per_suffix}"
 
 
 def _since(finding: Finding) -> str:

@@ -360,7 +360,7 @@ def failure_text(
     """What people read when budgets are broken: which, by how much, where it goes, what next."""
     lines = []
     for verdict in broken:
-        per = "" if verdict.quantity == "power" else verdict.each or " per call"
+        per = "" if verdict.quantity == "power" else verdict.per_suffix or " per call"
         what = "exceeded" if verdict.value > verdict.limit else "not safe"
         lines += [
             f"{verdict.quantity} budget {what}: {prediction.model} on {prediction.platform}",
@@ -551,7 +551,7 @@ def _total_cells(finding: Finding) -> list[str]:
             cell = _known(quantity, value)
         else:
             samples = verdict.samples or finding.batch
-            per = f" per sample of {samples}" if verdict.per == "sample" else verdict.each
+            per = f" per sample of {samples}" if verdict.per == "sample" else verdict.per_suffix
             value_and_limit = f"{verdict.show(verdict.value)} of {verdict.show(verdict.limit)}"
             cell = f"{value_and_limit}{per}{_SURE[verdict.sure]}"
         estimated = cell and quantity != "runtime" and finding.estimated_power

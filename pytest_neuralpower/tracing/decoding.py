@@ -218,7 +218,7 @@ def _fit(start: tuple[Layer, ...], end: tuple[Layer, ...], first: int, last: int
 # -- Models.
 
 
-class Language:
+class LanguageModel:
     """A language model, and how its prompt and its steps are traced.
 
     Parameters

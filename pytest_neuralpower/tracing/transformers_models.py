@@ -16,7 +16,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidi
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
-from pytest_neuralpower.tracing.rules.serving import attend, gate, rotate, store
+from pytest_neuralpower.tracing.rules.serving_kernels import attend, gate, rotate, store
 
 # -- Caches that hold lengths.
 

@@ -17,7 +17,7 @@ from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.estimators.features import FAMILIES
 from pytest_neuralpower.files import decode
 from pytest_neuralpower.layers import ITEMSIZE
-from pytest_neuralpower.platform.prediction import Host, Sampler
+from pytest_neuralpower.platform.prediction import Host, TokenSampler
 
 #: How a quantity can be known.
 Tier = Literal["measured", "public", "transferred", "datasheet", "estimated"]
@@ -165,7 +165,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tiers: Mapping[str, Tier] = {}
     peaks_gflops: Mapping[str, int | float] = {}
     host: Host | None = None
-    sampler: Sampler | None = None
+    sampler: TokenSampler | None = None
     fused: bool = False
     sources: tuple[Source, ...] = ()
     calls: tuple[Source, ...] = ()

@@ -26,7 +26,7 @@ from pytest_neuralpower.tracing.rules import (
     pooling,
     reduction,
     rnn,
-    serving,
+    serving_kernels,
 )
 from pytest_neuralpower.tracing.rules.table import FUNCTIONS, PROPERTIES, Entry, Rule
 from pytest_neuralpower.tracing.torch_private import (
@@ -63,7 +63,7 @@ _TREATMENTS: Final = merged(
     pooling.RULES,
     reduction.RULES,
     rnn.RULES,
-    serving.RULES,
+    serving_kernels.RULES,
 )
 
 #: Where torch's functions are.

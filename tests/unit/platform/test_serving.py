@@ -11,9 +11,9 @@ from msgspec.structs import replace
 
 from pytest_neuralpower import generate, load_platform, predict
 from pytest_neuralpower.errors import OptionError, PlatformError
-from pytest_neuralpower.platform.prediction import UNTRUSTED, Sampler
+from pytest_neuralpower.platform.prediction import UNTRUSTED, TokenSampler
 from pytest_neuralpower.platform.serving import expected_tokens
-from pytest_neuralpower.tracing.decoding import Language
+from pytest_neuralpower.tracing.decoding import LanguageModel
 
 if TYPE_CHECKING:
     from pytest_neuralpower.platform.generation import Generation
@@ -27,7 +27,7 @@ def generation(name: str = "llama", **changes: Any) -> Generation:
 @pytest.mark.parametrize("name", ["llama", "gemma3", "qwen3-moe"])
 def test_each_step_is_priced_as_if_it_were_predicted_alone(name: str) -> None:
     found, platform = generation(name), load_platform("h200")
-    model = Language(language_model(name), 16, batch=2)
+    model = LanguageModel(language_model(name), 16, batch=2)
     prompt = platform.predict(model.prefill())
     steps = [platform.predict(model.step(cached)) for cached in range(16, 36)]
     assert found.decode is not None
@@ -49,7 +49,7 @@ def test_each_step_is_priced_as_if_it_were_predicted_alone(name: str) -> None:
 
 def test_the_interval_is_that_of_one_call_with_all_layers() -> None:
     found, platform = generation(), load_platform("h200")
-    model = Language(language_model("llama"), 16, batch=2)
+    model = LanguageModel(language_model("llama"), 16, batch=2)
     traces = [model.prefill(), *(model.step(cached) for cached in range(16, 36))]
     whole = platform.predict([layer for each in traces for layer in each])
     for name in ("runtime_interval_ms", "energy_interval_mj", "power_interval_w"):
@@ -90,7 +90,7 @@ def test_a_draft_proposes_and_the_model_verifies_all_at_once() -> None:
         16 + math.floor(number * per_round) for number in range(math.ceil(20 / per_round))
     )
     platform = load_platform("h200")
-    target, second = (Language(each, 16, batch=2) for each in (language_model("llama"), draft))
+    target, second = (LanguageModel(each, 16, batch=2) for each in (language_model("llama"), draft))
     calls = [target.step(16, 4), *(second.step(cached) for cached in (16, 17, 18))]
     first = sum(platform.predict(each).runtime_ms or 0 for each in calls)
     assert found.decode.runtime_ms[0] == pytest.approx(first)
@@ -177,7 +177,7 @@ def test_a_large_model_takes_no_memory_and_one_predict_is_the_same_step() -> Non
 
 def test_an_engine_draws_tokens_by_what_the_platform_knows_of_it() -> None:
     platform = load_platform("h200")
-    known = replace(platform, sampler=Sampler(logit_ns=1000.0))
+    known = replace(platform, sampler=TokenSampler(logit_ns=1000.0))
     before, after = generation(platform=platform), generation(platform=known)
     assert before.decode is not None
     assert after.decode is not None

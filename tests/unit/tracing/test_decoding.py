@@ -10,7 +10,7 @@ from language_models import CONFIGS, language_model
 from torch import nn
 
 from pytest_neuralpower.errors import TraceError
-from pytest_neuralpower.tracing.decoding import Language, stretches
+from pytest_neuralpower.tracing.decoding import LanguageModel, stretches
 
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Engine, Layer
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_steps_are_those_that_are_traced_one_by_one(name: str, engine: Engine) -> None:
     """Across the length at which windows of 24 tokens fill."""
-    model = Language(language_model(name), 16, batch=3, engine=engine)
+    model = LanguageModel(language_model(name), 16, batch=3, engine=engine)
     model.prefill()
     before = model.traces
     found = stretches(lambda cached: model.step(cached).layers, 16, 46, model.bends)
@@ -38,11 +38,11 @@ def keys_read(layers: tuple[Layer, ...]) -> list[int]:
 
 
 def test_a_step_reads_the_window_of_sliding_layers_and_all_of_the_others() -> None:
-    model = Language(language_model("gemma3"), 16, batch=1)
+    model = LanguageModel(language_model("gemma3"), 16, batch=1)
     assert keys_read(model.step(9).layers) == [10, 10, 10, 10]
     assert keys_read(model.step(400).layers) == [24, 24, 24, 401]
     # A window of the prompt: 24 x 25 / 2 scores grow, each of 76 more queries sees 24 keys.
-    attention = [each for each in Language(model.model, 100, batch=1).prefill()
+    attention = [each for each in LanguageModel(model.model, 100, batch=1).prefill()
                  if each.kind == "attention"]  # fmt: skip
     assert [layer.param("kept") for layer in attention] == [4 * (300 + 76 * 24)] * 3 + [None]
     assert attention[-1].param("causal")
@@ -50,7 +50,7 @@ def test_a_step_reads_the_window_of_sliding_layers_and_all_of_the_others() -> No
 
 def test_an_engine_writes_new_keys_alone_and_transformers_copies_the_cache() -> None:
     def moved(engine: Engine, cached: int) -> int:
-        step = Language(language_model("llama"), 16, batch=2, engine=engine).step(cached)
+        step = LanguageModel(language_model("llama"), 16, batch=2, engine=engine).step(cached)
         return sum(layer.cost.bytes_moved for layer in step if layer.kind == "memory")
 
     assert moved("serving", 1000) == moved("serving", 10)
@@ -59,7 +59,7 @@ def test_an_engine_writes_new_keys_alone_and_transformers_copies_the_cache() -> 
 
 
 def test_an_engine_reads_shared_heads_once_without_a_mask() -> None:
-    step = Language(language_model("llama"), 16, batch=2).step(100, queries=5)
+    step = LanguageModel(language_model("llama"), 16, batch=2).step(100, queries=5)
     (attention, *_) = [layer for layer in step if layer.kind == "attention"]
     assert [each.shape for each in attention.inputs] == [(2, 4, 5, 16), *[(2, 2, 105, 16)] * 2]
 
@@ -67,7 +67,7 @@ def test_an_engine_reads_shared_heads_once_without_a_mask() -> None:
 def test_an_engines_step_multiplies_as_much_as_the_models_own_code() -> None:
     for name in CONFIGS:
         engine, eager = (
-            Language(language_model(name), 16, batch=2, engine=each).step(40)
+            LanguageModel(language_model(name), 16, batch=2, engine=each).step(40)
             for each in ("serving", "eager")
         )
         products = [
@@ -83,7 +83,7 @@ def test_a_model_comes_back_as_it_was() -> None:
         vars(model.config).copy(),
         {kind: kind.forward for kind in map(type, model.modules())},
     ]
-    Language(model, 16, batch=1).step(30)
+    LanguageModel(model, 16, batch=1).step(30)
     assert vars(model.config) == before[0]
     assert {kind: kind.forward for kind in map(type, model.modules())} == before[1]
 
@@ -91,7 +91,7 @@ def test_a_model_comes_back_as_it_was() -> None:
 @pytest.mark.parametrize(("experts", "read"), [(3, 3), (0.5, 4), (100, 8), (1, 1)])
 def test_experts_that_a_step_reads_may_be_given(experts: Any, read: float) -> None:
     model = language_model("qwen3-moe")
-    step = Language(model, 16, batch=16, experts=experts).step(20)
+    step = LanguageModel(model, 16, batch=16, experts=experts).step(20)
     (first, *_) = [layer for layer in step if layer.op == "grouped_mm"]
     matrices = first.inputs[1]
     assert first.cost.bytes_in == first.inputs[0].nbytes + read * matrices.nbytes // 8
@@ -122,7 +122,7 @@ def next_inputs(model: Recurrent, cached: int, batch: int) -> Any:
 
 def test_a_model_with_a_cache_of_its_own_says_what_a_step_takes() -> None:
     ids = torch.zeros((5, 7), dtype=torch.int64)
-    model = Language(Recurrent(), ids, batch=1, step=next_inputs)
+    model = LanguageModel(Recurrent(), ids, batch=1, step=next_inputs)
     assert (model.batch, model.tokens) == (5, 7)
     (stretch,) = stretches(lambda cached: model.step(cached).layers, 7, 90, model.bends)
     assert keys_read(stretch.at(50)) == [51]
@@ -132,12 +132,18 @@ def test_a_model_with_a_cache_of_its_own_says_what_a_step_takes() -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Language(Recurrent(), 7, batch=1), "Recurrent is not a model of transformers: "),
         (
-            lambda: Language(Recurrent(), 7, batch=1, step=next_inputs),
+            lambda: LanguageModel(Recurrent(), 7, batch=1),
+            "Recurrent is not a model of transformers: ",
+        ),
+        (
+            lambda: LanguageModel(Recurrent(), 7, batch=1, step=next_inputs),
             "prompt=7 with step=: give the prompt's inputs",
         ),
-        (lambda: Language(language_model("llama"), "hello", batch=1), "a str is neither a number"),
+        (
+            lambda: LanguageModel(language_model("llama"), "hello", batch=1),
+            "a str is neither a number",
+        ),
     ],
 )
 def test_one_line_says_what_to_pass(make: Any, says: str) -> None:
@@ -152,7 +158,7 @@ def test_sizes_that_bend_where_nobody_said_are_traced_more_often() -> None:
     def layers(cached: int) -> tuple[Layer, ...]:
         calls.append(cached)
         tensor = torch.empty(min(cached, 37) * 2 + max(cached - 61, 0), device="meta")
-        step = Language(Recurrent(), tensor.new_zeros((1, 1), device="cpu").long(), batch=1,
+        step = LanguageModel(Recurrent(), tensor.new_zeros((1, 1), device="cpu").long(), batch=1,
                         step=next_inputs).step(len(tensor))  # fmt: skip
         return step.layers
 
@@ -164,7 +170,7 @@ def test_sizes_that_bend_where_nobody_said_are_traced_more_often() -> None:
 
 
 def test_an_engine_joins_projections_and_adds_residuals_in_norms() -> None:
-    step = Language(language_model("llama"), 16, batch=2).step(30)
+    step = LanguageModel(language_model("llama"), 16, batch=2).step(30)
     block = [layer for layer in step if layer.path.startswith("model.layers.1")]
     assert [layer.op for layer in block] == [
         "fused_add_rms_norm", "linear", "rotary_embedding", "cache_write",
