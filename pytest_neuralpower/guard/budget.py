@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast, get_args
 
 from msgspec import Struct
 
@@ -27,9 +27,9 @@ MARKERS: Mapping[str, Quantity] = {
 
 #: What a limit is of: of a generation also its first token, and the time between two others.
 Per = Literal["call", "sample", "token", "first_token", "next_token"]
-_PER = ("call", "sample", "token", "first_token", "next_token")
+_PER: Final = get_args(Per)
 #: Latencies: no share of a call, and no energy.
-_LATENCIES = _PER[3:]
+_LATENCIES: Final = _PER[3:]
 
 #: Which end of its interval a prediction is judged by.
 Judge = Literal["point", "certain", "safe"]
@@ -129,8 +129,8 @@ def parse_marker(
             )
     given = [key for key in kwargs if key in units]
     if len(given) != 1:
-        what = "no limit given" if not given else f"{len(given)} limits given ({', '.join(given)})"
-        raise BudgetError(f"{name}: {what}; give exactly one of {', '.join(units)}; {usage}")
+        limits = f"{len(given)} limits given ({', '.join(given)})" if given else "no limit given"
+        raise BudgetError(f"{name}: {limits}; give exactly one of {', '.join(units)}; {usage}")
     limit = kwargs[given[0]]
     if isinstance(limit, bool) or not isinstance(limit, int | float):
         raise BudgetError(f"{name}: {given[0]}={limit!r} is not a number; {usage}")

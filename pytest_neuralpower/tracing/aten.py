@@ -62,13 +62,13 @@ def call_script(recorder: Recorder, call: Callable[..., Any], args: Any, kwargs:
         if not tensor.is_meta:
             return tensor
         fake = fake_like(fakes, tensor)
-        recorder.follows(fake, tensor)
+        recorder.made_as(fake, tensor)
         pairs.append((tensor, fake))
         return fake
 
     def to_meta(fake: Tensor) -> Tensor:
         made = meta_like(fake)
-        recorder.follows(made, fake)
+        recorder.made_as(made, fake)
         return made
 
     with without_torch_function():
@@ -78,7 +78,7 @@ def call_script(recorder: Recorder, call: Callable[..., Any], args: Any, kwargs:
         with unoptimised, dispatched(recorder, fakes, "a TorchScript call", script=True):
             result = call(*given, **named)
         for tensor, fake in pairs:  # one may have been written to
-            recorder.follows(tensor, fake)
+            recorder.made_as(tensor, fake)
         return map_tensors(to_meta, result)
 
 

@@ -130,13 +130,13 @@ class FunctionTracer(TorchFunctionMode):
         try:
             result = rule(recorder, op, *args, **kwargs)
         except Exception:
-            recorder.forget(before)
+            recorder.truncate(before)
             return self._fall_back(func, op, args, kwargs)
         if args and (result is None or result is args[0]):
             # A real tensor that is written to now holds an unknown activation.
             for tensor in written_by(func, args, kwargs):
                 if not tensor.is_meta:
-                    recorder.follows(journal.mark_stale(tensor), tensor)
+                    recorder.made_as(journal.mark_stale(tensor), tensor)
         return result
 
     def _in_float32(self, values: Any) -> Any:
@@ -191,7 +191,7 @@ class FunctionTracer(TorchFunctionMode):
                 planned = rule(recorder, op, *args, **kwargs)
                 covered = True
             except Exception:
-                recorder.forget(before)
+                recorder.truncate(before)
             else:
                 # Small operands may broadcast to a result not worth computing.
                 abstract = type(planned) is Tensor and planned.is_meta and _too_many(planned)
@@ -205,7 +205,7 @@ class FunctionTracer(TorchFunctionMode):
                 result = func(*args, **kwargs)
                 if len(recorder.layers) > before:
                     for one, told in zip(tensors_in(result), tensors_in(planned), strict=False):
-                        recorder.follows(one, told)
+                        recorder.made_as(one, told)
                 return result
             return unruled.run_listed(recorder, func, op, args, kwargs)
 
@@ -277,7 +277,7 @@ class FunctionTracer(TorchFunctionMode):
             self.recorder.record("memory", op, (), result)
         elif op in WRAPPERS and args:
             if isinstance(args[-1], Tensor):
-                self.recorder.follows(result, args[-1])
+                self.recorder.made_as(result, args[-1])
             else:
                 self._leaves_torch(op, tensors_in(args[-1]))
         return result
@@ -339,7 +339,7 @@ class FunctionTracer(TorchFunctionMode):
         out = kwargs.get("out")
         if isinstance(out, Tensor):
             if not out.is_meta:
-                self.recorder.follows(self.journal.mark_stale(out), out)
+                self.recorder.made_as(self.journal.mark_stale(out), out)
             return out
         return result
 

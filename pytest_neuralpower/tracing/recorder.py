@@ -227,13 +227,13 @@ class Recorder:
             if type(tensor) is Parameter:
                 self.made_by_none.discard(Parameter)
 
-    def follows(self, tensor: Tensor, source: Tensor) -> None:
+    def made_as(self, tensor: Tensor, source: Tensor) -> None:
         """Say that a tensor holds what another one holds, though in other memory."""
         for maker in self.makers((source,)):
             self.made(tensor, by=maker)
 
-    def forget(self, count: int) -> None:
-        """Keep the first layers only."""
+    def truncate(self, count: int) -> None:
+        """Keep the first ``count`` layers only."""
         del self.layers[count:], self.reads[count:]
 
     def record(

@@ -18,7 +18,7 @@ from pytest_neuralpower.tracing.fallbacks import (
     mismatch,
     tensors_in,
 )
-from pytest_neuralpower.tracing.recorder import Recorder
+from pytest_neuralpower.tracing.recorder import REMEMBERED, Recorder
 from pytest_neuralpower.tracing.torch_private import (
     TorchDispatchMode,
     base_of,
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
 #: Zeros are not made beyond this many elements: torch's error then comes from its meta kernel.
 _ZEROS = 50_000_000
 
-#: Results by function and operands: shapes, dtypes and strides of the answer, and by whom.
-_memo: dict[Any, Any] = {}
-_REMEMBERED = 4096
-
 
 def run_listed(recorder: Recorder, func: Any, op: str, args: Any, kwargs: Any) -> Any:
     """Compute an operation without a rule, and list what it does."""
@@ -46,10 +42,10 @@ def run_listed(recorder: Recorder, func: Any, op: str, args: Any, kwargs: Any) -
         with AtenRecorder(recorder):
             result = func(*args, **kwargs)
     except BaseException:
-        recorder.forget(first)
+        recorder.truncate(first)
         raise
     if len(recorder.layers) > first or _is_new(args, kwargs, result):
-        _name(recorder, first, func, op, args=args, kwargs=kwargs, result=result)
+        _settle(recorder, first, func, op, args=args, kwargs=kwargs, result=result)
     return result
 
 
@@ -122,10 +118,11 @@ def _by_parts(
     ), result  # fmt: skip
 
 
-def _name(
+def _settle(
     recorder: Recorder, first: int, func: Any, op: str, *, args: Any, kwargs: Any, result: Any
 ) -> None:
-    """List a call by the parts that were listed already, or as uncovered with its own tensors."""
+    """Keep the parts that were listed of a call, or list it as a whole: as a quantised layer, or as
+    uncovered with its own tensors."""
     layers = recorder.layers[first:]
     if _list_quantized(recorder, first, func, args, result):
         return
@@ -133,7 +130,7 @@ def _name(
         outputs = tensors_in(result)
         if outputs:
             given = tensors_in((args, kwargs))
-            recorder.forget(first)
+            recorder.truncate(first)
             recorder.record("uncovered", op, given, outputs)
 
 
@@ -164,7 +161,7 @@ def _list_quantized(recorder: Recorder, first: int, func: Any, args: Any, result
     else:
         return False
     weights = (TensorSpec(weight, "qint8"),)
-    recorder.forget(first)
+    recorder.truncate(first)
     recorder.add(
         kind, op, (spec(args[0]),), weights, (spec(result),), params, "int8",
         reads=args[:1], makes=(result,),
@@ -185,21 +182,20 @@ def answer(recorder: Recorder, func: Any, op: str, args: Any, kwargs: Any) -> An
     if _is_dynamic(func):
         raise NeedsForward(f"the shape of {op} depends on values")
     key = _key(func, args, kwargs)
-    remembered = _memo.get(key) if key is not None else None
-    if remembered is None:
-        remembered = _ask(func, op, args, kwargs)
+    known = _answers.get(key) if key is not None else None
+    if known is None:
+        known = _ask(func, op, args, kwargs)
         if key is not None:
-            if len(_memo) >= _REMEMBERED:
-                _memo.clear()
-            _memo[key] = remembered
-    how, outline, parts = remembered
+            if len(_answers) >= REMEMBERED:
+                _answers.clear()
+            _answers[key] = known
     operands = _operands(args, kwargs)
-    result = map_tensors(lambda one: one.fill(operands), outline, _Outline)
+    result = map_tensors(lambda one: one.fill(operands), known.outline, _Outline)
     first = len(recorder.layers)
-    parts.list_again(recorder, operands, result)
-    if parts.layers or parts.new:
-        _name(recorder, first, func, op, args=args, kwargs=kwargs, result=result)
-        recorder.fallbacks[f"{op}: {how}"] = None
+    known.parts.list_again(recorder, operands, result)
+    if known.parts.layers or known.parts.new:
+        _settle(recorder, first, func, op, args=args, kwargs=kwargs, result=result)
+        recorder.fallbacks[f"{op}: {known.how}"] = None
     return result
 
 
@@ -221,6 +217,28 @@ class _Outline(NamedTuple):
             if type(own) is Tensor and own.is_meta and own.dtype is self.dtype:
                 return own.as_strided(self.shape, self.strides, own.storage_offset() + self.offset)
         return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device="meta")
+
+
+class _Answer(NamedTuple):
+    """What torch answered to an operation without a rule.
+
+    Attributes
+    ----------
+    how
+        Which kernel did, for the trace's ``fallbacks``.
+    outline
+        The result, with an :class:`_Outline` for each tensor.
+    parts
+        The ATen operations that the call consists of.
+    """
+
+    how: str
+    outline: Any
+    parts: _Parts
+
+
+#: By function and operands (see :func:`_key`).
+_answers: dict[Any, _Answer] = {}
 
 
 def _operands(args: Any, kwargs: Any) -> list[Tensor]:
@@ -249,8 +267,8 @@ def _key(func: Any, args: Any, kwargs: Any) -> Any:
     return key
 
 
-def _ask(func: Any, op: str, args: Any, kwargs: Any) -> tuple[str, Any, _Parts]:
-    """How it was answered, the outline of the result, and its parts (see :func:`_by_parts`)."""
+def _ask(func: Any, op: str, args: Any, kwargs: Any) -> _Answer:
+    """Torch's answer, from its meta kernel or the real one."""
     kwargs = {name: value for name, value in kwargs.items() if name != "device"}
     # In place, the copies are changed and not the model's own tensors.
     stand_in = _StandIns(_empty_meta)
@@ -284,7 +302,7 @@ def _ask(func: Any, op: str, args: Any, kwargs: Any) -> tuple[str, Any, _Parts]:
                 return own._replace(operand=place, offset=offset)
         return own
 
-    return how, map_tensors(outline, result), parts
+    return _Answer(how, map_tensors(outline, result), parts)
 
 
 def _on_zeros(
