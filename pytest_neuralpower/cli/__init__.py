@@ -51,6 +51,7 @@ COMMANDS = (
     (calibrate.verify_command, "verify my-gpu/my-gpu.json"),
     (calibrate.measure_command, f"measure {RESNET50} --platform my-gpu/my-gpu.json"),
     (calibrate.fit_command, "fit calibration/mydevice --out mydevice.json"),
+    (calibrate.adapt_command, "adapt rtx4090 runs.csv"),
     (schema.schema_command, "schema budget-file > budget-file.schema.json"),
     (calibrate.accuracy_command, "accuracy titanx --data ../data --html accuracy.html"),
 )

@@ -188,6 +188,44 @@ def fit_command(
     typer.echo(f"wrote {directory / 'README.md'}: its card")
 
 
+def adapt_command(
+    platform: Annotated[str, typer.Argument(metavar="PLATFORM", help="a name or a path")],
+    runs: Annotated[
+        Path,
+        typer.Argument(metavar="CSV", help="calls of yours; columns model, inputs, runtime_ms"),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="platform file to write [NAME-adapted.json]")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="run the calls here first, and fill in the table")
+    ] = False,
+    device: options.DeviceOption = "",
+    meter: options.MeterOption = "auto",
+) -> None:
+    """Adapt PLATFORM to this device or stack by a few calls that ran on it, two at least.
+
+    One factor, or one a kind of layer, is taken over only if it predicts each call better from the
+    others. With --measure the lines of the table without runtime_ms are run here.
+    """
+    from pytest_neuralpower.calibrate.fit.adapt import adapt
+    from pytest_neuralpower.platform.catalog import load_fitted
+
+    loaded = load_fitted(platform)
+    if measure:
+        from pytest_neuralpower.calibrate.measure.runs import measure_runs
+
+        measure_runs(runs, device=device, dtype=loaded.dtype, meter=meter, report=typer.echo)
+    with options.spinner(f"adapting {loaded.name}") as progress:
+        adapted, found = adapt(loaded, runs, progress=progress)
+    typer.echo(found.text())
+    if adapted is loaded:
+        raise typer.Exit(1)
+    path = out or Path(f"{adapted.name}.json")
+    adapted.save(path)
+    typer.echo(f"wrote {path}: use it with pytest --np-platform={path}")
+
+
 def accuracy_command(
     platforms: Annotated[
         list[str] | None,

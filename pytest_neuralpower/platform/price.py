@@ -279,6 +279,8 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     fused
         Whether a compiler joins layers that stream their tensors
         (:mod:`~pytest_neuralpower.platform.fusion`).
+    factors, power_factor
+        On the runtime of families of layers, and on all power, that a user's own calls showed.
     power
         Estimator of every layer's power from its columns and ``runtime_ms``; None without one.
     provenance
@@ -305,6 +307,8 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     host: Host | None = None
     sampler: TokenSampler | None = None
     fused: bool = False
+    factors: dict[str, Positive] = field(default_factory=dict)
+    power_factor: Positive = 1.0
     provenance: dict[str, Any] = field(default_factory=dict)
     accuracy: dict[str, Any] = field(default_factory=dict)
     intervals: Intervals | None = None
@@ -537,7 +541,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
                 code = np.where(outside(model.ranges, values), _EXTRAPOLATED, 0)
             bounded = model is None or isinstance(model.runtime, Bounded)
             estimated, least[where] = self._in_their_dtypes(
-                name, layers, values, estimate, bounded=bounded
+                name, layers, values, self._as_adapted(name, estimate), bounded=bounded
             )
             if name == "uncovered" and self.sampler is not None:
                 estimated, code = self._sampled(layers, estimated, code)
@@ -554,7 +558,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
                 if watts is None:
                     power = None
                 else:
-                    power[where] = watts
+                    power[where] = watts * self.power_factor
         return runtime, power, codes, used, families, least
 
     def _sampled(
@@ -572,6 +576,16 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         if family_name in self.families or family_name in self.inferred:
             return family_name
         return family_name.partition(".")[0]
+
+    def _as_adapted(
+        self, name: str, estimate: Callable[[Columns], FloatArray]
+    ) -> Callable[[Columns], FloatArray]:
+        """The estimate times what a user's own calls showed, within the ceilings."""
+        factor = self.factors.get(name)
+        if factor is None:
+            return estimate
+        own = Ceilings.of(self.hardware)
+        return lambda values: np.maximum(factor * estimate(values), least_ms(name, values, own))
 
     def _in_their_dtypes(
         self,
@@ -817,9 +831,11 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     def to_json(self) -> dict[str, object]:
         """The platform as plain data, without its hash."""
         found: dict[str, object] = to_builtins(self)
-        for name in ("intervals", "host", "sampler", "fused"):
+        for name in ("intervals", "host", "sampler", "fused", "factors"):
             if not found[name]:
                 del found[name]
+        if self.power_factor == 1.0:
+            del found["power_factor"]
         del found["sha256"]
         return found
 

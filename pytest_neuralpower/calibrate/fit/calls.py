@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class MeasuredCall:
+class TimedCall:
     """One call of a network on the device.
 
     Attributes
@@ -117,10 +117,10 @@ _ROUNDED: Final = 5000
 
 def read_all_calls(
     recipe: Recipe, data_root: Path | None, progress: Callable[[str], None]
-) -> tuple[list[MeasuredCall], Recipe]:
+) -> tuple[list[TimedCall], Recipe]:
     """The calls of a recipe's sources, and the recipe with their numbers; raises as
     :func:`read_calls` does."""
-    calls: list[MeasuredCall] = []
+    calls: list[TimedCall] = []
     sources = []
     for source in recipe.calls:
         found, left_out = read_calls(recipe, source, data_root, progress)
@@ -134,7 +134,7 @@ def read_calls(
     source: Source,
     data_root: Path | None,
     progress: Callable[[str], None] = lambda _: None,
-) -> tuple[list[MeasuredCall], Mapping[str, int]]:
+) -> tuple[list[TimedCall], Mapping[str, int]]:
     """The calls of one source, and how many were left out, by reason.
 
     Raises
@@ -170,7 +170,7 @@ def read_calls(
             continue
         run = fused(traced.layers, traced.reads) if recipe.fused else traced.layers
         layers = tuple(Counter(run).items())
-        found.append(MeasuredCall(row.name, row.group, layers, row.runtime_ms, row.energy_mj))
+        found.append(TimedCall(row.name, row.group, layers, row.runtime_ms, row.energy_mj))
     if not found:
         raise ProfileError(
             f"recipe of {recipe.name}: no call of {source.path} can be used; "
@@ -198,8 +198,9 @@ def _traced_call(
 
     model = _built(how)
     positional, keywords = parse_inputs(inputs)
-    runs = _under_autocast(model, how.autocast) if how.autocast else model
-    found = trace(runs, *positional, **keywords)
+    found = trace(
+        _under_autocast(model, how.autocast) if how.autocast else model, *positional, **keywords
+    )
     parameters = sum(each.numel() for each in model.parameters())
     same: dict[Layer, Layer] = {}  # one object each: what is kept is much smaller
     nameless = [replace(layer, path="") for layer in found]
@@ -243,8 +244,14 @@ def _tracing_version() -> str:
     return f"{torch.__version__} {sha256(content).hexdigest()[:16]}"
 
 
-def _table(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Lines of a CSV file, perhaps compressed, with their numbers."""
+def table(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Lines of a CSV file, perhaps compressed, with their numbers.
+
+    Raises
+    ------
+    ProfileError
+        It cannot be read, or a column that is needed is not there.
+    """
     try:
         content = path.read_bytes()
         text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
@@ -279,12 +286,12 @@ def timm_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_
     path, options = data_root / source.path, source.options
     families = {
         record["model"]: record["family"]
-        for _, record in _table(data_root / str(options["families"]), ("model", "family"))
+        for _, record in table(data_root / str(options["families"]), ("model", "family"))
     }
     target = in_folder(str(options["model"]), recipe.folder)
     found = []
     needed = ("model", "infer_img_size", "infer_batch_size", "infer_step_time", "param_count")
-    for line, record in _table(path, needed):
+    for line, record in table(path, needed):
         name, size = record["model"], record["infer_img_size"]
         arguments = (("img_size", int(size)), ("name", name))
         found.append(
@@ -317,29 +324,14 @@ def run_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_R
     path = recipe.folder / source.path
     found = []
     modes: dict[str, int] = {}
-    for line, record in _table(path, ("model", "inputs", "runtime_ms")):
-        model = record["model"]
+    for line, record in table(path, ("model", "inputs", "runtime_ms")):
         modes.setdefault(record.get("mode") or "", line)
-        for column in ("dtype", "autocast"):
-            if (name := record.get(column)) and name not in ITEMSIZE:
-                raise ProfileError(
-                    f"{path}, line {line}: {column} {name!r} is not one of {', '.join(ITEMSIZE)}"
-                )
-        try:
-            arguments = read_arguments((record.get("arguments") or "").split())
-        except ImportPathError as error:
-            raise ProfileError(f"{path}, line {line}: {error}") from None
         found.append(
             _Row(
                 line,
-                model,
-                record.get("family") or model,
-                _Model(
-                    in_folder(model, recipe.folder),
-                    tuple(sorted(arguments.items())),
-                    record.get("dtype") or "",
-                    record.get("autocast") or "",
-                ),
+                record["model"],
+                record.get("family") or record["model"],
+                _of_run(record, path, line),
                 tuple(record["inputs"].split()),
                 _number(path, line, record, "runtime_ms"),
                 _number(path, line, record, "energy_mj") if record.get("energy_mj") else None,
@@ -349,6 +341,38 @@ def run_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_R
         both = ", ".join(f"{mode or 'none'} (line {line})" for mode, line in modes.items())
         raise ProfileError(f"{path}: a platform has one mode, these calls have {both}: part them")
     return found
+
+
+def _of_run(record: Mapping[str, str], path: Path, line: int) -> _Model:
+    """What a line of a user's table says of its model."""
+    for column in ("dtype", "autocast"):
+        if (name := record.get(column)) and name not in ITEMSIZE:
+            raise ProfileError(
+                f"{path}, line {line}: {column} {name!r} is not one of {', '.join(ITEMSIZE)}"
+            )
+    try:
+        arguments = read_arguments((record.get("arguments") or "").split())
+    except ImportPathError as error:
+        raise ProfileError(f"{path}, line {line}: {error}") from None
+    return _Model(
+        in_folder(record["model"], path.parent),
+        tuple(sorted(arguments.items())),
+        record.get("dtype") or "",
+        record.get("autocast") or "",
+    )
+
+
+def run_model(record: Mapping[str, str], path: Path, line: int) -> Any:
+    """The model of a line of a user's table, as it runs.
+
+    Raises
+    ------
+    ProfileError, ImportPathError
+        The line is not what it must be, or the model cannot be built.
+    """
+    how = _of_run(record, path, line)
+    model = _built(how)
+    return _under_autocast(model, how.autocast) if how.autocast else model
 
 
 #: Readers of whole calls, by name.
@@ -497,7 +521,7 @@ class _Parts:
     floor: FloatArray
 
 
-def _parts(platform: FittedPlatform, calls: Sequence[MeasuredCall], ridge: float) -> _Parts:
+def _parts(platform: FittedPlatform, calls: Sequence[TimedCall], ridge: float) -> _Parts:
     groups: dict[tuple[str, int], int] = {}
     rows: list[dict[int, float]] = []
     fixed = np.zeros(len(calls))
@@ -566,7 +590,7 @@ _DRAWS: Final = 10
 
 def fit_calls(
     platform: FittedPlatform,
-    calls: Sequence[MeasuredCall],
+    calls: Sequence[TimedCall],
     progress: Callable[[str], None] = lambda _: None,
 ) -> FittedPlatform:
     """The platform with the factors that whole calls show on families without rows of their own.

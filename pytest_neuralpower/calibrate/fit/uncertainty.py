@@ -573,6 +573,14 @@ def with_totals(
     return replace(_platform_with_error(platform, whole), accuracy=accuracy)
 
 
+def with_total_error(platform: FittedPlatform, distance: float) -> FittedPlatform:
+    """The platform whose calls are off by ``distance`` (log), however their layers err: it was
+    adapted to calls, so what layers of a family have in common is in their factor."""
+    if platform.intervals is None:
+        return platform
+    return _platform_with_error(_with_correlation(platform, 0.0), distance)
+
+
 def _held_out_ms(
     platform: FittedPlatform, network: NetworkRow, held_out: Mapping[Row, float]
 ) -> float:
