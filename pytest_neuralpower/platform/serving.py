@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -20,7 +21,7 @@ from pytest_neuralpower.layers import Engine, Sampling
 from pytest_neuralpower.platform.catalog import as_platform, list_platforms, priced_by
 from pytest_neuralpower.platform.generation import Decoding, Draft, Generation
 from pytest_neuralpower.platform.prediction import mean_power
-from pytest_neuralpower.platform.price import BEST, call_intervals
+from pytest_neuralpower.platform.price import BEST, CallIntervals, call_intervals
 
 if TYPE_CHECKING:
     from pytest_neuralpower.estimators.features import FloatArray
@@ -124,12 +125,12 @@ def generate(
     new_tokens
         Tokens to generate for each sample. The prompt's call yields the first, each step one more.
     batch
-        Samples that are generated together; where ``prompt`` has inputs, theirs.
+        Samples that are generated together, 1 by default; where ``prompt`` has inputs, theirs.
     platform
         A loaded platform, a shipped platform's name, or the path of a platform file.
     draft
-        A second, smaller model: speculative decoding. Of its ``draft_tokens`` proposals a round,
-        each is accepted with probability ``acceptance``, so that a round yields
+        A second, smaller model: speculative decoding. Of its ``draft_tokens`` proposals a round (4
+        by default), each is accepted with probability ``acceptance`` (0.8), so that a round yields
         ``(1 - acceptance^(draft_tokens + 1)) / (1 - acceptance)`` tokens in the mean (Leviathan,
         Kalman, Matias: *Fast Inference from Transformers via Speculative Decoding*, ICML 2023,
         equation 1).
@@ -151,7 +152,7 @@ def generate(
         the step after ``cached`` tokens, caches included: a tensor, a tuple or a mapping. Tensors
         on the meta device take no memory.
     estimator
-        As :func:`~pytest_neuralpower.predict` takes it.
+        ``best`` (default) or ``neuralpower``, as :func:`~pytest_neuralpower.predict` takes it.
 
     Returns
     -------
@@ -173,55 +174,52 @@ def generate(
             "generate() needs platform=, a name or a path; "
             f"shipped platforms: {', '.join(list_platforms())}"
         )
-    _check(new_tokens=new_tokens, batch=batch, draft_tokens=draft_tokens)
-    if type(prompt) is int:
-        _check(prompt=prompt)
+    counts = {"new_tokens": new_tokens, "batch": batch, "draft_tokens": draft_tokens}
+    _check_counts(counts | ({"prompt": prompt} if type(prompt) is int else {}))
     if not 0 <= acceptance <= 1:
         raise OptionError(f"generate: acceptance={acceptance!r} must be a probability, 0 to 1")
+    for name, value, allowed in (
+        ("engine", engine, get_args(Engine)), ("sampling", sampling, get_args(Sampling)),
+    ):  # fmt: skip
+        if value not in allowed:
+            raise OptionError(f"generate: {name}={value!r}: allowed: {', '.join(allowed)}")
+    if draft is not None and step is not None:
+        raise OptionError("generate: draft= needs models of transformers, without step=")
     loaded = priced_by(as_platform(platform), estimator)
     with collector_paused():
-        from pytest_neuralpower.tracing import decoding  # noqa: PLC0415 - imports torch
+        from pytest_neuralpower.tracing.decoding import LanguageModel  # noqa: PLC0415 - torch
 
-        for name, value, allowed in (
-            ("engine", engine, get_args(Engine)), ("sampling", sampling, get_args(Sampling)),
-        ):  # fmt: skip
-            if value not in allowed:
-                raise OptionError(f"generate: {name}={value!r}: allowed: {', '.join(allowed)}")
-        options: Any = {"engine": engine, "sampling": sampling, "experts": experts}
-        target = decoding.LanguageModel(model, prompt, batch=batch, step=step, **options)
-        second = None
+        language_model = partial(
+            LanguageModel, prompt=prompt, batch=batch, engine=engine, sampling=sampling,
+            experts=experts,
+        )  # fmt: skip
+        models = [language_model(model, step=step)]
+        speculation = None
         if draft is not None:
-            if step is not None:
-                raise OptionError("generate: draft= needs models of transformers, without step=")
-            second = decoding.LanguageModel(draft, prompt, batch=batch, **options)
-        speculation = (second, draft_tokens, acceptance) if second is not None else None
-        return _generation(loaded, target, new_tokens, speculation)
+            models.append(language_model(draft))
+            per_round = expected_tokens(draft_tokens, acceptance)
+            speculation = Draft(type(draft).__name__, draft_tokens, acceptance, per_round)
+        return _generation(loaded, models, new_tokens, speculation)
 
 
-def _check(**counts: int) -> None:
+def _check_counts(counts: Mapping[str, Any]) -> None:
     for name, value in counts.items():
         if type(value) is not int or value < 1:
             raise OptionError(f"generate: {name}={value!r} must be a whole number from 1")
 
 
 def _generation(
-    platform: Platform,
-    target: LanguageModel,
-    new_tokens: int,
-    speculative: tuple[LanguageModel, int, float] | None,
+    platform: Platform, models: Sequence[LanguageModel], new_tokens: int, draft: Draft | None
 ) -> Generation:
-    models = [target] if speculative is None else [target, speculative[0]]
+    """What the first model generates; the second one is the draft's."""
+    target = models[0]
     traces = [each.prefill() for each in models]
     prompts = tuple(platform.predict(each) for each in traces)
-    draft = None
-    if speculative is not None:
-        _, proposals, acceptance = speculative
-        per_round = expected_tokens(proposals, acceptance)
-        draft = Draft(prompts[1].model, proposals, acceptance, per_round)
     ledger = _Ledger()
     calls = [_whole_call(ledger, each.layers) for each in traces]
     cached = _rounds(target.tokens, new_tokens, draft)
     rounds = _round_calls(ledger, models, cached, draft)
+    steps_traced = sum(each.steps_traced for each in models)
     distinct = platform.predict(ledger.layers)
     prices = _Prices(distinct, platform)
     steps = [call for each in rounds for call in each]
@@ -234,7 +232,7 @@ def _generation(
             () if distinct.device_ms is None else tuple(runtime for runtime, _ in figures),
             () if distinct.energy_mj is None else tuple(energy for _, energy in figures),
             last,
-            sum(each.traces for each in models) - len(models) - 1,
+            steps_traced,
             prices.intervals(steps).get("runtime_interval_ms"),
         )
     notes = [note for each in prompts for note in each.notes]
@@ -343,11 +341,11 @@ class _Prices:
             runtime += device_ms
         return runtime, energy
 
-    def intervals(self, calls: Sequence[_ModelCall]) -> dict[str, Any]:
-        """Fields of a prediction: of all calls together; empty on a platform without."""
+    def intervals(self, calls: Sequence[_ModelCall]) -> CallIntervals:
+        """Of all calls together; empty on a platform without."""
         errors: LayerErrors | None = self.distinct.errors
         if errors is None:
-            return {}
+            return CallIntervals()
         counts: FloatArray = np.zeros(len(self._runtime))
         for runs, times in _repeated(calls):
             np.add.at(counts, list(runs.places), [count * times for count in runs.counts])
@@ -355,7 +353,8 @@ class _Prices:
         fields = call_intervals(
             errors.times(counts), self.platform, self.distinct.host, layers=launched
         )
-        return {name: value for name, value in fields.items() if name != "errors"}
+        del fields["errors"]  # of configurations, and so no line for each layer
+        return fields
 
     def layers(self, calls: Sequence[_ModelCall]) -> list[LayerPrediction]:
         """What all runs of each layer take: one of a configuration, or of what grows."""

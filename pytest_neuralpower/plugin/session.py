@@ -124,15 +124,15 @@ class Predicted(NamedTuple):
     """One prediction of a test: how the budgets of its start judge it, the model and its call if it
     is over one of them (others are let go), and what was measured under ``--np-measure``.
 
-    Budgets are of a whole generation, baselines of its ``parts``: of the prompt's call and of the
-    last step.
+    Of a generation there are three: the ``generation`` itself, which budgets judge, and two calls
+    ``of_generation``, of the prompt and of the last step, which baselines hold.
     """
 
     prediction: Prediction
     checked: Checked
     call: tuple[Any, Call] | None = None
     measured: CallComparison | UnsetType = UNSET
-    part: Literal["", "whole", "part"] = ""
+    role: Literal["call", "generation", "of_generation"] = "call"
 
 
 class Guard:
@@ -182,14 +182,14 @@ class Guard:
     def add_generation(self, generation: Generation) -> None:
         """Note a generation: its budgets are of the whole, its baselines of its two calls."""
         checked = _checked(self.budgets, generation, self.session.settings.judge)
-        self.predicted.append(Predicted(generation, checked, part="whole"))
+        self.predicted.append(Predicted(generation, checked, role="generation"))
         parts = [(generation.prefill, f"prompt of {generation.prompt_tokens:,}")]
         if generation.decode is not None:
             cached = generation.decode.cached[-1]
             parts.append((generation.decode.last, f"step after {cached:,}"))
         for prediction, name in parts:
             named = dataclasses.replace(prediction, model=f"{prediction.model}, {name}")
-            self.predicted.append(Predicted(named, Checked((), (), ()), part="part"))
+            self.predicted.append(Predicted(named, Checked((), (), ()), role="of_generation"))
 
 
 class NeuralPower:
@@ -504,7 +504,7 @@ class GuardSession:
                 )
         checks = [
             each.checked
-            if budgets == guard.budgets or each.part == "part"
+            if budgets == guard.budgets or each.role == "of_generation"
             else _checked(budgets, each.prediction, self.settings.judge)
             for each in guard.predicted
         ]
@@ -573,7 +573,7 @@ class GuardSession:
         name = baseline_name(without_platform(guard.nodeid, prediction.platform), number)
         state: BaselineState | UnsetType = UNSET
         comparison: Comparison | UnsetType = UNSET
-        if tolerance is not None and predicted.part != "whole":
+        if tolerance is not None and predicted.role != "generation":
             own = baseline_name(guard.test, number)
             if tolerance.baseline:
                 own = f"{tolerance.baseline}{'' if number == 1 else f'.{number}'}"

@@ -21,7 +21,7 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
-from pytest_neuralpower.errors import TraceError
+from pytest_neuralpower.errors import CompressError, TraceError
 from pytest_neuralpower.layers import (
     SAMPLE_TOP_P,
     Engine,
@@ -31,6 +31,7 @@ from pytest_neuralpower.layers import (
     TensorSpec,
     Trace,
 )
+from pytest_neuralpower.model_source import Call, as_call
 from pytest_neuralpower.tracing.fused import fused
 from pytest_neuralpower.tracing.tracer import trace
 
@@ -111,7 +112,7 @@ class Growing(NamedTuple):
         return _with_numbers(self.layer, numbers)
 
 
-@dataclass(frozen=True, slots=False)
+@dataclass(frozen=True)
 class Stretch:
     """Steps whose layers are affine in the cached length.
 
@@ -230,18 +231,24 @@ class LanguageModel:
     batch
         Samples; what ``prompt`` has where that is a tensor or a mapping of them.
     engine
-        ``serving``: the cache is preallocated and written in place, attention is a flash kernel
-        that reads shared heads once and needs no mask; projections of one tensor are joined, RMS
-        norms add the residual, and rotary embeddings, gated activations and the experts' gathers
-        are one kernel each, as vLLM runs them. ``eager``: what the model's code says, with
-        transformers' growing cache, which is copied at every step.
-    sampling
-        How a serving engine draws tokens: by ``top_p`` (and top-k), which sorts the logits, or
-        ``greedy``.
-    experts
-        See :data:`pytest_neuralpower.layers.Experts`.
+        ``serving`` (default): kernels as vLLM runs them, keys and values written in place.
+        ``eager``: the model's code, with transformers' cache, which is copied at every step.
+    sampling, experts
+        As :func:`pytest_neuralpower.generate` has them, by default ``top_p`` and ``uniform``.
     step
-        See :data:`Step`.
+        See :data:`Step`; None (default) for models of transformers.
+
+    Attributes
+    ----------
+    batch, tokens
+        Samples, and tokens of each sample's prompt.
+    steps_traced
+        Steps that were traced so far.
+
+    Raises
+    ------
+    TraceError
+        It is not known how the model decodes, or what its prompt is.
     """
 
     def __init__(
@@ -260,11 +267,13 @@ class LanguageModel:
         self.engine = engine
         self.experts = experts
         self.step_inputs = step
-        self.given = _prompt_inputs(prompt)
+        self.given = None
+        if type(prompt) is not int:
+            self.given = _as_call(prompt, "is neither a number of tokens nor inputs")
         self.batch: int
         self.tokens: int
-        self.batch, self.tokens = (batch, prompt) if self.given is None else self._sizes()
-        self.traces = 0
+        self.batch, self.tokens = (batch, prompt) if self.given is None else _sizes(self.given)
+        self.steps_traced = 0
         self._states: Any = None
         if step is None:
             _check_transformers(model)
@@ -283,23 +292,11 @@ class LanguageModel:
 
         return windows(self.model)
 
-    def _sizes(self) -> tuple[int, int]:
-        """Samples and tokens of the prompt's inputs."""
-        args, kwargs = self.given or ((), {})
-        named = [kwargs[name] for name in ("input_ids", "inputs_embeds") if name in kwargs]
-        for tensor in (*named, *args, *kwargs.values()):
-            if isinstance(tensor, Tensor) and tensor.ndim >= 2:
-                return int(tensor.shape[0]), int(tensor.shape[1])
-        raise TraceError(
-            "generate: the prompt's inputs have no tensor of (batch, tokens): give input_ids"
-        )
-
     def prefill(self) -> Trace:
         """The layers of the whole prompt's one call; logits of its last position alone."""
+        args, kwargs = self.given or Call((_ids(self.batch, self.tokens),), {})
         if self.step_inputs is not None:
-            args, kwargs = self.given or ((), {})
             return self._traced(args, kwargs)
-        args, kwargs = self.given or ([_ids(self.batch, self.tokens)], {})
         if args:
             name = "inputs_embeds" if args[0].dtype.is_floating_point else "input_ids"
             kwargs = {name: args[0]}
@@ -310,12 +307,12 @@ class LanguageModel:
 
     def step(self, cached: int, queries: int = 1) -> Trace:
         """The layers of one step of ``queries`` tokens a sample, after ``cached`` ones."""
+        self.steps_traced += 1
         if self.step_inputs is not None:
             inputs = self.step_inputs(self.model, cached, self.batch)
-            args, kwargs = _prompt_inputs(inputs) or ((), {})
-            return self._traced(args, kwargs)
+            return self._traced(*_as_call(inputs, "is nothing that step= may return"))
         kwargs = {"input_ids": _ids(self.batch, queries)}
-        masked = self.given is not None and "attention_mask" in self.given[1]
+        masked = self.given is not None and "attention_mask" in self.given.kwargs
         if self.engine == "eager" and masked:
             seen = cached + queries
             kwargs["attention_mask"] = torch.ones((self.batch, seen), dtype=torch.int64)
@@ -348,7 +345,6 @@ class LanguageModel:
         return self._traced((), {**kwargs, name: cache, "use_cache": True})
 
     def _traced(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Trace:
-        self.traces += 1
         if self.step_inputs is not None or self.engine == "eager":
             found = trace(self.model, *args, **kwargs)
         else:
@@ -382,19 +378,24 @@ def _ids(batch: int, tokens: int) -> Tensor:
     return torch.zeros((batch, tokens), dtype=torch.int64)
 
 
-def _prompt_inputs(prompt: Any) -> tuple[Sequence[Any], Mapping[str, Any]] | None:
-    """Positional and named inputs; None of a number."""
-    if type(prompt) is int:
-        return None
-    if isinstance(prompt, Tensor):
-        return (prompt,), {}
-    if isinstance(prompt, Mapping):
-        return (), dict(prompt)
-    if isinstance(prompt, (tuple, list)) and all(isinstance(each, Tensor) for each in prompt):
-        return tuple(prompt), {}
+def _as_call(inputs: Any, refusal: str) -> Call:
+    try:
+        return as_call(inputs)
+    except CompressError:
+        raise TraceError(
+            f"generate: a {type(inputs).__name__} {refusal}: give a tensor, a tuple of positional "
+            "inputs, or a mapping of named ones"
+        ) from None
+
+
+def _sizes(call: Call) -> tuple[int, int]:
+    """Samples and tokens of a prompt's inputs."""
+    named = [call.kwargs[name] for name in ("input_ids", "inputs_embeds") if name in call.kwargs]
+    for tensor in (*named, *call.args, *call.kwargs.values()):
+        if isinstance(tensor, Tensor) and tensor.ndim >= 2:
+            return int(tensor.shape[0]), int(tensor.shape[1])
     raise TraceError(
-        f"generate: a {type(prompt).__name__} is neither a number of tokens nor inputs: give a "
-        "whole number, a tensor, a tuple of tensors, or a mapping of named ones"
+        "generate: the prompt's inputs have no tensor of (batch, tokens): give input_ids"
     )
 
 

@@ -22,10 +22,8 @@ def test_steps_are_those_that_are_traced_one_by_one(name: str, engine: Engine) -
     """Across the length at which windows of 24 tokens fill."""
     model = LanguageModel(language_model(name), 16, batch=3, engine=engine)
     model.prefill()
-    before = model.traces
     found = stretches(lambda cached: model.step(cached).layers, 16, 46, model.bends)
-    traces = model.traces - before
-    assert traces <= (6 if engine == "serving" else 24)
+    assert model.steps_traced <= (6 if engine == "serving" else 12)
     for stretch in found:
         for cached in range(stretch.first, stretch.last + 1):
             assert stretch.at(cached) == model.step(cached).layers
@@ -126,7 +124,7 @@ def test_a_model_with_a_cache_of_its_own_says_what_a_step_takes() -> None:
     assert (model.batch, model.tokens) == (5, 7)
     (stretch,) = stretches(lambda cached: model.step(cached).layers, 7, 90, model.bends)
     assert keys_read(stretch.at(50)) == [51]
-    assert model.traces == 3
+    assert model.steps_traced == 3
 
 
 @pytest.mark.parametrize(
@@ -143,6 +141,12 @@ def test_a_model_with_a_cache_of_its_own_says_what_a_step_takes() -> None:
         (
             lambda: LanguageModel(language_model("llama"), "hello", batch=1),
             "a str is neither a number",
+        ),
+        (
+            lambda: LanguageModel(
+                Recurrent(), torch.zeros(5, 7).long(), batch=1, step=lambda *_: 7
+            ).step(7),
+            "a int is nothing that step= may return",
         ),
     ],
 )
