@@ -33,38 +33,39 @@ if TYPE_CHECKING:
 
 
 class _Ledger:
-    """Layers of different configurations, and the calls that are made of them."""
+    """One layer of each configuration that any call has: what there is to price."""
 
     def __init__(self) -> None:
         self.layers: list[Layer] = []
-        self._places: dict[Any, int] = {}
+        self._indices: dict[Any, int] = {}
 
-    def places(self, layers: Iterable[Layer]) -> list[int]:
-        """Where each layer's configuration is."""
-        found = []
+    def indices(self, layers: Iterable[Layer]) -> list[int]:
+        """Of each layer, which of ``self.layers`` has its configuration."""
+        indices = []
         for layer in layers:
-            place = self._places.setdefault(layer.configuration, len(self.layers))
-            if place == len(self.layers):
+            index = self._indices.setdefault(layer.configuration, len(self.layers))
+            if index == len(self.layers):
                 self.layers.append(layer)
-            found.append(place)
-        return found
+            indices.append(index)
+        return indices
 
 
 class _Runs(NamedTuple):
-    """Layers of a ledger, how often each runs, and one of each: of all that one grows to at other
-    lengths it is the same."""
+    """What runs in a call: indices in the ledger, how often each runs, and the layer to name it by
+    (of a layer that grows, the same at all cached lengths)."""
 
-    places: Sequence[int]
+    indices: Sequence[int]
     counts: Sequence[int]
-    names: Sequence[Layer]
+    named: Sequence[Layer]
 
 
 class _ModelCall(NamedTuple):
-    """One call of a model: ``fixed`` is the same object in calls that have it in common."""
+    """One call of a model, of so many ``launches``: ``fixed`` is the same object in all calls that
+    have it in common, and ``grown`` what depends on the cached length."""
 
     fixed: _Runs
     grown: _Runs
-    layers: int
+    launches: int
 
 
 class _Steps:
@@ -76,7 +77,7 @@ class _Steps:
 
     def _runs(self, pairs: Sequence[tuple[Layer, int]]) -> _Runs:
         layers = [layer for layer, _ in pairs]
-        return _Runs(self.ledger.places(layers), [count for _, count in pairs], layers)
+        return _Runs(self.ledger.indices(layers), [count for _, count in pairs], layers)
 
     def call(self, cached: int) -> _ModelCall:
         """The step after ``cached`` tokens."""
@@ -85,7 +86,7 @@ class _Steps:
         )
         grown = stretch.growing_counts
         runs = _Runs(
-            self.ledger.places(each.at(cached) for each, _ in grown),
+            self.ledger.indices(each.at(cached) for each, _ in grown),
             [count for _, count in grown],
             [each.layer for each, _ in grown],
         )
@@ -298,7 +299,7 @@ def _round_calls(
 
 
 def _whole_call(ledger: _Ledger, layers: Sequence[Layer]) -> _ModelCall:
-    runs = _Runs(ledger.places(layers), [1] * len(layers), layers)
+    runs = _Runs(ledger.indices(layers), [1] * len(layers), layers)
     return _ModelCall(runs, _Runs((), (), ()), len(layers))
 
 
@@ -322,8 +323,8 @@ class _Prices:
         self._sums: dict[int, tuple[float, float]] = {}
 
     def _sum(self, runs: _Runs) -> tuple[float, float]:
-        places, counts = list(runs.places), np.array(runs.counts, dtype=np.float64)
-        return float(self._runtime[places] @ counts), float(self._energy[places] @ counts)
+        indices, counts = list(runs.indices), np.array(runs.counts, dtype=np.float64)
+        return float(self._runtime[indices] @ counts), float(self._energy[indices] @ counts)
 
     def round(self, calls: Sequence[_ModelCall]) -> tuple[float, float]:
         """Runtime (ms) and energy (mJ) of calls one after the other, waiting included."""
@@ -335,10 +336,11 @@ class _Prices:
             fixed, grown = self._sums[id(call.fixed)], self._sum(call.grown)
             device_ms = fixed[0] + grown[0]
             energy += fixed[1] + grown[1]
-            if host is not None:
-                energy += host.waiting_mj(device_ms, call.layers)
-                device_ms = host.total_ms(device_ms, call.layers) or 0.0
-            runtime += device_ms
+            if host is None:
+                runtime += device_ms
+            else:
+                energy += host.waiting_mj(device_ms, call.launches)
+                runtime += host.total_ms(device_ms, call.launches) or 0.0
         return runtime, energy
 
     def intervals(self, calls: Sequence[_ModelCall]) -> CallIntervals:
@@ -348,32 +350,32 @@ class _Prices:
             return CallIntervals()
         counts: FloatArray = np.zeros(len(self._runtime))
         for runs, times in _repeated(calls):
-            np.add.at(counts, list(runs.places), [count * times for count in runs.counts])
-        launched = sum(call.layers for call in calls)
+            np.add.at(counts, list(runs.indices), [count * times for count in runs.counts])
+        launches = sum(call.launches for call in calls)
         fields = call_intervals(
-            errors.times(counts), self.platform, self.distinct.host, layers=launched
+            errors.times(counts), self.platform, self.distinct.host, layers=launches
         )
         del fields["errors"]  # of configurations, and so no line for each layer
         return fields
 
     def layers(self, calls: Sequence[_ModelCall]) -> list[LayerPrediction]:
         """What all runs of each layer take: one of a configuration, or of what grows."""
-        found: dict[Any, list[tuple[int, int]]] = defaultdict(list)
-        names: dict[Any, Layer] = {}
+        runs_of: dict[Any, list[tuple[int, int]]] = defaultdict(list)
+        named: dict[Any, Layer] = {}
         for runs, times in _repeated(calls):
-            for place, count, name in zip(*runs, strict=True):
-                key = name.kind, name.op, name.path, self.distinct.layers[place].flags
-                names.setdefault(key, name)
-                found[key].append((place, count * times))
-        return [self._joined(names[key], each) for key, each in found.items()]
+            for index, count, layer in zip(*runs, strict=True):
+                key = layer.kind, layer.op, layer.path, self.distinct.layers[index].flags
+                named.setdefault(key, layer)
+                runs_of[key].append((index, count * times))
+        return [self._joined(named[key], pairs) for key, pairs in runs_of.items()]
 
     def _joined(self, layer: Layer, runs: Sequence[tuple[int, int]]) -> LayerPrediction:
         one = self.distinct.layers[runs[0][0]]
         runtime = energy = None
         if one.runtime_ms is not None:
-            runtime = math.fsum(self._runtime[place] * count for place, count in runs)
+            runtime = math.fsum(self._runtime[index] * count for index, count in runs)
         if one.energy_mj is not None:
-            energy = math.fsum(self._energy[place] * count for place, count in runs)
+            energy = math.fsum(self._energy[index] * count for index, count in runs)
         return one._replace(
             layer=layer,
             runtime_ms=runtime,
@@ -387,6 +389,7 @@ class _Prices:
 
 def _repeated(calls: Sequence[_ModelCall]) -> Iterator[tuple[_Runs, int]]:
     """What runs in the calls, and in how many of them."""
-    often = Counter(id(call.fixed) for call in calls)
-    yield from ((runs, often[key]) for key, runs in {id(x.fixed): x.fixed for x in calls}.items())
-    yield from ((call.grown, 1) for call in calls if call.grown.places)
+    times = Counter(id(call.fixed) for call in calls)
+    fixed = {id(call.fixed): call.fixed for call in calls}
+    yield from ((runs, times[key]) for key, runs in fixed.items())
+    yield from ((call.grown, 1) for call in calls if call.grown.indices)
