@@ -9,6 +9,8 @@ traces, and a third one between them must agree; where it does not, the range is
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import inspect
 import math
 import sys
 from collections import Counter
@@ -400,8 +402,6 @@ def _sizes(call: Call) -> tuple[int, int]:
 
 
 def _forward_names(model: Any) -> frozenset[str]:
-    import inspect  # noqa: PLC0415 - not of plain modules
-
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return frozenset(inspect.signature(base.forward).parameters)
 
@@ -420,3 +420,11 @@ def _check_transformers(model: nn.Module) -> None:
             f"generate: {type(model).__name__} has an encoder of its own: pass step=, a function "
             "of (model, cached, batch) that returns one step's inputs, and the prompt's inputs"
         )
+    try:
+        importlib.import_module("pytest_neuralpower.tracing.transformers_models")
+    except ImportError as error:
+        version = sys.modules["transformers"].__version__
+        raise TraceError(
+            f"generate: transformers {version} is too old ({error}): "
+            "`pip install --upgrade transformers`, or pass step="
+        ) from None

@@ -263,7 +263,6 @@ def _trace_aten(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
 #: What torch says where there is no CUDA.
 _LACKS_CUDA: Final = re.compile("CUDA|NVTX|NVIDIA|dummy base class")
 
-
 _WRAP: Final = "wrap a function in a module, or pass the model that it belongs to"
 
 #: What to trace instead of an object of torch's that is no module, by its type.
@@ -310,6 +309,7 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:
         except TraceError as error:
             if not _LACKS_CUDA.search(str(error)) or not find_imported():
                 raise
+            # What was imported by name (``from torch.cuda import synchronize``) is known by now.
             route, recorder = _first_route(model, args, kwargs)
     batch = batch_size(args, kwargs)
     if not batch and (sizes := _first_dimensions(args, kwargs)):

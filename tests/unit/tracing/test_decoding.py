@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -153,6 +154,18 @@ def test_a_model_with_a_cache_of_its_own_says_what_a_step_takes() -> None:
 def test_one_line_says_what_to_pass(make: Any, says: str) -> None:
     with pytest.raises(TraceError, match=says) as raised:
         make()
+    assert "\n" not in str(raised.value)
+
+
+def test_one_line_tells_that_transformers_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers.integrations.moe", None)
+    monkeypatch.delitem(
+        sys.modules, "pytest_neuralpower.tracing.transformers_models", raising=False
+    )
+    with pytest.raises(
+        TraceError, match=r"transformers 5\S+ is too old \(.*moe.*\): `pip"
+    ) as raised:
+        LanguageModel(language_model("llama"), 16, batch=1)
     assert "\n" not in str(raised.value)
 
 
