@@ -279,6 +279,8 @@ class LanguageModel:
         self._states: Any = None
         if step is None:
             _check_transformers(model)
+            if self.given is not None:
+                self.given = Call((), _named(model, self.given))
         elif self.given is None:
             raise TraceError(
                 f"generate: prompt={prompt} with step=: give the prompt's inputs, a tensor or a "
@@ -296,12 +298,9 @@ class LanguageModel:
 
     def prefill(self) -> Trace:
         """The layers of the whole prompt's one call; logits of its last position alone."""
-        args, kwargs = self.given or Call((_ids(self.batch, self.tokens),), {})
+        args, kwargs = self.given or Call((), {"input_ids": _ids(self.batch, self.tokens)})
         if self.step_inputs is not None:
             return self._traced(args, kwargs)
-        if args:
-            name = "inputs_embeds" if args[0].dtype.is_floating_point else "input_ids"
-            kwargs = {name: args[0]}
         cache = self._cache(0)
         found = self._called({**self._last_logits(), **kwargs}, cache)
         self._states = cache
@@ -390,6 +389,15 @@ def _as_call(inputs: Any, refusal: str) -> Call:
         ) from None
 
 
+def _named(model: nn.Module, call: Call) -> Mapping[str, Any]:
+    """A prompt's inputs by name; embeddings may stand where a model of transformers has its ids."""
+    names = _forward_names(model)
+    first = call.args[0] if call.args else None
+    if isinstance(first, Tensor) and first.is_floating_point():
+        names = ("inputs_embeds", *names[1:])
+    return {**dict(zip(names, call.args, strict=False)), **call.kwargs}
+
+
 def _sizes(call: Call) -> tuple[int, int]:
     """Samples and tokens of a prompt's inputs."""
     named = [call.kwargs[name] for name in ("input_ids", "inputs_embeds") if name in call.kwargs]
@@ -401,9 +409,9 @@ def _sizes(call: Call) -> tuple[int, int]:
     )
 
 
-def _forward_names(model: Any) -> frozenset[str]:
+def _forward_names(model: Any) -> tuple[str, ...]:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return frozenset(inspect.signature(base.forward).parameters)
+    return tuple(inspect.signature(base.forward).parameters)
 
 
 def _check_transformers(model: nn.Module) -> None:

@@ -157,6 +157,22 @@ def test_one_line_says_what_to_pass(make: Any, says: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_positional_inputs_of_a_prompt_are_those_that_forward_names() -> None:
+    ids, mask = torch.zeros((2, 16), dtype=torch.int64), torch.ones((2, 16), dtype=torch.int64)
+
+    def layers(prompt: Any) -> list[Layer]:
+        model = LanguageModel(language_model("llama"), prompt, batch=1, engine="eager")
+        return [layer for call in (model.prefill(), model.step(20)) for layer in call]
+
+    named = layers({"input_ids": ids, "attention_mask": mask})
+    assert layers((ids, mask)) == named
+    assert layers(ids) != named
+    embedded = LanguageModel(
+        language_model("llama"), torch.empty(2, 16, 64, dtype=torch.bfloat16), batch=1
+    ).prefill()
+    assert "embedding" not in {layer.kind for layer in embedded}
+
+
 def test_one_line_tells_that_transformers_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers.integrations.moe", None)
     monkeypatch.delitem(
