@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.layers import ITEMSIZE, Layer, Params, ParamValue, TensorSpec
 from pytest_neuralpower.tracing.strides import Ints, contiguous_strides, dense_like, formatted_like
-from pytest_neuralpower.tracing.torch_private import any_autocast, memory_of
+from pytest_neuralpower.tracing.torch_private import any_autocast, base_of, memory_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
@@ -48,6 +48,11 @@ def spec_of(shape: Sequence[int], dtype: torch.dtype) -> TensorSpec:
                 "priced: pad it (torch.nested.to_padded_tensor)"
             )
     return TensorSpec(sizes, dtype_name(dtype))
+
+
+def is_weight(tensor: Tensor) -> bool:
+    """A parameter, or a view of one, such as its transpose."""
+    return type(tensor) is Parameter or type(base_of(tensor)) is Parameter
 
 
 class OperationPlan(NamedTuple):

@@ -18,10 +18,9 @@ from pytest_neuralpower.tracing.fallbacks import (
     mismatch,
     tensors_in,
 )
-from pytest_neuralpower.tracing.recorder import REMEMBERED, Recorder
+from pytest_neuralpower.tracing.recorder import REMEMBERED, Recorder, is_weight
 from pytest_neuralpower.tracing.torch_private import (
     TorchDispatchMode,
-    base_of,
     memory_of,
     qualified_name,
 )
@@ -337,7 +336,7 @@ class _StandIns:
     def __call__(self, tensor: Tensor) -> Tensor:
         if id(tensor) not in self.made:
             self.made[id(tensor)] = made = self.make(tensor)
-            if type(tensor) is Parameter or type(base_of(tensor)) is Parameter:
+            if is_weight(tensor):
                 self.weights.append(made)
         return self.made[id(tensor)]
 

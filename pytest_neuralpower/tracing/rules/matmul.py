@@ -7,11 +7,16 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch.nn import Parameter
 
 from pytest_neuralpower.layers import expected_experts
 from pytest_neuralpower.tracing.fallbacks import NoRule
-from pytest_neuralpower.tracing.recorder import REMEMBERED, OperationPlan, planned, spec_of
+from pytest_neuralpower.tracing.recorder import (
+    REMEMBERED,
+    OperationPlan,
+    is_weight,
+    planned,
+    spec_of,
+)
 from pytest_neuralpower.tracing.strides import Ints, broadcast_shapes
 from pytest_neuralpower.tracing.torch_private import base_of, nonzeros
 
@@ -152,7 +157,7 @@ def _rmatmul(recorder: Recorder, op: str, input: Tensor, other: Tensor) -> Tenso
 
 
 def _mm(recorder: Recorder, op: str, input: Tensor, mat2: Tensor) -> Tensor:
-    if _is_weight(mat2):
+    if is_weight(mat2):
         if op == "mm" and input.ndim == 2:
             return _linear_by(recorder, input, mat2, None)
         if op == "bmm" and mat2.ndim == 3 and not mat2.stride(0) and len(input) == len(mat2):
@@ -174,7 +179,7 @@ def _addmm(
     beta: Any = 1,
     alpha: Any = 1,
 ) -> Tensor:
-    if input.ndim == 1 and mat1.ndim == 2 and _is_weight(mat2):
+    if input.ndim == 1 and mat1.ndim == 2 and is_weight(mat2):
         return _linear_by(recorder, mat1, mat2, input)
     return _product(recorder, op, mat1, mat2, input)
 
@@ -350,11 +355,6 @@ def list_grouped(
 
 
 # -- Fully connected layers.
-
-
-def _is_weight(tensor: Tensor) -> bool:
-    """A parameter, or a view of one, such as its transpose."""
-    return type(tensor) is Parameter or type(base_of(tensor)) is Parameter
 
 
 def _linear_by(recorder: Recorder, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
