@@ -9,12 +9,16 @@ what a later kernel needs again, such as the input of a residual block. A reduct
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from msgspec.structs import replace
 
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer
+
+#: What a mode joins to one kernel: nothing, layers that stream their tensors, or these and what a
+#: convolution or linear layer is followed by.
+Fused: TypeAlias = Literal["", "pointwise", "folded"]
 
 #: Kinds of layers that a compiler writes kernels for, and joins.
 FUSED: Final = frozenset({"activation", "elementwise", "memory", "norm", "reduction", "softmax"})
@@ -25,8 +29,14 @@ _GOES_ON: Final = FUSED - {"reduction"}
 #: Statistics of more than a row: a first kernel ends with them, a second one reads all again.
 _READ_TWICE: Final = frozenset({"group_norm", "instance_norm"})
 
+#: Layers that fold others into their kernel, and kinds that they fold.
+_FOLDS: Final = frozenset({"conv", "linear"})
+_FOLDED: Final = frozenset({"activation", "elementwise", "norm"})
 
-def fused(layers: Sequence[Layer], reads: Sequence[Sequence[int]]) -> tuple[Layer, ...]:
+
+def fused(
+    layers: Sequence[Layer], reads: Sequence[Sequence[int]], *, folds: bool = False
+) -> tuple[Layer, ...]:
     """The layers, with the bytes that fusion saves each of them in ``unread`` and ``unwritten``.
 
     Parameters
@@ -34,6 +44,9 @@ def fused(layers: Sequence[Layer], reads: Sequence[Sequence[int]]) -> tuple[Laye
     layers, reads
         Of a trace (:class:`~pytest_neuralpower.layers.Trace`); without ``reads`` nothing is known
         to be fused.
+    folds
+        Whether a convolution or linear layer takes the layers after it into its own kernel, as
+        engines of inference do: its result stands for theirs. Default: False.
     """
     if not reads:
         return tuple(layers)
@@ -42,11 +55,13 @@ def fused(layers: Sequence[Layer], reads: Sequence[Sequence[int]]) -> tuple[Laye
     unread = [0] * len(layers)
     written = [layer.kind not in FUSED for layer in layers]
     read = [False] * len(layers)
+    folded = [folds and layer.kind in _FOLDS for layer in layers]
     for place, (layer, sources) in enumerate(zip(layers, reads, strict=True)):
         joins = layer.kind in FUSED
         starts = layer.op in _READ_TWICE
         after = [
-            stages[source] + (not joins or starts or layers[source].kind not in _GOES_ON)
+            stages[source]
+            + (not joins or starts or not (folded[source] or layers[source].kind in _GOES_ON))
             for source in sources
         ]
         stages.append(max(after, default=0))
@@ -57,6 +72,7 @@ def fused(layers: Sequence[Layer], reads: Sequence[Sequence[int]]) -> tuple[Laye
             if joins and stage == stages[source] == stages[place] and size in left:
                 left.remove(size)
                 unread[place] += size
+                folded[place] |= folded[source] and layer.kind in _FOLDED
             else:
                 written[source] = True
     found = []
@@ -64,7 +80,7 @@ def fused(layers: Sequence[Layer], reads: Sequence[Sequence[int]]) -> tuple[Laye
         params = dict(layer.params)
         if unread[place]:
             params["unread"] = unread[place]
-        if read[place] and not written[place]:
+        if layer.kind in FUSED and (folded[place] or (read[place] and not written[place])):
             params["unwritten"] = sum(tensor.nbytes for tensor in layer.outputs)
         same = len(params) == len(layer.params)
         found.append(layer if same else replace(layer, params=tuple(sorted(params.items()))))

@@ -41,7 +41,7 @@ from pytest_neuralpower.estimators.terms import evaluate, is_term
 from pytest_neuralpower.files import decode
 from pytest_neuralpower.layers import ITEMSIZE, SAMPLE_TOP_P, Layer, TensorSpec, Trace
 from pytest_neuralpower.platform.file import REFIT, of_file, write
-from pytest_neuralpower.platform.fusion import fused
+from pytest_neuralpower.platform.fusion import Fused, fused
 from pytest_neuralpower.platform.intervals import Interval, Intervals
 from pytest_neuralpower.platform.prediction import (
     ESTIMATED,
@@ -277,8 +277,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         What a serving engine takes to draw tokens (layers ``sample_top_p``), from whole runs; as
         any operation without a formula where that is not known.
     fused
-        Whether a compiler joins layers that stream their tensors
-        (:mod:`~pytest_neuralpower.platform.fusion`).
+        What the mode joins to one kernel (:data:`~pytest_neuralpower.platform.fusion.Fused`).
     factors, power_factor
         On the runtime of families of layers, and on all power, that a user's own calls showed.
     power
@@ -306,7 +305,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     peaks_gflops: dict[str, Positive] = field(default_factory=dict)
     host: Host | None = None
     sampler: TokenSampler | None = None
-    fused: bool = False
+    fused: Fused = ""
     factors: dict[str, Positive] = field(default_factory=dict)
     power_factor: Positive = 1.0
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -402,7 +401,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         """
         items = layers.layers if isinstance(layers, Trace) else tuple(layers)
         if self.fused and isinstance(layers, Trace):  # others were stored as they were fused
-            items = fused(items, layers.reads)
+            items = fused(items, layers.reads, folds=self.fused == "folded")
         if not items:
             model = (isinstance(layers, Trace) and layers.model) or "the model"
             raise TraceError(

@@ -168,7 +168,9 @@ def read_calls(
         ):
             left_out["of another number of parameters than the model"] += 1
             continue
-        run = fused(traced.layers, traced.reads) if recipe.fused else traced.layers
+        run = traced.layers
+        if recipe.fused:
+            run = fused(run, traced.reads, folds=recipe.fused == "folded")
         layers = tuple(Counter(run).items())
         found.append(TimedCall(row.name, row.group, layers, row.runtime_ms, row.energy_mj))
     if not found:
@@ -308,6 +310,34 @@ def timm_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_
     return found
 
 
+def mlperf_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_Row]:
+    """MLPerf's results of boards with power, one image a call: ``model`` builds a model from the
+    submitter's name of the network and its width. Families are generations of networks."""
+    if data_root is None:
+        raise ProfileError(
+            f"recipe of {recipe.name} reads public tables: say where they are (--data DIR)"
+        )
+    path, options = data_root / source.path, source.options
+    target = in_folder(str(options["model"]), recipe.folder)
+    found = []
+    for line, record in table(path, ("network", "width", "image", "latency_mean_ms", "energy_mj")):
+        if any(record.get(name) != value for name, value in options.get("select", {}).items()):
+            continue
+        network, side = record["network"], record["image"]
+        found.append(
+            _Row(
+                line,
+                f"{network} {record['width']} {side}",
+                network[: len("mobilenet-v1")],
+                _Model(target, (("network", network), ("width", record["width"]))),
+                (f"1,3,{side},{side}",),
+                _number(path, line, record, "latency_mean_ms"),
+                _number(path, line, record, "energy_mj"),
+            )
+        )
+    return found
+
+
 def run_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_Row]:  # noqa: ARG001
     """A table of one's own: a line a call.
 
@@ -377,6 +407,7 @@ def run_model(record: Mapping[str, str], path: Path, line: int) -> Any:
 
 #: Readers of whole calls, by name.
 READERS: Final[Mapping[str, Callable[[Recipe, Source, Path | None], list[_Row]]]] = {
+    "mlperf": mlperf_calls,
     "runs": run_calls,
     "timm": timm_calls,
 }

@@ -17,6 +17,7 @@ from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.estimators.features import FAMILIES
 from pytest_neuralpower.files import decode
 from pytest_neuralpower.layers import ITEMSIZE
+from pytest_neuralpower.platform.fusion import Fused
 from pytest_neuralpower.platform.prediction import Host, TokenSampler
 
 #: How a quantity can be known.
@@ -127,7 +128,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sampler
         What a serving engine takes to draw tokens, from whole runs.
     fused
-        Whether the mode joins layers that stream their tensors, as compilers do.
+        What the mode joins: ``pointwise``, layers that stream their tensors, as compilers do;
+        ``folded``, also what follows a convolution or linear layer, as engines do.
     sources
         Of the measured rows.
     calls
@@ -166,7 +168,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     peaks_gflops: Mapping[str, int | float] = {}
     host: Host | None = None
     sampler: TokenSampler | None = None
-    fused: bool = False
+    fused: Fused = ""
     sources: tuple[Source, ...] = ()
     calls: tuple[Source, ...] = ()
     designs: Mapping[str, Design] = {}

@@ -80,6 +80,23 @@ def test_a_gate_waits_for_its_reduction() -> None:
     assert moved(product) == (SIZE, SIZE)
 
 
+def test_an_engine_folds_what_follows_a_convolution() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (self.norm(self.conv(x)) + x).relu()
+
+    found = trace(Model().eval(), torch.empty(2, 8, 16, 16))
+    conv, norm, add, relu = fused(found.layers, found.reads, folds=True)
+    assert conv.cost.bytes_out == SIZE
+    assert moved(norm) == (0, 0)
+    assert moved(add) == (SIZE, 0)  # the other operand
+    assert moved(relu) == (0, 0)
+
+
 def test_the_result_of_the_call_is_written() -> None:
     (relu,) = layers_of(nn.ReLU(), torch.empty(32, 64))
     assert moved(relu) == (32 * 64 * 4, 32 * 64 * 4)
