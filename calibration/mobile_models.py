@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from pytest_neuralpower.model_source import import_object
 
 
@@ -33,10 +35,14 @@ def create(network: str, width: str) -> Any:
         return _timm(f"tf_mobilenetv3_{size}_minimal_100")
     scale = float(width)
     if network == "mobilenet-v1":
-        return get_mobilenet(width_scale=scale)
-    if network == "mobilenet-v2":
-        return get_mobilenetv2(width_scale=scale)
-    return get_mobilenetv3(version=network.removeprefix("mobilenet-v3-"), width_scale=scale)
+        model = get_mobilenet(width_scale=scale)
+    elif network == "mobilenet-v2":
+        model = get_mobilenetv2(width_scale=scale)
+    else:
+        version = network.removeprefix("mobilenet-v3-")
+        model = get_mobilenetv3(version=version, width_scale=scale)
+    model.features.final_pool = nn.AdaptiveAvgPool2d(1)  # theirs is of 224 pixels a side alone
+    return model
 
 
 def _timm(name: str) -> Any:

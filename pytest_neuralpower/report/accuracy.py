@@ -238,6 +238,7 @@ def calls_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
         (f"{found['calls']:,} calls, {found['families']} families", found["held_out"]),
         ("by 20 calls of other families", found["from_20"]),
         ("by no call", found["prior"]),
+        ("their energy", found.get("energy")),
     ]
     return _score_table([each for each in scores if each[1]], "runtime", style)
 
@@ -508,8 +509,9 @@ def _figure(what: str, percent: float) -> str:
 
 
 def _networks(summary: Summary, quantity: str) -> list[str]:
-    if quantity == "runtime" and summary.calls:
-        return [_figure("families of networks", summary.calls["held_out"]["mape"])]
+    held_out = {"runtime": "held_out", "energy": "energy"}.get(quantity, "")
+    if summary.calls and summary.calls.get(held_out):
+        return [_figure("families of networks", summary.calls[held_out]["mape"])]
     if quantity == "power":
         power = summary.power or {}
         left_out, transferred = power.get("leave_one_network_out"), power.get("transferred")

@@ -673,6 +673,12 @@ def fit_calls(
     layers = [[layer for layer, count in call.layers for _ in range(count)] for call in calls]
     watts = [each.energy_mj and each.energy_mj / each.runtime_ms for each in calls]
     platform = power_of_calls(platform, layers, watts, groups)
+    if len(known := (platform.accuracy.get("power") or {}).get("networks", {})) == len(calls):
+        held_out_w = np.array([each["held_out_w"] for each in known.values()])
+        energy = np.array([call.energy_mj for call in calls], dtype=np.float64)
+        score = msgspec.to_builtins(Score.of(held_out * held_out_w, energy))
+        fitted = {**platform.accuracy["calls"], "energy": score}
+        platform = replace(platform, accuracy={**platform.accuracy, "calls": fitted})
     return with_totals(platform, layers, runtime, held_out, groups)
 
 
