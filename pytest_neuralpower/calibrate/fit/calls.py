@@ -417,7 +417,7 @@ READERS: Final[Mapping[str, Callable[[Recipe, Source, Path | None], list[_Row]]]
 
 #: More operations a byte than this are bound by computing; of half precision today's boards have
 #: their ridge at 80 to 300.
-_ALIGNED: Final = (Condition("cin", "%", 8), Condition("cout", "%", 8))
+_ALIGNED: Final = (Condition("cin", "%", 8.0), Condition("cout", "%", 8.0))
 
 
 def _regimes(ridge: float) -> Mapping[str, Sequence[tuple[str, tuple[Condition, ...]]]]:
@@ -430,16 +430,19 @@ def _regimes(ridge: float) -> Mapping[str, Sequence[tuple[str, tuple[Condition, 
     """
     computing = Condition("intensity", ">=", ridge)
     kernels = {
-        "1x1": (Condition("kernel_area", "==", 1),),
-        "3x3": (Condition("kernel_area", "==", 9), Condition("stride", "==", 1)),
+        "1x1": (Condition("kernel_area", "==", 1.0),),
+        "3x3": (Condition("kernel_area", "==", 9.0), Condition("stride", "==", 1.0)),
         "other kernels": (),
     }
-    several = Condition("groups", ">=", 2)
+    several = Condition("groups", ">=", 2.0)
     conv = [
-        ("of images", (Condition("cin", "<=", 4),)),
-        ("grouped, up to 16 wide", (several, Condition("n", "<=", 16))),
-        ("grouped, 32 or 64 wide", (several, Condition("n", "%", 32), Condition("n", "<=", 64))),
-        ("grouped, wider multiples of 32", (several, Condition("n", "%", 32))),
+        ("of images", (Condition("cin", "<=", 4.0),)),
+        ("grouped, up to 16 wide", (several, Condition("n", "<=", 16.0))),
+        (
+            "grouped, 32 or 64 wide",
+            (several, Condition("n", "%", 32.0), Condition("n", "<=", 64.0)),
+        ),
+        ("grouped, wider multiples of 32", (several, Condition("n", "%", 32.0))),
         ("grouped, other widths", (several,)),
     ]
     for name, kernel in kernels.items():
@@ -447,10 +450,10 @@ def _regimes(ridge: float) -> Mapping[str, Sequence[tuple[str, tuple[Condition, 
             for widths, aligned in (("multiples of 8", _ALIGNED), ("other widths", ())):
                 conv.append((f"{name}, {widths}, {bound}", (*kernel, *when, *aligned)))
     depthwise = [
-        (f"up to {edge}x{edge}, stride {stride}", (area, Condition("stride", *step)))
+        (f"up to {edge}x{edge}, stride {stride}", (area, Condition("stride", step, float(stride))))
         for edge in (3, 5, 7)
-        for area in (Condition("kernel_area", "<=", edge**2),)
-        for stride, step in (("1", ("==", 1)), ("2", (">=", 2)))
+        for area in (Condition("kernel_area", "<=", float(edge**2)),)
+        for stride, step in (("1", "=="), ("2", ">="))
     ]
 
     def ops(*names: str) -> list[tuple[str, tuple[Condition, ...]]]:
@@ -458,7 +461,7 @@ def _regimes(ridge: float) -> Mapping[str, Sequence[tuple[str, tuple[Condition, 
 
     return {
         "conv": conv,
-        "conv.depthwise": [*depthwise, ("larger, stride 1", (Condition("stride", "==", 1),))],
+        "conv.depthwise": [*depthwise, ("larger, stride 1", (Condition("stride", "==", 1.0),))],
         "linear": [("computing", (computing,))],
         "matmul": [("computing", (computing,))],
         "norm": ops("batch_norm", "layer_norm", "group_norm", "rms_norm"),
