@@ -34,7 +34,7 @@ from pytest_neuralpower.layers import (
     Trace,
 )
 from pytest_neuralpower.model_source import Call, as_call
-from pytest_neuralpower.tracing.fused import fused
+from pytest_neuralpower.tracing.serving_fusion import as_served
 from pytest_neuralpower.tracing.tracer import trace
 
 #: Makes the inputs of one step of a model with a cache of its own: ``step(model, cached, batch)``
@@ -354,7 +354,7 @@ class LanguageModel:
             )
 
             with engine_kernels(self.model):
-                found = self._drawn(fused(trace(self.model, *args, **kwargs)))
+                found = self._drawn(as_served(trace(self.model, *args, **kwargs)))
         return found.with_experts(self.experts)
 
     def _drawn(self, traced: Trace) -> Trace:

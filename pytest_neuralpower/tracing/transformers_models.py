@@ -113,12 +113,14 @@ _NAME: Final = "neuralpower_serving"
 def _attention(
     _: Any, query: Tensor, key: Tensor, value: Tensor, *__: Any, **options: Any
 ) -> tuple[Tensor, None]:
-    """As transformers calls an attention implementation; ``(B, L, H, Ev)``, and no weights."""
+    """As transformers calls an attention implementation: queries ``(B, H, L, E)``, keys and values
+    ``(B, Hkv, S, E)``; returns ``(B, L, H, Ev)``, and no weights."""
     return attend(query, key, value, options.get("sliding_window")), None
 
 
 def _experts(module: Any, hidden: Tensor, chosen: Tensor, _: Tensor) -> Tensor:
-    """As transformers calls an experts implementation: kernels that gather their rows."""
+    """As transformers calls an experts implementation: rows ``(tokens, width)``, and the ``k``
+    experts that each has ``chosen``, ``(tokens, k)``. The kernels gather their rows themselves."""
     tokens, ways = chosen.shape
     order, _ = chosen.reshape(-1).sort()  # which rows each expert has
     rows = hidden.new_empty((tokens * ways, hidden.shape[-1]))
@@ -140,6 +142,7 @@ def _experts(module: Any, hidden: Tensor, chosen: Tensor, _: Tensor) -> Tensor:
 
 
 def _product(module: Any, rows: Tensor, matrices: Tensor, order: Tensor) -> Tensor:
+    """Rows by their experts' matrices ``(E, out, in)``, or transposed where the module says so."""
     if not module.is_transposed:
         matrices = matrices.transpose(-2, -1)
     return functional.grouped_mm(rows.to(matrices.dtype), matrices, offs=order)

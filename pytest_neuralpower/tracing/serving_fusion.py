@@ -27,13 +27,12 @@ _JOINED: Final = {
 }
 
 
-def fused(traced: Trace) -> Trace:
+def as_served(traced: Trace) -> Trace:
     """The trace with such layers as one; as it is where its edges are not known."""
     layers, reads = list(traced.layers), traced.reads
     if len(reads) != len(layers):
         return traced
-    #: Of a layer that another one stands for: which.
-    instead: dict[int, int] = {}
+    instead: dict[int, int] = {}  # of a layer that is dropped: the one that stands for it
     joined: dict[Any, list[int]] = defaultdict(list)
     for place, layer in enumerate(layers):
         if layer.op == "rms_norm" and len(reads[place]) == 1:
