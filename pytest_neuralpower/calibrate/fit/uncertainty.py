@@ -554,11 +554,12 @@ def with_totals(
     calls = [calls[place] for place in some.tolist()]
     platform = _platform_with_error(_correlated(platform, calls, off[some]), 0.0)
     own = _layers_parts(platform, calls)
-    whole = _beyond(conformal_distance(off, which.tolist()), own)
+    # Families differ in size as what people run does, so each call counts once.
+    whole = _beyond(conformal_distance(off, range(len(off))), own)
     without = np.empty(count)
     for group in range(count):
-        rest = which != group
-        without[group] = _beyond(conformal_distance(off[rest], which[rest].tolist()), own)
+        rest = off[which != group]
+        without[group] = _beyond(conformal_distance(rest, range(len(rest))), own)
     half = np.hypot(own, without[which[some]])
     found: dict[str, object] = {
         "runtime": Score.of(held_out_ms, measured_ms).to_json(),
