@@ -37,6 +37,8 @@ _STACK, _KIND, _UNMEASURED_KIND = 0.3, 0.2, 0.35
 _CALL: Final = 0.05
 
 _LEAST_CALLS: Final = 2
+#: Fewer do not tell kinds apart, even if a lucky call left out says so.
+_LEAST_FOR_KINDS: Final = 5
 
 
 class Adaptation(msgspec.Struct, frozen=True):
@@ -122,25 +124,11 @@ def adapt(
         )
     names, parts = _parts(platform, calls)
     measured = np.array([call.runtime_ms for call in calls])
-    priced = parts.sum(axis=1)
     known = np.array([name in platform.families for name in names])
-    left_out = {
-        chosen: np.array(
-            [
-                float(parts[place] @ _factors(parts, measured, known, chosen, without=place))
-                for place in range(len(calls))
-            ]
-        )
-        for chosen in _CHOICES
-    }
-    left_out["nothing"] = priced
-    error = {
-        chosen: float(np.abs(found / measured - 1).mean()) for chosen, found in left_out.items()
-    }
-    # The first of the best: what is simpler, where the calls cannot tell.
-    chosen = min(("nothing", *_CHOICES), key=lambda name: round(error[name], 4))
-    factors = (
-        _factors(parts, measured, known, chosen) if chosen != "nothing" else np.ones(len(names))
+    chosen, factors, left_out = choose_factors(parts, measured, known)
+    before, after = (
+        round(100 * float(np.abs(each / measured - 1).mean()), 2)
+        for each in (parts.sum(axis=1), left_out)
     )
     metered = [
         call.energy_mj / call.runtime_ms / watts
@@ -148,26 +136,56 @@ def adapt(
         if call.energy_mj and (watts := platform.predict(_layers(call)).power_w)
     ]
     found = Adaptation(
-        round(100 * error["nothing"], 2),
-        round(100 * error[chosen], 2),
+        before,
+        after,
         chosen,
         {name: _rounded(factor) for name, factor in zip(names, factors.tolist(), strict=True)},
         _rounded(float(np.exp(np.mean(np.log(metered))))) if metered else 1.0,
         [
             (call.name, each, before, after)
             for call, each, before, after in zip(
-                calls, measured.tolist(), priced.tolist(), left_out[chosen].tolist(), strict=True
+                calls, measured.tolist(), parts.sum(axis=1).tolist(), left_out.tolist(), strict=True
             )
         ],
     )
     if chosen == "nothing" and found.power_factor == 1.0:
         return platform, found
-    off = np.log(measured / left_out[chosen])
+    off = np.log(measured / left_out)
     return _adapted(platform, found, few_distance(off), runs), found
 
 
-#: Choices, the simpler first.
-_CHOICES: Final = ("one factor", "one factor a kind")
+def choose_factors(
+    parts: FloatArray, measured: FloatArray, known: NDArray[np.bool_]
+) -> tuple[str, FloatArray, FloatArray]:
+    """What predicts calls that are left out best, its factors, and these predictions, ms.
+
+    Parameters
+    ----------
+    parts
+        What the platform says of each family in each call, ms, shape ``(calls, families)``.
+    measured
+        Runtime of each call, ms.
+    known
+        Families that the platform has rows of.
+    """
+    calls = range(len(measured))
+    choices = ["one factor"]
+    if len(calls) >= _LEAST_FOR_KINDS:
+        choices.append("one factor a kind")
+    best = "nothing", np.ones(parts.shape[1]), parts.sum(axis=1)
+    least = float(np.abs(best[2] / measured - 1).mean())
+    for choice in choices:  # the simpler first: it stays where the next is no better
+        left_out = np.array(
+            [
+                float(parts[place] @ _factors(parts, measured, known, choice, without=place))
+                for place in calls
+            ]
+        )
+        error = float(np.abs(left_out / measured - 1).mean())
+        if error < least:
+            best = choice, _factors(parts, measured, known, choice), left_out
+            least = error
+    return best
 
 
 def _layers(call: TimedCall) -> list[Layer]:

@@ -22,6 +22,8 @@ CALLS = [
     ("pytorchcv.model_provider:get_model", "name=vgg11", "4,3,224,224"),
     ("pytorchcv.model_provider:get_model", "name=mobilenet_w1", "16,3,224,224"),
     ("pytorchcv.model_provider:get_model", "name=densenet121", "4,3,224,224"),
+    ("pytorchcv.model_provider:get_model", "name=mobilenetv2_w1", "16,3,224,224"),
+    ("pytorchcv.model_provider:get_model", "name=resnet50", "4,3,224,224"),
 ]
 
 
