@@ -173,6 +173,8 @@ def read_calls(
             run = fused(run, traced.reads, folds=recipe.fused == "folded")
         layers = tuple(Counter(run).items())
         found.append(TimedCall(row.name, row.group, layers, row.runtime_ms, row.energy_mj))
+    if not rows:
+        raise ProfileError(f"{source.path}: the table has no calls")
     if not found:
         raise ProfileError(
             f"recipe of {recipe.name}: no call of {source.path} can be used; "
@@ -257,15 +259,24 @@ def table(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, st
     try:
         content = path.read_bytes()
         text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ProfileError(f"{path}: there is no such file") from None
     except (OSError, ValueError) as error:
         raise ProfileError(f"{path}: it cannot be read ({error})") from None
     lines = csv.DictReader(io.StringIO(text))
     missing = [name for name in needed if name not in (lines.fieldnames or ())]
     if missing:
         raise ProfileError(
-            f"{path}: column {missing[0]!r} is missing; a table of calls has {', '.join(needed)}"
+            f"{path}: column {missing[0]!r} is missing; a table of calls has {', '.join(needed)}, "
+            "parted by commas"
         )
-    yield from enumerate(lines, start=2)
+    for line, record in enumerate(lines, start=2):
+        if None in record:
+            raise ProfileError(
+                f"{path}, line {line}: it has more fields than the header; put quotes around a "
+                'field that has commas, such as "1,3,224,224"'
+            )
+        yield line, record
 
 
 def _number(path: Path, line: int, record: Mapping[str, str], name: str) -> float:
@@ -639,19 +650,23 @@ def fit_calls(
     """
     hardware = platform.hardware
     ridge = hardware["peak_gflops"] / hardware["bandwidth_gbs"]
-    waiting = 0
-    if platform.host is not None:  # a call that waits for the host tells nothing of the device
-        launch = platform.host.layer_ms
-        known, calls = len(calls), [one for one in calls if one.runtime_ms > launch * one.count]
-        waiting = known - len(calls)
+    # A call that waits for the host tells nothing of the device.
+    launch = 0.0 if platform.host is None else platform.host.layer_ms
+    known, calls = len(calls), [one for one in calls if one.runtime_ms > launch * one.count]
+    waiting = known - len(calls)
     progress(f"pricing {len(calls):,} calls")
     parts = _parts(platform, calls, ridge)
     runtime = np.array([call.runtime_ms for call in calls])
     groups = [call.group for call in calls]
     if (count := len(set(groups))) < MIN_GROUPS:
+        left_out = (
+            f"{waiting} of {known} calls are left out: they take less than {launch * 1e3:.0f} µs a "
+            "layer, so eager PyTorch waits for the host (measure larger batches, or check that "
+            "runtime_ms is in ms); "
+        )
         raise FitError(
-            f"calls of {count} families of networks, {MIN_GROUPS} are needed to hold any out: "
-            "measure other networks too"
+            f"{left_out if waiting else ''}{count} families of networks are left, and {MIN_GROUPS} "
+            "are needed to hold any out: measure other networks too"
         )
     fold = grouped_folds(groups, _FOLDS)
     held_out = np.empty(len(calls))

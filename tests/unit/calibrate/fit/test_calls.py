@@ -138,8 +138,36 @@ def test_several_modes_are_refused(tmp_path: Path) -> None:
 
 def test_too_few_families_are_refused(runs: Path) -> None:
     runs.write_text("\n".join(runs.read_text().splitlines()[:3]) + "\n")
-    with pytest.raises(NeuralPowerError, match="calls of 2 families of networks, 3 are needed"):
+    with pytest.raises(NeuralPowerError, match="2 families of networks are left, and 3 are needed"):
         datasheet_platform("rtx4090", networks=runs)
+
+
+def test_calls_that_wait_for_the_host_are_counted_where_they_are_missed(runs: Path) -> None:
+    with runs.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    with runs.open("w", newline="") as file:
+        out = csv.DictWriter(file, lines[0])
+        out.writeheader()  # seconds in the column of milliseconds
+        out.writerows(line | {"runtime_ms": float(line["runtime_ms"]) / 1e6} for line in lines)
+    with pytest.raises(NeuralPowerError, match=r"40 of 40 calls .* 38 µs .* is in ms\); 0 fam"):
+        datasheet_platform("rtx4090", networks=runs)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("model,inputs,runtime_ms\na.py:b,1,3,32,32,5\n", "line 2: it has more fields than the"),
+        ("model,inputs,runtime_ms\n", "the table has no calls"),
+        ("model;inputs;runtime_ms\n", "has model, inputs, runtime_ms, parted by commas"),
+        (None, "runs.csv: there is no such file"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(tmp_path: Path, text: str | None, says: str) -> None:
+    table = tmp_path / "runs.csv"
+    if text is not None:
+        table.write_text(text)
+    with pytest.raises(NeuralPowerError, match=says):
+        datasheet_platform("rtx4090", networks=table)
 
 
 def test_the_command_writes_a_platform_that_predicts(runs: Path) -> None:
