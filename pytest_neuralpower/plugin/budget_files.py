@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple, get_type_hints
+from typing import Annotated, Any, Final, NamedTuple, get_args, get_type_hints
 
 import msgspec
 import pytest
@@ -163,17 +163,28 @@ class BudgetFileText(msgspec.Struct, forbid_unknown_fields=True):
 ImportPath = Annotated[str, msgspec.Meta(pattern=":")]
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 
+_GENERATE: Final = "{prompt: 2048, new_tokens: 256}"
 #: What a field must be.
 _MUST: Final = {
     "model": "package.module:name or path/to/file.py:name",
     "arguments": "a mapping of names to values",
     "inputs": "a list of inputs, or the import path of what makes them",
-    "generate": "a mapping, such as {prompt: 2048, new_tokens: 256}; allowed: "
-    + ", ".join(GenerationText.__struct_fields__),
+    "generate": f"a mapping, such as {_GENERATE}",
     "platforms": "a list of names",
     "budgets": "a mapping of energy, runtime, power",
     "tolerance": "a mapping, such as {max_percent: 2}",
     "tags": "a list of names",
+}
+_COUNT: Final = "a whole number from 1 on"
+#: What a field of a generation must be.
+_GENERATION_MUST: Final = {
+    **dict.fromkeys(("prompt", "new_tokens", "batch", "draft_tokens"), _COUNT),
+    "draft": _MUST["model"],
+    "draft_arguments": _MUST["arguments"],
+    "acceptance": "a number from 0 to 1",
+    "engine": " or ".join(get_args(Engine)),
+    "sampling": " or ".join(get_args(Sampling)),
+    "experts": "uniform, a number of experts, or a share such as 0.5",
 }
 _TOP: Final = ("models", "defaults")
 #: Quantity -> the marker that takes the same arguments.
@@ -259,7 +270,8 @@ class _Reader:
         for key in ("model", "inputs"):
             known = key in given or (key == "inputs" and "generate" in given)
             if not known and len(self.wrong) == before:
-                self._note(located.line, f"{name} needs {key}:; allowed: {', '.join(allowed)}")
+                needed = "inputs: or generate:" if key == "inputs" else f"{key}:"
+                self._note(located.line, f"{name} needs {needed}; allowed: {', '.join(allowed)}")
         if "inputs" in given and "generate" in given:
             self._note(given["generate"].line, f"{name} has inputs: and generate:; give one")
         if not given.keys() & {"budgets", "tolerance"}:
@@ -292,12 +304,35 @@ class _Reader:
             if key not in given:
                 continue
             value = given[key].plain()
+            if key == "generate" and isinstance(value, dict):
+                found.generate = self._generation(given[key])
+                continue
             try:
                 setattr(found, key, msgspec.convert(value, _TYPES[key]))
             except msgspec.ValidationError:
                 must = _MUST["model" if key == "inputs" and type(value) is str else key]
                 self._note(given[key].line, f"{key}: {value!r} must be {must}")
         return found
+
+    def _generation(self, located: Located) -> GenerationText | None:
+        """The generation, or None where a mistake in it was noted."""
+        before = len(self.wrong)
+        given = self._mapping(located, "generate", GenerationText.__struct_fields__)
+        known = len(self.wrong) == before  # a key may be missing because it is mistyped
+        for key in ("prompt", "new_tokens"):
+            if known and key not in given:
+                self._note(located.line, f"generate needs {key}:, such as {_GENERATE}")
+        for key, each in given.items():
+            if key not in _GENERATION_TYPES:
+                continue
+            try:
+                msgspec.convert(each.plain(), _GENERATION_TYPES[key])
+            except msgspec.ValidationError:
+                must = _GENERATION_MUST[key]
+                self._note(each.line, f"generate: {key}: {each.plain()!r} must be {must}")
+        if len(self.wrong) > before:
+            return None
+        return msgspec.convert(located.plain(), GenerationText)
 
     @contextmanager
     def _noting(self, line: int) -> Iterator[None]:
@@ -344,6 +379,7 @@ class _Reader:
 
 #: Field -> its type.
 _TYPES: Final = get_type_hints(EntryText, include_extras=True)
+_GENERATION_TYPES: Final = get_type_hints(GenerationText, include_extras=True)
 
 
 # -- pytest's collector and items.

@@ -197,7 +197,8 @@ MISTAKES = {
         f"models:\n  a: {{{SMALL}}}\n", "*:2: a guards nothing: give budgets: or tolerance:",
     ),
     "no inputs": (
-        "models:\n  a:\n    model: m:f\n    budgets: {}\n", "*:2: a needs inputs:; allowed: *",
+        "models:\n  a:\n    model: m:f\n    budgets: {}\n",
+        "*:2: a needs inputs: or generate:; allowed: *",
     ),
     "no import path": (
         f"models:\n  a: {{{SMALL.replace('models.py:small', 'resnet')}, tolerance: {{}}}}\n",
