@@ -18,7 +18,7 @@ import msgspec
 import pytest
 from msgspec import UNSET, UnsetType
 
-from pytest_neuralpower.errors import BaselineError, BudgetError
+from pytest_neuralpower.errors import BaselineError, BudgetError, ImportPathError
 from pytest_neuralpower.guard.baseline import (
     BaselineStore,
     baseline_name,
@@ -272,10 +272,17 @@ class NeuralPower:
         Raises
         ------
         ImportPathError
-            ``factory`` does not take these arguments.
+            ``factory`` is a model, or does not take these arguments.
         """
+        from torch.nn import Module  # noqa: PLC0415 - slow
+
         from pytest_neuralpower.model_source import build, check_arguments  # noqa: PLC0415
 
+        if isinstance(factory, Module):
+            raise ImportPathError(
+                "neuralpower.build needs what builds the model, a class or a function; "
+                f"{type(factory).__name__} is built already: predict it as it is"
+            )
         check_arguments(factory, args, kwargs)
         return build(factory, *args, **kwargs)
 

@@ -414,8 +414,17 @@ def _forward_names(model: Any) -> tuple[str, ...]:
     return tuple(inspect.signature(base.forward).parameters)
 
 
-def _check_transformers(model: nn.Module) -> None:
+def _gives_logits(model: nn.Module) -> bool:
+    """Whether a model of transformers has a head for tokens, or does not tell."""
+    can, head = (getattr(model, name, None) for name in ("can_generate", "get_output_embeddings"))
+    return can is None or head is None or bool(can() or head())
+
+
+def _check_transformers(model: Any) -> None:
     """Raise TraceError where only ``step`` can tell how the model decodes."""
+    if not isinstance(model, nn.Module):
+        called = getattr(model, "__name__", type(model).__name__)
+        raise TraceError(f"generate needs a model, not {called}: call what builds it")
     config = getattr(model, "config", None)
     if "transformers" not in sys.modules or not hasattr(config, "get_text_config"):
         raise TraceError(
@@ -427,6 +436,11 @@ def _check_transformers(model: nn.Module) -> None:
         raise TraceError(
             f"generate: {type(model).__name__} has an encoder of its own: pass step=, a function "
             "of (model, cached, batch) that returns one step's inputs, and the prompt's inputs"
+        )
+    if not _gives_logits(model):
+        raise TraceError(
+            f"generate: {type(model).__name__} has no head that gives logits: take the causal "
+            "language model (AutoModelForCausalLM), or pass step="
         )
     try:
         importlib.import_module("pytest_neuralpower.tracing.transformers_models")

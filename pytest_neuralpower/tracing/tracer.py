@@ -263,7 +263,9 @@ def _trace_aten(model: nn.Module, args: Any, kwargs: Any) -> Recorder:
 #: What torch says where there is no CUDA.
 _LACKS_CUDA: Final = re.compile("CUDA|NVTX|NVIDIA|dummy base class")
 
-_WRAP: Final = "wrap a function in a module, or pass the model that it belongs to"
+_WRAP: Final = (
+    "call what builds the model, wrap a function in a module, or pass the model that it belongs to"
+)
 
 #: What to trace instead of an object of torch's that is no module, by its type.
 _INSTEAD: Final = {

@@ -112,6 +112,21 @@ IN_THE_BODY = {
         "neuralpower.predict(torch.nn.Identity(), image())",
         "Identity does nothing that costs anything with these inputs",
     ),
+    "factory": (
+        "neuralpower",
+        "neuralpower.predict(small, image())",
+        "call what builds the model",
+    ),
+    "built_twice": (
+        "neuralpower",
+        "neuralpower.build(small())",
+        "a class or a function; Sequential is built already: predict it as it is",
+    ),
+    "factory_of_a_language_model": (
+        "neuralpower",
+        "neuralpower.generate(small, prompt=4, new_tokens=2)",
+        "generate needs a model, not small: call what builds it",
+    ),
     "empty_batch": (
         "neuralpower",
         "neuralpower.predict(small(), image(0))",

@@ -136,6 +136,10 @@ def test_a_model_with_a_cache_of_its_own_says_what_a_step_takes() -> None:
             "Recurrent is not a model of transformers: ",
         ),
         (
+            lambda: LanguageModel(language_model("llama").model, 7, batch=1),
+            r"LlamaModel has no head that gives logits: .*AutoModelForCausalLM",
+        ),
+        (
             lambda: LanguageModel(Recurrent(), 7, batch=1, step=next_inputs),
             "prompt=7 with step=: give the prompt's inputs",
         ),
