@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -336,7 +337,10 @@ def _unsound(predictions: Sequence[Prediction], platforms: Sequence[Platform]) -
         <= min(one.runtime_interval_ms.high, other.runtime_interval_ms.high)
     ]
     if overlapping:
-        reasons.append(f"which is faster is not sure of {', '.join(overlapping)}")
+        pairs = len(predictions) * (len(predictions) - 1) // 2
+        every = len(overlapping) == pairs > 1
+        which = "any two of them" if every else ", ".join(overlapping)
+        reasons.append(f"which is faster is not sure of {which}")
     return ["", *(f"not sound: {reason}" for reason in reasons)] if reasons else []
 
 
@@ -473,11 +477,14 @@ def summary_lines(findings: Sequence[Finding], *, whole_ids: bool = False) -> li
     """What each guarded test predicted, in lines of 80 columns where its figures fit.
 
     One aligned line a prediction, its test last; where one would be too long, all take two, the
-    test first. A test's id too long for a line is shortened, unless ``whole_ids``.
+    test first. Models are named where a test predicts several. A test's id too long for a line is
+    shortened, unless ``whole_ids``.
     """
+    several = Counter((each.test, each.platform) for each in findings)
     rows = [
         [
             _STATUS[each.outcome],
+            each.model if several[each.test, each.platform] > 1 else "",
             *_total_cells(each),
             _since_baseline(each),
             f"{each.untrusted_share:.0%} not measured" if each.untrusted_share > 0 else "",

@@ -69,6 +69,8 @@ def test_latency(neuralpower):
         ]
     )
     assert "0.1 µs per first token" not in result.stdout.str()
+    for part in ("", ", prompt of 16", ", step after 25"):
+        assert f"    LlamaForCausalLM{part}  " in result.stdout.str()
 
 
 def test_a_call_has_the_tokens_of_its_ids(repo, language):
@@ -154,11 +156,26 @@ models:
     inputs: [[1, 16]]
     generate: {prompt: 4, new_tokens: 11}
     budgets: {energy: {mj: 1}}
+  mistyped:
+    model: language.py:llama
+    generate:
+      prompt: 4
+      new_token: 11
+      engine: vllm
+    budgets: {energy: {mj: 1}}
+  bare:
+    model: language.py:llama
+    generate: {batch: 4}
+    budgets: {energy: {mj: 1}}
 """)
     result = repo.run("--np-platform=h200", str(file))
     result.stdout.fnmatch_lines(
         [
-            "serving.budget.yaml:5: generate: * must be a mapping, such as *; allowed: prompt, *",
+            "serving.budget.yaml:5: generate: prompt: 0 must be a whole number from 1 on",
             "serving.budget.yaml:10: both has inputs: and generate:; give one",
+            "serving.budget.yaml:16: unknown key 'new_token' of generate, did you mean new_to*",
+            "serving.budget.yaml:17: generate: engine: 'vllm' must be serving or eager",
+            "serving.budget.yaml:21: generate needs prompt:, such as {*}",
+            "serving.budget.yaml:21: generate needs new_tokens:, such as {*}",
         ]
     )
