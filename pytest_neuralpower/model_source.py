@@ -188,7 +188,7 @@ def load_model(
         return found
     if not callable(found):
         raise ImportPathError(
-            f"{target!r} is a {type(found).__name__}; it must be a model or a factory of one"
+            f"{target!r} has type {type(found).__name__}; it must be a model or a factory of one"
         )
     how = "arguments: {name: value}" if in_file else "--arg name=value"
     check_arguments(

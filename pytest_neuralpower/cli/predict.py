@@ -58,11 +58,12 @@ def predict_command(
     from pytest_neuralpower.report import records, terminal
 
     options.check_format(as_json=as_json, as_csv=as_csv)
-    loaded = [priced_by(load_platform(name), estimator) for name in platform]
+    names = dict.fromkeys(platform)  # one given twice is no comparison
+    if as_csv and len(names) > 1:
+        raise OptionError("--csv prints the layers of one platform; give --platform once")
+    loaded = [priced_by(load_platform(name), estimator) for name in names]
     traced = options.trace_model(model, inputs, arg)
     predictions = [each.predict(traced) for each in loaded]
-    if as_csv and len(predictions) > 1:
-        raise OptionError("--csv prints the layers of one platform; give --platform once")
     prediction = predictions[0]
     if as_json:
         found = [records.prediction_record(each) for each in predictions]
@@ -78,7 +79,10 @@ def predict_command(
 
 def generate_command(
     model: options.Target,
-    platform: options.PlatformName,
+    platform: Annotated[
+        list[str],
+        typer.Option("--platform", "-p", metavar="NAME|PATH", help="see `neuralpower platforms`"),
+    ],
     prompt: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="of each sample's prompt")],
     new_tokens: Annotated[
         int, typer.Option(min=1, metavar="TOKENS", help="to generate for each sample")
@@ -123,13 +127,15 @@ def generate_command(
     from pytest_neuralpower.model_source import load_model, read_arguments
     from pytest_neuralpower.platform.serving import generate
 
+    if len(platform) > 1:
+        raise OptionError("generate predicts on one platform at a time; give --platform once")
     second = None if draft is None else load_model(draft, read_arguments(draft_arg or [])).eval()
     found = generate(
         load_model(model, read_arguments(arg or [])).eval(),
         prompt=prompt,
         new_tokens=new_tokens,
         batch=batch,
-        platform=platform,
+        platform=platform[0],
         draft=second,
         draft_tokens=draft_tokens,
         acceptance=acceptance,

@@ -143,6 +143,8 @@ def load_array(name: str | Path) -> EyerissPlatform:
 
 def _unknown(name: str) -> str:
     """What to do about a name that no platform has: mostly it is of a device that none is of."""
+    if "," in name and not name.endswith(".json"):
+        return f"{name!r} is no platform: give one at a time, and repeat the option for several"
     near = difflib.get_close_matches(name.lower(), list_platforms(), n=3, cutoff=0.5)
     nearest = f"nearest: {', '.join(near)}; " if near else ""
     like = f" --like {near[0]}" if near else ""

@@ -447,7 +447,7 @@ def _table(rows: Sequence[Sequence[str]], headers: Sequence[str], style: str) ->
     return tabulate(rows, headers, tablefmt=style, disable_numparse=True)
 
 
-_MORE: Final = "A platform in full: neuralpower platforms NAME"
+_MORE: Final = "A platform in full: neuralpower platforms show NAME"
 
 
 def platforms_text(summaries: Sequence[Summary]) -> str:
@@ -464,10 +464,11 @@ def platforms_text(summaries: Sequence[Summary]) -> str:
     ]
     headers = ("platform", "dtype", "runtime", "power", "device")
     header, *lines = tabulate(heads, headers, tablefmt="plain", disable_numparse=True).splitlines()
-    text = [header]
+    text, judged = [header], False
     for summary, line in zip(summaries, lines, strict=True):
         text.append(line if len(line) <= _WIDTH else f"{line[: _WIDTH - 3].rstrip()}...")
         for errors in _errors(summary):
+            judged = True
             text += textwrap.wrap(errors, _WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 6)
     legend = (
         "Figures are held-out errors in %: of kinds of layers and of families of networks MAPE, of "
@@ -475,7 +476,8 @@ def platforms_text(summaries: Sequence[Summary]) -> str:
         "that is transferred was judged on another board's networks; its error on this device is "
         "not known."
     )
-    shown = "\n".join([*text, "", *textwrap.wrap(legend, _WIDTH), _MORE])
+    figures = textwrap.wrap(legend, _WIDTH) if judged else []
+    shown = "\n".join([*text, "", *figures, _MORE])
     return shown.replace("\N{NO-BREAK SPACE}", " ")
 
 

@@ -89,6 +89,9 @@ def test_generate_prints_a_table_and_json(neuralpower, call, tmp_path):
     whole = record["ttft_ms"] + sum(record["decode"]["runtime_ms"])
     assert record["runtime_ms"] == pytest.approx(whole)
     assert set(record["runtime_interval_ms"]) == {"low", "high", "coverage"}
+    code, _, err = neuralpower(*given, "--new-tokens", "9", "--platform", "h100")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "give --platform once" in err
     code, _, err = neuralpower(*given, "--new-tokens", "9", "--experts", "some")
     assert (code, err.count("\n")) == (2, 1)
     assert "--experts some: write uniform, a number of experts, or a share such as 0.5" in err
@@ -100,8 +103,12 @@ def test_platforms_side_by_side_say_what_is_not_sound(neuralpower, call):
     assert [line.split()[0] for line in out.splitlines()[3:5]] == ["a100", "gtx1080ti"]
     assert "not sound: they run in different modes" in out
     assert "not sound: on a100 the call waits for its host's launches" in out
-    code, out, _ = neuralpower("predict", *call, "-p", "p100", "-p", "v100")
+    code, out, _ = neuralpower("predict", *call, "-p", "p100", "-p", "v100", "-p", "p100")
     assert "different modes" not in out
+    assert out.count("\np100") == 2  # a row and its mode: given twice, it is compared once
+    assert "p100 and v100" in out
+    code, out, _ = neuralpower("predict", *call, "-p", "p100", "-p", "v100", "-p", "a100")
+    assert "which is faster is not sure of any two of them" in out
     found = json.loads(neuralpower("predict", *call, "-p", "p100", "-p", "v100", "--json")[1])
     assert [each["platform"] for each in found] == ["p100", "v100"]
     code, _, err = neuralpower("predict", *call, "-p", "p100", "-p", "v100", "--csv")

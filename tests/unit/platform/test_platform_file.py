@@ -374,6 +374,10 @@ class TestNames:
         with pytest.raises(PlatformError, match=r"platforms new A100 --like a100`"):
             load_platform("A100")
 
+    def test_several_at_once_are_given_one_at_a_time(self) -> None:
+        with pytest.raises(PlatformError, match="'h200,titanx' is no platform: give one at a time"):
+            load_platform("h200,titanx")
+
     def test_a_far_one_names_none(self) -> None:
         with pytest.raises(PlatformError) as found:
             load_platform("qwerty")
