@@ -79,10 +79,14 @@ class Utilization(Estimator, tag="utilization"):
     def _fit(self, columns: Columns, target: FloatArray) -> None:
         self.fit_utilization(*self.utilization(columns), target)
 
-    def fit_utilization(self, compute: FloatArray, traffic: FloatArray, target: FloatArray) -> Self:
+    def fit_utilization(
+        self, compute: FloatArray, traffic: FloatArray, target: FloatArray, *, ratios: bool = False
+    ) -> Self:
         """Fit to power in W at these utilizations, of layers or (time-weighted) of networks.
 
-        Relative errors count. Where power saturates, outliers are damped.
+        Relative errors count. Where power saturates, outliers are damped, and with ``ratios`` half
+        the power counts as much as twice: no relative error of what is too low exceeds 1, so that
+        noise pulls a fit to them down.
 
         Raises
         ------
@@ -95,7 +99,7 @@ class Utilization(Estimator, tag="utilization"):
         if self.idle_w is None:
             found, digits = self._fitted_line(free, compute, traffic, target), 8
         else:
-            found, digits = self._fitted_saturation(compute, traffic, target), 6
+            found, digits = self._fitted_saturation(compute, traffic, target, ratios), 6
         fitted = {
             name: float(f"{value:.{digits}g}")
             for name, value in zip(free, found.tolist(), strict=True)
@@ -121,7 +125,7 @@ class Utilization(Estimator, tag="utilization"):
         return np.asarray(lsq_linear(matrix, rest / target, bounds=(0.0, most), tol=1e-12).x)
 
     def _fitted_saturation(
-        self, compute: FloatArray, traffic: FloatArray, target: FloatArray
+        self, compute: FloatArray, traffic: FloatArray, target: FloatArray, ratios: bool
     ) -> FloatArray:
         try:
             from scipy.optimize import least_squares  # noqa: PLC0415 - only fitting needs it
@@ -129,7 +133,8 @@ class Utilization(Estimator, tag="utilization"):
             raise need_extra("SciPy") from None
 
         def error(load: FloatArray) -> FloatArray:
-            return self._power(load[0] + load[1] * compute + load[2] * traffic) / target - 1.0
+            found = self._power(load[0] + load[1] * compute + load[2] * traffic) / target
+            return np.log(found) if ratios else found - 1.0
 
         start = (0.1, 1.0, 1.0)
         found = least_squares(error, start, bounds=(0, 20), loss="soft_l1", f_scale=_OUTLYING)

@@ -294,9 +294,6 @@ def _measured_utilization(
 # learnt from a board whose rows have both time and power, and scaled to another's idle and limit.
 # How wrong that is is judged on whole networks whose power was measured on a third board.
 
-#: Rows shorter than this say more of the pauses between kernels than of the kernels.
-LEAST_MS: Final = 0.02
-
 _FOLDS: Final = 5
 
 
@@ -321,20 +318,23 @@ def _transferred(
     rows_of: Callable[[Path], Sequence[Row]],
 ) -> FittedPlatform:
     source = read_recipe(recipe.folder.parent / str(power.transfer))
-    model, accuracy = _learn(source, rows_of(source.folder))
+    model, accuracy = _learn(source, rows_of(source.folder), power)
     moved = _scaled(model, recipe, recipe.hardware, power.idle_w)
     if power.validate is not None:
         accuracy = _validated(accuracy, model, recipe, power)
     return _with_power(platform, moved, accuracy)
 
 
-def _learn(source: Recipe, rows: Sequence[Row]) -> tuple[Utilization, TransferAccuracy]:
+def _learn(
+    source: Recipe, rows: Sequence[Row], power: Power
+) -> tuple[Utilization, TransferAccuracy]:
+    # Shorter rows say more of the pauses between kernels than of the kernels.
     by_family: dict[str, list[Row]] = {}
     for row in rows:
-        if row.power_w is not None and row.runtime_ms >= LEAST_MS:
+        if row.power_w is not None and row.runtime_ms >= power.least_ms:
             by_family.setdefault(family(row.layer), []).append(row)
     if not by_family:
-        raise FitError(f"{source.name}: no row with power lasts {LEAST_MS:g} ms or more")
+        raise FitError(f"{source.name}: no row with power lasts {power.least_ms:g} ms or more")
     members = [row for each in by_family.values() for row in each]
     tables = [columns(name, [row.layer for row in each]) for name, each in by_family.items()]
     values = {
@@ -349,7 +349,7 @@ def _learn(source: Recipe, rows: Sequence[Row]) -> tuple[Utilization, TransferAc
         idle_w = source.power.idle_w if source.power else None
         model = _saturating(source, source.hardware, idle_w)
         # Not `fit`, which refuses a constant: a package may draw the same whatever it does.
-        return model.fit_utilization(*model.utilization(seen), power_w)
+        return model.fit_utilization(*model.utilization(seen), power_w, ratios=power.ratios)
 
     predicted = np.empty(len(watts))
     for number in range(int(fold.max()) + 1):

@@ -95,6 +95,9 @@ class Power(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     transfer, idle_w, validate
         The calibration folder, next to this one, whose rows teach how power follows load; this
         board's idle power; and what to judge the transfer by.
+    least_ms, ratios
+        Rows shorter than this (ms) do not teach it; and whether half the power is as wrong as twice
+        (:meth:`~pytest_neuralpower.estimators.Utilization.fit_utilization`).
     watts
         What the user said that every layer draws.
     """
@@ -105,6 +108,8 @@ class Power(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     transfer: _Text | None = None
     idle_w: _Positive | None = None
     validate: Validation | None = None
+    least_ms: _Positive = 0.02
+    ratios: bool = False
     watts: _Positive | None = None
 
 
@@ -126,7 +131,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host
         What the framework's host takes to launch a layer, where calls wait for it.
     sampler
-        What a serving engine takes to draw tokens, from whole runs.
+        What a serving engine takes to draw tokens.
     fused
         What the mode joins: ``pointwise``, layers that stream their tensors, as compilers do;
         ``folded``, also what follows a convolution or linear layer, as engines do.
