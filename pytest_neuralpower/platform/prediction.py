@@ -62,7 +62,7 @@ class Host(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class TokenSampler(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a serving engine takes to draw a token by top-k and top-p: it sorts the logits.
+    """What a serving engine takes to draw a token by top-k and top-p.
 
     Attributes
     ----------

@@ -274,8 +274,8 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     host
         What the host takes to launch a layer, in a mode whose calls wait for it.
     sampler
-        What a serving engine takes to draw tokens (layers ``sample_top_p``), from whole runs; as
-        any operation without a formula where that is not known.
+        What a serving engine takes to draw tokens (layers ``sample_top_p``); as any
+        operation without a formula where that is not known.
     fused
         What the mode joins to one kernel (:data:`~pytest_neuralpower.platform.fusion.Fused`).
     factors, power_factor
@@ -564,7 +564,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         self, layers: Sequence[Layer], estimated: FloatArray, codes: NDArray[np.intp]
     ) -> tuple[FloatArray, NDArray[np.intp]]:
         """Runtimes and flag codes of layers without a formula, those that draw tokens by what
-        whole runs tell of them."""
+        is known of the sampler."""
         assert self.sampler is not None  # the caller has looked
         drawn = np.array([layer.op == SAMPLE_TOP_P for layer in layers])
         known = [self.sampler.runtime_ms(layer.inputs[0].numel) for layer in layers]

@@ -143,8 +143,8 @@ def generate(
         ``eager``: what the model's own code says, with transformers' cache, which is copied at
         every step.
     sampling
-        How a serving engine draws tokens. ``top_p`` (default, also top-k): it sorts the logits, as
-        vLLM does for what most models' own generation settings ask. ``greedy``: the largest.
+        How a serving engine draws tokens. ``top_p`` (default, also top-k): as most models' own
+        generation settings ask. ``greedy``: the largest.
     experts
         Distinct experts that the tokens of one call choose, in a mixture: ``uniform`` (default), as
         many as they would if all were equally likely; a number; or a share (a float up to 1).
