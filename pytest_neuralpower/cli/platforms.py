@@ -54,7 +54,7 @@ def list_command(
         summary
         for summary in (load_platform(name).summary() for name in list_platforms())
         if device.lower() in f"{summary.name} {summary.device}".lower()
-        and dtype in summary.dtype
+        and dtype in ("", summary.dtype)
         and mode.lower() in summary.mode.lower()
     ]
     if not summaries:

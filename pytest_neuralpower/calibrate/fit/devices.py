@@ -69,9 +69,14 @@ def find_device(name: str) -> Device:
     known = read_devices()
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name.lower(), known, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise ProfileError(f"unknown device {name!r}{hint}; datasheets are known of {', '.join(known)}")
+    raise ProfileError(
+        f"unknown device {name!r}{_nearest(name)}; datasheets are known of {', '.join(known)}"
+    )
+
+
+def _nearest(name: str) -> str:
+    close = difflib.get_close_matches(name.lower(), read_devices(), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def described(
@@ -98,8 +103,11 @@ def described(
     Raises
     ------
     ProfileError
-        A figure is neither given nor taken from a device; one line names it.
+        A figure is neither given nor taken from a device, or no file can have this name; one line
+        says which.
     """
+    if name in ("", ".", "..") or set("/\\") & set(name) or not name.isprintable():
+        raise ProfileError(f"device {name!r}: it must be a file's name; give a folder in --out")
     known = {key: value for key, value in figures.items() if value is not None}
     peaks = {key: 1e3 * value for key, value in peaks_tflops.items() if value is not None}
     base = find_device(like or name) if like or name in read_devices() else None
@@ -119,8 +127,8 @@ def described(
         missing.insert(0, "peak float32")
     if missing:
         raise ProfileError(
-            f"device {name!r}: {missing[0]} is not known; give it, or --like DEVICE, one of "
-            f"{', '.join(read_devices())}"
+            f"device {name!r}{_nearest(name)}: {missing[0]} is not known; give it, or --like "
+            f"DEVICE, one of {', '.join(read_devices())}"
         )
     return msgspec.convert(
         {"device": name, "source": f"given: {shown}", "peaks_gflops": peaks, **known}, Device

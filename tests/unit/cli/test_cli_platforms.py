@@ -20,6 +20,8 @@ def test_platforms_are_found_by_device_dtype_and_mode(neuralpower):
     code, out, _ = neuralpower("platforms", "list", "--device", "h200", "--dtype", "bfloat16")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()[1:2]] == ["h200"]
+    code, _, _ = neuralpower("platforms", "list", "--device", "h200", "--dtype", "float16")
+    assert code == 2  # bfloat16 is another
     code, _, err = neuralpower("platforms", "list", "--device", "no such")
     assert code == 2
     assert "neuralpower platforms new NAME" in err
@@ -47,6 +49,15 @@ def test_a_device_without_a_figure_is_refused(neuralpower):
     code, _, err = neuralpower("platforms", "new", "foo", "--peak-fp32", "20")
     assert code == 2
     assert "device 'foo': bandwidth_gbs is not known; give it, or --like DEVICE" in err
+    _, _, err = neuralpower("platforms", "new", "rtx-4090")
+    assert "device 'rtx-4090' (did you mean 'rtx4090'?): peak float32 is not known" in err
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ""])
+def test_a_device_whose_name_no_file_can_have_is_refused(neuralpower, name):
+    code, _, err = neuralpower("platforms", "new", name, "--like", "rtx4090")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "it must be a file's name; give a folder in --out" in err
 
 
 def test_explain_writes_equations_with_their_terms(neuralpower):
