@@ -37,6 +37,9 @@ CONFIGS: dict[str, Any] = {
     "mixtral": transformers.MixtralConfig(**_SIZES, num_local_experts=4, num_experts_per_tok=2),
     "phi3": transformers.Phi3Config(**_SIZES),
     "falcon": transformers.FalconConfig(**_SIZES, alibi=False, new_decoder_architecture=True),
+    "falcon-h1": transformers.FalconH1Config(
+        **_SIZES, mamba_d_ssm=64, mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=1
+    ),
     "gpt2": transformers.GPT2Config(vocab_size=128, n_embd=64, n_layer=2, n_head=4),
 }  # fmt: skip
 

@@ -112,7 +112,8 @@ def generate(
 ) -> Generation:
     """Predict what generating text costs: the prompt, and every token after it.
 
-    The model is traced on tensors without data, so that one on the meta device takes no memory.
+    The model is traced in eval mode on tensors without data, so that one on the meta device takes
+    no memory.
     Each step is priced at the cached length that it meets, exactly in configuration; a handful of
     traces tells them all.
 
@@ -177,7 +178,7 @@ def generate(
         )
     counts = {"new_tokens": new_tokens, "batch": batch, "draft_tokens": draft_tokens}
     _check_counts(counts | ({"prompt": prompt} if type(prompt) is int else {}))
-    if not 0 <= acceptance <= 1:
+    if not isinstance(acceptance, (int, float)) or not 0 <= acceptance <= 1:
         raise OptionError(f"generate: acceptance={acceptance!r} must be a probability, 0 to 1")
     for name, value, allowed in (
         ("engine", engine, get_args(Engine)), ("sampling", sampling, get_args(Sampling)),
@@ -186,9 +187,14 @@ def generate(
             raise OptionError(f"generate: {name}={value!r}: allowed: {', '.join(allowed)}")
     if draft is not None and step is not None:
         raise OptionError("generate: draft= needs models of transformers, without step=")
+    if step is not None and not callable(step):
+        raise OptionError(f"generate: step={step!r} must be a function of (model, cached, batch)")
     loaded = priced_by(as_platform(platform), estimator)
     with collector_paused():
-        from pytest_neuralpower.tracing.decoding import LanguageModel  # noqa: PLC0415 - torch
+        from pytest_neuralpower.tracing.decoding import (  # noqa: PLC0415 - imports torch
+            LanguageModel,
+            in_eval_mode,
+        )
 
         language_model = partial(
             LanguageModel, prompt=prompt, batch=batch, engine=engine, sampling=sampling,
@@ -200,7 +206,8 @@ def generate(
             models.append(language_model(draft))
             per_round = expected_tokens(draft_tokens, acceptance)
             speculation = Draft(type(draft).__name__, draft_tokens, acceptance, per_round)
-        return _generation(loaded, models, new_tokens, speculation)
+        with in_eval_mode([each.model for each in models]):
+            return _generation(loaded, models, new_tokens, speculation)
 
 
 def _check_counts(counts: Mapping[str, Any]) -> None:
@@ -237,6 +244,7 @@ def _generation(
             prices.intervals(steps).get("runtime_interval_ms"),
         )
     notes = [note for each in prompts for note in each.notes]
+    notes += [note for each in models for note in each.notes(new_tokens)]
     if draft is not None:
         notes.append(
             f"Speculative: {draft.tokens} proposals a round, each accepted with probability "
@@ -309,7 +317,9 @@ def _steps(ledger: _Ledger, model: LanguageModel, first: int, last: int, queries
     def layers(cached: int) -> Sequence[Layer]:
         return model.step(cached, queries).layers
 
-    return _Steps(ledger, stretches(layers, first, last, model.bends))
+    found = stretches(layers, first, last, model.bends)
+    model.uneven = not all(each.exact for each in found)
+    return _Steps(ledger, found)
 
 
 class _Prices:

@@ -14,10 +14,12 @@ import inspect
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, TypeAlias
+from heapq import heapify, heappop, heappush
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 from msgspec.structs import replace
@@ -35,6 +37,7 @@ from pytest_neuralpower.layers import (
 )
 from pytest_neuralpower.model_source import Call, as_call
 from pytest_neuralpower.tracing.serving_fusion import as_served
+from pytest_neuralpower.tracing.torch_private import ORIGINAL, children_of
 from pytest_neuralpower.tracing.tracer import trace
 
 #: Makes the inputs of one step of a model with a cache of its own: ``step(model, cached, batch)``
@@ -97,6 +100,10 @@ def _with_numbers(layer: Layer, numbers: Sequence[int]) -> Layer:
     return replace(layer, inputs=inputs, weights=weights, outputs=outputs, params=params)
 
 
+#: Traces from which the steps of one generation are read off.
+MOST_TRACES: Final = 64
+
+
 class Growing(NamedTuple):
     """A layer that depends on the cached length: sizes at ``start``, and what one token adds."""
 
@@ -126,12 +133,15 @@ class Stretch:
         Of the first step, in order.
     growing
         By place in ``layers``: those that depend on the length.
+    exact
+        False where a later step stands for them.
     """
 
     first: int
     last: int
     layers: tuple[Layer, ...]
     growing: Mapping[int, Growing]
+    exact: bool = True
 
     def at(self, cached: int) -> tuple[Layer, ...]:
         """The layers of the step after ``cached`` tokens, in order."""
@@ -163,7 +173,11 @@ def _counted(items: Iterable[tuple[Any, Any]]) -> tuple[tuple[Any, int], ...]:
 
 
 def stretches(
-    traced: Callable[[int], Sequence[Layer]], first: int, last: int, bends: Iterable[int] = ()
+    traced: Callable[[int], Sequence[Layer]],
+    first: int,
+    last: int,
+    bends: Iterable[int] = (),
+    limit: int = MOST_TRACES,
 ) -> tuple[Stretch, ...]:
     """The layers of every step, from as few traces as tell them.
 
@@ -175,6 +189,9 @@ def stretches(
         Cached tokens before the first and the last step.
     bends
         Lengths at which sizes may begin to grow otherwise: full windows.
+    limit
+        Traces after which the steps of a range that is still uneven are taken to be the next one
+        that was traced: sizes that jump every few tokens would be traced at each.
     """
     starts = sorted({first, *(bend for bend in bends if first < bend <= last)})
     ends = [start - 1 for start in starts[1:]] + [last]
@@ -186,16 +203,22 @@ def stretches(
         return known[cached]
 
     found: list[Stretch] = []
-    waiting = list(zip(starts, ends, strict=True))[::-1]
-    while waiting:
-        low, high = waiting.pop()
-        stretch = _fit(layers(low), layers(high), low, high)
+    waiting = [(low - high, low, high) for low, high in zip(starts, ends, strict=True)]
+    heapify(waiting)
+    while waiting:  # the longest first
+        _, low, high = heappop(waiting)
         middle = (low + high) // 2
+        if len(known) >= limit:
+            after = min(cached for cached in known if cached >= high)
+            found.append(Stretch(low, high, known[after], {}, exact=low == after))
+            continue
+        stretch = _fit(layers(low), layers(high), low, high)
         if stretch is not None and (high - low < 2 or stretch.at(middle) == layers(middle)):
             found.append(stretch)
         else:
-            waiting += [(middle + 1, high), (low, middle)]
-    return tuple(found)
+            for start, end in ((low, middle), (middle + 1, high)):
+                heappush(waiting, (start - end, start, end))
+    return tuple(sorted(found, key=lambda stretch: stretch.first))
 
 
 def _fit(start: tuple[Layer, ...], end: tuple[Layer, ...], first: int, last: int) -> Stretch | None:
@@ -264,7 +287,7 @@ class LanguageModel:
         experts: Experts = "uniform",
         step: Step | None = None,
     ) -> None:
-        self.model = model
+        self.model = model if step is not None else _unwrapped(model)
         self.sampling = sampling
         self.engine = engine
         self.experts = experts
@@ -276,16 +299,37 @@ class LanguageModel:
         self.tokens: int
         self.batch, self.tokens = (batch, prompt) if self.given is None else _sizes(self.given)
         self.steps_traced = 0
+        #: Whether some steps stand for others that may differ.
+        self.uneven = False
         self._states: Any = None
         if step is None:
-            _check_transformers(model)
+            _check_transformers(self.model)
             if self.given is not None:
-                self.given = Call((), _named(model, self.given))
+                self.given = Call((), _named(self.model, self.given))
         elif self.given is None:
             raise TraceError(
                 f"generate: prompt={prompt} with step=: give the prompt's inputs, a tensor or a "
                 "mapping of them; only transformers' models take a number of tokens alone"
             )
+
+    def notes(self, new_tokens: int) -> tuple[str, ...]:
+        """What a user should know of a generation of so many tokens."""
+        name, found = type(self.model).__name__, []
+        if self.uneven:
+            found.append(
+                f"The cache of {name} grows in jumps: {MOST_TRACES} of its steps were traced, and "
+                "the others cost what the next of them does"
+            )
+        config: Any = getattr(self.model, "config", None)
+        text = config.get_text_config() if hasattr(config, "get_text_config") else None
+        limit = getattr(text, "max_position_embeddings", None)
+        positions = self.tokens + new_tokens - 1
+        if self.step_inputs is None and type(limit) is int and positions > limit:
+            found.append(
+                f"{positions:,} positions are more than {name} was made for "
+                f"(max_position_embeddings={limit})"
+            )
+        return tuple(found)
 
     @property
     def bends(self) -> tuple[int, ...]:
@@ -303,6 +347,12 @@ class LanguageModel:
             return self._traced(args, kwargs)
         cache = self._cache(0)
         found = self._called({**self._last_logits(), **kwargs}, cache)
+        from pytest_neuralpower.tracing.transformers_models import is_filled  # noqa: PLC0415
+
+        if not is_filled(cache):
+            raise TraceError(
+                f"generate: {type(self.model).__name__} leaves its cache empty: {_PASS_STEP}"
+            )
         self._states = cache
         return found
 
@@ -326,7 +376,7 @@ class LanguageModel:
     def _cache(self, cached: int) -> Any:
         from pytest_neuralpower.tracing import transformers_models as ours  # noqa: PLC0415
 
-        if self.engine == "serving":
+        if self.engine == "serving" and ours.is_pageable(self.model):
             return ours.paged_cache(self.model, cached, self._states)
         cache = ours.empty_cache(self.model)
         if cached:  # as the model's own code fills it
@@ -339,10 +389,7 @@ class LanguageModel:
             None,
         )
         if name is None:
-            raise TraceError(
-                f"generate: {type(self.model).__name__} takes no cache: pass step=, a function of "
-                "(model, cached, batch) that returns one step's inputs"
-            )
+            raise TraceError(f"generate: {type(self.model).__name__} takes no cache: {_PASS_STEP}")
         return self._traced((), {**kwargs, name: cache, "use_cache": True})
 
     def _traced(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Trace:
@@ -403,6 +450,10 @@ def _sizes(call: Call) -> tuple[int, int]:
     named = [call.kwargs[name] for name in ("input_ids", "inputs_embeds") if name in call.kwargs]
     for tensor in (*named, *call.args, *call.kwargs.values()):
         if isinstance(tensor, Tensor) and tensor.ndim >= 2:
+            if 0 in tensor.shape[:2]:
+                raise TraceError(
+                    f"generate: the prompt's inputs, {tuple(tensor.shape)}, have no token"
+                )
             return int(tensor.shape[0]), int(tensor.shape[1])
     raise TraceError(
         "generate: the prompt's inputs have no tensor of (batch, tokens): give input_ids"
@@ -410,8 +461,46 @@ def _sizes(call: Call) -> tuple[int, int]:
 
 
 def _forward_names(model: Any) -> tuple[str, ...]:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return tuple(inspect.signature(base.forward).parameters)
+    """The parameters of the model's forward, in order."""
+    return tuple(inspect.signature(_base(model).forward).parameters)
+
+
+def _base(model: Any) -> Any:
+    """What an adapter of PEFT wraps; the model itself without."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _unwrapped(model: Any) -> Any:
+    """What ``torch.compile`` or data parallelism wraps; the model itself without."""
+    while isinstance(model, nn.Module):
+        if ORIGINAL in children_of(model):
+            model = children_of(model)[ORIGINAL]
+        elif type(model) in (nn.DataParallel, nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            break
+    return model
+
+
+@contextmanager
+def in_eval_mode(models: Iterable[nn.Module]) -> Iterator[None]:
+    """The models in eval mode, in which they generate; every module as it was afterwards."""
+    known = [model for model in models if isinstance(model, nn.Module)]
+    training = {module for model in known for module in model.modules() if module.training}
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+#: What a user does of a model whose decoding is not known.
+_PASS_STEP: Final = (
+    "pass step=, a function of (model, cached, batch) that returns the inputs of the step after "
+    "`cached` tokens, and the prompt's inputs as prompt="
+)
 
 
 def _gives_logits(model: nn.Module) -> bool:
@@ -425,21 +514,15 @@ def _check_transformers(model: Any) -> None:
     if not isinstance(model, nn.Module):
         called = getattr(model, "__name__", type(model).__name__)
         raise TraceError(f"generate needs a model, not {called}: call what builds it")
+    name = type(model).__name__
     config = getattr(model, "config", None)
     if "transformers" not in sys.modules or not hasattr(config, "get_text_config"):
-        raise TraceError(
-            f"generate: {type(model).__name__} is not a model of transformers: pass step=, a "
-            "function of (model, cached, batch) that returns the inputs of the step after `cached` "
-            "tokens, and the prompt's inputs as prompt="
-        )
+        raise TraceError(f"generate: {name} is not a model of transformers: {_PASS_STEP}")
     if getattr(config, "is_encoder_decoder", False):
+        raise TraceError(f"generate: {name} has an encoder of its own: {_PASS_STEP}")
+    if not _gives_logits(_base(model)):
         raise TraceError(
-            f"generate: {type(model).__name__} has an encoder of its own: pass step=, a function "
-            "of (model, cached, batch) that returns one step's inputs, and the prompt's inputs"
-        )
-    if not _gives_logits(model):
-        raise TraceError(
-            f"generate: {type(model).__name__} has no head that gives logits: take the causal "
+            f"generate: {name} has no head that gives logits: take the causal "
             "language model (AutoModelForCausalLM), or pass step="
         )
     try:
@@ -450,3 +533,5 @@ def _check_transformers(model: Any) -> None:
             f"generate: transformers {version} is too old ({error}): "
             "`pip install --upgrade transformers`, or pass step="
         ) from None
+    if not getattr(_base(model), "_supports_default_dynamic_cache", lambda: True)():
+        raise TraceError(f"generate: {name} has a cache of its own kind: {_PASS_STEP}")

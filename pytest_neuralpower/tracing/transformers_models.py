@@ -12,7 +12,15 @@ from typing import Any, Final
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DynamicCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DummyLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+)
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
@@ -36,7 +44,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         super().__init__()
         self.cached = cached
         self.window = window
-        self.is_initialized = True
+        self.is_initialized = cached > 0
 
     @property
     def is_sliding(self) -> bool:
@@ -51,6 +59,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         new = key_states.shape[-2]
         visible = self.get_mask_sizes(new)[0]
         self.cached += new
+        self.is_initialized = True
         self.keys, self.values = store(key_states, value_states, visible)
         return self.keys, self.values
 
@@ -67,6 +76,17 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
+class PagedHybridLayer(PagedLayer, LinearAttentionLayer):  # type: ignore[misc]
+    """One layer of attention beside a state space: paged keys, and states of one size."""
+
+    def __init__(self, cached: int, window: int | None, states: int) -> None:
+        LinearAttentionLayer.__init__(self, number_of_states=states)
+        PagedLayer.__init__(self, cached, window)
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        LinearAttentionLayer.lazy_initialization(self, *args, **kwargs)
+
+
 class _TracedCache(DynamicCache):  # type: ignore[misc]
     """A cache that a trace fills itself: it holds nothing of the caller's, so nothing is copied."""
 
@@ -79,23 +99,60 @@ def empty_cache(model: Any) -> _TracedCache:
     return _TracedCache(config=model.config)
 
 
-def paged_cache(model: Any, cached: int, states: Any = None) -> _TracedCache:
+#: Layers of transformers' caches that hold all keys, or a window of them.
+_KEYED: Final = (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+)
+
+
+def is_pageable(model: Any) -> bool:
+    """Whether every layer has a paged form: one that compresses or indexes its keys has none."""
+    known = (*_KEYED, LinearAttentionLayer, DummyLayer)
+    return all(type(layer) in known for layer in empty_cache(model).layers)
+
+
+def is_filled(cache: Any) -> bool:
+    """Whether a call left anything in the cache that it was given."""
+    return any(
+        getattr(layer, "cached", 0)
+        or getattr(layer, "keys", None) is not None
+        or any(getattr(layer, "has_previous_state", {}).values())
+        for layer in cache.layers
+    )
+
+
+def paged_cache(model: Any, cached: int, prompt: Any = None) -> _TracedCache:
     """A cache that has seen ``cached`` tokens.
 
-    Layers without keys (of linear attention, of state spaces) are as a prompt left them in
-    ``states``: their size does not depend on its length.
+    What does not grow is as the prompt's call left it in its cache, ``prompt``: states of linear
+    attention and of state spaces, keys of an image, and layers that it did not call.
     """
     cache = empty_cache(model)
+    seen = 0 if prompt is None else max(getattr(layer, "cached", 0) for layer in prompt.layers)
     for place, layer in enumerate(cache.layers):
-        if type(layer) is DynamicLayer:
-            cache.layers[place] = PagedLayer(cached)
-        elif type(layer) is DynamicSlidingWindowLayer:
-            cache.layers[place] = PagedLayer(cached, int(layer.sliding_window))
-        elif states is not None:
-            cache.layers[place] = copy.deepcopy(states.layers[place])
+        before = None if prompt is None else prompt.layers[place]
+        if before is None:
+            if type(layer) in _KEYED:
+                cache.layers[place] = _paged(layer, cached)
+            continue
+        # Keys are replaced by a call, states are written in place.
+        found = copy.copy(before) if type(before) is PagedLayer else copy.deepcopy(before)
+        if isinstance(found, PagedLayer) and found.cached == seen:
+            found.cached = cached
+        cache.layers[place] = found
     if not cache.layers:  # the configuration does not tell them apart: all are alike
         cache.layer_class_to_replicate = lambda: PagedLayer(cached)
     return cache
+
+
+def _paged(layer: Any, cached: int) -> PagedLayer:
+    window = getattr(layer, "sliding_window", None)
+    if isinstance(layer, LinearAttentionLayer):
+        return PagedHybridLayer(cached, window, layer.number_of_states)
+    return PagedLayer(cached, window)
 
 
 def windows(model: Any) -> tuple[int, ...]:
@@ -157,6 +214,10 @@ def _norm(self: Any, hidden: Tensor) -> Tensor:
     return functional.rms_norm(hidden, tuple(self.weight.shape), self.weight)
 
 
+def _bare_norm(_: Any, hidden: Tensor) -> Tensor:
+    return functional.rms_norm(hidden, hidden.shape[-1:])
+
+
 def _gated_mlp(self: Any, hidden: Tensor) -> Tensor:
     name = _activation_name(self.act_fn)
     lowered: Tensor = self.down_proj(gate(self.gate_proj(hidden), self.up_proj(hidden), name))
@@ -196,6 +257,8 @@ def _fused_forward(module: nn.Module) -> Callable[..., Tensor] | None:
     if type(module).__name__.endswith("RMSNorm"):
         weight = getattr(module, "weight", None)
         plain = names <= _NORM_NAMES and code.co_argcount == 2
+        if plain and "weight" not in names:
+            return _bare_norm
         return _norm if plain and isinstance(weight, Tensor) and weight.ndim == 1 else None
     return _FORWARDS.get(names)
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_args
 
 import pytest
 import torch
-from language_models import CONFIGS, language_model
+from language_models import CONFIGS, language_model, transformers
 from torch import nn
 
+from pytest_neuralpower import generate
 from pytest_neuralpower.errors import TraceError
-from pytest_neuralpower.tracing.decoding import LanguageModel, stretches
-
-if TYPE_CHECKING:
-    from pytest_neuralpower.layers import Engine, Layer
+from pytest_neuralpower.layers import Engine, Layer, TensorSpec
+from pytest_neuralpower.tracing.decoding import MOST_TRACES, LanguageModel, stretches
 
 
 @pytest.mark.parametrize("engine", ["serving", "eager"])
@@ -65,10 +64,13 @@ def test_an_engine_reads_shared_heads_once_without_a_mask() -> None:
 
 def test_an_engines_step_multiplies_as_much_as_the_models_own_code() -> None:
     for name in CONFIGS:
-        engine, eager = (
-            LanguageModel(language_model(name), 16, batch=2, engine=each).step(40)
-            for each in ("serving", "eager")
-        )
+        models = [
+            LanguageModel(language_model(name), 16, batch=2, engine=each)
+            for each in get_args(Engine)
+        ]
+        for model in models:
+            model.prefill()
+        engine, eager = (model.step(40) for model in models)
         products = [
             sum(layer.macs for layer in step if layer.kind in ("linear", "matmul", "attention"))
             for step in (engine, eager)
@@ -153,6 +155,14 @@ def test_a_model_with_a_cache_of_its_own_says_what_a_step_takes() -> None:
             ).step(7),
             "a int is nothing that step= may return",
         ),
+        (
+            lambda: LanguageModel(language_model("llama").model, 7, batch=1),
+            "has no head that gives logits",
+        ),
+        (
+            lambda: LanguageModel(language_model("llama"), torch.zeros((0, 5)).long(), batch=1),
+            r"\(0, 5\), have no token",
+        ),
     ],
 )
 def test_one_line_says_what_to_pass(make: Any, says: str) -> None:
@@ -222,3 +232,47 @@ def test_an_engine_joins_projections_and_adds_residuals_in_norms() -> None:
     place = step.layers.index(projection)
     assert step.reads[place + 1][0] == place
     assert all(max(reads, default=-1) < number for number, reads in enumerate(step.reads))
+
+
+def test_sizes_that_jump_everywhere_take_a_bounded_number_of_traces() -> None:
+    calls: list[int] = []
+
+    def layers(cached: int) -> tuple[Layer, ...]:
+        calls.append(cached)
+        shape = (16 * (cached // 16 + 1), 4)
+        spec = TensorSpec(shape, "float32")
+        return (Layer("memory", "copy", "", (spec,), (), (spec,), "float32"),)
+
+    found = stretches(layers, 0, 9999)
+    assert len(calls) <= MOST_TRACES + 2
+    assert [each.first for each in found[1:]] == [each.last + 1 for each in found[:-1]]
+    assert (found[0].first, found[-1].last) == (0, 9999)
+    assert not all(each.exact for each in found)
+    for stretch in found:  # never less than it is
+        (layer,), (asked,) = stretch.at(stretch.first), layers(stretch.first)
+        assert asked.outputs[0].shape[0] <= layer.outputs[0].shape[0]
+
+
+def test_keys_grow_beside_states_and_where_no_paged_form_is_known() -> None:
+    hybrid = LanguageModel(language_model("falcon-h1"), 40, batch=2)
+    hybrid.prefill()
+    assert [keys_read(hybrid.step(cached).layers) for cached in (40, 900)] == [[41] * 2, [901] * 2]
+    config = transformers.DeepseekV4Config(
+        hidden_size=64, num_hidden_layers=4, num_attention_heads=4, vocab_size=128
+    )
+    with torch.device("meta"):
+        compressing = LanguageModel(transformers.DeepseekV4ForCausalLM(config).eval(), 40, batch=2)
+    compressing.prefill()
+    short, long = (max(keys_read(compressing.step(cached).layers)) for cached in (100, 900))
+    assert short + 190 < long < 901  # one of four is kept
+
+
+def test_a_mode_that_models_generate_in_is_taken_and_given_back() -> None:
+    model = language_model("llama", attention_dropout=0.5)
+    options: Any = {"prompt": 8, "new_tokens": 4, "platform": "h200", "engine": "eager"}
+    before = generate(model, **options)
+    model.train()
+    model.lm_head.eval()
+    trained = generate(torch.nn.DataParallel(model), **options)
+    assert trained.energy_mj == before.energy_mj
+    assert [name for name, each in model.named_modules() if not each.training] == ["lm_head"]
