@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
-from pytest_neuralpower import Layer, load_platform
+from pytest_neuralpower import Layer, generate, load_platform
 from pytest_neuralpower.calibrate.fit.card import card_text
 from pytest_neuralpower.calibrate.fit.readers import attention_layer, experts_layer
 from pytest_neuralpower.calibrate.fit.rows import linear_layer, matmul_layer
 from pytest_neuralpower.estimators.features import columns, family
 from pytest_neuralpower.estimators.physics import Ceilings, least_ms
+from pytest_neuralpower.platform.prediction import TokenSampler
 
 REPOSITORY = Path(__file__).parents[2]
 NAMES = ["h200", "h100", "b200", "l40s"]
@@ -145,3 +147,42 @@ def test_transformers_get_joules_that_rest_mostly_on_measured_kinds(name: str) -
         # The faster the products, the more is left to what streams.
         assert large.share("inferred", "uncovered") < (0.55 if name == "b200" else 0.35)
         assert not large.share("uncovered") > 0.01
+
+
+#: Runs of one H100 SXM in bfloat16 (experiments/serving_table.py has all, with their sources): of
+#: Llama 3.1 8B on vLLM 0.11, which sorts the logits, and of Qwen3 8B on vLLM 0.30. Prompt, output,
+#: batch, time between tokens (ms) and J a token.
+PUBLISHED = {
+    "llama": (0.21, [(303, 395, 8, 7.32, 0.455), (303, 395, 32, 8.91, 0.165)]),
+    "qwen3": (None, [(128, 1024, 16, 7.53, 0.220), (2048, 2048, 32, 11.87, 0.227)]),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_serving_runs_of_one_h100_are_within_reach(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    config = (
+        transformers.LlamaConfig(
+            vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+            num_attention_heads=32, num_key_value_heads=8,
+        )
+        if name == "llama"
+        else transformers.Qwen3Config(
+            vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36,
+            num_attention_heads=32, num_key_value_heads=8, head_dim=128,
+        )
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    platform = load_platform("h100")
+    logit_ns, runs = PUBLISHED[name]
+    if logit_ns is not None:
+        platform = replace(platform, sampler=TokenSampler(logit_ns=logit_ns))
+    for prompt, output, batch, latency_ms, joules in runs:
+        found = generate(model, prompt=prompt, new_tokens=output, batch=batch, platform=platform)
+        assert found.itl_ms is not None
+        assert found.energy_mj_per_token is not None
+        assert found.itl_ms.mean == pytest.approx(latency_ms, rel=0.15)
+        assert found.energy_mj_per_token / 1e3 == pytest.approx(joules, rel=0.2)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from flat_priors import flat_priors
 from msgspec.structs import replace
 
 from pytest_neuralpower.calibrate.fit.power import fit_power, judge_networks, load_networks
 from pytest_neuralpower.calibrate.fit.recipe import Power, Recipe
+from pytest_neuralpower.calibrate.fit.rows import Row, linear_layer
 from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.estimators import Physical
+from pytest_neuralpower.estimators.features import columns
 from pytest_neuralpower.estimators.terms import Regime
 from pytest_neuralpower.platform.price import FamilyModel, FittedPlatform
 
@@ -127,3 +130,34 @@ def test_a_file_without_networks_is_refused(tmp_path: Path, text: str | None) ->
         (tmp_path / "nets.py").write_text(text)
     with pytest.raises(ProfileError, match=r"nets\.py: "):
         load_networks(tmp_path / "nets.py")
+
+
+def test_rows_shorter_than_the_recipe_says_do_not_teach_power(
+    platform: FittedPlatform, recipe: Recipe, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "recipe.yaml").write_text(
+        "{name: source, mode: eager, device: Toy, power: {idle_w: 20}, "
+        "hardware: {peak_gflops: 1000, bandwidth_gbs: 100, limit_w: 300}}"
+    )
+    # Loops over short kernels paused: they drew a third of what long ones did at like work.
+    rows = [
+        Row(linear_layer(count, 512, width), count * width * 2e-6, power_w=watts)
+        for width in (384, 512, 640, 768)
+        for count, watts in ((100, 70.0), (150, 70.0), (1000, 210.0), (4000, 210.0))
+    ]
+
+    def taught_w(least_ms: float) -> float:
+        power = Power(transfer="source", idle_w=20.0, least_ms=least_ms)
+        moved = replace(recipe, power=power, folder=tmp_path / "toy")
+        found = fit_power(platform, moved, unused, lambda _: rows).power
+        assert found is not None
+        values = {
+            **columns("linear", [rows[-1].layer]),
+            "runtime_ms": np.array([rows[-1].runtime_ms]),
+        }
+        return float(found.predict(values)[0])
+
+    assert taught_w(0.01) < 200
+    assert taught_w(0.5) == pytest.approx(210, rel=0.01)
