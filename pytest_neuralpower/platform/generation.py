@@ -231,7 +231,7 @@ class Generation(Prediction):
         if latency is not None:
             lines.append(
                 f"  inter-token latency {show('runtime', latency.mean)} "
-                f"({show('runtime', latency.first)} to {show('runtime', latency.last)})"
+                f"(first {show('runtime', latency.first)}, last {show('runtime', latency.last)})"
             )
         per = [] if rate is None else [f"{rate:,.0f} tokens/s"]
         if self.energy_mj_per_token is not None:
