@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -252,7 +253,9 @@ def import_object(target: str) -> Any:
     module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
     for part in name.split("."):
         if not hasattr(module, part):
-            raise ImportPathError(f"{target!r}: {place} has no {part!r}")
+            close = difflib.get_close_matches(part, dir(module), n=1)
+            hint = f", did you mean {close[0]}?" if close else ""
+            raise ImportPathError(f"{target!r}: {place} has no {part!r}{hint}")
         module = getattr(module, part)
     return module
 

@@ -69,6 +69,7 @@ def test_build_passes_arguments_and_errors_on():
         ("no_such_package.models:f", "cannot import 'no_such_package.models'"),
         ("no_such.py:f", "no such file: no_such.py"),
         ("source_models:missing", "source_models has no 'missing'"),
+        ("source_models:numbr", "source_models has no 'numbr', did you mean number?"),
         ("source_models:number", "has type int; it must be a model or a factory of one"),
         ("source_models:nothing", "returned a int; it must return a torch.nn.Module"),
     ],
