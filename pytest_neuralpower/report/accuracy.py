@@ -202,12 +202,10 @@ def reach_text(figures: Sequence[Figure]) -> str:
 
 def accuracy_text(name: str, accuracy: Mapping[str, Any]) -> str:
     """Every table of one platform's accuracy, for the terminal."""
-    sections = [
-        f"{name}: layers held out by shape, error relative to the measured value; * is shipped",
-        *_held_out_sections(accuracy),
-    ]
+    layers = f"{name}: layers held out by shape, error relative to the measured value; * is shipped"
+    sections = [layers, *_held_out_sections(accuracy)] if accuracy.get("runtime") else [name]
     intervals = intervals_table(accuracy)
-    if intervals:
+    if intervals and accuracy.get("runtime"):
         sections += [
             f"Intervals made to hold {accuracy['intervals']['coverage']:.0%} of what was held out",
             intervals,
@@ -236,7 +234,7 @@ def calls_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
         return ""
     scores = [
         (f"{found['calls']:,} calls, {found['families']} families", found["held_out"]),
-        ("by 20 calls of other families", found["from_20"]),
+        ("by 20 calls of others", found["from_20"]),
         ("by no call", found["prior"]),
         ("their energy", found.get("energy")),
     ]
