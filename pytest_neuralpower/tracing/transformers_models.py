@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from threading import RLock
 from typing import Any, Final
 
 from torch import Tensor, nn
@@ -263,6 +264,10 @@ def _fused_forward(module: nn.Module) -> Callable[..., Tensor] | None:
     return _FORWARDS.get(names)
 
 
+#: Classes and registries are changed for all threads: two at a time would not restore them.
+_CHANGING: Final = RLock()
+
+
 @contextmanager
 def engine_kernels(model: nn.Module) -> Iterator[None]:
     """Let the model's code call what a serving engine runs in its place; as it was afterwards."""
@@ -270,7 +275,7 @@ def engine_kernels(model: nn.Module) -> Iterator[None]:
     for module in model.modules():
         classes.setdefault(type(module), module)
     owners = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
-    with ExitStack() as stack:
+    with _CHANGING, ExitStack() as stack:
         for owner in owners:
             names = ["_experts_implementation_internal"]
             if owner._supports_attention_backend:  # others choose among their own

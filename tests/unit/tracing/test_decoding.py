@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, get_args
 
 import pytest
@@ -276,3 +277,15 @@ def test_a_mode_that_models_generate_in_is_taken_and_given_back() -> None:
     trained = generate(torch.nn.DataParallel(model), **options)
     assert trained.energy_mj == before.energy_mj
     assert [name for name, each in model.named_modules() if not each.training] == ["lm_head"]
+
+
+def test_threads_generate_at_once_and_leave_classes_as_they_were() -> None:
+    forward = type(language_model("llama").model.norm).forward
+
+    def energy(model: Any) -> float | None:
+        return generate(model, prompt=8, new_tokens=4, platform="h200").energy_mj
+
+    models = [language_model("llama") for _ in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(energy, models))) == 1
+    assert type(models[0].model.norm).forward is forward
