@@ -176,8 +176,12 @@ def _missed(columns: Columns, ceilings: Ceilings) -> FloatArray:
 
 
 def _launches(family: str, columns: Columns) -> FloatArray:
-    """Kernels that wait for one another: of a recurrent layer one a step and layer."""
-    return columns["steps"] if family == "rnn" else np.ones_like(columns["flops"])
+    """Kernels that wait for one another: of a recurrent layer one a step and layer; none of a layer
+    that computes on what another's kernel holds."""
+    if family == "rnn":
+        return columns["steps"]
+    joined = (columns["bytes_in"] + columns["bytes_out"] == 0) & (columns["flops"] > 0)
+    return np.where(joined, 0.0, 1.0)
 
 
 def roofline_ms(family: str, columns: Columns, ceilings: Ceilings) -> FloatArray:

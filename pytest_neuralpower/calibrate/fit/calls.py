@@ -555,7 +555,7 @@ class _Parts:
     prior_ms
         Shape ``(calls, groups)``.
     fixed_ms
-        Of families with rows of their own, shape ``(calls,)``.
+        Of families with rows of their own, and of layers joined to others, shape ``(calls,)``.
     floor
         Least factor of each group.
     """
@@ -590,7 +590,15 @@ def _parts(platform: FittedPlatform, calls: Sequence[TimedCall], ridge: float) -
             values = estimator.seen(columns(name, alike))
             which = assign(_empty(name, ridge), values)
             share = least_ms(name, values, estimator.ceilings) / values["prior_ms"]
-            for place, group, floor in zip(places, which.tolist(), share.tolist(), strict=True):
+            # What a layer takes in another's kernel says nothing of it by itself.
+            alone = values["bytes_in"] + values["bytes_out"] > 0
+            fixed[row] += times[places][~alone].sum()
+            for place, group, floor in zip(
+                np.array(places)[alone].tolist(),
+                which[alone].tolist(),
+                share[alone].tolist(),
+                strict=True,
+            ):
                 at = groups.setdefault((name, group), len(groups))
                 found[at] = found.get(at, 0.0) + float(times[place])
                 least[at] += float(times[place] * floor) / call.runtime_ms
