@@ -71,7 +71,8 @@ def test_more_images_take_longer_and_no_more_than_as_many_calls(
 ) -> None:
     platform = load_fitted(name)
     for one, many in zip(calls[0:-1:2], calls[1:-1:2], strict=True):
-        single, batch = (runtime(platform.predict(call)) for call in (one, many))
+        # Of the device: small calls of both sizes may wait for the host's launches alike.
+        single, batch = (platform.predict(call).device_ms or 0.0 for call in (one, many))
         assert single < batch < 1.5 * BATCHES[1] * single, one.model
 
 
