@@ -210,7 +210,6 @@ class Term(NamedTuple):
 
 #: Every term by its name without sizes.
 TERMS: Final[Mapping[str, Term]] = {
-    "prior": Term(_sum_of("prior_ms", factor=1.0), 1.0, "ms", "as other devices run it"),
     "launch": Term(lambda columns: np.ones_like(columns["flops"]), 1.0, "", "once a layer"),
     "flops": Term(
         _sum_of("flops", factor=_GIGA), _GIGA, "FLOPs", "operations, 2 per multiply-accumulate"
@@ -341,6 +340,7 @@ TERMS: Final[Mapping[str, Term]] = {
         _padded_flops, _GIGA, "FLOPs", "operations with channels padded to blocks", 2
     ),
     # Tiles of queries x keys, scores above a causal mask's diagonal skipped by whole tiles.
+    "prior": Term(_sum_of("prior_ms", factor=1.0), 1.0, "ms", "as other devices run it"),
     "attention_flops": Term(
         _attention_flops,
         *(_GIGA, "FLOPs", "operations padded to tiles and waves, masked ones skipped", 2),

@@ -276,7 +276,7 @@ def test_all_mistakes_of_a_file_show_at_once(repo, write):
 @pytest.mark.parametrize(
     ("model", "line"),
     [
-        ("models.py:large", f"{FILE}:*: *models.py:large'*has no 'large'"),
+        ("models.py:large", f"{FILE}:*: *models.py:large'*has no 'large'*"),
         ("nowhere:small", f"{FILE}:*: cannot import 'nowhere': *"),
         ("nowhere.py:small", f"{FILE}:*: no such file: *nowhere.py"),
         (
