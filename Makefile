@@ -37,7 +37,7 @@ RECIPES := $(patsubst calibration/%/recipe.yaml,%,$(wildcard calibration/*/recip
 SHIPPED := $(patsubst pytest_neuralpower/platforms/%.json,%,$(wildcard pytest_neuralpower/platforms/*.json))
 PLATFORMS := $(filter $(SHIPPED),$(RECIPES))
 
-platforms: $(VENV)/.test  ## refit the prior and every shipped platform; DATA has the public tables
+platforms: $(VENV)/.platforms  ## refit the prior and every shipped platform; DATA has the public tables
 	$(BIN)/python -m pytest_neuralpower.calibrate.fit.prior calibration $(DATA)
 	for name in $(PLATFORMS); do \
 	  $(BIN)/neuralpower fit calibration/$$name --data $(DATA) \
@@ -96,6 +96,12 @@ $(LOWEST)/.test: pyproject.toml | $(BIN)/python
 
 $(VENV)/.benchmark: $(VENV)/.test
 	$(INSTALL) --group benchmark
+	touch $@
+
+# Recipes of whole calls trace timm's models, which import nothing of torchvision that they need.
+$(VENV)/.platforms: $(VENV)/.test
+	$(INSTALL) --no-deps timm==1.0.31
+	$(INSTALL) pillow safetensors huggingface-hub
 	touch $@
 
 $(VENV)/.experiments: $(VENV)/.demo
