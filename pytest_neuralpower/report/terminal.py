@@ -273,7 +273,7 @@ def prediction_text(prediction: Prediction, top: int) -> str:
     return "\n".join(lines)
 
 
-_SIDES: Final = ("left", "left", "right", "right", "right", "right", "left")
+_SIDES: Final = ("left", "right", "right", "right", "right")
 
 
 def side_by_side_text(predictions: Sequence[Prediction], platforms: Sequence[Platform]) -> str:
@@ -284,7 +284,7 @@ def side_by_side_text(predictions: Sequence[Prediction], platforms: Sequence[Pla
     quantities: tuple[Quantity, ...] = ("runtime", "energy")
     rows = []
     for prediction, platform in zip(predictions, platforms, strict=True):
-        cells = [platform.name, platform.dtype or "-"]
+        cells = [platform.name]
         for quantity, total, interval in zip(
             quantities,
             (prediction.runtime_ms, prediction.energy_mj),
@@ -293,21 +293,33 @@ def side_by_side_text(predictions: Sequence[Prediction], platforms: Sequence[Pla
         ):
             ends = [show(quantity, end) for end in interval[:2]] if interval else ["", ""]
             cells += [_known(quantity, total), " to ".join(filter(None, ends))]
-        rows.append((*cells, platform.tiers.get("runtime", "-")))
+        rows.append(cells)
     sure = next(
         (each.runtime_interval_ms for each in predictions if each.runtime_interval_ms), None
     )
     within = f"{sure.coverage:.0%} sure" if sure else ""
-    headers = ("platform", "dtype", "runtime", within, "energy", within, "tier")
+    headers = ("platform", "runtime", within, "energy", within)
     lines = [
         f"{first.model}, predicted for {call_text(first)}",
         "",
         tabulate(rows, headers, tablefmt="plain", disable_numparse=True, colalign=_SIDES),
         "",
-        *(f"{platform.name}: {platform.mode or platform.device}" for platform in platforms),
+        *(line for platform in platforms for line in _wrapped(_how_text(platform))),
         *_unsound(predictions, platforms),
     ]
     return "\n".join(lines)
+
+
+def _how_text(platform: Platform) -> str:
+    """Dtype, mode and tier of a platform."""
+    parts = (platform.dtype, platform.mode or platform.device, platform.tiers.get("runtime"))
+    return f"{platform.name}: {'; '.join(part for part in parts if part)}"
+
+
+def _wrapped(text: str) -> list[str]:
+    import textwrap  # noqa: PLC0415 - an idle plugin loads nothing
+
+    return textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _unsound(predictions: Sequence[Prediction], platforms: Sequence[Platform]) -> list[str]:
@@ -341,7 +353,8 @@ def _unsound(predictions: Sequence[Prediction], platforms: Sequence[Platform]) -
         every = len(overlapping) == pairs > 1
         which = "any two of them" if every else ", ".join(overlapping)
         reasons.append(f"which is faster is not sure of {which}")
-    return ["", *(f"not sound: {reason}" for reason in reasons)] if reasons else []
+    lines = [line for reason in reasons for line in _wrapped(f"not sound: {reason}")]
+    return ["", *lines] if lines else []
 
 
 def _interval_lines(prediction: Prediction) -> list[str]:
