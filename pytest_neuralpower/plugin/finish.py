@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -12,7 +13,6 @@ import pytest
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from pytest_neuralpower import __version__
 from pytest_neuralpower.errors import BaselineError, NeuralPowerError
 from pytest_neuralpower.guard.baseline import (
     BaselineStore,
@@ -96,7 +96,7 @@ def finish(
         from pytest_neuralpower.report.formats import write_reports  # noqa: PLC0415
 
         report = Report(
-            plugin=__version__,
+            plugin=version("pytest-neuralpower"),
             torch=torch_version(),
             stale_baselines=stale,
             predictions=tuple(each for found in findings.values() for each in found),

@@ -68,7 +68,8 @@ class Adaptation(msgspec.Struct, frozen=True):
     def text(self) -> str:
         """A line a call, and what was taken over."""
         lines = [
-            f"  {name}: measured {measured:.4g} ms, predicted {before:.4g}, left out {left_out:.4g}"
+            f"  {name}: measured {measured:.4g} ms, predicted {before:.4g} ms, "
+            f"left out {left_out:.4g} ms"
             for name, measured, before, left_out in self.calls
         ]
         if self.chosen == "nothing":

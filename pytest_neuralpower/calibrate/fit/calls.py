@@ -290,16 +290,22 @@ def _number(path: Path, line: int, record: Mapping[str, str], name: str) -> floa
     return value
 
 
-def timm_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_Row]:
-    """timm's tables of inference: ``model`` builds a model from its name and size of images."""
+def _public(recipe: Recipe, data_root: Path | None) -> Path:
+    """Folder of the public tables; raises ProfileError where nobody said which."""
     if data_root is None:
         raise ProfileError(
             f"recipe of {recipe.name} reads public tables: say where they are (--data DIR)"
         )
-    path, options = data_root / source.path, source.options
+    return data_root
+
+
+def timm_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_Row]:
+    """timm's tables of inference: ``model`` builds a model from its name and size of images."""
+    root, options = _public(recipe, data_root), source.options
+    path = root / source.path
     families = {
         record["model"]: record["family"]
-        for _, record in table(data_root / str(options["families"]), ("model", "family"))
+        for _, record in table(root / str(options["families"]), ("model", "family"))
     }
     target = in_folder(str(options["model"]), recipe.folder)
     found = []
@@ -324,11 +330,8 @@ def timm_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_
 def mlperf_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_Row]:
     """MLPerf's results of boards with power, one image a call: ``model`` builds a model from the
     submitter's name of the network and its width. Families are generations of networks."""
-    if data_root is None:
-        raise ProfileError(
-            f"recipe of {recipe.name} reads public tables: say where they are (--data DIR)"
-        )
-    path, options = data_root / source.path, source.options
+    root, options = _public(recipe, data_root), source.options
+    path = root / source.path
     target = in_folder(str(options["model"]), recipe.folder)
     found = []
     for line, record in table(path, ("network", "width", "image", "latency_mean_ms", "energy_mj")):
@@ -349,6 +352,13 @@ def mlperf_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list
     return found
 
 
+#: Columns of a user's own table.
+_RUN_COLUMNS: Final = (
+    *("model", "arguments", "inputs", "runtime_ms", "energy_mj"),
+    *("dtype", "autocast", "family", "mode"),
+)
+
+
 def run_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_Row]:  # noqa: ARG001
     """A table of one's own: a line a call.
 
@@ -366,6 +376,12 @@ def run_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_R
     found = []
     modes: dict[str, int] = {}
     for line, record in table(path, ("model", "inputs", "runtime_ms")):
+        for name in record:
+            if name not in _RUN_COLUMNS:
+                raise ProfileError(
+                    f"{path}: unknown column {name!r}; a table of calls has "
+                    f"{', '.join(_RUN_COLUMNS)}"
+                )
         modes.setdefault(record.get("mode") or "", line)
         found.append(
             _Row(
@@ -426,8 +442,7 @@ READERS: Final[Mapping[str, Callable[[Recipe, Source, Path | None], list[_Row]]]
 
 # -- Groups of layers that run alike.
 
-#: More operations a byte than this are bound by computing; of half precision today's boards have
-#: their ridge at 80 to 300.
+#: Channels that fill the tiles of tensor cores.
 _ALIGNED: Final = (Condition("cin", "%", 8.0), Condition("cout", "%", 8.0))
 
 

@@ -136,6 +136,12 @@ def test_several_modes_are_refused(tmp_path: Path) -> None:
         datasheet_platform("rtx4090", networks=table)
 
 
+def test_a_column_that_nobody_reads_is_refused(runs: Path) -> None:
+    runs.write_text(runs.read_text().replace("energy_mj", "energy_j", 1))
+    with pytest.raises(NeuralPowerError, match=r"unknown column 'energy_j'; .*energy_mj"):
+        datasheet_platform("rtx4090", networks=runs)
+
+
 def test_too_few_families_are_refused(runs: Path) -> None:
     runs.write_text("\n".join(runs.read_text().splitlines()[:3]) + "\n")
     with pytest.raises(NeuralPowerError, match="2 families of networks are left, and 3 are needed"):
