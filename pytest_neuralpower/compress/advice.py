@@ -318,9 +318,9 @@ def _of_the_call(advice: Advice, before: Prediction) -> Advice:
     host, device_ms, change = before.host, before.device_ms, advice.runtime_change_ms
     if host is None or device_ms is None or change is None:
         return advice
-    layers, moved = len(before.layers), device_ms + change
-    runtime = [host.total_ms(each, layers) or 0.0 for each in (device_ms, moved)]
-    waiting = [host.waiting_mj(each, layers) for each in (device_ms, moved)]
+    launches, moved = before.launches, device_ms + change
+    runtime = [host.total_ms(each, launches) or 0.0 for each in (device_ms, moved)]
+    waiting = [host.waiting_mj(each, launches) for each in (device_ms, moved)]
     energy = advice.energy_change_mj
     return replace(
         advice,

@@ -92,9 +92,10 @@ class Baseline(_Facts, frozen=True, dict=True):
         runtime_ms = add_known([rounded(item.runtime_ms) for item in self.layers])
         energy_mj = add_known([rounded(item.energy_mj) for item in self.layers])
         if self.host is not None:
+            launches = self.host.launches([item.layer for item in self.layers])
             if energy_mj is not None:
-                energy_mj += self.host.waiting_mj(runtime_ms, len(self.layers))
-            runtime_ms = self.host.total_ms(runtime_ms, len(self.layers))
+                energy_mj += self.host.waiting_mj(runtime_ms, launches)
+            runtime_ms = self.host.total_ms(runtime_ms, launches)
         return Totals(energy_mj, runtime_ms, mean_power(energy_mj, runtime_ms))
 
     def repredict(self, platform: Platform) -> Prediction:

@@ -97,7 +97,7 @@ def _bound(call: Prediction) -> tuple[bool, bool]:
     assert call.errors is not None  # the caller has looked
     assert call.host is not None
     low, high = call.errors.total("runtime")
-    launch = call.host.layer_ms * len(call.layers)
+    launch = call.host.layer_ms * call.launches
     return launch * call.host.factor <= low, launch / call.host.factor >= high
 
 
@@ -119,7 +119,7 @@ def _bounds(base: Prediction, head: Prediction) -> tuple[bool, bool]:
 def _host_difference(base: Prediction, head: Prediction) -> tuple[float, float]:
     """Interval of the difference of what launching takes: both calls have one host."""
     assert head.host is not None  # the caller has looked
-    value = head.host.layer_ms * (len(head.layers) - len(base.layers))
+    value = head.host.layer_ms * (head.launches - base.launches)
     ends = value / head.host.factor, value * head.host.factor
     return min(ends), max(ends)
 
@@ -156,7 +156,7 @@ def _waiting_ratio(
 ) -> Interval:
     bound = _bounds(base, head)
     if quantity == "runtime":
-        launches = len(head.layers) / len(base.layers)  # the host's factor cancels
+        launches = head.launches / base.launches  # the host's factor cancels
         return _hull(device, (launches, launches), bound)
     if bound[0]:
         return device

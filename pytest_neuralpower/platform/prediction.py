@@ -45,19 +45,28 @@ class Host(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
         90% of hosts are within this factor of it, up or down.
     waiting_w
         What the device draws while it waits, W; None where that is not known.
+    kinds
+        By kind of layer, how many times ``layer_ms`` one takes, where calls showed it; 1 of others.
     """
 
     layer_ms: Positive
     factor: Annotated[float, Meta(ge=1)] = 1.5
     waiting_w: NonNegative | None = None
+    kinds: dict[str, Positive] = {}
 
-    def total_ms(self, device_ms: float | None, layers: int) -> float | None:
+    def launches(self, layers: Sequence[Layer]) -> float:
+        """As how many operations of ``layer_ms`` these layers are launched."""
+        if not self.kinds:
+            return len(layers)
+        return sum(self.kinds.get(layer.kind, 1.0) for layer in layers)
+
+    def total_ms(self, device_ms: float | None, launches: float) -> float | None:
         """Runtime of a call: what the device takes, or the host where that is more."""
-        return None if device_ms is None else max(device_ms, self.layer_ms * layers)
+        return None if device_ms is None else max(device_ms, self.layer_ms * launches)
 
-    def waiting_mj(self, device_ms: float | None, layers: int) -> float:
+    def waiting_mj(self, device_ms: float | None, launches: float) -> float:
         """Energy of waiting for the host; 0 where the device's power at rest is not known."""
-        waiting = self.layer_ms * layers - (device_ms or 0.0)
+        waiting = self.layer_ms * launches - (device_ms or 0.0)
         return max(waiting, 0.0) * (self.waiting_w or 0.0)
 
 
@@ -149,15 +158,22 @@ class Prediction:
         return add_known([layer.runtime_ms for layer in self.layers])
 
     @property
+    def launches(self) -> float:
+        """:meth:`Host.launches` of the layers; their number where there is no host."""
+        if self.host is None or not self.host.kinds:
+            return len(self.layers)
+        return self.host.launches([each.layer for each in self.layers])
+
+    @property
     def host_ms(self) -> float | None:
         """What the host takes to launch the layers; None where the call does not wait for it."""
-        return None if self.host is None else self.host.layer_ms * len(self.layers)
+        return None if self.host is None else self.host.layer_ms * self.launches
 
     @property
     def runtime_ms(self) -> float | None:
         """The device's or the host's, whichever takes longer; None when energy alone is known."""
         device = self.device_ms
-        return device if self.host is None else self.host.total_ms(device, len(self.layers))
+        return device if self.host is None else self.host.total_ms(device, self.launches)
 
     @property
     def energy_mj(self) -> float | None:
@@ -165,7 +181,7 @@ class Prediction:
         energy = add_known([layer.energy_mj for layer in self.layers])
         if energy is None or self.host is None or self.host.waiting_w is None:
             return energy
-        return energy + self.host.waiting_mj(self.device_ms, len(self.layers))
+        return energy + self.host.waiting_mj(self.device_ms, self.launches)
 
     @property
     def energy_parts_mj(self) -> dict[str, float] | None:

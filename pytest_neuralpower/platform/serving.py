@@ -60,12 +60,11 @@ class _Runs(NamedTuple):
 
 
 class _ModelCall(NamedTuple):
-    """One call of a model, of so many ``launches``: ``fixed`` is the same object in all calls that
-    have it in common, and ``grown`` what depends on the cached length."""
+    """One call of a model: ``fixed`` is the same object in all calls that have it in common, and
+    ``grown`` what depends on the cached length."""
 
     fixed: _Runs
     grown: _Runs
-    launches: int
 
 
 class _Steps:
@@ -90,7 +89,7 @@ class _Steps:
             [count for _, count in grown],
             [each.layer for each, _ in grown],
         )
-        return _ModelCall(fixed, runs, len(stretch.layers))
+        return _ModelCall(fixed, runs)
 
 
 def generate(
@@ -308,7 +307,7 @@ def _round_calls(
 
 def _whole_call(ledger: _Ledger, layers: Sequence[Layer]) -> _ModelCall:
     runs = _Runs(ledger.indices(layers), [1] * len(layers), layers)
-    return _ModelCall(runs, _Runs((), (), ()), len(layers))
+    return _ModelCall(runs, _Runs((), (), ()))
 
 
 def _steps(ledger: _Ledger, model: LanguageModel, first: int, last: int, queries: int) -> _Steps:
@@ -330,11 +329,17 @@ class _Prices:
         self.platform = platform
         self._runtime = np.array([each.runtime_ms or 0.0 for each in distinct.layers])
         self._energy = np.array([each.energy_mj or 0.0 for each in distinct.layers])
-        self._sums: dict[int, tuple[float, float]] = {}
+        host = distinct.host
+        self._launches = np.array(
+            [1.0 if host is None else host.launches([each.layer]) for each in distinct.layers]
+        )
+        self._sums: dict[int, FloatArray] = {}
 
-    def _sum(self, runs: _Runs) -> tuple[float, float]:
+    def _sum(self, runs: _Runs) -> FloatArray:
+        """Runtime (ms), energy (mJ) and launches."""
         indices, counts = list(runs.indices), np.array(runs.counts, dtype=np.float64)
-        return float(self._runtime[indices] @ counts), float(self._energy[indices] @ counts)
+        known = self._runtime, self._energy, self._launches
+        return np.array([float(each[indices] @ counts) for each in known])
 
     def round(self, calls: Sequence[_ModelCall]) -> tuple[float, float]:
         """Runtime (ms) and energy (mJ) of calls one after the other, waiting included."""
@@ -343,14 +348,14 @@ class _Prices:
         for call in calls:
             if id(call.fixed) not in self._sums:
                 self._sums[id(call.fixed)] = self._sum(call.fixed)
-            fixed, grown = self._sums[id(call.fixed)], self._sum(call.grown)
-            device_ms = fixed[0] + grown[0]
-            energy += fixed[1] + grown[1]
+            total = self._sums[id(call.fixed)] + self._sum(call.grown)
+            device_ms, device_mj, launches = total.tolist()
+            energy += device_mj
             if host is None:
                 runtime += device_ms
             else:
-                energy += host.waiting_mj(device_ms, call.launches)
-                runtime += host.total_ms(device_ms, call.launches) or 0.0
+                energy += host.waiting_mj(device_ms, launches)
+                runtime += host.total_ms(device_ms, launches) or 0.0
         return runtime, energy
 
     def intervals(self, calls: Sequence[_ModelCall]) -> CallIntervals:
@@ -361,9 +366,9 @@ class _Prices:
         counts: FloatArray = np.zeros(len(self._runtime))
         for runs, times in _repeated(calls):
             np.add.at(counts, list(runs.indices), [count * times for count in runs.counts])
-        launches = sum(call.launches for call in calls)
+        launches = float(self._launches @ counts)
         fields = call_intervals(
-            errors.times(counts), self.platform, self.distinct.host, layers=launches
+            errors.times(counts), self.platform, self.distinct.host, launches=launches
         )
         del fields["errors"]  # of configurations, and so no line for each layer
         return fields

@@ -233,12 +233,22 @@ def calls_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
     if found is None:
         return ""
     scores = [
-        (f"{found['calls']:,} calls, {found['families']} families", found["held_out"]),
+        (f"{found['calls']:,} calls, {found['families']:,} families", found["held_out"]),
         ("by 20 calls of others", found["from_20"]),
         ("by no call", found["prior"]),
         ("their energy", found.get("energy")),
+        (f"{found['waiting']:,} that wait", found.get("host", {}).get("held_out")),
     ]
     return _score_table([each for each in scores if each[1]], "runtime", style)
+
+
+def parts_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
+    """How calls of each part of a table are predicted and ranked; empty where it has no parts."""
+    rows = [
+        [part, f"{found['calls']:,}", percent(found["mape"]), f"{found['spearman']:.4f}"]
+        for part, found in accuracy.get("calls", {}).get("parts", {}).items()
+    ]
+    return _table(rows, ["part", "calls", "MAPE", "Spearman"], style) if rows else ""
 
 
 def _carried_over(power: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from pytest_neuralpower.calibrate.fit.power import power_of_calls
-from pytest_neuralpower.calibrate.fit.uncertainty import with_totals
+from pytest_neuralpower.calibrate.fit.uncertainty import conformal_distance, with_totals
 from pytest_neuralpower.errors import FitError, ImportPathError, NeuralPowerError, ProfileError
 from pytest_neuralpower.estimators import Physical
 from pytest_neuralpower.estimators.base import need_extra
@@ -59,6 +59,8 @@ class TimedCall:
         Different layers of the call, and how many equal ones it has.
     runtime_ms, energy_mj
         Of the call; energy None where it was not metered.
+    part
+        Of the table, where calls of one are ranked among themselves: ``batch 32``; else empty.
     """
 
     name: str
@@ -66,6 +68,7 @@ class TimedCall:
     layers: tuple[tuple[Layer, int], ...]
     runtime_ms: float
     energy_mj: float | None = None
+    part: str = ""
 
     @property
     def count(self) -> int:
@@ -97,6 +100,7 @@ class _Row(NamedTuple):
     runtime_ms: float
     energy_mj: float | None = None
     parameters: float | None = None
+    part: str = ""
 
 
 class _Traced(NamedTuple):
@@ -172,7 +176,8 @@ def read_calls(
         if recipe.fused:
             run = fused(run, traced.reads, folds=recipe.fused == "folded")
         layers = tuple(Counter(run).items())
-        found.append(TimedCall(row.name, row.group, layers, row.runtime_ms, row.energy_mj))
+        known = row.runtime_ms, row.energy_mj, row.part
+        found.append(TimedCall(row.name, row.group, layers, *known))
     if not rows:
         raise ProfileError(f"{source.path}: the table has no calls")
     if not found:
@@ -352,6 +357,33 @@ def mlperf_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list
     return found
 
 
+def help_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_Row]:
+    """HELP's times of all cells of NAS-Bench-201, images of 32 pixels a side: ``model`` builds a
+    network from its cell. Of the table's cells in their order each ``every``-th is taken."""
+    root, options = _public(recipe, data_root), source.options
+    path, every = root / source.path, int(options["every"])
+    target = in_folder(str(options["model"]), recipe.folder)
+    places: dict[str, int] = {}
+    found = []
+    for line, record in table(path, ("architecture", "device", "batch", "latency_ms")):
+        cell, batch = record["architecture"], record["batch"]
+        place = places.setdefault(cell, len(places))
+        if place % every or not options["select"].items() <= record.items():
+            continue
+        found.append(
+            _Row(
+                line,
+                f"{cell} of {batch}",
+                cell,
+                _Model(target, (("cell", cell),)),
+                (f"{batch},3,32,32",),
+                _number(path, line, record, "latency_ms"),
+                part=f"batch {batch}",
+            )
+        )
+    return sorted(found, key=lambda row: places[row.group])  # each model is built once
+
+
 #: Columns of a user's own table.
 _RUN_COLUMNS: Final = (
     *("model", "arguments", "inputs", "runtime_ms", "energy_mj"),
@@ -434,6 +466,7 @@ def run_model(record: Mapping[str, str], path: Path, line: int) -> Any:
 
 #: Readers of whole calls, by name.
 READERS: Final[Mapping[str, Callable[[Recipe, Source, Path | None], list[_Row]]]] = {
+    "help": help_calls,
     "mlperf": mlperf_calls,
     "runs": run_calls,
     "timm": timm_calls,
@@ -626,7 +659,25 @@ def _parts(platform: FittedPlatform, calls: Sequence[TimedCall], ridge: float) -
     return _Parts(tuple(groups), prior, fixed, floor)
 
 
-class CallsAccuracy(msgspec.Struct, frozen=True):
+class HostAccuracy(msgspec.Struct, frozen=True):
+    """How calls are predicted that wait for the host's launches, by launches of other families.
+
+    Attributes
+    ----------
+    held_out
+        Errors of their runtime.
+    factor
+        90% of them are within it.
+    inside
+        Calls within what other hosts differ by, which is their interval.
+    """
+
+    held_out: Score
+    factor: float
+    inside: int
+
+
+class CallsAccuracy(msgspec.Struct, frozen=True, omit_defaults=True):
     """How calls are predicted whose family no fit has seen.
 
     Attributes
@@ -634,13 +685,18 @@ class CallsAccuracy(msgspec.Struct, frozen=True):
     calls, families
         Numbers of both.
     waiting
-        Calls left out, because they take no longer than the host's launches.
+        Calls that take no longer than the host's launches, and so tell nothing of the device.
     held_out
         Errors of their runtime.
     prior
         Errors before any call was fitted.
     from_20
         Errors by 20 calls of as many families, on calls of all others: means of ten draws.
+    host
+        Of the waiting calls, where these are enough to tell what launches take.
+    parts
+        By part of the table, number of its calls, their mean error (%) and Spearman's correlation
+        of measured and predicted; empty where it has no parts.
     """
 
     calls: int
@@ -649,6 +705,8 @@ class CallsAccuracy(msgspec.Struct, frozen=True):
     held_out: Score
     prior: Score
     from_20: Score | None
+    host: HostAccuracy | None = None
+    parts: Mapping[str, Mapping[str, float]] = {}
 
 
 #: As many calls as a user may have, and how often they are drawn.
@@ -660,11 +718,20 @@ def fit_calls(
     platform: FittedPlatform,
     calls: Sequence[TimedCall],
     progress: Callable[[str], None] = lambda _: None,
+    *,
+    one_kind: bool = False,
 ) -> FittedPlatform:
     """The platform with the factors that whole calls show on families without rows of their own.
 
     Families with rows keep their prices. Layers of the others stay flagged as inferred; intervals
-    of totals are those of calls whose group was left out.
+    of totals are those of calls whose group was left out. Where many calls wait for the host, they
+    show what launches take.
+
+    Parameters
+    ----------
+    one_kind
+        Whether all networks are of one kind, and so do not tell how alike the errors of others are;
+        False by default.
 
     Raises
     ------
@@ -675,8 +742,9 @@ def fit_calls(
     ridge = hardware["peak_gflops"] / hardware["bandwidth_gbs"]
     # A call that waits for the host tells nothing of the device.
     launch = 0.0 if platform.host is None else platform.host.layer_ms
+    waits = [one for one in calls if one.runtime_ms <= launch * one.count]
     known, calls = len(calls), [one for one in calls if one.runtime_ms > launch * one.count]
-    waiting = known - len(calls)
+    waiting = len(waits)
     progress(f"pricing {len(calls):,} calls")
     parts = _parts(platform, calls, ridge)
     runtime = np.array([call.runtime_ms for call in calls])
@@ -697,6 +765,7 @@ def fit_calls(
     for number in range(int(fold.max()) + 1):
         out = fold == number
         held_out[out] = _predicted(parts, runtime, ~out, out)
+    platform, of_host, held_out_waits = _with_host(platform, waits)
     accuracy = CallsAccuracy(
         len(calls),
         len(set(groups)),
@@ -704,6 +773,8 @@ def fit_calls(
         Score.of(held_out, runtime),
         Score.of(parts.prior_ms.sum(axis=1) + parts.fixed_ms, runtime),
         _from_few(parts, runtime, groups),
+        of_host,
+        _by_part([*calls, *waits], np.concatenate([held_out, held_out_waits])),
     )
     every = np.ones(len(calls), dtype=bool)
     platform = _corrected(platform, parts, _factors(parts, runtime, every), ridge)
@@ -720,7 +791,67 @@ def fit_calls(
         score = msgspec.to_builtins(Score.of(held_out * held_out_w, energy))
         fitted = {**platform.accuracy["calls"], "energy": score}
         platform = replace(platform, accuracy={**platform.accuracy, "calls": fitted})
-    return with_totals(platform, layers, runtime, held_out, groups)
+    return with_totals(platform, layers, runtime, held_out, groups, correlated=not one_kind)
+
+
+def _by_part(calls: Sequence[TimedCall], held_out: FloatArray) -> dict[str, dict[str, float]]:
+    """What is known of each part of the table."""
+    places: dict[str, list[int]] = {}
+    for place, (call, predicted) in enumerate(zip(calls, held_out.tolist(), strict=True)):
+        if call.part and np.isfinite(predicted):
+            places.setdefault(call.part, []).append(place)
+    found = {}
+    for part, some in places.items():
+        measured = np.array([calls[place].runtime_ms for place in some])
+        error = 100 * float(np.mean(np.abs(held_out[some] / measured - 1)))
+        ranks = np.argsort(np.argsort([measured, held_out[some]], kind="stable"))
+        rank = float(np.asarray(np.corrcoef(ranks))[0, 1])
+        found[part] = {"calls": len(some), "mape": round(error, 2), "spearman": round(rank, 4)}
+    return found
+
+
+# -- The host, from calls that wait for it: operations of some kinds take it longer than of others.
+
+#: Least share of the usual launch that one of a kind takes.
+_LEAST_LAUNCH: Final = 0.1
+
+
+def _with_host(
+    platform: FittedPlatform, waits: Sequence[TimedCall]
+) -> tuple[FittedPlatform, HostAccuracy | None, FloatArray]:
+    """The platform whose launches take what calls show that wait for them, how well these are
+    predicted without their group, and so predicted runtimes (ms); as it is where they are few."""
+    groups = [call.group for call in waits]
+    host = platform.host
+    if host is None or len(set(groups)) < _FEW:
+        return platform, None, np.full(len(waits), np.nan)
+    kinds = sorted({layer.kind for call in waits for layer, _ in call.layers})
+    launched = np.zeros((len(waits), len(kinds)))
+    for row, call in enumerate(waits):
+        for layer, count in call.layers:
+            launched[row, kinds.index(layer.kind)] += count * host.layer_ms
+    runtime = np.array([call.runtime_ms for call in waits])
+
+    def fitted(seen: NDArray[np.bool_]) -> tuple[float, FloatArray]:
+        usual = float(np.median(runtime[seen] / launched[seen].sum(axis=1)))
+        least = np.full(len(kinds), _LEAST_LAUNCH)
+        return usual, fit_factors(usual * launched[seen], runtime[seen], least)
+
+    fold = grouped_folds(groups, _FOLDS)
+    held_out = np.empty(len(waits))
+    for number in range(int(fold.max()) + 1):
+        usual, factors = fitted(fold != number)
+        held_out[fold == number] = usual * (launched[fold == number] @ factors)
+    off = np.log(runtime / held_out)
+    accuracy = HostAccuracy(
+        Score.of(held_out, runtime),
+        round(float(np.exp(conformal_distance(off, groups))), 3),
+        int((np.abs(off) <= np.log(host.factor)).sum()),
+    )
+    usual, factors = fitted(np.ones(len(waits), dtype=bool))
+    times = {kind: _rounded(each) for kind, each in zip(kinds, factors.tolist(), strict=True)}
+    host = replace(host, layer_ms=_rounded(usual * host.layer_ms), kinds=times)
+    return replace(platform, host=host), accuracy, held_out
 
 
 def _factors(parts: _Parts, runtime: FloatArray, some: NDArray[np.bool_]) -> FloatArray:

@@ -31,6 +31,7 @@ from pytest_neuralpower.report.accuracy import (
     networks_line,
     networks_table,
     overhead_table,
+    parts_table,
     percent,
     power_table,
     split_table,
@@ -146,8 +147,18 @@ def _calls(platform: FittedPlatform) -> list[str]:
         f"intervals made without the family hold {intervals['inside']} of {intervals['networks']} "
         f"calls, at a half-width of {intervals['half_width_percent']:.0f}% in the median."
     )
-    if waiting := platform.accuracy["calls"]["waiting"]:
-        text += f" {waiting} calls that wait for the host's launches were left out."
+    calls = platform.accuracy["calls"]
+    if "host" in calls and platform.host is not None:
+        found, host = calls["host"], platform.host
+        kinds = ", ".join(f"{each:.2f} {kind}" for kind, each in sorted(host.kinds.items()))
+        text += (
+            f" {calls['waiting']:,} calls wait for the host and tell what its launches take: "
+            f"{host.layer_ms * 1e3:.0f} us, times {kinds}. 90% of them are within a factor of "
+            f"{found['factor']:.2f} when their family is left out; as another host may differ by "
+            f"{host.factor:g}, their intervals hold {found['inside']:,}."
+        )
+    elif calls["waiting"]:
+        text += f" {calls['waiting']} calls that wait for the host's launches were left out."
     inferred = (
         "What a kind of layer takes is inferred from the totals: times what other devices take at "
         "this one's ceilings. Factors that the calls cannot tell stay near 1; a single one is not "
@@ -155,6 +166,7 @@ def _calls(platform: FittedPlatform) -> list[str]:
     )
     return [
         *("## Whole calls, held out by family", table, text),
+        *([parts] if (parts := parts_table(platform.accuracy, "github")) else []),
         *("## Factors on the prior", _table(factors, ("family", "group", "factor")), inferred),
     ]
 

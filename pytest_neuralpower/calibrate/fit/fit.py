@@ -144,7 +144,7 @@ def fit_recipe(
     )
     platform = fitted.platform
     if calls:
-        platform = fit_calls(platform, calls, progress)
+        platform = fit_calls(platform, calls, progress, one_kind=recipe.totals == "one kind")
     if recipe.totals == "in place":
         platform = learn_totals(platform, fitted.families, networks)
     return replace(fitted, platform=with_calibration(platform, profiles))

@@ -21,7 +21,7 @@ from pytest_neuralpower.platform.fusion import Fused
 from pytest_neuralpower.platform.prediction import Host, TokenSampler
 
 #: How a quantity can be known.
-Tier = Literal["measured", "public", "transferred", "datasheet", "estimated"]
+Tier = Literal["measured", "public", "transferred", "inferred", "datasheet", "estimated"]
 
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
 _Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -155,7 +155,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     totals
         What tells how far a call is from the sum of its layers: ``networks`` (the default where
         there are any; they must have run in this mode), or how the rows were timed: ``alone``
-        (the other default) or ``in place``, inside networks.
+        (the other default) or ``in place``, inside networks. ``one kind``: the whole calls are of
+        networks of one kind, which do not tell how alike the errors of others' layers are.
     plan
         What ``neuralpower calibrate`` measured: arguments of
         :func:`pytest_neuralpower.calibrate.measure.plan.make_plan`.
@@ -181,7 +182,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     overheads: Mapping[str, tuple[str, ...]] = {}
     power: Power | None = None
     networks: str = ""
-    totals: Literal["alone", "in place", "networks"] | None = None
+    totals: Literal["alone", "in place", "networks", "one kind"] | None = None
     plan: Mapping[str, Any] = {}
     notes: tuple[_Text, ...] = ()
     folder: Path = Path()

@@ -536,6 +536,8 @@ def with_totals(
     measured_ms: FloatArray,
     held_out_ms: FloatArray,
     groups: Sequence[Hashable],
+    *,
+    correlated: bool = True,
 ) -> FittedPlatform:
     """The platform with the error of whole calls that measured ones show, and their score.
 
@@ -547,12 +549,16 @@ def with_totals(
         Runtime of each call, and as it was predicted without those of its group.
     groups
         Of each call.
+    correlated
+        Whether the calls tell how much the errors of layers have in common (default).
     """
     off = np.abs(np.log(measured_ms / held_out_ms))
     which, count = _numbered(groups)
     some = np.arange(0, len(off), max(1, len(off) // _MOST_CALLS))
     calls = [calls[place] for place in some.tolist()]
-    platform = _platform_with_error(_correlated(platform, calls, off[some]), 0.0)
+    if correlated:
+        platform = _correlated(platform, calls, off[some])
+    platform = _platform_with_error(platform, 0.0)
     own = _layers_parts(platform, calls)
     # Families differ in size as what people run does, so each call counts once.
     whole = _beyond(conformal_distance(off, range(len(off))), own)

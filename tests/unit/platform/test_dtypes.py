@@ -113,6 +113,27 @@ def test_convolutions_on_tensor_cores_are_not_filtered_minimally(a100: FittedPla
     assert found.runtime_interval_ms.low <= call.flops / 2.25 / 311_900e6
 
 
+@pytest.mark.parametrize("name", ["h100", "h200"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_kind_without_rows_is_as_sure_at_a_peak_that_is_no_higher(
+    name: str, dtype: torch.dtype
+) -> None:
+    def convolution(dtype: torch.dtype) -> Prediction:
+        with torch.device("meta"):
+            model = nn.Conv2d(64, 64, 3, padding=1, dtype=dtype).eval()
+            return load_platform(name).predict(
+                trace(model, torch.empty(32, 64, 56, 56, dtype=dtype))
+            )
+
+    known, other = convolution(torch.bfloat16), convolution(dtype)
+    factors = [each.runtime_interval_ms.high / each.device_ms for each in (known, other)]
+    assert factors[1] == pytest.approx(factors[0])
+    assert EXTRAPOLATED in other.layers[0].flags
+    if dtype is torch.float32:  # as the platform of that dtype says, whose prior is the same
+        own = load_platform("h100-fp32").predict([other.layers[0].layer])
+        assert other.device_ms == pytest.approx(own.device_ms, rel=0.1)
+
+
 def test_the_note_says_what_is_done(a100: FittedPlatform) -> None:
     other = perceptron(a100, torch.bfloat16)
     assert other.notes[0] == ("4 of 4 layers in bfloat16: priced at 16 times the peak of float32")
