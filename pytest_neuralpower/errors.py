@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+from pytest_neuralpower.text import printable
+
+#: Characters of a line: values in it may be of any length.
+_LINE: Final = 4000
+
 
 class NeuralPowerError(Exception):
-    """Base of all errors raised for a user's mistake or an unmet precondition."""
+    """Base of all errors raised for a user's mistake or an unmet precondition.
+
+    The message is made fit to print: in one line, control characters escaped, abridged beyond
+    4,000 characters.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message, _LINE))
 
 
 class TraceError(NeuralPowerError, RuntimeError):
@@ -32,7 +46,12 @@ class BaselineError(NeuralPowerError, ValueError):
 
 
 class BudgetFileError(NeuralPowerError, ValueError):
-    """A budget file is broken; the message names the file, the line and the allowed keys."""
+    """A budget file is broken: a line for each mistake, with the file, its line and what is
+    allowed."""
+
+    def __init__(self, *mistakes: str) -> None:
+        lines = "\n".join(printable(each, _LINE) for each in mistakes)
+        super(NeuralPowerError, self).__init__(lines)
 
 
 class CompareError(NeuralPowerError, ValueError):

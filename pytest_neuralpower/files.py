@@ -1,11 +1,20 @@
-"""Text files: written whole or not at all, read into declared types with one line for a mistake."""
+"""Text files: written whole or not at all, read into declared types with one line for a mistake.
+
+Files come from strangers, too: what is no file, larger than any of ours, or means more than it says
+(aliases of YAML that repeat what they name) is refused before it takes time or memory.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import re
 import reprlib
+import stat
 import tempfile
+import zlib
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -13,6 +22,8 @@ import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    import yaml
 
 T = TypeVar("T")
 
@@ -40,26 +51,203 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise
 
 
-def read_text(path: Path, *, file: str, error: type[Exception]) -> str:
-    """The text of a file.
+#: A baseline of 100,000 layers has 40 MB.
+_MOST_BYTES: Final = 64 * 2**20
+
+
+def read_bytes(path: Path, *, file: str, error: type[Exception]) -> bytes:
+    """The content of a file, of at most 64 MiB.
 
     Parameters
     ----------
     path
-        The file, in UTF-8.
+        The file; of a name that ends with ``.gz``, what is packed in it.
     file
         What the line of an error begins with: ``"platform file mine.json"``.
     error
-        What is raised where it cannot be read.
+        What is raised where it cannot be read, is no file but a pipe or a device, or is larger.
     """
+    most = _MOST_BYTES
+    # Opened without waiting for somebody to write to a pipe.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        return path.read_text(encoding="utf-8-sig")  # editors of Windows write a mark
+        handle = os.open(path, flags)
+        mode = os.fstat(handle).st_mode
+        if not stat.S_ISREG(mode):
+            os.close(handle)
+            what = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
+            raise error(f"{file}: it is {what}; give a file")
+        with os.fdopen(handle, "rb") as opened:
+            data = opened.read(most + 1)
+        if path.suffix == ".gz":
+            packed = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+            data = packed.decompress(data, most + 1)
+            if not packed.eof and len(data) <= most:
+                raise ValueError("it ends too early")
     except FileNotFoundError:
         raise error(f"{file}: there is no such file; check the path") from None
     except IsADirectoryError:
         raise error(f"{file}: it is a directory; give a file") from None
-    except (OSError, ValueError) as problem:  # not UTF-8, or a path with a null byte
+    except (OSError, ValueError, zlib.error) as problem:  # also a path with a null byte
         raise error(f"{file}: it cannot be read ({problem}); check the file") from None
+    if len(data) > most:
+        raise error(f"{file}: it has more than {most // 2**20} MiB; check the file")
+    return data
+
+
+def read_text(path: Path, *, file: str, error: type[Exception]) -> str:
+    """The text of a file in UTF-8: :func:`read_bytes`, with its parameters.
+
+    Lines end with ``\\n``, whatever wrote them.
+    """
+    data = read_bytes(path, file=file, error=error)
+    try:
+        text = data.decode("utf-8-sig")  # editors of Windows write a mark
+    except UnicodeDecodeError as problem:
+        raise error(f"{file}: it cannot be read ({problem}); check the file") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def read_table(
+    path: Path, *, file: str, error: type[Exception]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """The lines of a table in CSV by the names of its header, each with its number.
+
+    Parameters
+    ----------
+    path, file, error
+        As :func:`read_bytes` takes them; raised also for what is no table, with the line.
+    """
+    lines = csv.DictReader(io.StringIO(read_text(path, file=file, error=error), newline=""))
+    try:
+        yield from enumerate(lines, start=2)
+    except csv.Error as problem:
+        raise error(f"{file}, line {lines.line_num + 1}: {problem}") from None
+
+
+# -- YAML.
+
+#: Values in a file: a budget file of 7,000 models has as many.
+_MOST_VALUES: Final = 100_000
+
+#: Lists within lists.
+_MOST_LEVELS: Final = 100
+
+#: Characters of a value that count as much as a value by itself.
+_PART: Final = 100
+
+#: Longer numbers and dates are none: what YAML makes of them takes time, and has no float.
+_LONGEST_NUMBER: Final = 64
+
+
+def read_yaml(text: str, *, file: str, error: type[Exception], renew: str = "") -> Any:
+    """The value of one YAML document; None of an empty one.
+
+    Parameters
+    ----------
+    text
+        The document.
+    file, error
+        As :func:`read_bytes` takes them: what is raised names the line, too.
+    renew
+        How that line ends: what to do.
+    """
+    with yaml_document(text, file=file, error=error, renew=renew) as (loader, node):
+        return None if node is None else loader.construct_document(node)
+
+
+@contextmanager
+def yaml_document(
+    text: str, *, file: str, error: type[Exception], renew: str = ""
+) -> Iterator[tuple[yaml.SafeLoader, yaml.Node | None]]:
+    """One YAML document and what constructs its values: as :func:`read_yaml`, for whom lines of
+    values matter. Raised is also what is found while the block runs."""
+    import yaml  # noqa: PLC0415 - slow
+
+    ending = renew and f"; {renew}"
+    loader = None
+    try:
+        _refuse_bombs(text)
+        loader = _loader(text)
+        yield loader, loader.get_single_node()
+    except (yaml.YAMLError, UnicodeError) as problem:
+        mark = getattr(problem, "problem_mark", None) or getattr(problem, "context_mark", None)
+        place = getattr(problem, "position", None)
+        if mark is not None:  # the parser in C stops behind the end
+            line = min(mark.line, text.rstrip("\n").count("\n")) + 1
+        else:
+            line = None if place is None else text.count("\n", 0, place) + 1
+        says = getattr(problem, "problem", None) or " ".join(str(problem).split())
+        if says.startswith("but "):  # expected a single document, ...
+            says = f"{getattr(problem, 'context', '')}, {says}"
+        where = file if line is None else f"{file}:{line}"
+        raise error(f"{where}: not YAML ({says}){ending}") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _refuse_bombs(text: str) -> None:
+    """Raise a YAMLError where a document has more values than any file of ours, aliases counted
+    as what they repeat, or lists too deep within lists.
+
+    The parser in C reads 25 MB/s and takes no memory for what is not kept.
+    """
+    import yaml  # noqa: PLC0415 - slow
+
+    def refuse(says: str) -> None:
+        mark: Any = event.start_mark
+        raise yaml.composer.ComposerError(None, None, says, mark)
+
+    weight = 0
+    weights: dict[str, int] = {}
+    open_: list[tuple[str | None, int]] = []
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.ScalarEvent):
+            size = 1 + len(event.value) // _PART
+            weight += size
+            if event.anchor is not None:
+                weights[event.anchor] = size
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_.append((event.anchor, weight))
+            weight += 1
+            if len(open_) > _MOST_LEVELS:
+                refuse(f"nested more than {_MOST_LEVELS} levels deep")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_.pop()
+            if anchor is not None:
+                weights[anchor] = weight - before
+        elif isinstance(event, yaml.AliasEvent):
+            if any(anchor == event.anchor for anchor, _ in open_):
+                refuse(f"the alias {event.anchor!r} is within what it names")
+            weight += weights.get(event.anchor or "", 0)
+        if weight > _MOST_VALUES:
+            refuse(f"more than {_MOST_VALUES:,} values")
+
+
+def _loader(text: str) -> yaml.SafeLoader:
+    """A loader whose every mistake is a YAMLError with its line."""
+    import yaml  # noqa: PLC0415 - slow
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+            number = node.tag.rpartition(":")[2] in ("int", "float", "timestamp")
+            if number and len(node.value) > _LONGEST_NUMBER:
+                says = f"a number of {len(node.value)} characters"
+            else:
+                try:
+                    return super().construct_object(node, deep=deep)
+                except yaml.YAMLError:
+                    raise
+                # PyYAML's constructors take a tag at its word: !!timestamp, !!int, !!bool.
+                except Exception as problem:
+                    says = str(problem) or f"no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, says, node.start_mark)
+
+    return Loader(text)
+
+
+# -- JSON, and data of any parser as a declared type.
 
 
 def decode(type_: type[T], data: Any, *, file: str, error: type[Exception], renew: str) -> T:
@@ -147,7 +335,7 @@ def _reason(type_: Any, says: str, keys: Sequence[str | int], value: Any) -> str
         return f"unknown field {inside + field[1]!r}"
     if re.match("Invalid (enum )?value", says):
         choices = ", ".join(map(str, _choices(type_, keys)))
-        return f"{name} is {_shown(value)}; allowed: {choices}"
+        return f"{name} is {shown(value)}; allowed: {choices}"
     if expected := re.fullmatch(r"Expected (.*?)(?:, got .*)?", says):
         wanted = re.sub(
             r"`([^`]*)`",
@@ -155,13 +343,17 @@ def _reason(type_: Any, says: str, keys: Sequence[str | int], value: Any) -> str
             expected[1],
         )
         wanted = wanted.replace(".0", "").replace("a whole number or a number", "a number")
-        return f"{name or 'the whole'} must be {wanted}, not {_shown(value)}"
+        return f"{name or 'the whole'} must be {wanted}, not {shown(value)}"
     return f"{name}: {says}" if name else says
 
 
-def _shown(value: Any) -> str:
+_ABRIDGED: Final = reprlib.Repr()
+vars(_ABRIDGED).update(maxstring=100, maxother=100)
+
+
+def shown(value: Any) -> str:
     """A value in a line: large ones abridged."""
-    return reprlib.repr(value).replace("\n", " ")
+    return _ABRIDGED.repr(value).replace("\n", " ")
 
 
 def _followed(type_: Any, data: Any, path: str, said: str) -> tuple[list[str | int], Any]:

@@ -11,6 +11,7 @@ axes is ``scalar``. A cell of a profile has several of them, ``8x64x56x56;8:int6
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -21,8 +22,13 @@ import msgspec
 
 from pytest_neuralpower.files import mistake
 from pytest_neuralpower.layers import ITEMSIZE, KINDS, Layer, Params, ParamValue, TensorSpec
+from pytest_neuralpower.text import escaped
 
 _SCALAR: Final = "scalar"
+
+#: Values of a tensor: sizes are whole numbers of 64 bits, and what is computed of them has a float.
+_MOST_VALUES: Final = 2**63 - 1
+_MOST_AXES: Final = 64
 
 #: A path that is written in quotes as it is.
 _PLAIN: Final = re.compile(r"[\w.]*", re.ASCII)
@@ -86,6 +92,8 @@ def _tensor(text: str, dtype: str) -> TensorSpec:
         shape = () if sizes == _SCALAR else tuple(map(int, sizes.split("x")))
     except ValueError:
         raise ValueError(f"{sizes!r} is not a shape such as 8x64x56x56") from None
+    if len(shape) > _MOST_AXES or math.prod(shape) > _MOST_VALUES:
+        raise ValueError(f"{sizes!r} has more values than any tensor")
     return TensorSpec(shape, read_dtype(own or dtype))
 
 
@@ -340,6 +348,7 @@ def _priced(line: LayerLine) -> PricedLayer:
     if line.runtime_ms is None and line.energy_mj is None:
         raise ValueError("a layer needs a runtime_ms or an energy_mj")
     dtype = line.dtype
+    op, path = escaped(line.op), escaped(line.path)
     for text in (*line.inputs, *line.weights, *line.outputs):
         if "-" in text:
             raise ValueError(f"{text!r} is not a shape such as 8x64x56x56")
@@ -348,5 +357,5 @@ def _priced(line: LayerLine) -> PricedLayer:
         for texts in (line.inputs, line.weights, line.outputs)
     )
     params = tuple(sorted(line.params.items()))
-    layer = Layer(line.kind, line.op, line.path, inputs, weights, outputs, dtype, params)
+    layer = Layer(line.kind, op, path, inputs, weights, outputs, dtype, params)
     return PricedLayer(layer, line.runtime_ms, line.power_w, line.energy_mj)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from pytest_neuralpower.errors import CompressError, ImportPathError
+from pytest_neuralpower.files import read_yaml, shown
 
 if TYPE_CHECKING:
     import torch
@@ -215,16 +216,14 @@ def read_arguments(pairs: Sequence[str]) -> dict[str, Any]:
     ImportPathError
         One of them is not that.
     """
-    import yaml  # noqa: PLC0415 - slow
-
     parsed = {}
     for pair in pairs:
         name, separator, value = pair.partition("=")
         if not separator or not name.isidentifier():
             raise ImportPathError(f"--arg {pair}: write name=value")
         try:
-            parsed[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            parsed[name] = read_yaml(value, file="", error=ImportPathError)
+        except ImportPathError:
             raise ImportPathError(f"--arg {pair}: {value!r} is not a YAML value") from None
     return parsed
 
@@ -369,7 +368,23 @@ def read_input(value: Any, *, field: str = "--input") -> InputSpec:
         raise InputError(
             f"{where}: {sizes!r} is no shape; write positive sizes such as 1,3,224,224"
         )
+    _refuse_too_many(shape, where)
     return InputSpec(shape, dtype or "float32", None, name or None)
+
+
+#: Values of the largest tensor that torch can describe in each of its dtypes.
+_MOST_VALUES: Final = 2**63 // 16
+
+#: Axes of a tensor: more have no meaning, and none of torch's loops takes them.
+_MOST_AXES: Final = 64
+
+
+def _refuse_too_many(shape: Sequence[int], where: str) -> None:
+    if len(shape) > _MOST_AXES or math.prod(shape) >= _MOST_VALUES:
+        raise InputError(
+            f"{where}: a tensor has at most {_MOST_AXES} sizes and fewer than 2^59 values; write "
+            "smaller ones"
+        )
 
 
 def refuse_one_shape(inputs: Sequence[Any]) -> None:
@@ -390,6 +405,7 @@ def _of_mapping(given: Mapping[str, Any]) -> InputSpec:
         raise InputError(f"{what}, a list of positive sizes such as [1, 3, 224, 224]")
     if dtype not in DTYPES:
         raise InputError(f"dtype: {dtype!r}; allowed: {', '.join(sorted(DTYPES))}", "dtype")
+    _refuse_too_many(shape, f"shape: {shown(shape)}")
     if limits is not None and not (
         isinstance(limits, list)
         and len(limits) == 2

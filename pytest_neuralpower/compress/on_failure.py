@@ -6,7 +6,6 @@ Whatever goes wrong here is one line: it must never hide the failure it belongs 
 from __future__ import annotations
 
 import inspect
-import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from pytest_neuralpower.compress.find_groups import find_channel_groups
 from pytest_neuralpower.compress.width_prices import LayerQuota
 from pytest_neuralpower.errors import NeuralPowerError
 from pytest_neuralpower.model_source import Origin, input_texts, origin_of
+from pytest_neuralpower.text import printable, shell_word
 from pytest_neuralpower.tracing.inputs import batch_size, token_count
 from pytest_neuralpower.units import SYMBOLS, UNITS
 
@@ -83,7 +83,7 @@ def failure_advice(
             words = _words(model, call, root)
         except Exception:
             words = [_UNKNOWN_MODEL, "--input", "SHAPE"]
-        words += ["--platform", shlex.quote(platform_name)]
+        words += ["--platform", shell_word(platform_name)]
         estimator = getattr(platform, "estimator", "best")
         if estimator != "best":
             words += ["--estimator", estimator]
@@ -106,7 +106,7 @@ def _advice(
     except Exception as error:
         kind = "" if isinstance(error, NeuralPowerError) else f"{type(error).__name__}: "
         reason = next(iter(str(error).splitlines()), "")
-        return [f"advice: none, {kind}{reason}"]
+        return [f"advice: none, {kind}{printable(reason)}"]
     return ["advice, predicted and not measured:", *(f"  {line}" for line in lines)]
 
 
@@ -148,7 +148,7 @@ def _words(model: torch.nn.Module, call: Call, root: Path) -> list[str]:
             words = [path, *arguments]
     for text in input_texts(call, unknown="SHAPE"):
         words += ["--input", text]
-    return [shlex.quote(word) for word in words]
+    return [shell_word(word) for word in words]
 
 
 def _of_its_class(model: torch.nn.Module) -> Origin | None:

@@ -7,6 +7,7 @@ import copy
 import hashlib
 import io
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +21,13 @@ from torch import nn
 
 from pytest_neuralpower.compress.find_groups import find_channel_groups, remove_units
 from pytest_neuralpower.errors import CompressError
-from pytest_neuralpower.files import decode, read_text, write_atomically
+from pytest_neuralpower.files import decode, read_text, shown, write_atomically
 from pytest_neuralpower.model_source import Call, as_call, parse_inputs
 
 Granularity = Literal["channel", "weight"]
+
+#: Values of the largest parameter that a mask can have.
+_MOST_BITS: Final = 2**31
 
 FORMAT: Final = "pytest-neuralpower plan"
 VERSION: Final = 1
@@ -38,9 +42,11 @@ class Mask(Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         """Raises ValueError for bits that are damaged."""
+        if len(self.shape) > 64 or not 0 < math.prod(self.shape) <= _MOST_BITS:
+            raise ValueError(f"a mask has no shape {shown(self.shape)}")
         try:
             count = int(self.tensor().sum())
-        except (zlib.error, RuntimeError) as error:
+        except (zlib.error, RuntimeError, ValueError) as error:
             raise ValueError(f"its bits are damaged ({error})") from None
         if count != self.kept:
             raise ValueError(f"a mask has {count} bits set, not {self.kept}")
@@ -53,8 +59,14 @@ class Mask(Struct, frozen=True, forbid_unknown_fields=True):
 
     def tensor(self) -> torch.Tensor:
         """Of booleans, in the parameter's shape; True stays."""
-        raw = np.frombuffer(zlib.decompress(base64.b64decode(self.bits)), dtype=np.uint8)
-        count = int(np.prod(self.shape))
+        count = math.prod(self.shape)
+        packed = zlib.decompressobj()
+        # No more than the shape has: few bytes unpack to gigabytes.
+        raw = np.frombuffer(
+            packed.decompress(base64.b64decode(self.bits), (count + 7) // 8), dtype=np.uint8
+        )
+        if len(raw) != (count + 7) // 8:
+            raise ValueError(f"{len(raw)} bytes for {count} values")
         return torch.from_numpy(np.unpackbits(raw, count=count).astype(bool)).view(self.shape)
 
 
@@ -125,6 +137,10 @@ def read_plan(path: Path | str) -> Plan:
     )
 
 
+#: How errors of a plan that fits the model in part end.
+_AGAIN: Final = ": it was edited by hand; prune again"
+
+
 def apply_plan(
     model: nn.Module,
     plan: Plan | str | Path,
@@ -170,7 +186,7 @@ def apply_plan(
         if shapes.get(name) != mask.shape:
             raise CompressError(
                 f"the plan masks {name!r} of shape {mask.shape}, the model has "
-                f"{shapes.get(name, 'no such parameter')}: it was edited by hand; prune again"
+                f"{shapes.get(name, 'no such parameter')}{_AGAIN}"
             )
     with torch.no_grad():
         for name, mask in plan.masks.items():
@@ -203,6 +219,11 @@ def _remove_channels(model: nn.Module, plan: Plan, inputs: Any) -> None:
     removed = []
     for name, units in plan.channels.items():
         group = groups[name]
+        if not units or not set(units) <= set(range(group.units)):
+            raise CompressError(
+                f"the plan keeps channels {shown(units)} of {name!r}, which has "
+                f"{group.units}{_AGAIN}"
+            )
         removed.append((group, sorted(set(range(group.units)) - set(units))))
     remove_units(model, removed)
 
@@ -244,6 +265,8 @@ def load_tensors(path: Path | str) -> Any:
     CompressError
         The file cannot be read, or has more than data.
     """
+    if not Path(path).is_file():
+        raise CompressError(f"{path}: there is no such file")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

@@ -33,6 +33,7 @@ from pytest_neuralpower.guard.budget import as_budget
 from pytest_neuralpower.model_source import Call, as_call, input_texts
 from pytest_neuralpower.platform.catalog import as_platform
 from pytest_neuralpower.platform.prediction import EXTRAPOLATED
+from pytest_neuralpower.text import printable
 from pytest_neuralpower.tracing import trace
 from pytest_neuralpower.tracing.inputs import batch_size, token_count
 from pytest_neuralpower.units import show, show_in, show_percent
@@ -397,7 +398,7 @@ def prune_to_budget(
     kept = [done for done in history if done.kept]
     plan = Plan(
         version=VERSION,
-        model=type(model).__name__,
+        model=printable(type(model).__name__),
         structure=structure,
         weights=weights,
         pruned_weights=weights_hash(pruner.model.state_dict()),

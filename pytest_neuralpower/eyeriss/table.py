@@ -30,7 +30,7 @@ from pytest_neuralpower.eyeriss.hardware import (
     Hardware,
     Zeros,
 )
-from pytest_neuralpower.files import write_atomically
+from pytest_neuralpower.files import read_text, write_atomically
 
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer
@@ -67,11 +67,7 @@ class TableRow:
 def read_table(path: Path | str) -> tuple[TableRow, ...]:
     """Rows of a file; raises :class:`EyerissError` naming the file and the line."""
     file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EyerissError(f"cannot read {file}: {error}") from error
-    return parse_table(text, name=str(file))
+    return parse_table(read_text(file, file=str(file), error=EyerissError), name=str(file))
 
 
 def parse_table(text: str, *, name: str = "table") -> tuple[TableRow, ...]:

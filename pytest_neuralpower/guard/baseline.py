@@ -23,7 +23,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from pytest_neuralpower.errors import BaselineError
-from pytest_neuralpower.files import mistake, write_atomically
+from pytest_neuralpower.files import mistake, read_text, read_yaml, write_atomically
 from pytest_neuralpower.layer_codec import (
     LayerError,
     LayerLine,
@@ -147,6 +147,9 @@ VERSION: Final = 1
 
 _START: Final = "\nlayers:\n"
 
+#: How a broken file is made good, as errors say it.
+_RENEW: Final = "restore the file, or write it again with --np-update-baseline"
+
 
 class BaselineFile(_Facts, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a file holds; ``totals`` are the sums over its layers."""
@@ -212,10 +215,7 @@ def read_baseline(path: Path, expected: Prediction | None = None) -> Baseline:
     BaselineError
         With one line: the file cannot be read, or :func:`parse_baseline` says why.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BaselineError(f"baseline {path} cannot be read ({_reason(error)})") from None
+    text = read_text(path, file=f"baseline {path}", error=BaselineError)
     return parse_baseline(text, str(path), expected)
 
 
@@ -250,7 +250,7 @@ def parse_baseline(text: str, name: str, expected: Prediction | None = None) -> 
                 joined = ",".join([line[2:] for line in lines])
                 layers = _layers(f"[{joined}]", name, head.count("\n") + 3)
     if layers is None:
-        content = _yaml(text, name)
+        content = read_yaml(text, file=f"baseline {name}", error=BaselineError, renew=_RENEW)
         records = content.pop("layers", None) if isinstance(content, dict) else None
         file = _checked(content, name)
         layers = _layers(records, name)
@@ -274,20 +274,6 @@ def _plain_header(text: str) -> dict[str, object] | None:
         except (msgspec.DecodeError, RecursionError):
             return None
     return data
-
-
-def _yaml(text: str, name: str) -> Any:
-    import yaml  # noqa: PLC0415 - only once a baseline is read
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise _error(f"{name}{where}", f"not YAML ({problem})") from None
-    except (ValueError, RecursionError) as error:  # a 13th month, a list in lists in lists ...
-        raise _error(name, f"not readable YAML ({error})") from None
 
 
 def _checked(data: Any, name: str) -> BaselineFile:
@@ -332,9 +318,7 @@ def _check_totals(stored: Totals, summed: Totals, name: str) -> None:
 
 
 def _error(where: str, what: str) -> BaselineError:
-    return BaselineError(
-        f"baseline {where}: {what}: restore the file, or write it again with --np-update-baseline"
-    )
+    return BaselineError(f"baseline {where}: {what}; {_RENEW}")
 
 
 # -- The folder of baselines: ``<folder>/<platform>/<name>.yaml``, one file a prediction.

@@ -18,6 +18,7 @@ from pytest_neuralpower.guard.finding import Finding, read_report
 from pytest_neuralpower.layer_codec import priced_layers
 from pytest_neuralpower.platform.catalog import load_platform, priced_by
 from pytest_neuralpower.platform.prediction import LayerPrediction, Prediction
+from pytest_neuralpower.text import printable
 
 if TYPE_CHECKING:
     from pytest_neuralpower.guard.tolerance import Tolerance
@@ -87,7 +88,10 @@ def _collected(given: str, found: list[tuple[str, Baseline]]) -> Source:
         raise CompareError(
             f"{given} has no baselines: write some with pytest --np-update-baseline=new"
         )
-    return {Key(PurePosixPath(path).stem, each.platform): each for path, each in found}
+    return {
+        Key(printable(PurePosixPath(path).stem), printable(each.platform)): each
+        for path, each in found
+    }
 
 
 def _report(path: Path) -> Source:
@@ -95,7 +99,8 @@ def _report(path: Path) -> Source:
     found = {}
     for each in report.predictions:
         try:
-            found[Key(each.name, each.platform)] = _prediction(each, report.torch)
+            key = Key(printable(each.name), printable(each.platform))
+            found[key] = _prediction(each, report.torch)
         except ValueError as error:
             raise CompareError(
                 f"{path}: a prediction is broken ({error}): write the report again"

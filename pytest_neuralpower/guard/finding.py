@@ -15,6 +15,7 @@ from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 from pytest_neuralpower.errors import CompareError
+from pytest_neuralpower.files import read_bytes
 from pytest_neuralpower.guard.budget import Verdict
 from pytest_neuralpower.guard.compare import Comparison
 from pytest_neuralpower.platform.intervals import Interval
@@ -233,10 +234,10 @@ def read_report(path: Path) -> Report:
     CompareError
         With one line: it cannot be read, is not a report, of another version, or broken.
     """
+    content = read_bytes(path, file=f"report {path}", error=CompareError)
     try:
-        content = path.read_bytes()
         head = msgspec.json.decode(content)
-    except (OSError, msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CompareError(
             f"{path} cannot be read as a report ({error}): write one with pytest "
             "--np-report=PATH.json"

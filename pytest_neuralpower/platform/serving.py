@@ -22,6 +22,7 @@ from pytest_neuralpower.platform.catalog import as_platform, list_platforms, pri
 from pytest_neuralpower.platform.generation import Decoding, Draft, Generation
 from pytest_neuralpower.platform.prediction import mean_power
 from pytest_neuralpower.platform.price import BEST, CallIntervals, call_intervals
+from pytest_neuralpower.text import printable
 
 if TYPE_CHECKING:
     from pytest_neuralpower.estimators.features import FloatArray
@@ -204,7 +205,9 @@ def generate(
         if draft is not None:
             models.append(language_model(draft))
             per_round = expected_tokens(draft_tokens, acceptance)
-            speculation = Draft(type(draft).__name__, draft_tokens, acceptance, per_round)
+            speculation = Draft(
+                printable(type(draft).__name__), draft_tokens, acceptance, per_round
+            )
         with in_eval_mode([each.model for each in models]):
             return _generation(loaded, models, new_tokens, speculation)
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from pytest_neuralpower.errors import BudgetFileError, NeuralPowerError
-from pytest_neuralpower.files import read_text
+from pytest_neuralpower.files import read_text, shown, yaml_document
 from pytest_neuralpower.guard.budget import MARKERS, parse_marker
 from pytest_neuralpower.guard.tolerance import REGRESSION, parse_tolerance
 from pytest_neuralpower.layers import Engine, Experts, Sampling
@@ -28,6 +28,7 @@ from pytest_neuralpower.model_source import (
     refuse_one_shape,
 )
 from pytest_neuralpower.plugin.options import GUARD, SETTINGS, platform_at
+from pytest_neuralpower.text import printable
 
 # -- YAML with line numbers.
 
@@ -55,23 +56,10 @@ def load(text: str, name: str) -> Located:
     BudgetFileError
         With file and line: it is not YAML, is empty, or has one key twice.
     """
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
+    with yaml_document(text, file=name, error=BudgetFileError) as (loader, node):
         if node is None:
             raise BudgetFileError(f"{name}:1: the file is empty; it needs models:")
         return _located(loader, node, name)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise BudgetFileError(f"{name}:{line}: not YAML ({problem})") from None
-    except BudgetFileError:
-        raise
-    except (ValueError, RecursionError) as error:  # a 13th month, a list in lists in lists ...
-        raise BudgetFileError(f"{name}: not readable YAML ({error})") from None
-    finally:
-        loader.dispose()
 
 
 def _located(loader: yaml.SafeLoader, node: yaml.Node, name: str) -> Located:
@@ -223,6 +211,10 @@ def read_entries(path: Path, shown: str) -> tuple[ModelEntry, ...]:
     return _Reader(shown).entries(load(text, shown))
 
 
+#: So many mistakes of a file are told.
+_MOST_MISTAKES: Final = 100
+
+
 class _Reader:
     """Gathers all mistakes of a file, so that one run shows them all."""
 
@@ -240,11 +232,13 @@ class _Reader:
             self._note(top["models"].line, "models: has no model")
         found = [self._entry(str(name), located, defaults) for name, located in models.items()]
         if self.wrong:
-            raise BudgetFileError("\n".join(self.wrong))
+            raise BudgetFileError(*self.wrong)
         return tuple(found)
 
     def _note(self, line: int, what: str) -> None:
         self.wrong.append(f"{self.shown}:{line}: {what}")
+        if len(self.wrong) == _MOST_MISTAKES:
+            raise BudgetFileError(*self.wrong, f"{self.shown}: and perhaps more")
 
     def _mapping(
         self, located: Located | None, what: str, allowed: Sequence[str] | None
@@ -253,7 +247,8 @@ class _Reader:
             return {}
         if not isinstance(located.value, dict):
             keys = f" of {', '.join(allowed)}" if allowed else ""
-            self._note(located.line, f"{what} must be a mapping{keys}, not {located.plain()!r}")
+            given = shown(located.plain())
+            self._note(located.line, f"{what} must be a mapping{keys}, not {given}")
             return {}
         for key, each in located.value.items():
             if allowed is not None and key not in allowed:
@@ -289,7 +284,7 @@ class _Reader:
                     given["tags"].line, f"tags: {tag!r} must be a word that is not a pytest marker"
                 )
         return ModelEntry(
-            *(name, located.line, text.model, text.arguments),
+            *(printable(name), located.line, text.model, text.arguments),
             text.inputs if isinstance(text.inputs, str) else self._inputs(given.get("inputs")),
             text.generate,
             tuple(dict.fromkeys(text.platforms)),
@@ -311,7 +306,7 @@ class _Reader:
                 setattr(found, key, msgspec.convert(value, _TYPES[key]))
             except msgspec.ValidationError:
                 must = _MUST["model" if key == "inputs" and type(value) is str else key]
-                self._note(given[key].line, f"{key}: {value!r} must be {must}")
+                self._note(given[key].line, f"{key}: {shown(value)} must be {must}")
         return found
 
     def _generation(self, located: Located) -> GenerationText | None:
@@ -329,7 +324,7 @@ class _Reader:
                 msgspec.convert(each.plain(), _GENERATION_TYPES[key])
             except msgspec.ValidationError:
                 must = _GENERATION_MUST[key]
-                self._note(each.line, f"generate: {key}: {each.plain()!r} must be {must}")
+                self._note(each.line, f"generate: {key}: {shown(each.plain())} must be {must}")
         if len(self.wrong) > before:
             return None
         return msgspec.convert(located.plain(), GenerationText)
@@ -370,7 +365,7 @@ class _Reader:
                 if type(arguments) is not dict:
                     unit = "mj" if quantity == "energy" else "ms"
                     what = f"must be a mapping of a unit to a number, such as {{{unit}: 120}}"
-                    self._note(limit.line, f"{quantity}: {arguments!r} {what}")
+                    self._note(limit.line, f"{quantity}: {shown(arguments)} {what}")
                     continue
                 with self._noting(limit.line):
                     parse_marker(_BUDGETS[quantity], (), arguments, in_file=True)

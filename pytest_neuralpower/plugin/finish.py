@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +21,7 @@ from pytest_neuralpower.guard.baseline import (
 )
 from pytest_neuralpower.guard.finding import BaselineState, Finding, Report, findings_from_text
 from pytest_neuralpower.plugin.session import pytest_command
+from pytest_neuralpower.text import printable, shell_word
 
 if TYPE_CHECKING:
     from pytest_neuralpower.plugin.options import Settings
@@ -54,7 +54,7 @@ def show_findings(texts: Mapping[str, str], terminalreporter: pytest.TerminalRep
     if measured:
         terminalreporter.section("measured on this device (neuralpower)")
         for nodeid, call in measured:
-            terminalreporter.line(f"{nodeid}: {call.model} on {call.platform}")
+            terminalreporter.line(f"{printable(nodeid)}: {call.model} on {call.platform}")
             for line in call.lines():
                 terminalreporter.line(f"  {line}")
 
@@ -124,7 +124,8 @@ def _write_baselines(
             status = "left"
         elif path in owners and not stopped:
             problems.append(
-                f"baseline {state.path} is of two tests, {owners[path]} and {nodeid}: "
+                f"baseline {state.path} is of two tests, {printable(owners[path])} and "
+                f"{printable(nodeid)}: "
                 "give one another name, regression(baseline=...)"
             )
         elif not stopped:
@@ -158,7 +159,7 @@ def _write_baselines(
 
 def _named(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    return ", ".join(map(printable, names[:_NAMED])) + more
 
 
 def _missing_lines(findings: Findings, command: str) -> list[str]:
@@ -247,5 +248,5 @@ def _stale_lines(stale: Sequence[str]) -> list[str]:
     noun = "baseline is" if len(stale) == 1 else "baselines are"
     return [
         f"{len(stale)} {noun} stale: no test predicts it any more; remove it:",
-        f"  git rm {' '.join(map(shlex.quote, stale))}",
+        f"  git rm {' '.join(map(shell_word, stale))}",
     ]

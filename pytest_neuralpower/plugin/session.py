@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -48,6 +47,7 @@ from pytest_neuralpower.model_source import Call
 from pytest_neuralpower.platform.intervals import Interval
 from pytest_neuralpower.platform.prediction import UNTRUSTED
 from pytest_neuralpower.plugin.options import FINDINGS, GUARD, SETTINGS, platform_at
+from pytest_neuralpower.text import escaped, printable, shell_word
 
 if TYPE_CHECKING:
     from pytest_neuralpower.calibrate.measure.network import Live
@@ -546,7 +546,11 @@ class GuardSession:
         guard = item.stash[GUARD]
         file, line, _ = item.location
         findings = self.judge(
-            guard, markers, file=file, line=None if line is None else line + 1, failed=failed
+            guard,
+            markers,
+            file=escaped(file),
+            line=None if line is None else line + 1,
+            failed=failed,
         )
         if not findings:
             return
@@ -600,7 +604,7 @@ class GuardSession:
         flagged = any(layer.flags for layer in prediction.layers)
         return Finding(
             name=name,
-            test=guard.nodeid,
+            test=printable(guard.nodeid),
             budgets=tuple(checked.verdicts),
             failure="\n\n".join(failures),
             measured=predicted.measured,
@@ -649,7 +653,7 @@ class GuardSession:
         outcome: Outcome = "ok" if checked.verdicts else "unbounded"
         failures = list[str]()
         prediction, settings = predicted.prediction, self.settings
-        again = self.command, shlex.quote(guard.nodeid)  # an option fits between them
+        again = self.command, shell_word(guard.nodeid)  # an option fits between them
         if settings.strict and prediction.share(*UNTRUSTED) > settings.strict_limit:
             from pytest_neuralpower.report.terminal import strict_text  # noqa: PLC0415
 
@@ -718,7 +722,7 @@ class GuardSession:
         if update == "all" or (update == "new" and not exists):
             text = baseline_text(baseline_of(prediction, test=guard.test, torch=torch_version()))
             return BaselineState(name, shown, "update", text), UNSET, ""
-        again = f"{self.command} --np-update-baseline", shlex.quote(guard.nodeid)
+        again = f"{self.command} --np-update-baseline", shell_word(guard.nodeid)
         if not exists:
             platform = guard.platform.name
             if platform not in self._in_use:
@@ -759,7 +763,7 @@ def pytest_command(config: pytest.Config) -> str:
     for option in ("--np-judge", "--np-estimator"):
         if value := config.getoption(option):
             given.append(f"{option}={value}")
-    return shlex.join(["pytest", *given])
+    return " ".join(map(shell_word, ["pytest", *given]))
 
 
 def _parametrised(item: pytest.Item) -> tuple[str | None, bool]:

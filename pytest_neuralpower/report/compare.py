@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from pytest_neuralpower.text import printable
 from pytest_neuralpower.units import Quantity, show, show_percent
 
 if TYPE_CHECKING:
@@ -59,14 +60,15 @@ def regression_text(found: Comparison, *, platform: str, path: str, top: int, ac
             ]
     layers = [each for each in found.breaches if each.layer is not None]
     shown = layers[:top] if top else layers
-    lines += [
-        f"  {each.quantity} of layer {each.layer or '(root)'}: {_breach_text(each)}"
-        for each in shown
-    ]
+    lines += [f"  {each.quantity}{_of_layer(each)}: {_breach_text(each)}" for each in shown]
     if len(shown) < len(layers):
         lines.append(f"  and {len(layers) - len(shown)} more layers")
     lines += [f"  {line}".rstrip() for line in changes_text(found, top=top).splitlines()]
     return "\n".join([*lines, "", f"  baseline: {path}", f"  accept:   {accept}"])
+
+
+def _of_layer(breach: Breach) -> str:
+    return "" if breach.layer is None else f" of layer {printable(breach.layer) or '(root)'}"
 
 
 def _breach_text(breach: Breach) -> str:
@@ -116,7 +118,7 @@ def changes_text(found: Comparison, *, top: int) -> str:
                 signed_percent(*each.values(basis)),
                 each.op,
                 "; ".join(cause.name for cause in each.causes),
-                each.path or "(root)",
+                printable(each.path) or "(root)",
             )
             for each in shown
         ]
@@ -160,7 +162,7 @@ def _batch_lines(found: Comparison) -> list[str]:
 
 
 def _cause_text(cause: CauseSum) -> str:
-    example = cause.detail or cause.example or "(root)"
+    example = printable(cause.detail or cause.example) or "(root)"
     return f"{cause.cause}: {example}{'' if cause.layers == 1 else ', ...'}"
 
 
@@ -205,9 +207,8 @@ def total_cells(each: ComparedModel) -> tuple[str, str]:
 
 def _detail_lines(comparison: Comparison, top: int) -> list[str]:
     lines = [
-        f"beyond the tolerance: {each.quantity}"
-        + ("" if each.layer is None else f" of layer {each.layer or '(root)'}")
-        + f" {_breach_text(each)} per {each.per}"
+        f"beyond the tolerance: {each.quantity}{_of_layer(each)} {_breach_text(each)} "
+        f"per {each.per}"
         for each in (comparison.breaches[:top] if top else comparison.breaches)
     ]
     return [*lines, *changes_text(comparison, top=top).strip("\n").splitlines()]

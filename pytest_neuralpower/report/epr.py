@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from pytest_neuralpower.errors import BudgetError, NeuralPowerError
+from pytest_neuralpower.files import read_text, read_yaml
 
 if TYPE_CHECKING:
     from pytest_neuralpower.platform.protocol import Platform
@@ -42,12 +41,8 @@ def read_candidates(path: Path, platform: Platform) -> tuple[Candidate, ...]:
     BudgetError
         The file cannot be read, or an entry lacks a field; one line names the entry.
     """
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BudgetError(f"{path}: there is no such file; write a list of models to it") from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise BudgetError(f"{path}: not readable YAML ({' '.join(str(error).split())})") from None
+    text = read_text(path, file=str(path), error=BudgetError)
+    entries = read_yaml(text, file=str(path), error=BudgetError)
     if (
         not entries
         or not isinstance(entries, list)

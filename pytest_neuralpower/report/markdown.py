@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -48,7 +50,7 @@ def render(report: Report) -> str:
             text = changes_text(each.comparison, top=_TOP)
             lines += _folded(f"{each.test}: what changed", text)
     if report.stale_baselines:
-        stale = ", ".join(f"`{each}`" for each in report.stale_baselines)
+        stale = ", ".join(map(_code, report.stale_baselines))
         lines += ["", f"Stale baselines, of tests that predict no more: {stale}"]
     return "\n".join(lines) + "\n"
 
@@ -56,7 +58,8 @@ def render(report: Report) -> str:
 def _finding_row(finding: Finding) -> str:
     cells = [_cell(finding, quantity, value) for quantity, value in values_of(finding).items()]
     icon = _ICONS.get(finding.outcome, _BROKEN)
-    return _row([icon, f"`{finding.test}`", finding.predicted_by, *cells, _since(finding)])
+    by = _name(finding.predicted_by)
+    return _row([icon, _code(finding.test), by, *cells, _since(finding)])
 
 
 def _cell(finding: Finding, quantity: Quantity, value: float | None) -> str:
@@ -95,8 +98,9 @@ def compare_markdown(found: Sequence[ComparedModel], *, top: int) -> str:
     ]
     details = []
     for each in found:
-        cells = total_cells(each) if each.error is None else (each.error, "-")
-        lines.append(_row([_COMPARED_ICONS[each.outcome], f"`{each.name}`", each.platform, *cells]))
+        cells = total_cells(each) if each.error is None else (_name(each.error), "-")
+        names = _code(each.name), _name(each.platform)
+        lines.append(_row([_COMPARED_ICONS[each.outcome], *names, *cells]))
         if each.comparison is not None and each.comparison.changed:
             title = f"{each.name} on {each.platform}: what changed"
             details += _folded(title, changes_text(each.comparison, top=top))
@@ -112,6 +116,27 @@ def _row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(map(escape, cells)) + " |"
 
 
+#: Names that Markdown shows as they are.
+_PLAIN: Final = re.compile(r"[\w .,:;()%/+-]*")
+
+
+def _name(text: str) -> str:
+    """A name: as it is where Markdown has nothing to read in it, else as code."""
+    return text if _PLAIN.fullmatch(text) else _code(text)
+
+
+def _code(text: str) -> str:
+    """Text as code, in which Markdown reads nothing, whatever backticks it has."""
+    ticks = "`" * (_longest_run(text) + 1)
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{ticks}{space}{text}{space}{ticks}"
+
+
+def _longest_run(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
 def _folded(title: str, text: str) -> list[str]:
-    summary = f"<details><summary>{title}</summary>"
-    return ["", summary, "", "```", text.strip("\n"), "```", "", "</details>"]
+    summary = f"<details><summary>{html.escape(title, quote=False)}</summary>"
+    fence = "`" * max(_longest_run(text) + 1, 3)
+    return ["", summary, "", fence, text.strip("\n"), fence, "", "</details>"]

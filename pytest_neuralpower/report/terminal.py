@@ -20,6 +20,7 @@ from pytest_neuralpower.platform.prediction import (
     UNTRUSTED,
 )
 from pytest_neuralpower.report.compare import signed_percent, values_of
+from pytest_neuralpower.text import printable
 from pytest_neuralpower.units import Quantity, show, show_percent
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _shape_text(tensors: Sequence[TensorSpec]) -> str:
 
 
 def _path_text(layer: Layer, width: int) -> str:
-    path = layer.path or "(root)"
+    path = printable(layer.path) or "(root)"
     return path if len(path) <= width else "…" + path[-width + 1 :]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import Module
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from pytest_neuralpower.text import escaped
 from pytest_neuralpower.tracing.fallbacks import NoRule, describe
 from pytest_neuralpower.tracing.rules import (
     conv,
@@ -92,7 +93,7 @@ class ModulePaths:
             if child is None:
                 continue
             # A compiled module wraps the original, whose name is the one users know.
-            path = name if child_name == ORIGINAL else prefix + child_name
+            path = name if child_name == ORIGINAL else prefix + escaped(child_name)
             if id(child) not in names and not children_of(child):
                 names[id(child)] = path  # most modules are leaves, met once
                 modules.append(child)

@@ -19,6 +19,7 @@ from torch.nn.parameter import UninitializedBuffer, is_lazy
 from pytest_neuralpower.collector import collector_paused
 from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.layers import Trace
+from pytest_neuralpower.text import printable
 from pytest_neuralpower.tracing.control_flow import uncompiled_operators
 from pytest_neuralpower.tracing.cuda import find_imported, without_cuda
 from pytest_neuralpower.tracing.fallbacks import NeedsAten, NeedsForward, ShapeMismatch
@@ -324,12 +325,15 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Trace:
         reads=tuple(recorder.reads),
         route=route,
         fallbacks=tuple(recorder.fallbacks),
-        notes=tuple(recorder.notes),
+        notes=tuple(printable(each, _NOTE) for each in recorder.notes),
         batch=batch,
-        model=type(model).__name__,
+        model=printable(type(model).__name__),
         tokens=token_count(args, kwargs),
     )
 
+
+#: Characters of a note: it may name modules and classes.
+_NOTE: Final = 1000
 
 #: Modules nested deeper than this get further frames of Python's, so many each: called alone, too,
 #: they would need a higher limit.

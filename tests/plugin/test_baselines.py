@@ -372,7 +372,7 @@ class TestStale:
 MISUSE = {
     "broken YAML": (
         lambda path: path.write_text(path.read_text().replace("totals: {", "totals: {[")),
-        (), 1, "baseline *test_small.yaml:*: not YAML (*): restore the file, or write it again *",
+        (), 1, "baseline *test_small.yaml:*: not YAML (*); restore the file, or write it again *",
     ),
     "a merge's leftovers": (
         lambda path: path.write_text("<<<<<<< HEAD\n" + path.read_text()),
@@ -388,11 +388,11 @@ MISUSE = {
     ),
     "a field is missing": (
         lambda path: path.write_text(path.read_text().replace('"op": "relu", ', "")),
-        (), 1, "baseline *test_small.yaml:13: a layer needs the field 'op': *",
+        (), 1, "baseline *test_small.yaml:13: a layer needs the field 'op'; *",
     ),
     "totals of another version": (
         lambda path: path.write_text(path.read_text().replace('_mj": ', '_mj": 9', 1)),
-        (), 1, "baseline *: energy_mj of its totals (*) is not that of its layers: *",
+        (), 1, "baseline *: energy_mj of its totals (*) is not that of its layers; *",
     ),
     "a later version": (
         lambda path: path.write_text(path.read_text().replace("version: 1", "version: 2")),
@@ -408,7 +408,7 @@ MISUSE = {
     ),
     "a folder in its place": (
         lambda path: (path.unlink(), path.mkdir()),
-        (), 1, "baseline *test_small.yaml cannot be read (Is a directory)*",
+        (), 1, "baseline *test_small.yaml: it is a directory*",
     ),
     "conflicting options": (
         None, ("--np-update-baseline", "--np-update-baseline=new"), 4,

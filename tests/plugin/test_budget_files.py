@@ -176,8 +176,8 @@ SMALL = "model: models.py:small, inputs: [[8, 3, 64, 64]]"
 
 MISTAKES = {
     "broken YAML": ("models: {a: [", "*1: not YAML (*)"),
-    "no such date": ("models: {a: 2001-13-45}", "*: not readable YAML (month must be in 1..12)"),
-    "nested too deeply": ("models: " + "[" * 3000, "*: not readable YAML (*)"),
+    "no such date": ("models: {a: 2001-13-45}", "*1: not YAML (month must be in 1..12)"),
+    "nested too deeply": ("models: " + "[" * 3000, "*1: not YAML (*nest*)"),
     "empty": ("", "*:1: the file is empty; it needs models:"),
     "a list": ("- a\n", "*:1: the file must be a mapping of models, defaults, not [[]'a']"),
     "unknown top key": (

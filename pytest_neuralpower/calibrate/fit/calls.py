@@ -7,9 +7,6 @@ them. Which layer of a call takes how much of it is then inferred, and predictio
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +28,7 @@ from pytest_neuralpower.estimators.features import columns, family
 from pytest_neuralpower.estimators.physics import least_ms
 from pytest_neuralpower.estimators.selection import MIN_GROUPS, Score, grouped_folds
 from pytest_neuralpower.estimators.terms import Condition, Regime, assign
+from pytest_neuralpower.files import read_table
 from pytest_neuralpower.layers import ITEMSIZE
 from pytest_neuralpower.model_source import in_folder, read_arguments
 from pytest_neuralpower.platform.fusion import fused
@@ -261,21 +259,13 @@ def table(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, st
     ProfileError
         It cannot be read, or a column that is needed is not there.
     """
-    try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise ProfileError(f"{path}: there is no such file") from None
-    except (OSError, ValueError) as error:
-        raise ProfileError(f"{path}: it cannot be read ({error})") from None
-    lines = csv.DictReader(io.StringIO(text))
-    missing = [name for name in needed if name not in (lines.fieldnames or ())]
-    if missing:
-        raise ProfileError(
-            f"{path}: column {missing[0]!r} is missing; a table of calls has {', '.join(needed)}, "
-            "parted by commas"
-        )
-    for line, record in enumerate(lines, start=2):
+    for line, record in read_table(path, file=str(path), error=ProfileError):
+        missing = [name for name in needed if name not in record]
+        if missing:
+            raise ProfileError(
+                f"{path}: column {missing[0]!r} is missing; a table of calls has "
+                f"{', '.join(needed)}, parted by commas"
+            )
         if None in record:
             raise ProfileError(
                 f"{path}, line {line}: it has more fields than the header; put quotes around a "

@@ -27,10 +27,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from pytest_neuralpower.calibrate.fit.rows import Measurement, Row, layer_rows, network_rows
 from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.estimators.features import columns, family
-from pytest_neuralpower.layer_codec import read_dtype, read_params, read_tensors, tensors_text
+from pytest_neuralpower.files import read_text
+from pytest_neuralpower.layer_codec import (
+    params_text,
+    read_dtype,
+    read_params,
+    read_tensors,
+    tensors_text,
+)
 from pytest_neuralpower.layers import KINDS, Layer
 
 if TYPE_CHECKING:
@@ -80,10 +89,7 @@ def read_profile(path: Path) -> Profile:
     ProfileError
         The file or one of its lines cannot be used; one line names it and what it should be.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProfileError(f"profile {path}: it cannot be read ({error})") from None
+    lines = read_text(path, file=f"profile {path}", error=ProfileError).split("\n")
     provenance = read_provenance(lines)
     dtype = provenance.get("dtype", "float32")
     numbered = [
@@ -91,11 +97,12 @@ def read_profile(path: Path) -> Profile:
         for number, line in enumerate(lines[len(provenance) :], start=len(provenance) + 1)
         if not line.startswith("#")
     ]
-    names = next(csv.reader(line for _, line in numbered[:1]), [])
+    number, line = numbered[0] if numbered else (1, "")
+    names = _cells(path, number, line)
     _check_header(path, names)
     found = []
     for number, line in numbered[1:]:
-        cells = next(csv.reader([line]), None)
+        cells = _cells(path, number, line)
         if not cells:
             continue
         try:
@@ -111,6 +118,13 @@ def read_profile(path: Path) -> Profile:
     if not by_trials:
         return Profile(tuple(rows), provenance)
     return Profile(tuple(rows), provenance, tuple(found), tuple(network_rows(found)))
+
+
+def _cells(path: Path, number: int, line: str) -> list[str]:
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error as error:  # a cell of more than 131,072 characters
+        raise ProfileError(f"profile {path}, line {number}: {error}") from None
 
 
 def read_provenance(lines: Sequence[str]) -> dict[str, str]:
@@ -203,9 +217,14 @@ def _check_tensors(layer: Layer) -> None:
     if not layer.outputs:
         raise problem
     try:
-        columns(family(layer), [layer])
-    except (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        with np.errstate(all="ignore"):
+            values = columns(family(layer), [layer])
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
         raise problem from None
+    odd = [name for name, value in values.items() if not np.isfinite(value).all()]
+    if odd:  # groups of 0, a stride of 0
+        params = params_text(layer.params) or "no params"
+        raise ValueError(f"{layer.kind} has {shapes} and {params}: its {odd[0]} is no number")
 
 
 def _number(record: Mapping[str, str], column: str) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from pytest_neuralpower import files
 from pytest_neuralpower.calibrate.fit.devices import find_device
 from pytest_neuralpower.calibrate.fit.profile import read_profile
 from pytest_neuralpower.calibrate.fit.rows import (
@@ -62,14 +61,11 @@ def read_table(path: Path) -> Iterator[tuple[int, Record]]:
     Raises
     ------
     ProfileError
-        There is no such file.
+        There is no such file, or it is no table.
     """
-    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8", newline="") as file:
-            yield from enumerate(csv.DictReader(file), start=2)
-    except FileNotFoundError:
-        raise ProfileError(f"{path}: there is no such table; see its recipe's sources") from None
+    if not path.exists():
+        raise ProfileError(f"{path}: there is no such table; see its recipe's sources")
+    yield from files.read_table(path, file=str(path), error=ProfileError)
 
 
 def selected(path: Path, options: Options) -> Iterator[tuple[int, Record]]:

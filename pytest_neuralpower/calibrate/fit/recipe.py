@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-import yaml
 from msgspec import UNSET, UnsetType
 
 from pytest_neuralpower.calibrate.fit.designs import Candidate, Design
 from pytest_neuralpower.calibrate.fit.devices import find_device
 from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.estimators.features import FAMILIES
-from pytest_neuralpower.files import decode
+from pytest_neuralpower.files import decode, read_text, read_yaml
 from pytest_neuralpower.layers import ITEMSIZE
 from pytest_neuralpower.platform.fusion import Fused
 from pytest_neuralpower.platform.prediction import Host, TokenSampler
@@ -207,15 +206,12 @@ def read_recipe(directory: Path) -> Recipe:
             f"{directory} is a file: give the folder with recipe.yaml, {directory.parent}"
         )
     path = directory / "recipe.yaml"
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise ProfileError(
             f"{path}: there is no recipe; give the folder that `neuralpower calibrate NAME` wrote"
-        ) from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ProfileError(f"recipe {path}: not readable YAML ({reason})") from None
+        )
+    text = read_text(path, file=f"recipe {path}", error=ProfileError)
+    data = read_yaml(text, file=f"recipe {path}", error=ProfileError, renew=_RENEW)
     if isinstance(data, dict):  # a field that is there and empty is as one that is not
         data = {name: value for name, value in data.items() if value is not None}
     recipe = decode(Recipe, data, file=f"recipe {path}", error=ProfileError, renew=_RENEW)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pytest_neuralpower.calibrate.fit.rows import SENTINEL
 from pytest_neuralpower.calibrate.measure.meters.base import METERS
 from pytest_neuralpower.calibrate.measure.trial import MeasuredHardware, Trial
 from pytest_neuralpower.errors import OptionError
+from pytest_neuralpower.text import shell_word
 
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Layer, Trace
@@ -353,4 +353,5 @@ class CalibrationOptions:
     def again(self) -> str:
         """The command that goes on where this one stops."""
         out = [] if self.directory == Path(self.name) else ["--out", str(self.directory)]
-        return shlex.join(["neuralpower", "calibrate", self.name, *out, "--resume"])
+        words = ["neuralpower", "calibrate", self.name, *out, "--resume"]
+        return " ".join(map(shell_word, words))

@@ -84,7 +84,7 @@ def test_prints_json(neuralpower):
         (["--budget", "8 parsecs"], "write a number above 0"),
         (["--budget", "8uJ", "--max-drop", "1"], "needs a score_fn"),
         (["--budget", "8uJ", "--granularity", "layer"], "'channel' or 'weight'"),
-        (["--budget", "8uJ", "--state", "none.pt"], "none.pt: No such file"),
+        (["--budget", "8uJ", "--state", "none.pt"], "none.pt: there is no such file"),
         (["--budget", "8uJ", "--score", "nowhere.py:score"], "no such file"),
         (["--budget", "8uJ", "--plan", "none/p.json"], "--plan none/p.json: there is no folder"),
         (["--budget", "8uJ", "--weights", "none/p.pt"], "--weights none/p.pt: there is no folder"),

@@ -61,7 +61,7 @@ def test_a_truncated_file_is_refused_with_its_last_line(baseline):
         parse_baseline(half, "a.yaml")
 
 
-shapes = st.lists(st.integers(0, 10**6), max_size=5).map(tuple)
+shapes = st.lists(st.integers(0, 6000), max_size=5).map(tuple)
 tensors = st.lists(
     st.builds(TensorSpec, shapes, st.sampled_from(sorted(ITEMSIZE))), max_size=3
 ).map(tuple)
@@ -108,9 +108,9 @@ def test_any_layer_survives(found):
         ("batch: 4", "batch: 4\nnotes: x", r"unknown key 'notes'; allowed: format, version"),
         ('totals: {"energy_mj": ', 'totals: {"energy_mj": 1', r"energy_mj of its totals"),
         ("totals:", "total:", r"unknown key 'total'"),
-        ('"Sequential"', "2001-13-45", r"a.yaml: not readable YAML \(month must be in 1..12\)"),
-        ("batch: 4", f"batch: {'9' * 5000}", r"a.yaml: not readable YAML"),
-        ('- {"path"', f'- {{"x": {"[" * 3000}, "path"', r"a.yaml: not readable YAML"),
+        ('"Sequential"', "2001-13-45", r"a.yaml:5: not YAML \(month must be in 1..12\)"),
+        ("batch: 4", f"batch: {'9' * 5000}", r"a.yaml:6: not YAML \(a number of 5000"),
+        ('- {"path"', f'- {{"x": {"[" * 3000}, "path"', r"a.yaml:12: not YAML \(.*nest"),
     ],
 )  # fmt: skip
 def test_a_broken_file_is_refused_with_its_place(baseline, before, after, message):

@@ -112,8 +112,8 @@ def test_a_file_that_is_not_there_is_said_so(tmp_path):
     ("text", "message"),
     [
         ("models: 3", "write a list of entries with name, model, inputs, error"),
-        ("- [", "not readable YAML"),
-        ("- {name: 2001-13-45}", "not readable YAML"),
+        ("- [", "models.yaml:1: not YAML"),
+        ("- {name: 2001-13-45}", "models.yaml:1: not YAML (month must be in 1..12)"),
         ("- {name: a, model: m, inputs: [1]}", "entry 1: no 'error'"),
         ("- {name: a, model: m, inputs: [1], error: 0.1, batch: 2}", "unknown field 'batch'"),
         ("- {name: a, model: 'nope:f', inputs: ['1'], error: 0.1}", "cannot import 'nope'"),

@@ -229,7 +229,7 @@ class TestDirectory:
             ("name: toy", "'mode' is missing"),
             ("name: toy\nmode: eager", "'device' is missing"),
             (RECIPE + "colour: red", "unknown field 'colour'"),
-            ("name: [", "not readable YAML"),
+            ("name: [", "not YAML"),
             (RECIPE.replace("bandwidth_gbs: 100, ", ""), "hardware needs 'bandwidth_gbs'"),
             (
                 RECIPE.replace("name: toy", "name: ''"),
@@ -274,7 +274,7 @@ class TestDirectory:
     def test_with_a_bad_recipe_is_refused(self, tmp_path: Path, text: str, says: str) -> None:
         with pytest.raises(ProfileError) as found:
             read_recipe(self.write(tmp_path, text))
-        assert str(found.value).startswith(f"recipe {tmp_path / 'recipe.yaml'}: ")
+        assert str(found.value).startswith(f"recipe {tmp_path / 'recipe.yaml'}:")
         assert says in str(found.value)
         assert "\n" not in str(found.value)
 

@@ -110,5 +110,5 @@ def test_a_table_without_what_is_needed_is_refused(
 
 
 def test_an_absent_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ProfileError, match=r"none\.csv: it cannot be read"):
+    with pytest.raises(ProfileError, match=r"none\.csv: there is no such file"):
         read_profile(tmp_path / "none.csv")
