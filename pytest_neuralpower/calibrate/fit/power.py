@@ -361,6 +361,28 @@ def _learn(
     return model, TransferAccuracy(source.name, len(watts), len(model.load_), score)
 
 
+def distance_of_unseen_kinds(recipe: Recipe, rows: Sequence[Row]) -> float | None:
+    """Log factor that holds 90% of the power of a kind of layer that taught nothing of it: of the
+    worst kind, each left out in turn; None with fewer than two kinds, or power from elsewhere."""
+    power = recipe.power
+    if power is None or power.transfer != recipe.name:
+        return None
+    by_family: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.power_w is not None and row.runtime_ms >= power.least_ms:
+            by_family.setdefault(family(row.layer), []).append(row)
+    found = []
+    for name, members in by_family.items() if len(by_family) > 1 else ():
+        rest = [row for other, each in by_family.items() if other != name for row in each]
+        model, _ = _learn(recipe, rest, power)
+        seen = columns(name, [row.layer for row in members])
+        seen["flops"] = seen.get("scored_flops", seen["flops"])
+        seen["runtime_ms"] = np.array([row.runtime_ms for row in members])
+        watts = np.array([row.power_w for row in members], dtype=np.float64)
+        found.append(float(np.quantile(np.abs(np.log(watts / model.predict(seen))), 0.9)))
+    return float(f"{max(found):.4g}") if found else None
+
+
 def _saturating(recipe: Recipe, hardware: Mapping[str, float], idle_w: float | None) -> Utilization:
     """An unfitted model of power between idle and the limit."""
     if idle_w is None or "limit_w" not in hardware:

@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from msgspec.structs import replace
 
-from pytest_neuralpower.calibrate.fit.power import load_networks, trace_network
+from pytest_neuralpower.calibrate.fit.power import (
+    distance_of_unseen_kinds,
+    load_networks,
+    trace_network,
+)
 from pytest_neuralpower.calibrate.fit.prior import FARTHEST, places_of, stack_deviation, variogram
 from pytest_neuralpower.errors import FitError, ProfileError
 from pytest_neuralpower.estimators import Bounded
@@ -309,9 +313,12 @@ def with_intervals(
     power, joint, scores = _power_spreads(fits)
     if power:
         accuracy |= scores
+        rows = [row for fit in fits.values() for row in fit.rows]
+        unseen = distance_of_unseen_kinds(recipe, rows)
+        other = None if unseen is None else Spread(unseen, unseen, 1.0)
         intervals = replace(
             intervals,
-            power=QuantitySpreads(power, None),
+            power=QuantitySpreads(power, other),
             energy=QuantitySpreads(joint, None, intervals.runtime.model_error),
         )
     elif platform.power is not None:

@@ -18,6 +18,7 @@ from pytest_neuralpower.guard.baseline import baseline_of, baseline_text, parse_
 from pytest_neuralpower.guard.compare import compare
 from pytest_neuralpower.platform.catalog import load_fitted
 from pytest_neuralpower.platform.differences import difference_interval, ratio_interval
+from pytest_neuralpower.platform.prediction import Host
 from pytest_neuralpower.report.records import prediction_record
 from pytest_neuralpower.report.terminal import prediction_text
 
@@ -157,3 +158,19 @@ def test_recipes_of_eager_gpus_wait_for_their_host(name: str) -> None:
     recipe = read_recipe(Path("calibration") / name)
     assert recipe.host == EAGER
     assert "calls wait for the host's launches" in recipe.mode
+
+
+def test_a_host_that_tells_kinds_apart_counts_each_launch_as_its_own(titan: FittedPlatform) -> None:
+    host = Host(layer_ms=0.03, kinds={"conv": 2.0, "activation": 0.5})
+    platform = replace(titan, host=host)
+    base, head = call(platform, 10, 1), call(platform, 20, 1)
+    # A convolution, a norm (which is not told apart) and an activation a block.
+    assert head.runtime_ms == head.host_ms == pytest.approx(20 * 0.03 * (2.0 + 1.0 + 0.5))
+    assert head.runtime_interval_ms[:2] == pytest.approx((head.host_ms / 1.5, head.host_ms * 1.5))
+    assert ratio_interval(base, head, "runtime")[:2] == pytest.approx((2.0, 2.0))
+    low, high, _ = difference_interval(base, head, "runtime")
+    assert (low, high) == pytest.approx((base.host_ms / 1.5, base.host_ms * 1.5))
+    stored = parse_baseline(baseline_text(baseline_of(head, test="t", torch="2")), "t.yaml")
+    assert stored.host == head.host
+    assert stored.totals.runtime_ms == pytest.approx(head.runtime_ms)
+    assert stored.totals.energy_mj == pytest.approx(head.energy_mj, 1e-5)

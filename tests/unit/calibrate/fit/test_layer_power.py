@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 
 from pytest_neuralpower.calibrate.fit.designs import Design, runtime_makers
-from pytest_neuralpower.calibrate.fit.power import LayerPower, fit_layer_power
-from pytest_neuralpower.calibrate.fit.rows import Row, linear_layer
+from pytest_neuralpower.calibrate.fit.power import (
+    LayerPower,
+    distance_of_unseen_kinds,
+    fit_layer_power,
+)
+from pytest_neuralpower.calibrate.fit.recipe import Power, Recipe
+from pytest_neuralpower.calibrate.fit.rows import Row, linear_layer, matmul_layer
 from pytest_neuralpower.calibrate.fit.uncertainty import FamilyFit
 from pytest_neuralpower.estimators import Utilization
 from pytest_neuralpower.estimators.features import Columns, FloatArray, columns
@@ -98,3 +103,21 @@ def test_utilization_of_some_rows_holds_for_the_others_where_the_recipe_says_so(
     assert known.rows == [row for row in rows if row.power_w is not None]
     assert known.runtime.rows == len(known.rows) == (~short).sum()
     assert known.runtime.held_out.tolist() == runtime.held_out[~short].tolist()
+
+
+def test_power_of_a_kind_without_rows_is_as_sure_as_kinds_left_out_were() -> None:
+    power = Power(transfer="board", idle_w=20.0)
+    recipe = Recipe("board", "alone", hardware=HARDWARE, power=power)
+    rows = measured("utilization", noise=0.0)
+    others = []  # of another kind, which draw twice the power
+    for row in rows:
+        (m, k), _ = row.layer.inputs[0]
+        layer = matmul_layer((m, k), (k, row.layer.outputs[0].shape[1]))
+        others.append(replace(row, layer=layer, power_w=2 * (row.power_w or 0.0)))
+    alike = [replace(row, power_w=(row.power_w or 0.0) / 2) for row in others]
+    apart = distance_of_unseen_kinds(recipe, rows + others)
+    near = distance_of_unseen_kinds(recipe, rows + alike)
+    assert apart is not None
+    assert near is not None
+    assert apart > np.log(1.7) > near
+    assert distance_of_unseen_kinds(recipe, rows) is None  # no other kind to learn from
