@@ -56,6 +56,16 @@ def test_the_interval_is_that_of_one_call_with_all_layers() -> None:
         assert getattr(found, name) == pytest.approx(getattr(whole, name), rel=1e-9), name
 
 
+def test_steps_that_wait_take_what_each_kind_s_launches_take() -> None:
+    found, platform = generation(platform="titanrtx"), load_platform("titanrtx")
+    model = LanguageModel(language_model("llama"), 16, batch=2)
+    steps = [platform.predict(model.step(cached)) for cached in range(16, 36)]
+    assert all(each.host_ms == each.runtime_ms for each in steps)
+    assert found.decode is not None
+    assert found.decode.runtime_ms == pytest.approx([each.runtime_ms for each in steps], rel=1e-12)
+    assert found.decode.energy_mj == pytest.approx([each.energy_mj for each in steps], rel=1e-12)
+
+
 def test_figures_are_per_new_token_of_the_whole_batch() -> None:
     found = generation()
     assert found.tokens == 42
