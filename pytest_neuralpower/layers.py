@@ -23,6 +23,10 @@ Experts: TypeAlias = Literal["uniform"] | int | float
 Engine: TypeAlias = Literal["serving", "eager"]
 #: How a serving engine draws a token of each row of logits.
 Sampling: TypeAlias = Literal["top_p", "greedy"]
+#: What a serving engine quantises a model's products to, and the dtype of its keys and values, by
+#: vLLM's names: the model's own, or 8-bit floats.
+Quantization: TypeAlias = Literal["none", "fp8"]
+CacheDtype: TypeAlias = Literal["auto", "fp8"]
 ParamValue: TypeAlias = int | float | bool | str | tuple[int, ...]
 Params: TypeAlias = tuple[tuple[str, ParamValue], ...]
 

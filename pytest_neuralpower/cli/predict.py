@@ -10,7 +10,7 @@ import typer
 
 from pytest_neuralpower.cli import options
 from pytest_neuralpower.errors import OptionError
-from pytest_neuralpower.layers import Engine, Experts, Sampling
+from pytest_neuralpower.layers import CacheDtype, Engine, Experts, Quantization, Sampling
 
 
 def trace_command(
@@ -109,6 +109,12 @@ def generate_command(
         Sampling,
         typer.Option(help="how an engine draws tokens: by sorting the logits, or the largest"),
     ] = "top_p",
+    quantization: Annotated[
+        Quantization, typer.Option(help="what an engine multiplies in: fp8 for 8-bit floats")
+    ] = "none",
+    kv_cache_dtype: Annotated[
+        CacheDtype, typer.Option(help="what an engine keeps keys and values in")
+    ] = "auto",
     experts: Annotated[
         str,
         typer.Option(
@@ -141,6 +147,8 @@ def generate_command(
         acceptance=acceptance,
         engine=engine,
         sampling=sampling,
+        quantization=quantization,
+        kv_cache_dtype=kv_cache_dtype,
         experts=_experts(experts),
         estimator=estimator,
     )

@@ -154,7 +154,8 @@ def _reached(above: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _node(chosen: int, threshold: np.float32) -> str:
-    return "*" if np.isinf(threshold) else f"{chosen}:{threshold!s}"
+    # Shorter than numpy's own text, and the same number: thresholds have five digits.
+    return "*" if np.isinf(threshold) else f"{chosen}:{threshold:.6g}".replace("e+0", "e")
 
 
 # -- Fitting boosted trees with scikit-learn. Needed to fit only; nothing here predicts.
@@ -239,6 +240,7 @@ _CALL: Final = re.compile(r"(\w+)\((\w+), (\d+)\)")
 #: Keeps a division by an empty size finite.
 _TINY: Final = 1e-30
 _WAVE: Final = re.compile(r"wave_fill\((\d+)x(\d+), (\d+)\)")
+_QUERIES: Final = re.compile(r"query_fill\((\d+), (\d+)\)")
 
 
 def evaluate_input(name: str, columns: Columns) -> FloatArray:
@@ -251,7 +253,8 @@ def evaluate_input(name: str, columns: Columns) -> FloatArray:
         - ``flops/bytes_moved``: the ratio of two columns;
         - ``fill(n, 128)``: n over n rounded up to a multiple of 128;
         - ``align(k, 64)``: the largest power of two that divides k, at most 64;
-        - ``wave_fill(128x64, 24)``: tiles of 128 x 64 over those of full waves of 24.
+        - ``wave_fill(128x64, 24)``: tiles of 128 x 64 over those of full waves of 24;
+        - ``query_fill(128, 24)``: the same of blocks of 128 queries of an attention's heads.
 
     Raises
     ------
@@ -269,13 +272,15 @@ def _compiled(name: str) -> Callable[[Columns], FloatArray]:
     if wave := _WAVE.fullmatch(name):
         rows, cols, at_once = (int(each) for each in wave.groups())
         return partial(_wave_fill, rows=rows, cols=cols, at_once=at_once)
+    if queries := _QUERIES.fullmatch(name):
+        return partial(_query_fill, rows=int(queries[1]), at_once=int(queries[2]))
     if ratio := _RATIO.fullmatch(name):
         return partial(_ratio, over=ratio[1], under=ratio[2])
     call = _CALL.fullmatch(name)
     if call is None or call[1] not in _CALLS:
         raise ValueError(
-            f"unknown input {name!r}: a column, a/b, fill(n, 128), align(k, 64) or "
-            "wave_fill(128x64, 24)"
+            f"unknown input {name!r}: a column, a/b, fill(n, 128), align(k, 64), "
+            "wave_fill(128x64, 24) or query_fill(128, 24)"
         )
     return partial(_CALLS[call[1]], column=call[2], size=int(call[3]))
 
@@ -297,6 +302,15 @@ def _align(columns: Columns, *, column: str, size: int) -> FloatArray:
 
 def _wave_fill(columns: Columns, *, rows: int, cols: int, at_once: int) -> FloatArray:
     tiles = np.ceil(columns["m"] / rows) * np.ceil(columns["n"] / cols) * columns["groups"]
+    return _filled(tiles, at_once)
+
+
+def _query_fill(columns: Columns, *, rows: int, at_once: int) -> FloatArray:
+    return _filled(columns["heads"] * np.ceil(columns["queries"] / rows), at_once)
+
+
+def _filled(tiles: FloatArray, at_once: int) -> FloatArray:
+    """Tiles over those of full waves."""
     waves = np.maximum(np.ceil(tiles / at_once), 1.0)
     return np.asarray(tiles / (waves * at_once))
 
@@ -338,6 +352,8 @@ class Boosted(Estimator, tag="boosted", dict=True):
     trees, least_rows
         Number of trees and fewest rows in a leaf; None has grouped cross-validation choose
         among :data:`TREES` and :data:`LEAST_ROWS`.
+    depth
+        Of each tree, :data:`DEPTH` by default; at most :data:`MAX_DEPTH`.
 
     Attributes
     ----------
@@ -387,7 +403,7 @@ class Boosted(Estimator, tag="boosted", dict=True):
             left = _residual(base, known, target[seen])
             plain = base.predict(held_out)
             for row, size in enumerate(sizes):
-                model = Boosting(trees=max(counts), depth=DEPTH, least_rows=size)
+                model = Boosting(trees=max(counts), depth=self.depth, least_rows=size)
                 model.fit(self._values(known), left)
                 constant, trees = model.trees(max(counts))
                 for column, count in enumerate(counts):
@@ -411,7 +427,7 @@ class Boosted(Estimator, tag="boosted", dict=True):
         self.__dict__.clear()  # the trees of an earlier fit
         if not self.trees:
             return
-        model = Boosting(trees=self.trees, depth=DEPTH, least_rows=self.least_rows)
+        model = Boosting(trees=self.trees, depth=self.depth, least_rows=self.least_rows)
         model.fit(self._values(columns), _residual(self.base, columns, target))
         constant, trees = model.trees(self.trees)
         self.constant_, self.residual_ = float(f"{constant:.6g}"), trees.lines()

@@ -71,7 +71,7 @@ SIZE_COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "norm": ("rows", "width"),
     "softmax": ("rows", "width"),
     "attention": ("heads", "shared_heads", "queries", "keys", "width", "causal"),
-    "attention.decode": ("batch", "heads", "shared_heads", "keys", "width"),
+    "attention.decode": ("batch", "shared_heads", "sharing", "keys", "width"),
 }
 #: Families that a layer can be of: kinds, and the parts of kinds that stand apart.
 FAMILIES: Final = tuple(dict.fromkeys([*KINDS, *SIZE_COLUMNS]))
@@ -88,14 +88,14 @@ _FEW_QUERIES: Final = 16
 
 def family(layer: Layer) -> str:
     """The layer's family: its kind, ``linear`` for a convolution whose kernel covers the whole
-    input and for ``addmm``, which linear layers run, or the part of a kind that stands apart:
-    ``conv.depthwise``, ``conv.transposed``, ``matmul.grouped`` (a mixture of experts) and
-    ``attention.decode`` (at most 16 queries a sequence, and more keys)."""
+    input and for ``addmm`` and ``scaled_mm``, which linear layers run, or the part of a kind that
+    stands apart: ``conv.depthwise``, ``conv.transposed``, ``matmul.grouped`` (a mixture of experts)
+    and ``attention.decode`` (at most 16 queries a sequence, and more keys)."""
     if layer.kind == "attention":
         queries, keys = layer.inputs[0].shape[-2], layer.inputs[1].shape[-2]
         return "attention.decode" if queries <= _FEW_QUERIES and keys > queries else "attention"
     if layer.kind == "matmul":
-        return {"addmm": "linear", "grouped_mm": "matmul.grouped"}.get(layer.op, "matmul")
+        return _PRODUCTS.get(layer.op, "matmul")
     if layer.kind != "conv":
         return layer.kind
     weight = layer.weights[0].shape
@@ -109,6 +109,19 @@ def family(layer: Layer) -> str:
         return "conv.depthwise" if weight[1] == 1 else "conv"
     whole = layer.inputs[0].shape[2:] == weight[2:] and math.prod(layer.outputs[0].shape[2:]) == 1
     return "linear" if whole else "conv"
+
+
+#: Operations of the kind matmul -> the family of what runs them.
+_PRODUCTS: Final = {"addmm": "linear", "scaled_mm": "linear", "grouped_mm": "matmul.grouped"}
+
+#: What follows a family's name where a platform has rows of it in 8-bit floats beside those in its
+#: own dtype: other kernels run them.
+FLOAT8: Final = ".float8"
+
+
+def is_float8(layer: Layer) -> bool:
+    """Whether the layer multiplies 8-bit floats or, of attention, reads keys in them."""
+    return layer.dtype.startswith("float8")
 
 
 def range_columns(family_name: str) -> tuple[str, ...]:

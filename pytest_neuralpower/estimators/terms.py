@@ -166,9 +166,12 @@ def _split_cached(columns: Columns, keys: int, width: int, multiprocessors: int)
     return np.where(heads < multiprocessors, split, whole)
 
 
-def _uncached(columns: Columns, megabytes: int) -> FloatArray:
-    size = columns["cached_bytes"] * _MEGA
-    return np.where(size > megabytes, size, 0.0)
+def _more_than(name: str) -> _Values:
+    def term(columns: Columns, megabytes: int) -> FloatArray:
+        size = columns[name] * _MEGA
+        return np.where(size > megabytes, size, 0.0)
+
+    return term
 
 
 def _wave_depth(columns: Columns, rows: int, cols: int, multiprocessors: int) -> FloatArray:
@@ -274,7 +277,12 @@ TERMS: Final[Mapping[str, Term]] = {
         *(1.0, "", "waves of so many heads of keys and values", 1),
     ),
     "uncached": Term(
-        _uncached, _MEGA, "bytes", "keys and values, where they are more than so many MB", 1
+        _more_than("cached_bytes"),
+        *(_MEGA, "bytes", "keys and values, where they are more than so many MB", 1),
+    ),
+    "uncached_weight": Term(
+        _more_than("bytes_weight"),
+        *(_MEGA, "bytes", "parameters, where they are more than so many MB", 1),
     ),
     "wide_heads": Term(
         lambda columns, size: np.where(columns["width"] > size, columns["shared_heads"], 0.0),

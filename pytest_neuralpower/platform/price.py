@@ -30,11 +30,13 @@ from pytest_neuralpower.estimators.base import NonNegative, Positive, some_rows
 from pytest_neuralpower.estimators.correction import at_other_ceilings
 from pytest_neuralpower.estimators.features import (
     FAMILIES,
+    FLOAT8,
     GEMM_FAMILIES,
     Columns,
     FloatArray,
     columns,
     family,
+    is_float8,
 )
 from pytest_neuralpower.estimators.physics import Ceilings, least_ms, roofline_ms
 from pytest_neuralpower.estimators.terms import evaluate, is_term
@@ -86,6 +88,9 @@ BEST: Final = "best"
 NEURALPOWER: Final = "neuralpower"
 
 _FLOATING: Final = ("float", "bfloat", "complex")
+
+#: All formats of 8 bits multiply at one rate: this one's.
+_FLOAT8: Final = "float8_e4m3fn"
 
 #: Whole numbers that stand for real ones in quantised layers.
 _QUANTIZED: Final = ("int8", "qint8", "quint8", "qint32")
@@ -521,17 +526,18 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         """Runtime, power, flag code, estimator's name, family and least log distance of each."""
         members: dict[str, list[int]] = {}
         for index, layer in enumerate(items):
-            members.setdefault(self.priced_as(family(layer)), []).append(index)
+            members.setdefault(self._priced_as(layer), []).append(index)
         runtime = np.empty(len(items))
         power = np.empty(len(items)) if self.knows("power") else None
         codes = np.zeros(len(items), dtype=np.intp)
         least = np.zeros(len(items))
         used, families = [""] * len(items), [""] * len(items)
         estimate: Callable[[Columns], FloatArray]
-        for name, where in members.items():
+        for key, where in members.items():
             layers = [items[index] for index in where]
+            name = key.removesuffix(FLOAT8)
             values = columns(name, layers)
-            model = self.families.get(name)
+            model = self.families.get(key)
             estimator: AnyEstimator
             if model is None:
                 estimator = self.inferred[name]
@@ -541,17 +547,18 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
             else:
                 estimator, estimate = model.runtime, model.runtime_ms
                 code = np.where(outside(model.ranges, values), _EXTRAPOLATED, 0)
+            estimate = self._as_adapted(name, estimate, self._ceilings(key))
             estimated, least[where] = self._in_their_dtypes(
-                name, layers, values, self._as_adapted(name, estimate), estimator=estimator
+                key, layers, values, estimate, estimator=estimator
             )
             if name == "uncovered" and self.sampler is not None:
                 estimated, code = self._sampled(layers, estimated, code)
             runtime[where], codes[where] = estimated, code
             for index in where:
-                used[index], families[index] = estimator.label, name
+                used[index], families[index] = estimator.label, key
             if power is not None:
                 if model is not None:
-                    watts = model.power_w(values, estimated, self.power)
+                    watts = model.power_w(values, estimated, self._busy(key))
                 elif self.power is not None:
                     watts = self.power.predict({**values, "runtime_ms": estimated})
                 else:
@@ -572,6 +579,23 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         known = [self.sampler.runtime_ms(layer.inputs[0].numel) for layer in layers]
         return np.where(drawn, known, estimated), np.where(drawn, _INFERRED, codes)
 
+    def _priced_as(self, layer: Layer) -> str:
+        """The family that prices a layer; the one in 8-bit floats where rows had them."""
+        name = self.priced_as(family(layer))
+        own = name + FLOAT8
+        return own if own in self.families and is_float8(layer) else name
+
+    def _ceilings(self, family_name: str) -> Ceilings:
+        """What the device can at most do in the dtype of a family's rows."""
+        own = Ceilings.of(self.hardware)
+        return own.at(self.peak_gflops(_FLOAT8)) if family_name.endswith(FLOAT8) else own
+
+    def _busy(self, family_name: str) -> Utilization | None:
+        """The model of power, by shares of the peak in the dtype of a family's rows."""
+        if self.power is None or not family_name.endswith(FLOAT8):
+            return self.power
+        return replace(self.power, peak_gflops=self.peak_gflops(_FLOAT8))
+
     def priced_as(self, family_name: str) -> str:
         """The family, or its kind where the file is older than what tells the two apart."""
         if family_name in self.families or family_name in self.inferred:
@@ -579,16 +603,12 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         return family_name.partition(".")[0]
 
     def _as_adapted(
-        self,
-        name: str,
-        estimate: Callable[[Columns], FloatArray],
-        ceilings: Ceilings | None = None,
+        self, name: str, estimate: Callable[[Columns], FloatArray], own: Ceilings
     ) -> Callable[[Columns], FloatArray]:
         """The estimate times what a user's own calls showed, within the ceilings."""
         factor = self.factors.get(name)
         if factor is None:
             return estimate
-        own = ceilings or Ceilings.of(self.hardware)
         return lambda values: np.maximum(factor * estimate(values), least_ms(name, values, own))
 
     def _in_their_dtypes(
@@ -652,12 +672,14 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         """Operations in this dtype, GFLOP/s; the platform's own where it is not known. TF32 is a
         mode: no layer in float32 has its peak."""
         if dtype.startswith("float8"):
-            dtype = "float8_e4m3fn"  # all formats of 8 bits multiply at one rate
+            dtype = _FLOAT8
         return self.peaks_gflops.get(dtype, self.hardware["peak_gflops"])
 
     def _is_other(self, dtype: str, family_name: str) -> bool:
         """Whether layers compute in a dtype that no row has: any floating one but the platform's,
         and products of whole numbers, such as a quantised layer's."""
+        if family_name.endswith(FLOAT8):  # rows had it
+            return False
         return dtype != self.dtype and (dtype.startswith(_FLOATING) or family_name in GEMM_FAMILIES)
 
     def _refuse_impossible(
@@ -688,7 +710,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         PlatformError
             There is no such family; one line names those there are.
         """
-        if kind not in FAMILIES:
+        if kind not in FAMILIES and kind not in self.families:
             raise PlatformError(self._unknown_family(kind))
         kind = self.priced_as(kind)
         model = self.families.get(kind)

@@ -17,7 +17,7 @@ import numpy as np
 
 from pytest_neuralpower.collector import collector_paused
 from pytest_neuralpower.errors import OptionError, PlatformError
-from pytest_neuralpower.layers import Engine, Sampling
+from pytest_neuralpower.layers import CacheDtype, Engine, Quantization, Sampling
 from pytest_neuralpower.platform.catalog import as_platform, list_platforms, priced_by
 from pytest_neuralpower.platform.generation import Decoding, Draft, Generation
 from pytest_neuralpower.platform.prediction import mean_power
@@ -106,6 +106,8 @@ def generate(
     acceptance: float = 0.8,
     engine: Engine = "serving",
     sampling: Sampling = "top_p",
+    quantization: Quantization = "none",
+    kv_cache_dtype: CacheDtype = "auto",
     experts: Experts = "uniform",
     step: Step | None = None,
     estimator: str = BEST,
@@ -146,6 +148,13 @@ def generate(
     sampling
         How a serving engine draws tokens. ``top_p`` (default, also top-k): as most models' own
         generation settings ask. ``greedy``: the largest.
+    quantization
+        ``fp8``: a serving engine multiplies linear layers and experts in 8-bit floats, and
+        quantises their activations at each call; heads and routers stay as they are. ``none`` by
+        default.
+    kv_cache_dtype
+        ``fp8``: a serving engine keeps keys and values in 8-bit floats, which steps read; a
+        prompt's own attention stays as it is. ``auto`` (default): in the model's dtype.
     experts
         Distinct experts that the tokens of one call choose, in a mixture: ``uniform`` (default), as
         many as they would if all were equally likely; a number; or a share (a float up to 1).
@@ -182,9 +191,17 @@ def generate(
         raise OptionError(f"generate: acceptance={acceptance!r} must be a probability, 0 to 1")
     for name, value, allowed in (
         ("engine", engine, get_args(Engine)), ("sampling", sampling, get_args(Sampling)),
+        ("quantization", quantization, get_args(Quantization)),
+        ("kv_cache_dtype", kv_cache_dtype, get_args(CacheDtype)),
     ):  # fmt: skip
         if value not in allowed:
             raise OptionError(f"generate: {name}={value!r}: allowed: {', '.join(allowed)}")
+    for name, value in (("quantization", quantization), ("kv_cache_dtype", kv_cache_dtype)):
+        if value == "fp8" and (engine == "eager" or step is not None):
+            raise OptionError(
+                f"generate: {name}='fp8' needs engine='serving', without step=: only an engine "
+                "quantises"
+            )
     if draft is not None and step is not None:
         raise OptionError("generate: draft= needs models of transformers, without step=")
     if step is not None and not callable(step):
@@ -198,7 +215,7 @@ def generate(
 
         language_model = partial(
             LanguageModel, prompt=prompt, batch=batch, engine=engine, sampling=sampling,
-            experts=experts,
+            quantization=quantization, kv_cache_dtype=kv_cache_dtype, experts=experts,
         )  # fmt: skip
         models = [language_model(model, step=step)]
         speculation = None

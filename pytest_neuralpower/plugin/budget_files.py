@@ -17,7 +17,7 @@ from pytest_neuralpower.errors import BudgetFileError, NeuralPowerError
 from pytest_neuralpower.files import read_text, shown, yaml_document
 from pytest_neuralpower.guard.budget import MARKERS, parse_marker
 from pytest_neuralpower.guard.tolerance import REGRESSION, parse_tolerance
-from pytest_neuralpower.layers import Engine, Experts, Sampling
+from pytest_neuralpower.layers import CacheDtype, Engine, Experts, Quantization, Sampling
 from pytest_neuralpower.model_source import (
     InputError,
     InputSpec,
@@ -93,7 +93,7 @@ class GenerationText(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
         Tokens of each sample's prompt, tokens to generate, and samples.
     draft, draft_arguments
         Import path of a smaller model or its factory, and what to call that with.
-    draft_tokens, acceptance, engine, sampling, experts
+    draft_tokens, acceptance, engine, sampling, quantization, kv_cache_dtype, experts
         As the function has them.
     """
 
@@ -106,6 +106,8 @@ class GenerationText(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
     acceptance: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.8
     engine: Engine = "serving"
     sampling: Sampling = "top_p"
+    quantization: Quantization = "none"
+    kv_cache_dtype: CacheDtype = "auto"
     experts: Experts = "uniform"
 
 
@@ -172,6 +174,8 @@ _GENERATION_MUST: Final = {
     "acceptance": "a number from 0 to 1",
     "engine": " or ".join(get_args(Engine)),
     "sampling": " or ".join(get_args(Sampling)),
+    "quantization": " or ".join(get_args(Quantization)),
+    "kv_cache_dtype": " or ".join(get_args(CacheDtype)),
     "experts": "uniform, a number of experts, or a share such as 0.5",
 }
 _TOP: Final = ("models", "defaults")

@@ -171,7 +171,8 @@ def _product_of_bytes(call: _Call) -> None:
     """Of two matrices in 8 bits, whatever the result is in."""
     left, right = map(call.spec, call.args[:2])
     outputs = [call.spec(call.result)]
-    call.add("matmul", call.name.lstrip("_"), [left, right], (), outputs, (), left.dtype)
+    op = call.name.lstrip("_").removesuffix("_v2")
+    call.add("matmul", op, [left, right], (), outputs, (), left.dtype)
 
 
 def _grouped_product(call: _Call) -> None:
@@ -341,7 +342,7 @@ _LISTERS: Final[dict[str, Callable[[_Call], None]]] = {
     **dict.fromkeys(("_fft_r2c", "_fft_c2c", "_fft_c2r"), _fourier),
     "_grouped_mm": _grouped_product,
     "topk": _topk,
-    **dict.fromkeys(("_int_mm", "_scaled_mm"), _product_of_bytes),
+    **dict.fromkeys(("_int_mm", "_scaled_mm", "_scaled_mm_v2"), _product_of_bytes),
     **dict.fromkeys(("_cdist_forward", "_euclidean_dist"), _distances),
     **dict.fromkeys(
         ("_scaled_dot_product_flash_attention_backward",

@@ -28,15 +28,17 @@ from torch import Tensor, nn
 from pytest_neuralpower.errors import CompressError, TraceError
 from pytest_neuralpower.layers import (
     SAMPLE_TOP_P,
+    CacheDtype,
     Engine,
     Experts,
     Layer,
+    Quantization,
     Sampling,
     TensorSpec,
     Trace,
 )
 from pytest_neuralpower.model_source import Call, as_call
-from pytest_neuralpower.tracing.serving_fusion import as_served
+from pytest_neuralpower.tracing.serving_fusion import as_served, quantized
 from pytest_neuralpower.tracing.torch_private import ORIGINAL, children_of
 from pytest_neuralpower.tracing.tracer import trace
 
@@ -258,8 +260,9 @@ class LanguageModel:
     engine
         ``serving`` (default): kernels as vLLM runs them, keys and values written in place.
         ``eager``: the model's code, with transformers' cache, which is copied at every step.
-    sampling, experts
-        As :func:`pytest_neuralpower.generate` has them, by default ``top_p`` and ``uniform``.
+    sampling, quantization, kv_cache_dtype, experts
+        As :func:`pytest_neuralpower.generate` has them, by default ``top_p``, ``none``, ``auto``
+        and ``uniform``.
     step
         See :data:`Step`; None (default) for models of transformers.
 
@@ -284,11 +287,15 @@ class LanguageModel:
         batch: int,
         engine: Engine = "serving",
         sampling: Sampling = "top_p",
+        quantization: Quantization = "none",
+        kv_cache_dtype: CacheDtype = "auto",
         experts: Experts = "uniform",
         step: Step | None = None,
     ) -> None:
         self.model = model if step is not None else _unwrapped(model)
         self.sampling = sampling
+        self.quantization = quantization
+        self.kv_cache_dtype = kv_cache_dtype
         self.engine = engine
         self.experts = experts
         self.step_inputs = step
@@ -401,7 +408,14 @@ class LanguageModel:
             )
 
             with engine_kernels(self.model):
-                found = self._drawn(as_served(trace(self.model, *args, **kwargs)))
+                found = as_served(trace(self.model, *args, **kwargs))
+            found = self._drawn(
+                quantized(
+                    found,
+                    products=self.quantization == "fp8",
+                    cache=self.kv_cache_dtype == "fp8",
+                )
+            )
         return found.with_experts(self.experts)
 
     def _drawn(self, traced: Trace) -> Trace:

@@ -1,4 +1,4 @@
-"""What serving engines run as one kernel although a model's code calls several modules for it.
+"""What serving engines run otherwise than a model's code says: as one kernel, or in 8-bit floats.
 
 vLLM joins the projections that read one tensor (``QKVParallelLinear``,
 ``MergedColumnParallelLinear``) and adds the residual where it normalises it
@@ -79,3 +79,53 @@ def _joined(layers: Sequence[Layer], path: str) -> Layer:
         first, path=path, weights=weights,
         outputs=(TensorSpec((*output.shape[:-1], width), output.dtype),),
     )  # fmt: skip
+
+
+# -- In 8-bit floats.
+
+_FLOAT8: Final = "float8_e4m3fn"
+
+#: What is quantised: a model in another dtype has its own scheme.
+_HALVES: Final = ("bfloat16", "float16")
+
+#: Last names of the linear layers that choose experts: engines keep them in the model's dtype.
+_ROUTERS: Final = ("gate", "router")
+
+
+def quantized(traced: Trace, *, products: bool, cache: bool) -> Trace:
+    """The trace of a language model as an engine runs it in 8-bit floats.
+
+    Parameters
+    ----------
+    products
+        Whether linear layers and experts are: weights, and activations on their way in. The head,
+        the last linear layer, and routers are not.
+    cache
+        Whether keys and values are, once they are written.
+    """
+    head = max((at for at, each in enumerate(traced.layers) if each.op == "linear"), default=-1)
+    layers = list(traced.layers)
+    for place, layer in enumerate(layers):
+        if layer.dtype not in _HALVES:
+            continue
+        if products and layer.op in ("linear", "grouped_mm") and place != head:
+            if layer.path.rpartition(".")[2] not in _ROUTERS:
+                layers[place] = _product(layer)
+        elif cache and layer.op == "cache_write":
+            layers[place] = replace(layer, outputs=_in_float8(layer.outputs))
+        elif cache and layer.kind == "attention":
+            query, *cached = layer.inputs
+            if cached[0].shape[-2] > query.shape[-2]:  # a prompt attends to what it has just made
+                inputs = (query, *_in_float8(cached))
+                layers[place] = replace(layer, inputs=inputs, dtype=_FLOAT8)
+    return dataclasses.replace(traced, layers=tuple(layers))
+
+
+def _product(layer: Layer) -> Layer:
+    """A product in 8-bit floats, whose result and bias are not."""
+    weights = _in_float8(layer.weights[:1]) + layer.weights[1:]
+    return replace(layer, inputs=_in_float8(layer.inputs), weights=weights, dtype=_FLOAT8)
+
+
+def _in_float8(tensors: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(shape, _FLOAT8) for shape, _ in tensors)

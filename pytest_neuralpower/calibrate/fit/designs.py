@@ -17,6 +17,7 @@ from pytest_neuralpower.estimators import (
     Tree,
     Utilization,
 )
+from pytest_neuralpower.estimators.boosted import DEPTH
 from pytest_neuralpower.estimators.features import GEMM_FAMILIES, range_columns, size_columns
 from pytest_neuralpower.estimators.neuralpower import SIZES
 from pytest_neuralpower.estimators.physics import Ceilings, features
@@ -44,9 +45,9 @@ class Design(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         where there are none; whether its rates are scaled to the sum of the rows.
     tree_terms
         Of the tree's leaves.
-    inputs, trees
-        What the boosted residual looks at as well as its own inputs, and its number of trees; None
-        where cross-validation chooses it.
+    inputs, trees, depth, least_rows
+        What the boosted residual looks at as well as its own inputs, its number of trees, their
+        depth and the fewest rows of a leaf; None where cross-validation chooses it.
     candidates
         Estimators that compete; empty for all.
     learn
@@ -59,6 +60,8 @@ class Design(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tree_terms: tuple[str, ...] = TREE_TERMS
     inputs: tuple[str, ...] = ()
     trees: int | None = None
+    depth: int = DEPTH
+    least_rows: int | None = None
     candidates: tuple[Candidate, ...] = ()
     learn: Literal["energy", "utilization"] | None = None
 
@@ -139,6 +142,9 @@ def runtime_makers(
         What is predicted.
     """
     regimes = design.regimes or _default_regimes(family, hardware)
+    trees = design.trees
+    if trees is not None and quantity == "energy":
+        trees //= 2  # readings of power are rough: more tell little
     multiprocessors = int(hardware.get("multiprocessors", 1))
     on_processor = "vector_floats" in hardware
 
@@ -165,7 +171,9 @@ def runtime_makers(
             physical(),
             (*_inputs(family, hardware), *design.inputs),
             range_columns(family),
-            trees=design.trees,
+            trees=trees,
+            least_rows=design.least_rows,
+            depth=design.depth,
         ),
     }
 

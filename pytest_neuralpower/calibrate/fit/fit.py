@@ -49,11 +49,13 @@ from pytest_neuralpower.estimators import (
 )
 from pytest_neuralpower.estimators.base import refuse_bad_rows
 from pytest_neuralpower.estimators.features import (
+    FLOAT8,
     STREAMING,
     Columns,
     FloatArray,
     columns,
     family,
+    is_float8,
 )
 from pytest_neuralpower.estimators.neuralpower import SIZES as PAPER_FAMILIES
 from pytest_neuralpower.estimators.physics import Ceilings
@@ -302,12 +304,13 @@ def _tables(rows: Iterable[Row], recipe: Recipe, *, alone: bool) -> dict[str, Ta
     """The rows by family; raises FitError where there are none, or a bad one."""
     by_family: dict[str, list[Row]] = {}
     for row in rows:
-        by_family.setdefault(family(row.layer), []).append(row)
+        own = FLOAT8 if is_float8(row.layer) and not recipe.dtype.startswith("float8") else ""
+        by_family.setdefault(family(row.layer) + own, []).append(row)
     if not by_family and alone:
         raise FitError("no measured rows: nothing can be fitted")
     tables = {}
     for name, members in by_family.items():
-        values = columns(name, [row.layer for row in members])
+        values = columns(name.removesuffix(FLOAT8), [row.layer for row in members])
         runtime = np.array([row.runtime_ms for row in members])
         try:
             refuse_bad_rows(values, runtime, [row.line for row in members])
@@ -338,9 +341,14 @@ def _fit_families(
     streaming_gbs = _streaming_gbs(tables, recipe)
     found = _Families({}, {}, {"runtime": {}})
     for name, table in tables.items():
+        plain, own = name.removesuffix(FLOAT8), recipe
+        if plain != name:
+            peak = recipe.peaks_gflops["float8_e4m3fn"]
+            own = msgspec.structs.replace(recipe, hardware={**recipe.hardware, "peak_gflops": peak})
+        prior = priors[plain].on(Ceilings.of(own.hardware))
         try:
             fit, power, judged = _fit_family(
-                name, table, recipe, priors[name], candidates=candidates, progress=progress
+                plain, table, own, prior, candidates=candidates, progress=progress
             )
         except FitError as error:
             if not recipe.plan:
@@ -360,10 +368,10 @@ def _fit_families(
         if paper is not None:
             found.accuracy.setdefault(NEURALPOWER, {})[name] = paper[1]
         found.models[name] = FamilyModel(
-            calibrated_ranges(name, table.columns),
+            calibrated_ranges(plain, table.columns),
             cast("AnyEstimator", fit.runtime.estimator),
             neuralpower=paper and paper[0],
-            overheads=dict.fromkeys(recipe.overheads.get(name, ()), 1.0 / streaming_gbs),
+            overheads=dict.fromkeys(recipe.overheads.get(plain, ()), 1.0 / streaming_gbs),
             **(power.chosen() if power else {}),
         )
     if tables and not found.models:

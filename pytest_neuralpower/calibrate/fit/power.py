@@ -27,7 +27,7 @@ from pytest_neuralpower.calibrate.fit.rows import Row
 from pytest_neuralpower.errors import FitError, ProfileError
 from pytest_neuralpower.estimators import Utilization
 from pytest_neuralpower.estimators.base import some_rows
-from pytest_neuralpower.estimators.features import columns, family
+from pytest_neuralpower.estimators.features import columns, family, is_float8
 from pytest_neuralpower.estimators.selection import (
     Score,
     Selection,
@@ -331,7 +331,8 @@ def _learn(
     # Shorter rows say more of the pauses between kernels than of the kernels.
     by_family: dict[str, list[Row]] = {}
     for row in rows:
-        if row.power_w is not None and row.runtime_ms >= power.least_ms:
+        metered = row.power_w is not None and row.runtime_ms >= power.least_ms
+        if metered and not is_float8(row.layer):  # shares are of the peak in the recipe's dtype
             by_family.setdefault(family(row.layer), []).append(row)
     if not by_family:
         raise FitError(f"{source.name}: no row with power lasts {power.least_ms:g} ms or more")

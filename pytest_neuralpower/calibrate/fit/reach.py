@@ -114,7 +114,7 @@ def judge_sweeps(
         progress(f"{layers:,} random layers on {platform.name}")
         found = sweep(platform, layers=layers)
         yield Figure(
-            f"{layers:,} random layers on {platform.name}: impossible / above 20 rooflines / "
+            f"{found.layers:,} random layers on {platform.name}: impossible / above 20 rooflines / "
             "cheaper when doubled",
             f"{found.too_fast} / {found.too_slow} / {found.cheaper}",
             "0 / 0 / 0",

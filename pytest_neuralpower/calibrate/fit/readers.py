@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from msgspec import structs
 
 from pytest_neuralpower import files
 from pytest_neuralpower.calibrate.fit.devices import find_device
@@ -191,7 +192,7 @@ def _caffe_layer(
     return conv_layer(below, cout=top[1], kernel=kernel, stride=stride, padding=padding, bias=True)
 
 
-# -- aiconfigurator (NVIDIA): layers of vLLM timed on Hopper GPUs in bfloat16, with their power.
+# -- aiconfigurator (NVIDIA): layers of vLLM timed on GPUs, on some with their power.
 
 _DTYPE = "bfloat16"
 
@@ -203,16 +204,18 @@ def aiconfigurator_gemm(path: Path, options: Options) -> list[Row]:
     out what takes less, ``power_least_ms`` the power of what takes less, and rows that agree in
     the columns ``groups`` are held out together. ``times_of_more`` leaves out products that take
     over so many times what one of more rows by the same weight takes: a library's poor choice of a
-    kernel, which would raise the prices of all larger batches.
+    kernel, which would raise the prices of all larger batches. ``dtype`` is that of the operands
+    of products, of experts and of cached keys, bfloat16 by default; all results are in bfloat16.
     """
     rows = []
     for line, record in selected(path, options):
         m, n, k = _ints(record, "m", "n", "k")
         layer = (
-            linear_layer(m, k, n, dtype=_DTYPE)
+            linear_layer(m, k, n, dtype=options.get("dtype", _DTYPE))
             if options["as"] == "linear"
             else matmul_layer((m, k), (k, n), dtype=_DTYPE)
         )
+        layer = structs.replace(layer, outputs=(TensorSpec((m, n), _DTYPE),))
         rows.append(_powered(layer, record, line, options))
     if "times_of_more" in options:
         return _without_poor_choices(rows, float(options["times_of_more"]))
@@ -255,22 +258,29 @@ def aiconfigurator_decode(path: Path, options: Options) -> list[Row]:
     for line, record in selected(path, options):
         batch, new, old = _ints(record, "batch_size", "isl", "step")
         heads, shared, width = _ints(record, "num_heads", "num_key_value_heads", "head_dim")
-        layer = attention_layer((batch, heads, new, width), shared, keys=new + old)
+        layer = attention_layer(
+            (batch, heads, new, width), shared, keys=new + old, dtype=options.get("dtype", _DTYPE)
+        )
         rows.append(_powered(layer, record, line, options))
     return rows
 
 
 def attention_layer(
-    shape: tuple[int, int, int, int], shared: int, *, causal: bool = False, keys: int | None = None
+    shape: tuple[int, int, int, int],
+    shared: int,
+    *,
+    causal: bool = False,
+    keys: int | None = None,
+    dtype: str = _DTYPE,
 ) -> Layer:
     """Attention of queries ``(B, H, L, E)`` to as many keys, or to ``keys``, in ``shared`` heads of
-    keys and values."""
+    keys and values in ``dtype``."""
     query = TensorSpec(shape, _DTYPE)
     batch, _, queries, width = shape
-    key = TensorSpec((batch, shared, queries if keys is None else keys, width), _DTYPE)
+    key = TensorSpec((batch, shared, queries if keys is None else keys, width), dtype)
     params: tuple[tuple[str, Any], ...] = (("causal", causal), ("dropout", 0.0), ("masked", False))
     op = "scaled_dot_product_attention"
-    return Layer("attention", op, "", (query, key, key), (), (query,), _DTYPE, params)
+    return Layer("attention", op, "", (query, key, key), (), (query,), dtype, params)
 
 
 #: Rows of each expert from which balanced routing reads as many experts as uniform routing does.
@@ -284,31 +294,36 @@ def aiconfigurator_moe(path: Path, options: Options) -> list[Row]:
     shared out by the operations of the products, to which the bytes of their weights are
     proportional. Of the ways in which tokens spread over experts the one nearest to uniform routing
     is taken: ``power_law_1.01`` (which leaves out as many experts, within a sixth) where an expert
-    has less than 4 rows in the mean, ``balanced`` beyond. Experts are those of one rank, whose
+    has less than 4 rows in the mean, ``balanced`` beyond, where that was timed (option
+    ``balanced: false`` says that it was not). Experts are those of one rank, whose
     width may be split over several (``moe_tp_size``).
     """
     rows = []
     for line, record in selected(path, options):
         tokens, hidden, inner = _ints(record, "num_tokens", "hidden_size", "inter_size")
         chosen, experts, ranks = _ints(record, "topk", "num_experts", "moe_tp_size")
-        few = tokens * chosen < _ROWS_OF_EACH * experts
+        few = tokens * chosen < _ROWS_OF_EACH * experts or not options.get("balanced", True)
         if record["distribution"] != ("power_law_1.01" if few else "balanced"):
             continue
         width = inner // ranks
         for depth, out, share in ((hidden, 2 * width, 2 / 3), (width, hidden, 1 / 3)):
-            row = _powered(
-                experts_layer(tokens, chosen, experts, depth, out), record, line, options
+            layer = experts_layer(
+                tokens, chosen, experts, depth, out, dtype=options.get("dtype", _DTYPE)
             )
+            row = _powered(layer, record, line, options)
             rows.append(replace(row, runtime_ms=row.runtime_ms * share))
     return rows
 
 
-def experts_layer(tokens: int, chosen: int, experts: int, depth: int, width: int) -> Layer:
+def experts_layer(
+    tokens: int, chosen: int, experts: int, depth: int, width: int, *, dtype: str = _DTYPE
+) -> Layer:
     """Tokens, each by its ``chosen`` of ``experts`` matrices (depth, width)."""
-    shapes = ((tokens * chosen, depth), (experts, depth, width), (tokens * chosen, width))
-    given, weights, result = (TensorSpec(shape, _DTYPE) for shape in shapes)
+    given = TensorSpec((tokens * chosen, depth), dtype)
+    weights = TensorSpec((experts, depth, width), dtype)
+    result = TensorSpec((tokens * chosen, width), _DTYPE)
     params = (("chosen", chosen),)
-    return Layer("matmul", "grouped_mm", "", (given, weights), (), (result,), _DTYPE, params)
+    return Layer("matmul", "grouped_mm", "", (given, weights), (), (result,), dtype, params)
 
 
 def _powered(layer: Layer, record: Record, line: int, options: Options) -> Row:

@@ -16,7 +16,7 @@ from pytest_neuralpower.calibrate.fit.rows import (
     pool_layer,
     streaming_layer,
 )
-from pytest_neuralpower.estimators.features import columns, family
+from pytest_neuralpower.estimators.features import FLOAT8, columns, family
 from pytest_neuralpower.estimators.physics import Ceilings, least_ms, roofline_ms
 from pytest_neuralpower.layers import Layer, TensorSpec
 
@@ -65,17 +65,25 @@ def sweep(platform: FittedPlatform, *, layers: int) -> Sweep:
     platform
         Whose dtype the layers have.
     layers
-        How many, of all kinds: the same ones at each call.
+        How many, of all kinds: the same ones at each call. Where the platform has rows in 8-bit
+        floats, as many of their kinds again.
     """
-    once, twice = random_layers(layers, platform.dtype)
-    ceilings = Ceilings.of(platform.hardware)
-    before, after = (_runtime_ms(platform, each) for each in (once, twice))
-    fast = slow = 0
-    for drawn, runtime in ((once, before), (twice, after)):
-        least, roofline = _limits(drawn, ceilings)
-        fast += int((runtime < 0.999 * least).sum())
-        slow += int((runtime > _TOO_MANY_ROOFLINES * roofline).sum())
-    return Sweep(layers, fast, slow, int((after < (1 - _CHEAPER) * before).sum()))
+    float8 = [name.removesuffix(FLOAT8) for name in platform.families if name.endswith(FLOAT8)]
+    drawn = {platform.dtype: tuple(_MAKERS)}
+    if float8:
+        drawn["float8_e4m3fn"] = tuple(float8)
+    count = fast = slow = cheaper = 0
+    for dtype, kinds in drawn.items():
+        ceilings = Ceilings.of(platform.hardware).at(platform.peak_gflops(dtype))
+        batches = random_layers(layers, dtype, kinds)
+        before, after = (_runtime_ms(platform, each) for each in batches)
+        for some, runtime in zip(batches, (before, after), strict=True):
+            least, roofline = _limits(some, ceilings)
+            fast += int((runtime < 0.999 * least).sum())
+            slow += int((runtime > _TOO_MANY_ROOFLINES * roofline).sum())
+        cheaper += int((after < (1 - _CHEAPER) * before).sum())
+        count += layers
+    return Sweep(count, fast, slow, cheaper)
 
 
 def _runtime_ms(platform: FittedPlatform, layers: Sequence[Layer]) -> np.ndarray:
@@ -94,11 +102,13 @@ def _limits(layers: Sequence[Layer], ceilings: Ceilings) -> tuple[np.ndarray, np
     return least, roofline
 
 
-@lru_cache(maxsize=1)  # drawing takes as long as pricing, and platforms are judged by the same
-def random_layers(count: int, dtype: str) -> tuple[list[Layer], list[Layer]]:
-    """Layers of all kinds with sizes drawn log-uniformly, and the same at twice the batch."""
+@lru_cache(maxsize=2)  # drawing takes as long as pricing, and platforms are judged by the same
+def random_layers(
+    count: int, dtype: str, kinds: tuple[str, ...]
+) -> tuple[list[Layer], list[Layer]]:
+    """Layers of these kinds with sizes drawn log-uniformly, and the same at twice the batch."""
     random = np.random.default_rng(0)
-    makers = list(_MAKERS.values())
+    makers = [_MAKERS[kind] for kind in kinds]
     once, twice = [], []
     for number in range(count):
         make = makers[number % len(makers)](random, dtype)

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from pytest_neuralpower.calibrate.fit.readers import attention_layer
 from pytest_neuralpower.calibrate.fit.rows import linear_layer
 from pytest_neuralpower.errors import FitError
 from pytest_neuralpower.estimators import AnyEstimator, Boosted, Physical, Tree, Utilization
@@ -75,6 +76,12 @@ def test_noise_gets_no_tree() -> None:
     found = Boosted(BASE, INPUTS, ("m",)).fit(values, target)
     assert len(found.trees_) == 0
     assert np.array_equal(found.predict(values), found.base.predict(values))
+
+
+def test_trees_are_as_deep_as_asked() -> None:
+    values = some_columns()
+    found = Boosted(BASE, INPUTS, ("m",), trees=5, least_rows=8, depth=6).fit(values, law(values))
+    assert (found.trees_.depth, len(found.trees_)) == (6, 5)
 
 
 def test_few_rows_are_refused() -> None:
@@ -180,6 +187,11 @@ class TestInputs:
     )
     def test_are_what_they_say(self, name: str, expected: list[float]) -> None:
         assert evaluate_input(name, self.values) == pytest.approx(expected)
+
+    def test_blocks_of_queries_fill_waves_of_multiprocessors(self) -> None:
+        attention = columns("attention", [attention_layer((2, 3, 300, 64), 3)])
+        # 6 heads of 3 blocks of 128 queries in 2 waves of 12.
+        assert evaluate_input("query_fill(128, 12)", attention) == pytest.approx([18 / 24])
 
     def test_that_do_not_exist_are_refused(self) -> None:
         with pytest.raises(ValueError, match=r"unknown input 'speed\(n\)'"):

@@ -80,6 +80,15 @@ def test_addmm_is_a_linear_layer_whose_weights_are_operands() -> None:
     assert found["bytes_moved"] == layer.cost.bytes_moved
 
 
+def test_scaled_mm_is_a_linear_layer_that_reads_a_byte_an_element() -> None:
+    given, weight = (TensorSpec(shape, "float8_e4m3fn") for shape in ((6, 8), (8, 10)))
+    result = TensorSpec((6, 10), "bfloat16")
+    layer = Layer("matmul", "scaled_mm", "", (given, weight), (), (result,), "float8_e4m3fn")
+    assert family(layer) == "linear"
+    found = {name: values.item() for name, values in columns("linear", [layer]).items()}
+    assert [found[name] for name in ("bytes_in", "bytes_weight", "bytes_out")] == [48, 80, 120]
+
+
 @given(SIZES, SIZES, SIZES)
 def test_gemm_columns_are_their_cost_terms(rows: int, depth: int, width: int) -> None:
     assert_columns_equal_cost_terms([linear_layer(rows, depth, width, bias=True)])

@@ -160,6 +160,8 @@ def test_it_says_what_it_is() -> None:
         ({"prompt": 0}, OptionError, "prompt=0 must be"),
         ({"acceptance": 1.5}, OptionError, "acceptance=1.5 must be a probability"),
         ({"engine": "vllm"}, OptionError, "engine='vllm': allowed: serving, eager"),
+        ({"quantization": "int4"}, OptionError, "quantization='int4': allowed: none, fp8"),
+        ({"engine": "eager", "kv_cache_dtype": "fp8"}, OptionError, "needs engine='serving'"),
     ],
 )
 def test_one_line_refuses(changes: Any, error: type[Exception], says: str) -> None:
@@ -167,6 +169,35 @@ def test_one_line_refuses(changes: Any, error: type[Exception], says: str) -> No
         generation(**changes)
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3-moe"])
+def test_an_engine_quantises_all_products_but_the_head_and_routers(name: str) -> None:
+    found = generation(name, quantization="fp8")
+    assert found.decode is not None
+    for call in (found.prefill, found.decode.last):
+        layers = [each.layer for each in call.layers if each.layer.op in ("linear", "grouped_mm")]
+        kept = [layer.path for layer in layers if layer.dtype != "float8_e4m3fn"]
+        assert kept[-1] == "lm_head"
+        assert {path.rpartition(".")[2] for path in kept[:-1]} <= {"gate"}
+        eight = [layer for layer in layers if layer.dtype == "float8_e4m3fn"]
+        assert len(eight) > len(kept)
+        assert {layer.outputs[0].dtype for layer in eight} == {"bfloat16"}
+
+
+def test_steps_read_a_cache_of_half_the_bytes_and_a_prompt_makes_its_own() -> None:
+    plain, eight = (generation(kv_cache_dtype=dtype) for dtype in ("auto", "fp8"))
+    assert plain.decode is not None
+    assert eight.decode is not None
+    assert plain.ttft_ms == pytest.approx(eight.ttft_ms, rel=0.01)
+    before, after = (
+        [each.layer for each in found.decode.last.layers if each.layer.kind == "attention"]
+        for found in (plain, eight)
+        if found.decode is not None
+    )
+    for one, other in zip(before, after, strict=True):
+        assert one.inputs[0] == other.inputs[0]
+        assert [2 * each.nbytes for each in other.inputs[1:]] == [x.nbytes for x in one.inputs[1:]]
 
 
 def test_a_large_model_takes_no_memory_and_one_predict_is_the_same_step() -> None:

@@ -175,3 +175,33 @@ def test_trace_reads_like_a_sequence() -> None:
     )  # fmt: skip
     assert result[0].path == "0"
     assert result.macs == 60
+
+
+def _scaled_mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    one = torch.ones(())
+    return torch._scaled_mm(left, right.t(), one, one, out_dtype=torch.bfloat16)
+
+
+def _functional_scaled_mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    one, whole = torch.ones(1), F.ScalingType.TensorWise
+    return F.scaled_mm(left, right.t(), one, whole, one, whole, output_dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        _scaled_mm,
+        pytest.param(
+            _functional_scaled_mm,
+            marks=pytest.mark.skipif(not hasattr(F, "scaled_mm"), reason="this torch has none"),
+        ),
+    ],
+)
+def test_a_scaled_product_is_computed_in_8_bits(function: Any) -> None:
+    operands = [torch.empty(shape, device="meta") for shape in ((64, 32), (16, 32))]
+    left, right = (each.to(torch.float8_e4m3fn) for each in operands)
+    layer = trace(Call(function), left, right).layers[-1]
+    assert (layer.kind, layer.op, layer.dtype) == ("matmul", "scaled_mm", "float8_e4m3fn")
+    assert [(each.shape, each.dtype) for each in (*layer.inputs, *layer.outputs)] == [
+        ((64, 32), "float8_e4m3fn"), ((32, 16), "float8_e4m3fn"), ((64, 16), "bfloat16"),
+    ]  # fmt: skip

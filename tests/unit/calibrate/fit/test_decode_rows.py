@@ -32,8 +32,16 @@ HEADS = [(32, 8, 128), (32, 4, 128), (16, 16, 64), (16, 8, 64), (64, 8, 128), (8
          (8, 2, 256), (40, 8, 128), (24, 4, 64), (16, 2, 256)]  # fmt: skip
 
 
-def decode(batch: int, heads: tuple[int, int, int], *, keys: int = 4096, queries: int = 1) -> Layer:
-    return attention_layer((batch, heads[0], queries, heads[2]), heads[1], keys=keys)
+def decode(
+    batch: int,
+    heads: tuple[int, int, int],
+    *,
+    keys: int = 4096,
+    queries: int = 1,
+    dtype: str = "bfloat16",
+) -> Layer:
+    shape = batch, heads[0], queries, heads[2]
+    return attention_layer(shape, heads[1], keys=keys, dtype=dtype)
 
 
 def runtime_ms(batch: int, heads: tuple[int, int, int], keys: int = 4096) -> float:
@@ -43,25 +51,29 @@ def runtime_ms(batch: int, heads: tuple[int, int, int], keys: int = 4096) -> flo
     return float(0.006 + 0.0015 * waves + 4 * batch * shared * keys * width / 3.2e9)
 
 
-def measured() -> list[Row]:
+def measured(dtype: str = "bfloat16", slower: float = 1.0) -> list[Row]:
     rows = []
     for line, heads in enumerate(HEADS):
         group = tuple(zip(("heads", "shared", "width"), map(str, heads), strict=True))
         for batch in (1, 4, 16, 64, 256):
             for keys in (128, 1024, 8192, 32768):
-                time = runtime_ms(batch, heads, keys)
-                rows.append(Row(decode(batch, heads, keys=keys), time, line=line, group=group))
+                time = slower * runtime_ms(batch, heads, keys)
+                layer = decode(batch, heads, keys=keys, dtype=dtype)
+                rows.append(Row(layer, time, line=line, group=group))
     return rows
+
+
+DESIGN = Design(rescale=False, candidates=("physical", "boosted"), trees=50)
+RECIPE = Recipe(
+    "toy", "kernels alone", "Toy", hardware=HARDWARE, dtype="bfloat16",
+    peaks_gflops={"bfloat16": 900_000, "float8_e4m3fn": 1_800_000},
+    designs={"attention.decode": DESIGN}, folder=Path(),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def fitted() -> FittedPlatform:
-    design = Design(rescale=False, candidates=("physical", "boosted"), trees=50)
-    recipe = Recipe(
-        "toy", "kernels alone", "Toy", hardware=HARDWARE, dtype="bfloat16",
-        designs={"attention.decode": design}, folder=Path(),
-    )  # fmt: skip
-    return fit_rows(measured(), recipe).platform
+    return fit_rows(measured(), RECIPE).platform
 
 
 def test_heads_that_were_held_out_are_predicted(fitted: FittedPlatform) -> None:
@@ -103,3 +115,22 @@ def test_no_price_falls_when_the_batch_doubles_nor_beats_the_bandwidth(
         for layer, time in zip(layers, times, strict=True):
             uncached = max(layer.cost.bytes_moved - 40e6, 0.0)
             assert time >= uncached / 4000e6
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_keys_in_8_bits_are_priced_by_rows_of_their_own(fitted: FittedPlatform, dtype: str) -> None:
+    """A kernel that takes longer in 8 bits than in 16, as no ratio of peaks would say."""
+    rows = [*measured(), *measured("float8_e4m3fn", slower=1.3)]
+    both = fit_rows(rows, RECIPE).platform
+    heads = (48, 8, 128)
+    layers = [decode(8, heads), decode(8, heads, dtype=dtype)]
+    plain, eight = both.predict(layers).layers
+    assert plain.runtime_ms == fitted.predict(layers[:1]).runtime_ms
+    assert eight.runtime_ms == pytest.approx(1.3 * runtime_ms(8, heads), rel=0.25)
+    assert (plain.flags, eight.flags) == ((), ())
+    assert both.predict(layers).notes == ()
+    assert both.accuracy["runtime"]["attention.decode.float8"]["rows"] == 200
+    assert "attention.decode.float8" in card_text(both)
+    # Without such rows they are an extrapolation from those there are.
+    (unmeasured,) = fitted.predict(layers[1:]).layers
+    assert unmeasured.flags == (EXTRAPOLATED,)

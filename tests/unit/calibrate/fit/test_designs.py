@@ -108,13 +108,13 @@ def test_recipes_choose_regimes_and_terms() -> None:
     assert tree.terms == ("launch", "unaligned_in[8]")
 
 
-@pytest.mark.parametrize("quantity", ["runtime", "energy"])
-def test_recipes_choose_the_number_of_trees_and_further_inputs(quantity) -> None:
-    design = Design(trees=250, inputs=("fill(m, 256)",))
+@pytest.mark.parametrize(("quantity", "trees"), [("runtime", 250), ("energy", 125)])
+def test_recipes_choose_the_number_of_trees_and_further_inputs(quantity, trees) -> None:
+    design = Design(trees=250, depth=6, least_rows=8, inputs=("fill(m, 256)",))
     free = runtime_makers("linear", Design(), HARDWARE, quantity=quantity)["boosted"]()
     chosen = runtime_makers("linear", design, HARDWARE, quantity=quantity)["boosted"]()
     assert free.trees is None
-    assert chosen.trees == 250
+    assert (chosen.trees, chosen.depth, chosen.least_rows) == (trees, 6, 8)
     assert chosen.inputs == (*free.inputs, "fill(m, 256)")
 
 

@@ -182,6 +182,26 @@ class TestAiconfigurator:
         reason = "over 1.5 times what more rows take by the same weight"
         assert [row.flaw for row in rows] == [reason, "", "", ""]
 
+    def test_a_product_in_8_bits_has_a_result_that_is_not(self, tmp_path: Path) -> None:
+        path = tmp_path / "gemm.csv"
+        path.write_text(GEMM)
+        layer = aiconfigurator_gemm(path, {"as": "linear", "dtype": "float8_e4m3fn"})[0].layer
+        dtypes = [each.dtype for each in (*layer.inputs, *layer.weights, *layer.outputs)]
+        assert (layer.dtype, *dtypes) == (*["float8_e4m3fn"] * 3, "bfloat16")
+
+    def test_a_cache_in_8_bits_is_read_by_queries_that_are_not(self, tmp_path: Path) -> None:
+        path = tmp_path / "decode.csv"
+        path.write_text(DECODE)
+        layer = aiconfigurator_decode(path, {"dtype": "float8_e4m3fn"})[0].layer
+        assert [each.dtype for each in layer.inputs] == ["bfloat16", *["float8_e4m3fn"] * 2]
+        assert layer.dtype == "float8_e4m3fn"
+
+    def test_power_law_routing_stands_for_balanced_that_was_not_timed(self, tmp_path: Path) -> None:
+        path = tmp_path / "experts.csv"
+        path.write_text(EXPERTS)
+        rows = aiconfigurator_moe(path, {"balanced": False})
+        assert rows[2].runtime_ms + rows[3].runtime_ms == pytest.approx(0.29)
+
     def test_a_table_without_power_has_none(self, tmp_path: Path) -> None:
         path = tmp_path / "gemm.csv"
         path.write_text("m,n,k,latency\n128,4096,1024,0.0125\n")
