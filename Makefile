@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-lowest check coverage platforms benchmark prune-experiments calibrate-gpu wheel clean
+.PHONY: demo test fuzz test-lowest check coverage platforms benchmark prune-experiments calibrate-gpu wheel clean
 
 demo: $(VENV)/.demo  ## guard five real networks on the shipped titanx platform
 	$(BIN)/python -m pytest budgets --np-platform=titanx
@@ -24,6 +24,11 @@ coverage: $(VENV)/.test
 	$(BIN)/coverage run -m pytest -n auto --dist loadfile
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+FUZZ ?= 100000
+
+fuzz: $(VENV)/.test  ## 100,000 changed files and markers (15 minutes on one idle core), and kill -9
+	NEURALPOWER_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/fuzz
 
 # The lower bounds of pyproject.toml hold with the lowest Python. Not part of `make test`: 4 GB of
 # downloads (torch brings CUDA), 8 GB of disk, and 5 minutes of tests on two idle cores.

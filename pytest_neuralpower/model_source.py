@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 from pytest_neuralpower.errors import CompressError, ImportPathError
 from pytest_neuralpower.files import read_yaml, shown
+from pytest_neuralpower.units import is_finite
 
 if TYPE_CHECKING:
     import torch
@@ -409,7 +410,7 @@ def _of_mapping(given: Mapping[str, Any]) -> InputSpec:
     if limits is not None and not (
         isinstance(limits, list)
         and len(limits) == 2
-        and all(type(each) in (int, float) for each in limits)
+        and all(is_finite(each) and -(2**53) <= each <= 2**53 for each in limits)
         and limits[0] <= limits[1]
     ):
         what = "must be the lowest and the highest value, such as [0, 30521]"

@@ -6,8 +6,9 @@ Inside the package energy is in millijoules, runtime in milliseconds and power i
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, TypeGuard
 
 Quantity: TypeAlias = Literal["energy", "runtime", "power"]
 
@@ -18,12 +19,19 @@ UNITS: Final[Mapping[Quantity, Mapping[str, float]]] = {
     "power": {"w": 1.0, "mw": 1e-3},
 }
 
+_LARGEST: Final = sys.float_info.max
+
 # Largest unit first: (symbol, factor to the package's own unit).
 _DISPLAY: Final[Mapping[Quantity, tuple[tuple[str, float], ...]]] = {
     "energy": (("kJ", 1e6), ("J", 1e3), ("mJ", 1.0), ("µJ", 1e-3)),
     "runtime": (("s", 1e3), ("ms", 1.0), ("µs", 1e-3)),
     "power": (("kW", 1e3), ("W", 1.0), ("mW", 1e-3)),
 }
+
+
+def is_finite(value: object) -> TypeGuard[int | float]:
+    """Whether the value is a number that a float can hold, and no boolean."""
+    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST  # type: ignore[operator]
 
 
 def show(quantity: Quantity, value: float) -> str:

@@ -14,7 +14,7 @@ from pytest_neuralpower.errors import BudgetError
 from pytest_neuralpower.platform.generation import Generation
 from pytest_neuralpower.platform.intervals import Interval
 from pytest_neuralpower.platform.prediction import UNCOVERED
-from pytest_neuralpower.units import SYMBOLS, UNITS, Quantity, show_in
+from pytest_neuralpower.units import SYMBOLS, UNITS, Quantity, is_finite, show_in
 
 if TYPE_CHECKING:
     from pytest_neuralpower.platform.prediction import Prediction
@@ -134,7 +134,7 @@ def parse_marker(
     limit = kwargs[given[0]]
     if isinstance(limit, bool) or not isinstance(limit, int | float):
         raise BudgetError(f"{name}: {given[0]}={limit!r} is not a number; {usage}")
-    if not (math.isfinite(limit) and limit > 0):
+    if not (is_finite(limit) and limit > 0):
         raise BudgetError(f"{name}: {given[0]}={limit!r} must be finite and above 0; {usage}")
     per = kwargs.get("per", "call")
     choices = _PER if quantity == "runtime" else _PER[:3]
@@ -160,8 +160,9 @@ def parse_marker(
     return Budget(quantity, float(limit) * factor, unit, cast("Any", per), platform, *counts)
 
 
-def _why_not(key: str, allowed: Sequence[str]) -> str:
+def _why_not(key: Any, allowed: Sequence[str]) -> str:
     """What is wrong with an argument's name."""
+    key = str(key)  # of a file it may be any value
     if key in ("per", "samples", "tokens"):
         return "power does not add up over samples"
     for marker, quantity in MARKERS.items():

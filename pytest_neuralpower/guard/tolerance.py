@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, cast
 
 from pytest_neuralpower.errors import BaselineError
+from pytest_neuralpower.units import is_finite
 
 REGRESSION: Final = "regression"
 
@@ -75,7 +75,7 @@ def parse_tolerance(args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str
             raise _unknown(key, repr(value), allowed, where)
         if key in _OTHERS:
             _check_other(key, value, where)
-        elif type(value) not in (int, float) or not (math.isfinite(value) and value >= 0):
+        elif not is_finite(value) or value < 0:
             raise BaselineError(f"{where}: {key}={value!r} must be a number from 0")
     return Tolerance(**cast("Any", dict(kwargs)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -25,6 +24,7 @@ from pytest_neuralpower.layers import KINDS, Layer, Trace
 from pytest_neuralpower.platform.file import content_hash
 from pytest_neuralpower.platform.prediction import INFERRED, UNCOVERED, LayerPrediction, Prediction
 from pytest_neuralpower.platform.protocol import Explanation, Summary
+from pytest_neuralpower.units import is_finite
 
 if TYPE_CHECKING:
     from pytest_neuralpower.eyeriss.hardware import Zeros
@@ -322,7 +322,7 @@ def _level(data: Any, where: str) -> TypeCosts:
 
 
 def _positive(value: Any, where: str) -> float:
-    if type(value) not in (int, float) or not (math.isfinite(value) and value > 0):
+    if not (is_finite(value) and value > 0):
         raise ValueError(f"{where} must be a number above 0, not {value!r}")
     return float(value)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_neuralpower.errors import BudgetError, NeuralPowerError
 from pytest_neuralpower.files import read_text, read_yaml
+from pytest_neuralpower.units import is_finite
 
 if TYPE_CHECKING:
     from pytest_neuralpower.platform.protocol import Platform
@@ -73,7 +74,7 @@ def _candidate(entry: Mapping[str, Any], where: str, platform: Platform) -> Cand
             f"{where}: error {error!r} must be a share above 0 and at most 1, such as 0.24"
         )
     try:
-        error = float(error)
+        error = float(error) if is_finite(error) else math.inf
         energy_precision_ratio(error, 1.0)
         model, args, kwargs = load_call(entry)
         prediction = predict_call(model, args, kwargs, platform=platform)

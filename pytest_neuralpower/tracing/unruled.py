@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter, functional
@@ -19,6 +20,7 @@ from pytest_neuralpower.tracing.fallbacks import (
     tensors_in,
 )
 from pytest_neuralpower.tracing.recorder import REMEMBERED, Recorder, is_weight
+from pytest_neuralpower.tracing.rules.table import REAL_ELEMENTS
 from pytest_neuralpower.tracing.torch_private import (
     TorchDispatchMode,
     memory_of,
@@ -349,10 +351,15 @@ def _empty_meta(tensor: Tensor) -> Tensor:
 
 
 def _zeros(tensor: Tensor) -> Tensor:
-    if tensor.is_meta or type(tensor) is Parameter:
-        zeros = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-        return zeros.zero_()
-    return tensor.clone()
+    if not (tensor.is_meta or type(tensor) is Parameter):
+        return tensor.clone()
+    shape, strides, dtype = tensor.shape, tensor.stride(), tensor.dtype
+    if tensor.numel() <= REAL_ELEMENTS:
+        return torch.empty_strided(shape, strides, dtype=dtype, device="cpu").zero_()
+    # The system hands out zeros as they are read: a refusal of these shapes reads none.
+    reach = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1
+    memory = torch.from_numpy(np.zeros(reach * dtype.itemsize, dtype=np.uint8))
+    return memory.view(dtype).as_strided(shape, strides)
 
 
 def _is_dynamic(func: Any) -> bool:

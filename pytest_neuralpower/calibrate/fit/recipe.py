@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -18,6 +17,7 @@ from pytest_neuralpower.files import decode, read_text, read_yaml
 from pytest_neuralpower.layers import ITEMSIZE
 from pytest_neuralpower.platform.fusion import Fused
 from pytest_neuralpower.platform.prediction import Host, TokenSampler
+from pytest_neuralpower.units import is_finite
 
 #: How a quantity can be known.
 Tier = Literal["measured", "public", "transferred", "inferred", "datasheet", "estimated"]
@@ -256,7 +256,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     figures = {f"hardware.{name}": value for name, value in recipe.hardware.items()}
     figures |= {f"peaks_gflops.{dtype}": value for dtype, value in recipe.peaks_gflops.items()}
     for name, value in figures.items():
-        if not (math.isfinite(value) and value > 0):
+        if not (is_finite(value) and value > 0):
             yield f"{name} must be a number above 0, not {value!r}"
     for number, source in enumerate((*recipe.sources, *recipe.calls), 1):
         if not source.profile and not (source.reader and source.path):
