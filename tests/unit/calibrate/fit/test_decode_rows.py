@@ -15,6 +15,7 @@ from pytest_neuralpower.calibrate.fit.fit import fit_rows
 from pytest_neuralpower.calibrate.fit.readers import attention_layer
 from pytest_neuralpower.calibrate.fit.recipe import Recipe
 from pytest_neuralpower.calibrate.fit.rows import Row
+from pytest_neuralpower.calibrate.fit.sweep import sweep
 from pytest_neuralpower.platform.prediction import EXTRAPOLATED, INFERRED
 from pytest_neuralpower.report.accuracy import accuracy_text
 
@@ -131,6 +132,8 @@ def test_keys_in_8_bits_are_priced_by_rows_of_their_own(fitted: FittedPlatform, 
     assert both.predict(layers).notes == ()
     assert both.accuracy["runtime"]["attention.decode.float8"]["rows"] == 200
     assert "attention.decode.float8" in card_text(both)
+    found = sweep(both, layers=180)
+    assert (found.layers, found.impossible) == (360, 0)
     # Without such rows they are an extrapolation from those there are.
     (unmeasured,) = fitted.predict(layers[1:]).layers
     assert unmeasured.flags == (EXTRAPOLATED,)
