@@ -36,6 +36,12 @@ FLOAT32: Final = frozenset(
      "linalg_matrix_norm", "sum")
 )  # fmt: skip
 
+#: Those of them whose kernels convert what they read; autocast only asks for a result in float32.
+CONVERTING: Final = frozenset(
+    ("sum", "prod", "cumsum", "cumprod", "norm", "vector_norm", "matrix_norm",
+     "linalg_vector_norm", "linalg_matrix_norm")
+)  # fmt: skip
+
 
 @contextmanager
 def without_cuda(recorder: Recorder) -> Iterator[None]:

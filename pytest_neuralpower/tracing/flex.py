@@ -79,6 +79,7 @@ def _list(
     batch, heads, length, _ = query.shape
     kept = _kept_scores(blocks, batch * heads, length, key.shape[-2])
     dtype = recorder.autocast(query.dtype)
+    query, key, value = (recorder.cast(tensor, dtype) for tensor in (query, key, value))
     output = recorder.new((batch, heads, length, value.shape[-1]), dtype)
     most, total = (recorder.new((batch, heads, length), query.dtype) for _ in range(2))
     recorder.note_seen(query, key, value)

@@ -11,9 +11,8 @@ from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
 from pytest_neuralpower.tracing import fallbacks, unruled
-from pytest_neuralpower.tracing.cuda import FLOAT32
+from pytest_neuralpower.tracing.cuda import CONVERTING, FLOAT32
 from pytest_neuralpower.tracing.fallbacks import NeedsAten, NeedsForward, tensors_in
-from pytest_neuralpower.tracing.recorder import Recorder
 from pytest_neuralpower.tracing.rules import entry_of
 from pytest_neuralpower.tracing.rules.memory import cast
 from pytest_neuralpower.tracing.rules.table import (
@@ -36,6 +35,7 @@ from pytest_neuralpower.tracing.torch_private import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from pytest_neuralpower.tracing.recorder import Recorder
     from pytest_neuralpower.tracing.state import WriteJournal
 
 #: Arguments of a factory that make sense for real tensors only.
@@ -123,12 +123,13 @@ class FunctionTracer(TorchFunctionMode):
             args, kwargs = journal.current(args), journal.current(kwargs)
         if kwargs and not _NUMPY_NAMES.keys().isdisjoint(kwargs):
             kwargs = {_NUMPY_NAMES.get(name, name): value for name, value in kwargs.items()}
-        if op in FLOAT32 and any_autocast():
-            args, kwargs = self._in_float32(args), self._in_float32(kwargs)
         recorder = self.recorder
         before = len(recorder.layers)
+        given, named = args, kwargs
         try:
-            result = rule(recorder, op, *args, **kwargs)
+            if op in FLOAT32 and any_autocast():
+                given, named = self._in_float32(op, args), self._in_float32(op, kwargs)
+            result = rule(recorder, op, *given, **named)
         except Exception:
             recorder.truncate(before)
             return self._fall_back(func, op, args, kwargs)
@@ -139,13 +140,17 @@ class FunctionTracer(TorchFunctionMode):
                     recorder.made_as(journal.mark_stale(tensor), tensor)
         return result
 
-    def _in_float32(self, values: Any) -> Any:
+    def _in_float32(self, op: str, values: Any) -> Any:
         """Operands as CUDA's autocast casts them."""
-        raised = self.recorder.autocast_up
+        recorder = self.recorder
 
         def cast_up(tensor: Tensor) -> Tensor:
-            dtype = tensor.dtype
-            return tensor if raised(dtype) is dtype else Recorder.like(tensor, torch.float32)
+            dtype = recorder.autocast_up(tensor.dtype)
+            if op not in CONVERTING or dtype is tensor.dtype:
+                return recorder.cast(tensor, dtype)
+            raised = recorder.like(tensor, dtype)
+            recorder.made_as(raised, tensor)
+            return raised
 
         return fallbacks.map_tensors(cast_up, values)
 

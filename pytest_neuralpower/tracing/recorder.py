@@ -351,6 +351,13 @@ class Recorder:
             return "cuda"
         return self.home if torch.is_autocast_enabled(self.home) else None
 
+    def cast(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """An operand in the dtype that autocast gives it: by a kernel of its own, unless it is a
+        weight, whose cast autocast keeps."""
+        if tensor.dtype is dtype or type(tensor) is Parameter or type(base_of(tensor)) is Parameter:
+            return tensor
+        return self.record("memory", "to", (tensor,), self.like(tensor, dtype))
+
     def autocast_up(self, dtype: torch.dtype) -> torch.dtype:
         """Dtype of an operation that autocast runs in float32 on CUDA but not on the CPU."""
         if (

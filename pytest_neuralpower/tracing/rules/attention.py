@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
+
 from pytest_neuralpower.layers import TensorSpec
 from pytest_neuralpower.tracing.fallbacks import NoRule
 from pytest_neuralpower.tracing.recorder import REMEMBERED, OperationPlan, planned, spec_of
 from pytest_neuralpower.tracing.strides import Ints, broadcast_shapes
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from pytest_neuralpower.tracing.recorder import Recorder
@@ -44,12 +45,42 @@ def _scaled_dot_product_attention(
     if not recorder.same_dtype(dtype, key.dtype) or not recorder.same_dtype(dtype, value.dtype):
         raise NoRule
     recorder.note_seen(query, key, value)
+    dtype = recorder.autocast(dtype)
+    query, key, value = (recorder.cast(tensor, dtype) for tensor in (query, key, value))
     plan = plan_attention(
-        query.shape, key.shape, value.shape, recorder.autocast(dtype),
+        query.shape, key.shape, value.shape, dtype,
         None if attn_mask is None else recorder.spec(attn_mask), bool(is_causal),
         float(dropout_p), enable_gqa,
     )  # fmt: skip
+    if {query.ndim, key.ndim, value.ndim} != {4}:
+        return _in_parts(recorder, (query, key, value), attn_mask, plan)
     return recorder.follow(plan, (query, key, value, attn_mask))
+
+
+def _in_parts(
+    recorder: Recorder,
+    operands: tuple[Tensor, Tensor, Tensor],
+    mask: Tensor | None,
+    plan: OperationPlan,
+) -> Tensor:
+    """Fused kernels take four dimensions; of others torch makes two products and a softmax, in
+    float32 where the operands have 16 bits (``_scaled_dot_product_attention_math``)."""
+    dtype = operands[0].dtype
+    exact = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    query, key, value = (recorder.cast(tensor, exact) for tensor in operands)
+    query = recorder.result("elementwise", "mul", (query,), query.shape, exact)
+    key = recorder.result("elementwise", "mul", (key,), key.shape, exact)
+    scores = (*plan.shape[:-1], key.shape[-2])
+    weights = recorder.result("matmul", "matmul", (query, key.mT), scores, exact)
+    if mask is not None:
+        weights = recorder.result("elementwise", "add", (weights, mask), scores, exact)
+    weights = recorder.follow(
+        planned("softmax", "softmax", (recorder.spec(weights),), scores, exact,
+                params=(("dim", len(scores) - 1),)),
+        (weights,),
+    )  # fmt: skip
+    out = recorder.result("matmul", "matmul", (weights, value), plan.shape, exact)
+    return recorder.cast(out, dtype)
 
 
 @lru_cache(REMEMBERED)
@@ -134,6 +165,7 @@ def _multi_head_attention(
     ):
         raise NoRule
     dtype = recorder.autocast(query.dtype)
+    query, key, value = _cast_once(recorder, (query, key, value), dtype)
     apart = (q_proj_weight, k_proj_weight, v_proj_weight) if use_separate_proj_weight else None
     projections = _projections(recorder, (query, key, value), in_proj_weight, apart)
     recorder.weight_specs(in_proj_bias, bias_k, bias_v)
@@ -167,6 +199,14 @@ def _multi_head_attention(
     if batched:
         output = output.view(length, batch, -1)
     return output, attended if need_weights else None
+
+
+def _cast_once(
+    recorder: Recorder, tensors: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype
+) -> list[Tensor]:
+    """The tensors as autocast casts them for their projections, equal ones by one kernel."""
+    cast = {id(tensor): recorder.cast(tensor, dtype) for tensor in dict.fromkeys(tensors)}
+    return [cast[id(tensor)] for tensor in tensors]
 
 
 def _projections(

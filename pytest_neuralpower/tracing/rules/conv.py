@@ -55,8 +55,10 @@ def conv(
     dtype, of_weight = input.dtype, weight.dtype
     if dtype is not of_weight and not recorder.same_dtype(dtype, of_weight):
         raise NoRule
+    dtype = recorder.autocast(dtype)
+    data = recorder.cast(input, dtype)
     operands = (
-        input.shape, input.stride(), dtype, recorder.autocast(dtype), weight.shape,
+        data.shape, data.stride(), data.dtype, dtype, weight.shape,
         weight.stride(), of_weight, bias is not None,
     )  # fmt: skip
     try:
@@ -66,7 +68,7 @@ def conv(
         plan = _plan(op, *operands, *settings)
     recorder.seen.add(id(weight))
     recorder.seen.add(id(bias))
-    return recorder.follow(plan, (input, weight, bias))
+    return recorder.follow(plan, (data, weight, bias))
 
 
 def conv_transpose(

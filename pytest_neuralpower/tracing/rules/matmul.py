@@ -38,10 +38,13 @@ def _list_matmul(
         return _list_sparse(recorder, left, right, out, *more)
     if not recorder.same_dtype(left.dtype, right.dtype):
         raise NoRule
+    dtype = recorder.autocast(left.dtype)
+    left, right, *more_ = (recorder.cast(tensor, dtype) for tensor in (left, right, *more))
+    more = tuple(more_)
     recorder.note_seen(left, right, *more)
     # A parameter stays an operand here: the formulas read both operands as inputs.
     inputs = tuple([recorder.spec(tensor) for tensor in (left, right, *more)])
-    plan = _plan(op, inputs, tuple(out), reduced, recorder.autocast(left.dtype))
+    plan = _plan(op, inputs, tuple(out), reduced, dtype)
     return recorder.follow(plan, (left, right, *more))
 
 
@@ -330,7 +333,9 @@ def _grouped_mm(
     if not recorder.same_dtype(mat_a.dtype, mat_b.dtype):
         raise NoRule
     recorder.note_seen(mat_a, mat_b)
-    out = recorder.new((rows[0], matrix[2]), recorder.autocast(mat_a.dtype))
+    dtype = recorder.autocast(mat_a.dtype)
+    mat_a = recorder.cast(mat_a, dtype)
+    out = recorder.new((rows[0], matrix[2]), dtype)
     list_grouped(recorder, mat_a, mat_b, out, (mat_a, mat_b, offs, bias))
     return out
 
@@ -378,13 +383,15 @@ def linear(
         return _list_sparse(recorder, weight.t(), input, out, *(() if bias is None else (bias,)))
     if dtype is not of_weight and not recorder.same_dtype(dtype, of_weight):
         raise NoRule
+    dtype = recorder.autocast(dtype)
+    data = recorder.cast(input, dtype)
     plan = _linear_plan(
-        input.shape, dtype, recorder.autocast(dtype), weight.shape, of_weight,
+        data.shape, data.dtype, dtype, weight.shape, of_weight,
         None if bias is None else bias.shape,
     )  # fmt: skip
     recorder.seen.add(id(weight))
     recorder.seen.add(id(bias))
-    return recorder.follow(plan, (input, weight, bias))
+    return recorder.follow(plan, (data, weight, bias))
 
 
 @lru_cache(REMEMBERED)

@@ -81,12 +81,11 @@ def layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> Tensor:
-    dtype = input.dtype
+    dtype = recorder.autocast_up(input.dtype)
+    data = recorder.cast(input, dtype)
     given = _read(recorder, weight, bias)
-    plan = _plan_layer(
-        input.shape, dtype, recorder.autocast_up(dtype), tuple(normalized_shape), given
-    )
-    return recorder.follow(plan, (input, weight, bias))
+    plan = _plan_layer(data.shape, data.dtype, dtype, tuple(normalized_shape), given)
+    return recorder.follow(plan, (data, weight, bias))
 
 
 @lru_cache(REMEMBERED)
@@ -129,8 +128,9 @@ def _rms_norm(
         raise NoRule
     if weight is not None and weight.shape != wanted:
         raise NoRule
-    output = recorder.like(input, recorder.autocast_up(input.dtype))
-    return _list_norm(recorder, op, input, (weight,), output, ("normalized_shape", wanted))
+    data = recorder.cast(input, recorder.autocast_up(input.dtype))
+    output = recorder.like(data)
+    return _list_norm(recorder, op, data, (weight,), output, ("normalized_shape", wanted))
 
 
 def group_norm(
@@ -149,8 +149,9 @@ def group_norm(
         raise NoRule
     if weight is not None and weight.shape != shape[1:2]:
         raise NoRule
-    output = recorder.formatted(input, tuple(shape), recorder.autocast_up(input.dtype))
-    return _list_norm(recorder, op, input, (weight, bias), output, ("groups", num_groups))
+    data = recorder.cast(input, recorder.autocast_up(input.dtype))
+    output = recorder.formatted(data, tuple(shape), data.dtype)
+    return _list_norm(recorder, op, data, (weight, bias), output, ("groups", num_groups))
 
 
 def _instance_norm(

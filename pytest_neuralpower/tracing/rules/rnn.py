@@ -46,6 +46,7 @@ def _recurrent(recorder: Recorder, op: str, *args: Any) -> Any:
     if tuple(hidden_states[0].shape) != (layers * directions, batch, recurrent):
         raise NoRule
     dtype = recorder.autocast(data.dtype)
+    data = recorder.cast(data, dtype)
     params = {"bidirectional": bool(bidirectional), "hidden_size": hidden, "num_layers": layers}
     if recurrent != hidden:
         params["proj_size"] = recurrent
@@ -80,9 +81,10 @@ def _cell(
     ):
         raise NoRule
     dtype = recorder.autocast(input.dtype)
+    data = recorder.cast(input, dtype)
     results = tuple([recorder.new(shape, dtype) for _ in range(states)])
     _list_rnn(
-        recorder, op, input, hx if mode == "LSTM" else (hx,), (w_ih, w_hh, b_ih, b_hh), results,
+        recorder, op, data, hx if mode == "LSTM" else (hx,), (w_ih, w_hh, b_ih, b_hh), results,
         mode=mode, bidirectional=False, hidden_size=shape[-1], num_layers=1,
         steps=input.shape[0] if input.ndim > 1 else 1,
     )  # fmt: skip

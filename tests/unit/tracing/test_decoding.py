@@ -115,7 +115,8 @@ class Recurrent(nn.Module):
     def forward(self, ids: torch.Tensor, past: torch.Tensor | None = None) -> Any:
         hidden = self.embed(ids)
         keys = hidden if past is None else torch.cat([past, hidden], 1)
-        return nn.functional.scaled_dot_product_attention(hidden, keys, keys), keys
+        heads = hidden[:, None], keys[:, None], keys[:, None]
+        return nn.functional.scaled_dot_product_attention(*heads)[:, 0], keys
 
 
 def next_inputs(model: Recurrent, cached: int, batch: int) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections import namedtuple
+from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own spelling
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.tracing import trace
@@ -308,7 +309,69 @@ def test_autocast_inside_forward_lowers_products_only() -> None:
 
     model = Wrap(forward, norm=nn.LayerNorm(4), fc=nn.Linear(4, 4))
     result = trace(model, torch.randn(2, 4))
-    assert [layer.dtype for layer in result] == ["float32", "bfloat16"]
+    assert [(layer.op, layer.dtype) for layer in result] == [
+        ("layer_norm", "float32"),
+        ("to", "bfloat16"),
+        ("linear", "bfloat16"),
+    ]
+    assert result.reads == ((), (0,), (1,))
+
+
+class Kernels(TorchDispatchMode):
+    """What torch runs: names of its kernels, and the dtype of the first result."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.weights = {weight.data_ptr() for weight in model.parameters()}
+        self.ran: list[tuple[str, str]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and args[0].data_ptr() not in self.weights:
+            dtype = str(result.dtype).removeprefix("torch.")
+            self.ran.append((func.overloadpacket.__name__, dtype))
+        return result
+
+
+def test_autocast_casts_what_torch_casts() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.qkv = nn.LayerNorm(8), nn.Linear(8, 24)
+            self.conv, self.out = nn.Conv1d(8, 8, 3), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            normed = self.norm(x)
+            q, k, v = self.qkv(normed).chunk(3, -1)
+            products = (q @ k.mT).softmax(-1).float() @ v.float()
+            return x + self.out(products) + self.conv(normed.mT.contiguous()).mean()
+
+    model, x = Block().eval(), torch.randn(2, 5, 8)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        with Kernels(model) as kernels:
+            model(x)
+        result = trace(model, x)
+    casts = [dtype for name, dtype in kernels.ran if name == "_to_copy"]
+    assert sorted(layer.dtype for layer in result if layer.op == "to") == sorted(casts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5, 8), (3, 5, 8)])
+def test_attention_but_of_four_dimensions_is_not_fused(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    def forward(self: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, k)
+
+    q, k = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    model = Wrap(forward)
+    with Kernels(model) as kernels:
+        model(q, k)
+    result = trace(model, q, k)
+    names = {"bmm": "matmul", "_safe_softmax": "softmax", "mul": "mul"}
+    assert Counter((layer.op, layer.dtype) for layer in result if layer.op != "to") == Counter(
+        (names[name], kind) for name, kind in kernels.ran if name in names
+    )
 
 
 def test_autocast_around_the_call_counts_too() -> None:
