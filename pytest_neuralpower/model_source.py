@@ -121,6 +121,67 @@ def build(factory: Callable[..., Model], /, *args: Any, **kwargs: Any) -> Model:
     return model
 
 
+class Imports(NamedTuple):
+    """What the import paths of a file may name: its text comes from whoever sent it.
+
+    Attributes
+    ----------
+    root
+        What lies below it is the repository's own, but for packages that are installed there.
+    allowed
+        Packages from elsewhere.
+    """
+
+    root: Path
+    allowed: tuple[str, ...] = ()
+
+    def refuse_place(self, target: str, place: str) -> None:
+        """Raise an ImportPathError for a file or a module from elsewhere, before it runs."""
+        if place.endswith(".py"):
+            if not self._is_own(place):
+                raise ImportPathError(f"{target!r} is not below {self.root}: move it there")
+            return
+        if self._is_allowed(place):
+            return
+        package = place.partition(".")[0]
+        try:
+            spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        except ValueError:  # a module that was made by hand
+            spec = None
+        if spec is None:
+            return  # it cannot be imported, which is said elsewhere
+        files = [spec.origin] if spec.has_location else spec.submodule_search_locations or ()
+        if not any(file and self._is_own(file) for file in files):
+            raise ImportPathError(
+                f"{target!r}: {package} is not below {self.root}: list it in the ini file, "
+                f"np_allow_imports = {package}, or name a function of the repository's"
+            )
+
+    def refuse_found(self, target: str, found: Any) -> None:
+        """Raise an ImportPathError for a function from elsewhere, before it is called."""
+        if not callable(found) or isinstance(found, type) or _is_module(found):
+            return
+        inner = inspect.unwrap(getattr(found, "func", found))  # of a partial
+        code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
+        module = getattr(inner, "__module__", None) or ""
+        if code is None or not (self._is_own(code.co_filename) or self._is_allowed(module)):
+            raise ImportPathError(
+                f"{target!r} is a function of {module or 'Python'}, not of a file below "
+                f"{self.root}: list its package in the ini file (np_allow_imports), or write a "
+                "function that calls it"
+            )
+
+    def _is_allowed(self, module: str) -> bool:
+        return any(module == each or module.startswith(f"{each}.") for each in self.allowed)
+
+    def _is_own(self, file: str) -> bool:
+        """Whether a file is below the root, and no installed package's."""
+        path = Path(os.path.abspath(file))  # noqa: PTH100 - links of the repository's are its own
+        if not path.is_relative_to(self.root):
+            return False
+        return not {"site-packages", "dist-packages"} & set(path.relative_to(self.root).parts)
+
+
 def load_call(entry: Mapping[str, Any]) -> tuple[Any, Sequence[Any], Mapping[str, Any]]:
     """The model, positional and keyword inputs that one entry of a YAML file describes.
 
@@ -170,20 +231,25 @@ def check_arguments(
 
 
 def load_model(
-    target: str, arguments: Mapping[str, Any], *, with_values: bool = False, in_file: bool = False
+    target: str,
+    arguments: Mapping[str, Any],
+    *,
+    with_values: bool = False,
+    in_file: bool = False,
+    imports: Imports | None = None,
 ) -> Any:
     """Build the model that ``package.module:name`` or ``path/to/file.py:name`` names.
 
     ``name`` is a module instance, or a class or function that returns one. It is built without
     weights where that will do, unless ``with_values``. Messages say how arguments are given on the
-    command line, or ``in_file``.
+    command line, or ``in_file``. ``imports`` is what may be named; anything, where it is None.
 
     Raises
     ------
     ImportPathError
         With one line, when it cannot be imported, found or called.
     """
-    found = import_object(target)
+    found = import_object(target, imports)
     if _is_module(found):
         if arguments:
             what = "arguments:" if in_file else f"--arg {', '.join(arguments)}"
@@ -193,6 +259,10 @@ def load_model(
         raise ImportPathError(
             f"{target!r} has type {type(found).__name__}; it must be a model or a factory of one"
         )
+    if (isinstance(found, type) and not issubclass(found, _module_class())) or (
+        inspect.isbuiltin(found)
+    ):
+        raise ImportPathError(f"{target!r} returns no torch.nn.Module: name what builds a model")
     how = "arguments: {name: value}" if in_file else "--arg name=value"
     check_arguments(
         found, (), arguments, name=repr(target), advice=f"; give its arguments as {how}"
@@ -229,19 +299,25 @@ def read_arguments(pairs: Sequence[str]) -> dict[str, Any]:
     return parsed
 
 
-def _is_module(value: Any) -> bool:
+def _module_class() -> type:
     from torch.nn import Module  # noqa: PLC0415 - slow
 
-    return isinstance(value, Module)
+    return Module
 
 
-def import_object(target: str) -> Any:
+def _is_module(value: Any) -> bool:
+    return isinstance(value, _module_class())
+
+
+def import_object(target: str, imports: Imports | None = None) -> Any:
     """Import ``package.module:name`` (from the current directory too) or ``file.py:name``.
+
+    ``imports`` is what may be named; anything, where it is None.
 
     Raises
     ------
     ImportPathError
-        With one line naming what is missing.
+        With one line naming what is missing, or may not be named.
     """
     place, separator, name = target.rpartition(":")
     if not separator or not place or not name:
@@ -250,6 +326,8 @@ def import_object(target: str) -> Any:
         )
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    if imports is not None:
+        imports.refuse_place(target, place)
     module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
     for part in name.split("."):
         if not hasattr(module, part):
@@ -257,6 +335,10 @@ def import_object(target: str) -> Any:
             hint = f", did you mean {close[0]}?" if close else ""
             raise ImportPathError(f"{target!r}: {place} has no {part!r}{hint}")
         module = getattr(module, part)
+        if imports is not None and inspect.ismodule(module):
+            imports.refuse_place(target, module.__name__)
+    if imports is not None:
+        imports.refuse_found(target, module)
     return module
 
 
@@ -422,7 +504,7 @@ def _of_mapping(given: Mapping[str, Any]) -> InputSpec:
 
 
 def make_inputs(
-    given: Sequence[InputSpec] | str, folder: Path = Path()
+    given: Sequence[InputSpec] | str, folder: Path = Path(), imports: Imports | None = None
 ) -> tuple[Sequence[Any], Mapping[str, Any]]:
     """Positional and keyword inputs of one call.
 
@@ -433,18 +515,20 @@ def make_inputs(
         of keyword inputs, or of a function without arguments that returns one of these.
     folder
         Where a path of a file starts.
+    imports
+        What may be named; anything, where it is None.
 
     Raises
     ------
     ImportPathError
-        With one line: it cannot be imported, or is no input.
+        With one line: it cannot be imported, may not be named, or is no input.
     """
     if not isinstance(given, str):
         positional = [spec.tensor() for spec in given if spec.name is None]
         return positional, {spec.name: spec.tensor() for spec in given if spec.name is not None}
     import torch  # noqa: PLC0415 - slow
 
-    found = import_object(in_folder(given, folder))
+    found = import_object(in_folder(given, folder), imports)
     if callable(found) and not isinstance(found, torch.Tensor):
         try:
             found = found()

@@ -19,6 +19,7 @@ from pytest_neuralpower.guard.budget import MARKERS, parse_marker
 from pytest_neuralpower.guard.tolerance import REGRESSION, parse_tolerance
 from pytest_neuralpower.layers import CacheDtype, Engine, Experts, Quantization, Sampling
 from pytest_neuralpower.model_source import (
+    Imports,
     InputError,
     InputSpec,
     in_folder,
@@ -450,10 +451,11 @@ class BudgetItem(pytest.Item):
         entry, folder = self.entry, self.path.parent
         try:
             target = in_folder(entry.model, folder)
-            model = load_model(target, dict(entry.arguments), in_file=True)
+            imports = Imports(self.config.rootpath, self.config.stash[SETTINGS].allow_imports)
+            model = load_model(target, dict(entry.arguments), in_file=True, imports=imports)
             neuralpower = NeuralPower(self.stash[GUARD])
             if entry.generate is None:
-                args, kwargs = make_inputs(entry.inputs, folder)
+                args, kwargs = make_inputs(entry.inputs, folder, imports)
                 neuralpower.predict(model.eval(), *args, **kwargs)
             else:
                 options = msgspec.to_builtins(entry.generate)
@@ -461,7 +463,8 @@ class BudgetItem(pytest.Item):
                 if entry.generate.draft is not None:
                     path = in_folder(entry.generate.draft, folder)
                     arguments = entry.generate.draft_arguments
-                    options["draft"] = load_model(path, arguments, in_file=True).eval()
+                    draft = load_model(path, arguments, in_file=True, imports=imports)
+                    options["draft"] = draft.eval()
                 neuralpower.generate(model.eval(), **options)
         except NeuralPowerError as error:
             raise BudgetFileError(f"{self.location[0]}:{entry.line}: {error}") from None

@@ -18,6 +18,8 @@ PLATFORM_VARIABLE = "NEURALPOWER_PLATFORM"
 DEFAULT_TOP = 5
 DEFAULT_STRICT_LIMIT_PERCENT = 5.0
 DEFAULT_BASELINES = "budgets/baselines"
+#: Layers alone: its classes load nothing and call nothing.
+DEFAULT_ALLOW_IMPORTS = ["torch.nn"]
 JUDGES = ("point", "certain", "safe")
 ESTIMATORS = ("best", "neuralpower")
 
@@ -62,6 +64,8 @@ class Settings:
         As they were written.
     measure
         Whether each model is also run.
+    allow_imports
+        Packages whose models budget files may name.
     """
 
     platforms: tuple[str, ...] = ()
@@ -75,6 +79,7 @@ class Settings:
     tolerance: tuple[str, ...] = ()
     reports: tuple[str, ...] = ()
     measure: bool = False
+    allow_imports: tuple[str, ...] = tuple(DEFAULT_ALLOW_IMPORTS)
 
     def __init__(self, **given: Any) -> None:
         self.__dict__.update(given)
@@ -136,6 +141,12 @@ def add_options(parser: pytest.Parser) -> None:
         "of the NeuralPower paper for conv, linear and pool (neuralpower)",
     )
     _add_baseline_options(group, parser)
+    parser.addini(
+        "np_allow_imports",
+        "packages that budget files may name; what lies below the root, they always may",
+        type="args",
+        default=DEFAULT_ALLOW_IMPORTS,
+    )
     parser.addini("np_platform", "platforms to predict on, as --np-platform", type="args")
     parser.addini("np_top", "as --np-top", type="int", default=DEFAULT_TOP)
     parser.addini("np_strict", "as --np-strict", type="bool", default=False)
@@ -247,6 +258,7 @@ def read_settings(config: pytest.Config) -> Settings:
         judge=judge,
         estimator=estimator,
         measure=_measures(config),
+        allow_imports=tuple(_ini(config, "np_allow_imports")),
         update_baseline=_update_baseline(config),
         baselines=Path(baselines).absolute()
         if baselines

@@ -292,3 +292,87 @@ def test_a_model_that_cannot_be_built_is_one_line(repo, write, model, line):
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([line])
     assert "Traceback" not in result.stdout.str()
+
+
+# -- What a file may name: it is text of whoever sent the branch.
+
+RUNS = "pathlib.Path('it-ran').touch()"
+
+#: Import path -> what its line says.
+REFUSED = {
+    "os:system": "os is not below *: list it in the ini file, np_allow_imports = os, or *",
+    "subprocess:check_output": "subprocess is not below *",
+    "torch:load": "torch is not below *",
+    "torch.hub:load": "torch is not below *",
+    "torch.nn.modules.module:torch.load": "torch is not below *",
+    "mine:os.system": "os is not below *",
+    "mine.py:os.system": "os is not below *",
+    "mine:system": "a function of posix*",
+    "mine:run": "a function of subprocess, not of a file below *",
+    "mine:later": "a function of *",
+    "mine:Opened": "*returns no torch.nn.Module*",
+    "../outside.py:net": "*is not below *: move it there",
+    "installed:net": "installed is not below *",
+}
+
+
+@pytest.fixture
+def sources(pytester, monkeypatch):
+    """Modules of the repository, beside it, and of a package that is installed within it."""
+    runs = f"import pathlib\nfrom torch import nn\ndef net(): return {RUNS} or nn.ReLU()\n"
+    (pytester.path / "mine.py").write_text(
+        "import functools, os, pathlib, subprocess\nfrom os import system\n"
+        "from subprocess import run\n"
+        "from torch import nn\nfrom torch.nn import ReLU\n"
+        "later = functools.partial(os.system)\n"
+        "def net(): return nn.ReLU()\n"
+        "cached = functools.cache(net)\n"
+        f"class Opened:\n    def __init__(self, *args, **kwargs): {RUNS}\n"
+    )
+    (pytester.path.parent / "outside.py").write_text(runs)
+    installed = pytester.mkdir(".venv") / "lib/python3/site-packages"
+    installed.mkdir(parents=True)
+    (installed / "installed.py").write_text(runs)
+    monkeypatch.syspath_prepend(installed)
+    pytester.syspathinsert()
+    return pytester
+
+
+ENTRY = """
+    models:
+      a:
+        model: "{}"
+        arguments: {}
+        inputs: [[1, 3]]
+        budgets: {{energy: {{j: 1000}}}}
+"""
+
+
+@pytest.mark.parametrize(("target", "line"), REFUSED.items(), ids=REFUSED)
+def test_code_from_elsewhere_is_refused_before_it_runs(repo, write, sources, target, line):
+    write(ENTRY.format(target, "{args: touch it-ran, command: touch it-ran}"))
+    result = repo.run("--np-platform=titanx")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([f"{FILE}:3: '*': {line}".replace("': ", "'*", 1)])
+    assert not (sources.path / "it-ran").exists()
+
+
+@pytest.mark.parametrize(
+    "target", ["mine:net", "mine.py:net", "mine:cached", "mine:ReLU", "torch.nn:ReLU"]
+)
+def test_the_repository_s_own_code_and_layers_of_torch_are_called(repo, write, sources, target):
+    write(ENTRY.format(target, "{}"))
+    repo.run("--np-platform=titanx").assert_outcomes(passed=1)
+
+
+def test_packages_that_the_ini_file_lists_are_called(repo, write, sources):
+    write(ENTRY.format("installed:net", "{}"))
+    sources.makeini("[pytest]\nnp_allow_imports = torch.nn installed")
+    repo.run("--np-platform=titanx").assert_outcomes(passed=1)
+    assert (sources.path / "it-ran").exists()
+
+
+def test_inputs_and_drafts_are_held_to_it_too(repo, write, sources):
+    write(ENTRY.format("mine:net", "{}").replace("[[1, 3]]", "os:getcwd"))
+    result = repo.run("--np-platform=titanx")
+    result.stdout.fnmatch_lines([f"{FILE}:3: *os is not below *"])
