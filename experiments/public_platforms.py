@@ -22,6 +22,7 @@ from tabulate import tabulate
 from pytest_neuralpower import list_platforms, load_platform, predict
 from pytest_neuralpower.calibrate.fit.designs import Design, power_makers, runtime_makers
 from pytest_neuralpower.calibrate.fit.fit import fit_directory, read_rows
+from pytest_neuralpower.calibrate.fit.power_prior import fit_power_prior, read_metered
 from pytest_neuralpower.calibrate.fit.readers import data_root, neusight_linear
 from pytest_neuralpower.calibrate.fit.recipe import Recipe, read_recipe
 from pytest_neuralpower.errors import ProfileError
@@ -244,12 +245,11 @@ def networks(data: Path) -> Iterator[Line]:
         yield Line("", float("nan"), None, note)
 
 
-def power(_: Path) -> Iterator[Line]:
-    found = shipped("v100")["power"]
-    yield Line("H200 power from shares, rows held out", found["held_out_rows"]["mape"])
-    yield Line("the same on Titan X's five networks, RMSPE", found["transferred"]["rmspe"])
-    fitted = found["fitted_to_networks"]["leave_one_network_out"]["rmspe"]
-    yield Line("two parameters fitted to the other four, RMSPE", fitted)
+def power(data: Path) -> Iterator[Line]:
+    found = fit_power_prior(read_metered(REPOSITORY / "calibration", data))
+    for name, error in found.left_out.items():
+        yield Line(f"power of {name} by the others", error)
+    yield Line("mean of these", float(np.mean(list(found.left_out.values()))), 15.0)
 
 
 PARTS: dict[str, Callable[[Path], Iterator[Line]]] = {

@@ -45,8 +45,8 @@ def used_by_name(record: Any) -> tuple[Any, ...]:
         ),
         *(record.removed_ms, record.measured_w, record.held_out_w, record.fitted_w),
         *(record.free_parameters, record.effective_layers, record.leave_one_network_out),
-        *(record.mean_of_the_others, record.transferred_from, record.held_out_rows),
-        *(record.judged_on, record.fitted_to_networks, record.held_out_by),
+        *(record.mean_of_the_others, record.held_out_rows),
+        *(record.held_out_by),
         *(record.url, record.license, record.commit),
         *(record.flawed, record.networks_median_percent),
     )

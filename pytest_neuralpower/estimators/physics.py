@@ -53,6 +53,11 @@ _TILE_ROWS: Final = 128
 _TILE_COLUMNS: Final = 64
 
 
+def plain_core_joules(process_nm: float) -> float:
+    """Of one float32 operation on a GPU's plain cores, by its process."""
+    return _JOULES * float((process_nm / 5) ** 0.8)
+
+
 class Ceilings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a device can at most do, in one dtype.
 
@@ -103,7 +108,7 @@ class Ceilings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         peak, limit = float(hardware["peak_gflops"]), hardware.get("limit_w")
         sustained = None
         if units > 1 and limit is not None and limit <= _SMALL_BOARD_W and "process_nm" in hardware:
-            joules = _JOULES * (hardware["process_nm"] / 5) ** 0.8
+            joules = plain_core_joules(hardware["process_nm"])
             sustained = min(peak, limit / joules / 1e9)
         return cls(
             peak_gflops=peak,

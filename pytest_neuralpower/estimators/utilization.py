@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 import numpy as np
-from msgspec import field
+from msgspec import UNSET, UnsetType, field
 
 from pytest_neuralpower.errors import FitError
 from pytest_neuralpower.estimators.base import Estimator, NonNegative, Positive, need_extra
@@ -24,8 +24,8 @@ class Utilization(Estimator, tag="utilization"):
     """``load = base + a x compute utilization + b x bandwidth utilization``, as power.
 
     Without ``idle_w`` the load is the power in W, at most ``limit_w``. With it power saturates
-    between both, ``idle + (limit - idle) x (1 - exp(-load))``: what one board showed can then be
-    scaled to another's limits (:meth:`on`).
+    between both, ``idle + (limit - idle) x (1 - exp(-load))``: what boards showed can then be
+    scaled to another's limits.
 
     A utilization is what the layer does per second over what the device could: FLOP/s over the
     peak, bytes/s over the bandwidth, at most 1 each (Winograd and FFT do with fewer operations than
@@ -40,6 +40,8 @@ class Utilization(Estimator, tag="utilization"):
         The most that the board may draw; None for no limit.
     idle_w
         Power at rest, where it is to saturate.
+    waiting
+        Load while calls wait for the host between kernels; that of ``base`` by default.
     fixed
         Values (W) of those of ``base``, ``compute``, ``bandwidth`` that are not fitted.
 
@@ -55,6 +57,7 @@ class Utilization(Estimator, tag="utilization"):
     bandwidth_gbs: Positive
     limit_w: Positive | None = None
     idle_w: NonNegative | None = None
+    waiting: NonNegative | UnsetType = UNSET
     fixed: dict[str, NonNegative] = field(default_factory=dict)
     load_: dict[str, NonNegative] = field(default_factory=dict)
 
@@ -79,14 +82,10 @@ class Utilization(Estimator, tag="utilization"):
     def _fit(self, columns: Columns, target: FloatArray) -> None:
         self.fit_utilization(*self.utilization(columns), target)
 
-    def fit_utilization(
-        self, compute: FloatArray, traffic: FloatArray, target: FloatArray, *, ratios: bool = False
-    ) -> Self:
+    def fit_utilization(self, compute: FloatArray, traffic: FloatArray, target: FloatArray) -> Self:
         """Fit to power in W at these utilizations, of layers or (time-weighted) of networks.
 
-        Relative errors count. Where power saturates, outliers are damped, and with ``ratios`` half
-        the power counts as much as twice: no relative error of what is too low exceeds 1, so that
-        noise pulls a fit to them down.
+        Relative errors count, outliers by their size where power saturates.
 
         Raises
         ------
@@ -99,7 +98,7 @@ class Utilization(Estimator, tag="utilization"):
         if self.idle_w is None:
             found, digits = self._fitted_line(free, compute, traffic, target), 8
         else:
-            found, digits = self._fitted_saturation(compute, traffic, target, ratios), 6
+            found, digits = self._fitted_saturation(compute, traffic, target), 6
         fitted = {
             name: float(f"{value:.{digits}g}")
             for name, value in zip(free, found.tolist(), strict=True)
@@ -125,7 +124,7 @@ class Utilization(Estimator, tag="utilization"):
         return np.asarray(lsq_linear(matrix, rest / target, bounds=(0.0, most), tol=1e-12).x)
 
     def _fitted_saturation(
-        self, compute: FloatArray, traffic: FloatArray, target: FloatArray, ratios: bool
+        self, compute: FloatArray, traffic: FloatArray, target: FloatArray
     ) -> FloatArray:
         try:
             from scipy.optimize import least_squares  # noqa: PLC0415 - only fitting needs it
@@ -133,8 +132,8 @@ class Utilization(Estimator, tag="utilization"):
             raise need_extra("SciPy") from None
 
         def error(load: FloatArray) -> FloatArray:
-            found = self._power(load[0] + load[1] * compute + load[2] * traffic) / target
-            return np.log(found) if ratios else found - 1.0
+            found = self._power(load[0] + load[1] * compute + load[2] * traffic)
+            return np.asarray(found / target - 1.0)
 
         start = (0.1, 1.0, 1.0)
         found = least_squares(error, start, bounds=(0, 20), loss="soft_l1", f_scale=_OUTLYING)
@@ -154,7 +153,15 @@ class Utilization(Estimator, tag="utilization"):
             raise ValueError(f"load needs {', '.join(_TERMS)}, and is empty")
         super().evaluate_all(columns)
 
-    def predict_utilization(self, compute: FloatArray, traffic: FloatArray) -> FloatArray:
-        """Power in W at these utilizations."""
+    def predict_utilization(
+        self, compute: FloatArray, traffic: FloatArray, *, more: FloatArray | float = 0.0
+    ) -> FloatArray:
+        """Power in W at these utilizations, and at so much more load; by default none."""
         base, by_compute, by_traffic = (self.load_[name] for name in _TERMS)
-        return self._power(base + by_compute * compute + by_traffic * traffic)
+        return self._power(base + by_compute * compute + by_traffic * traffic + more)
+
+    @property
+    def waiting_w(self) -> float:
+        """Power in W while no kernel runs."""
+        load = self.load_["base"] if self.waiting is UNSET else self.waiting
+        return float(self._power(np.array([load]))[0])

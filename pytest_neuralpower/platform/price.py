@@ -483,9 +483,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         """The host, with what the device draws when no layer runs."""
         if self.host is None or self.power is None:
             return self.host
-        rest = np.zeros(1)
-        watts = float(self.power.predict_utilization(rest, rest)[0])
-        return replace(self.host, waiting_w=watts)
+        return replace(self.host, waiting_w=self.power.waiting_w)
 
     def _notes(
         self, items: Sequence[Layer], mismatch: NDArray[np.bool_], *, has_power: bool
@@ -498,8 +496,18 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         )
         origin = _UNMEASURED_POWER.get(self.tiers.get("power", ""))
         if has_power and origin:
+            if "devices" in (self.accuracy.get("power") or {}):
+                origin = f"transferred {self._other_boards()}"
             notes += (f"power and energy: {origin}, not measured here",)
         return notes
+
+    def _other_boards(self) -> str:
+        """Whose power was transferred, and how wrong that is."""
+        found = self.accuracy["power"]
+        return (
+            f"from {len(found['devices'])} other devices, off by {found['mape']:.0f}% in the mean "
+            "where each was left out"
+        )
 
     def _paper_note(self, families: Iterable[str]) -> str:
         """Which families of a call the paper's estimators price, and which have none."""
@@ -775,12 +783,8 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         if tier is None:
             return ""
         found = self.accuracy.get("power") or {}
-        if tier == "transferred" and "transferred" in found:
-            return (
-                f"transferred from {found['transferred_from']}; off by "
-                f"{found['transferred']['rmspe']:.1f}% on networks of {found['judged_on']}, "
-                f"not known of {self.name}"
-            )
+        if "devices" in found:
+            return f"{tier} {self._other_boards()}, not known of {self.name}"
         if "leave_one_network_out" in found:
             error = found["leave_one_network_out"]["rmspe"]
             return f"{tier}; off by {error:.1f}% on networks left out"

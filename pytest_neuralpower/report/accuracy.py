@@ -222,7 +222,7 @@ def accuracy_text(name: str, accuracy: Mapping[str, Any]) -> str:
         sections += ["Whole networks, none fitted", networks, _score_table(scores, "networks")]
     power = power_table(accuracy)
     if power:
-        sections += [f"Power of whole networks{_carried_over(accuracy['power'])}", power]
+        sections += [power_title(accuracy["power"]), power]
     return "\n\n".join(sections)
 
 
@@ -249,17 +249,6 @@ def parts_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
         for part, found in accuracy.get("calls", {}).get("parts", {}).items()
     ]
     return _table(rows, ["part", "calls", "MAPE", "Spearman"], style) if rows else ""
-
-
-def _carried_over(power: Mapping[str, Any]) -> str:
-    """Of power learnt on another device: which one, and the error there."""
-    if "transferred" not in power:
-        return ""
-    error = percent(power["transferred"]["rmspe"])
-    return (
-        f": carried over from {power['transferred_from']}, judged on\n{power['judged_on']} "
-        f"(RMSPE {error}), as nobody measured it here"
-    )
 
 
 def layers_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
@@ -433,10 +422,13 @@ def networks_line(accuracy: Mapping[str, Any]) -> str:
 
 
 def power_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
-    """Power of whole networks, each left out of the fit in turn; empty where it was not learnt
-    from networks."""
-    found = accuracy.get("power")
-    if not found or not found.get("networks"):
+    """Power of whole networks, each left out of the fit in turn, or of other devices, each left out
+    in turn, where it is theirs; empty where rows have it."""
+    found = accuracy.get("power") or {}
+    if devices := found.get("devices"):
+        rows = [[name, percent(error)] for name, error in devices.items()]
+        return _table([*rows, ["mean", percent(found["mape"])]], ["left out", "MAPE"], style)
+    if not found.get("networks"):
         return ""
     keys = {"measured_w": "measured W", "held_out_w": "left out W", "fitted_w": "fitted W"}
     rows = [
@@ -444,6 +436,13 @@ def power_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
         for name, each in found["networks"].items()
     ]
     return _table(rows, ["network", *keys.values()], style)
+
+
+def power_title(power: Mapping[str, Any]) -> str:
+    """What the table of power has."""
+    if "devices" in power:
+        return "Power, not measured here: of devices that were metered, each left out"
+    return "Power of whole networks"
 
 
 def percent(value: float | None) -> str:
@@ -480,9 +479,8 @@ def platforms_text(summaries: Sequence[Summary]) -> str:
             text += textwrap.wrap(errors, _WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 6)
     legend = (
         "Figures are held-out errors in %: of kinds of layers and of families of networks MAPE, of "
-        "whole networks RMSPE. Power "
-        "that is transferred was judged on another board's networks; its error on this device is "
-        "not known."
+        "whole networks RMSPE. Power that is transferred was judged on other devices, each left "
+        "out in turn; its error on this one is not known."
     )
     figures = textwrap.wrap(legend, _WIDTH) if judged else []
     shown = "\n".join([*text, "", *figures, _MORE])
@@ -524,12 +522,9 @@ def _networks(summary: Summary, quantity: str) -> list[str]:
         return [_figure("families of networks", summary.calls[held_out]["mape"])]
     if quantity == "power":
         power = summary.power or {}
-        left_out, transferred = power.get("leave_one_network_out"), power.get("transferred")
-        if left_out:
+        if left_out := power.get("leave_one_network_out"):
             return [_figure("networks", left_out["rmspe"])]
-        if transferred and _tier(summary, "power") == "transferred":
-            return [_figure(f"networks of {power['judged_on']}", transferred["rmspe"])]
-        return []
+        return [_figure("other devices left out", power["mape"])] if "devices" in power else []
     score = (summary.networks or {}).get(quantity)
     return [_figure("networks", score["rmspe"])] if score else []
 

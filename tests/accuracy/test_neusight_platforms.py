@@ -117,14 +117,14 @@ def test_networks_have_finite_costs_below_the_board_s_limit(model: str, batch: i
     for name in NAMES:
         platform = shipped(name)
         found = platform.predict(traced)
-        assert "transferred from another device" in " ".join(found.notes)
+        assert "transferred from 4 other devices, off by 14% in the mean" in " ".join(found.notes)
         for layer in found.layers:
             assert layer.runtime_ms is not None
             assert layer.power_w is not None
             assert 0 < layer.runtime_ms < 1e3
             assert 0 < layer.power_w <= platform.hardware["limit_w"]
         low, high, _ = found.energy_interval_mj or (0.0, 0.0, 0.0)
-        assert high > 1.5**2 * low > 0  # power from another device is never sure
+        assert high > 1.3**2 * low > 0  # power from other devices is never sure
 
 
 def test_a_platform_whose_rows_contradict_each_other_is_not_shipped() -> None:

@@ -276,23 +276,20 @@ def _power(accuracy: Mapping[str, Any]) -> list[str]:
     def rmspe(score: Mapping[str, float]) -> str:
         return percent(score["rmspe"])
 
-    if "fitted" in found:
+    if "devices" in found:
+        text = (
+            "Power was not measured here. The joules that an operation, a byte and being awake "
+            "take on devices that were metered are scaled to this one's peak, bandwidth, process, "
+            "idle power and limit. The table has the error of rows of 0.1 ms or more, and of whole "
+            "networks of the Titan X, on each device by the others; 90% of the rows of every one "
+            f"are within a factor of {found['factor']:.2f}. The error on this device is not known."
+        )
+    else:
         text = (
             f"{found['free_parameters']} free parameters, fitted to the networks' mean power. "
             f"RMSPE with the network left out {rmspe(found['leave_one_network_out'])}, fitted "
             f"{rmspe(found['fitted'])}; the mean of the others "
             f"{rmspe(found['mean_of_the_others'])}."
-        )
-    else:  # not learnt from these networks, only judged by them
-        networks = found["transferred"]
-        text = (
-            f"Power was learnt from {found['rows']} rows of {found['transferred_from']} (MAPE of "
-            f"rows held out {percent(found['held_out_rows']['mape'])}) and scaled to this device "
-            "by its peak compute, bandwidth, idle power and limit. The same transfer to "
-            f"{found['judged_on']}, whose measured networks it was not fitted to, has an RMSPE of "
-            f"{rmspe(networks)} and a bias of {networks['bias']:+.1f}%; a model fitted to these "
-            f"networks has {rmspe(found['fitted_to_networks']['fitted'])}. Its error on this "
-            "device is not known."
         )
     return ["## Power", table, text]
 

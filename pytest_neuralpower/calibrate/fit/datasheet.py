@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Final
 from pytest_neuralpower.calibrate.fit.calls import fit_calls, read_all_calls
 from pytest_neuralpower.calibrate.fit.devices import Device, find_device
 from pytest_neuralpower.calibrate.fit.fit import platform_of
-from pytest_neuralpower.calibrate.fit.prior import priors_for
+from pytest_neuralpower.calibrate.fit.power_prior import transferred_power
+from pytest_neuralpower.calibrate.fit.prior import power_prior_for, priors_for
 from pytest_neuralpower.calibrate.fit.recipe import Recipe, Source
 from pytest_neuralpower.calibrate.fit.uncertainty import with_intervals
 from pytest_neuralpower.errors import PlatformError
+from pytest_neuralpower.estimators.physics import Ceilings
 from pytest_neuralpower.layers import ITEMSIZE
 from pytest_neuralpower.platform.prediction import Host
 
@@ -36,8 +38,8 @@ def datasheet_platform(
 ) -> FittedPlatform:
     """The platform of a device in the device file, without a measured layer of it.
 
-    Every family is priced as other devices run it, and flagged ``inferred``; power is not known,
-    unless calls were metered.
+    Every family is priced as other devices run it, and flagged ``inferred``; a GPU draws what
+    others do, unless calls were metered.
 
     Parameters
     ----------
@@ -93,7 +95,11 @@ def datasheet_platform(
         data_root=data_root,
     )
     measured, recipe = read_all_calls(recipe, data_root, progress)
-    platform = with_intervals(platform_of(recipe, priors, {}), recipe, {})
+    platform = platform_of(recipe, priors, {})
+    if Ceilings.of(recipe.hardware).gpu:
+        prior = power_prior_for(known.device, calibration=Path("calibration"), data_root=data_root)
+        platform = transferred_power(platform, prior)
+    platform = with_intervals(platform, recipe, {})
     return fit_calls(platform, measured, progress) if measured else platform
 
 

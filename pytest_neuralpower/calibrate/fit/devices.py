@@ -27,6 +27,8 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Operations (GFLOP/s) by dtype, dense.
     bandwidth_gbs, multiprocessors, l2_mb, limit_w, process_nm
         As in the ``hardware`` of a platform.
+    idle_w
+        Power at rest; None where it is not known.
     """
 
     device: str
@@ -37,10 +39,13 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     l2_mb: int | float
     limit_w: int | float
     process_nm: int | float
+    idle_w: int | float | None = None
 
     def hardware(self, dtype: str) -> dict[str, int | float]:
         """A platform's ``hardware``; ``peak_gflops`` is that of ``dtype``, or of float32 where the
-        device has no units for it."""
+        device has no units for it. Of a GPU whose ``idle_w`` is not known it is taken for a twelfth
+        of its limit."""
+        at_rest = self.idle_w or round(self.limit_w / 12)
         return {
             "peak_gflops": self.peaks_gflops.get(dtype, self.peaks_gflops["float32"]),
             "bandwidth_gbs": self.bandwidth_gbs,
@@ -48,6 +53,7 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             "l2_mb": self.l2_mb,
             "process_nm": self.process_nm,
             "limit_w": self.limit_w,
+            **({} if self.multiprocessors == 1 else {"idle_w": at_rest}),
         }
 
 

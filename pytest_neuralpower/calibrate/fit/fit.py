@@ -29,7 +29,8 @@ from pytest_neuralpower.calibrate.fit.power import (
     fit_power,
     judge_networks,
 )
-from pytest_neuralpower.calibrate.fit.prior import priors_for
+from pytest_neuralpower.calibrate.fit.power_prior import transferred_power
+from pytest_neuralpower.calibrate.fit.prior import power_prior_for, priors_for
 from pytest_neuralpower.calibrate.fit.profile import read_profile
 from pytest_neuralpower.calibrate.fit.readers import read_source
 from pytest_neuralpower.calibrate.fit.recipe import Recipe, read_recipe
@@ -243,14 +244,18 @@ def fit_rows(
         provenance={**platform.provenance, WIDTHS: widths},
         accuracy=msgspec.to_builtins(accuracy),
     )
+    known = [row for table in tables.values() for row in table.rows]
     platform = fit_power(
         platform,
         recipe,
         lambda other: fit_directory(other, data_root=data_root, candidates=candidates),
-        lambda other: read_rows(read_recipe(other), data_root)[0],
-        networks,
+        transfer=lambda platform: transferred_power(
+            platform,
+            power_prior_for(recipe.device, calibration=recipe.folder.parent, data_root=data_root),
+        ),
+        rows=known,
+        networks=networks,
     )
-    known = [row for table in tables.values() for row in table.rows]
     platform = judge_networks(platform, recipe, known)
     return Fitted(with_intervals(platform, recipe, fits), fits)
 

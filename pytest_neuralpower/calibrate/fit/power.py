@@ -22,21 +22,21 @@ from pytest_neuralpower.calibrate.fit.designs import (
     runtime_makers,
     utilization_model,
 )
-from pytest_neuralpower.calibrate.fit.recipe import Power, Recipe, read_recipe
 from pytest_neuralpower.calibrate.fit.rows import Row
 from pytest_neuralpower.errors import FitError, ProfileError
 from pytest_neuralpower.estimators import Utilization
 from pytest_neuralpower.estimators.base import some_rows
 from pytest_neuralpower.estimators.features import columns, family, is_float8
+from pytest_neuralpower.estimators.physics import Ceilings
 from pytest_neuralpower.estimators.selection import (
     Score,
     Selection,
     grouped_folds,
     select,
 )
-from pytest_neuralpower.platform.catalog import load_fitted
 
 if TYPE_CHECKING:
+    from pytest_neuralpower.calibrate.fit.recipe import Power, Recipe
     from pytest_neuralpower.calibrate.fit.rows import NetworkRow
     from pytest_neuralpower.estimators.features import Columns, FloatArray
     from pytest_neuralpower.layers import Layer, Trace
@@ -48,32 +48,56 @@ def fit_power(
     platform: FittedPlatform,
     recipe: Recipe,
     fit_other: Callable[[Path], FittedPlatform],
-    rows_of: Callable[[Path], Sequence[Row]] | None = None,
+    *,
+    transfer: Callable[[FittedPlatform], FittedPlatform] | None = None,
+    rows: Sequence[Row] = (),
     networks: Sequence[NetworkRow] = (),
 ) -> FittedPlatform:
-    """The platform with power for whatever has none of its own, as the recipe says.
+    """The platform with power for whatever has none of its own: as the recipe says, by its own rows
+    that have power, or by other boards that were metered.
 
     Parameters
     ----------
     fit_other
         Fits the calibration folder whose power model is taken.
-    rows_of
-        Reads the rows of the calibration folder that power is transferred from.
+    transfer
+        Gives a GPU the power that other boards draw; by default none is.
+    rows
+        Measured rows of the platform, with power or without.
     networks
         Whole networks of a calibration, whose readings teach power where the recipe says nothing.
 
     Raises
     ------
     FitError
-        The power terms do not suit the networks, or no row of the other folder has power.
+        The power terms do not suit the networks, or no row with power is long enough.
     ProfileError
         A recipe, its rows or the networks cannot be read.
     """
-    power = recipe.power
-    if power is None:
-        return metered_power(platform, networks) if networks else platform
-    if power.transfer and rows_of:
-        return _transferred(platform, recipe, power, rows_of)
+    if recipe.power is not None:
+        return _as_recipe_says(platform, recipe, recipe.power, fit_other)
+    if networks:
+        return metered_power(platform, networks)
+    if _rests(recipe):
+        if any(row.power_w is not None for row in rows):
+            return _of_rows(platform, recipe, rows)
+        if transfer is not None and Ceilings.of(recipe.hardware).gpu:
+            return transfer(platform)
+    return platform
+
+
+def _rests(recipe: Recipe) -> bool:
+    """Whether what its device draws at rest and at most is known, and no recipe says more."""
+    known = {"idle_w", "limit_w"} <= set(recipe.hardware)
+    return recipe.power is None and not recipe.plan and known
+
+
+def _as_recipe_says(
+    platform: FittedPlatform,
+    recipe: Recipe,
+    power: Power,
+    fit_other: Callable[[Path], FittedPlatform],
+) -> FittedPlatform:
     if power.watts is not None:
         return constant_power(platform, recipe)
     if power.other:
@@ -287,150 +311,92 @@ def _measured_utilization(
     return compute / total, traffic / total
 
 
-# -- Power of boards that nobody measured, from one whose layers' power was.
+# -- Power of kinds without rows, on a device whose other rows have it.
 #
-# How far a board's power rises from idle towards its limit is taken to depend on the shares of its
-# peak compute and of its bandwidth that a layer achieves, and on nothing else; that dependence is
-# learnt from a board whose rows have both time and power, and scaled to another's idle and limit.
-# How wrong that is is judged on whole networks whose power was measured on a third board.
+# How far its power rises from idle towards its limit is taken to depend on the shares of its peak
+# compute and of its bandwidth that a layer achieves, and on nothing else.
 
 _FOLDS: Final = 5
 
+#: Shorter rows say more of the pauses between kernels than of the kernels.
+_LEAST_MS: Final = 0.02
 
-class TransferAccuracy(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Errors of transferred power: on rows held out by shape where it was learnt and, where there
-    are networks to judge by, on these, with the errors of a model that was fitted to them."""
 
-    transferred_from: str
+class PowerOfRows(msgspec.Struct, frozen=True):
+    """Error of one model for the rows of all kinds, held out by shape."""
+
     rows: int
     free_parameters: int
     held_out_rows: Score
-    judged_on: str = ""
-    transferred: Score | None = None
-    fitted_to_networks: Mapping[str, Mapping[str, float]] | None = None
-    networks: Mapping[str, NetworkPower] = {}
 
 
-def _transferred(
-    platform: FittedPlatform,
-    recipe: Recipe,
-    power: Power,
-    rows_of: Callable[[Path], Sequence[Row]],
-) -> FittedPlatform:
-    source = read_recipe(recipe.folder.parent / str(power.transfer))
-    model, accuracy = _learn(source, rows_of(source.folder), power)
-    moved = _scaled(model, recipe, recipe.hardware, power.idle_w)
-    if power.validate is not None:
-        accuracy = _validated(accuracy, model, recipe, power)
-    return _with_power(platform, moved, accuracy)
-
-
-def _learn(
-    source: Recipe, rows: Sequence[Row], power: Power
-) -> tuple[Utilization, TransferAccuracy]:
-    # Shorter rows say more of the pauses between kernels than of the kernels.
-    by_family: dict[str, list[Row]] = {}
-    for row in rows:
-        metered = row.power_w is not None and row.runtime_ms >= power.least_ms
-        if metered and not is_float8(row.layer):  # shares are of the peak in the recipe's dtype
-            by_family.setdefault(family(row.layer), []).append(row)
-    if not by_family:
-        raise FitError(f"{source.name}: no row with power lasts {power.least_ms:g} ms or more")
-    members = [row for each in by_family.values() for row in each]
-    tables = [columns(name, [row.layer for row in each]) for name, each in by_family.items()]
-    values = {
-        "flops": np.concatenate([table.get("scored_flops", table["flops"]) for table in tables]),
-        "bytes_moved": np.concatenate([table["bytes_moved"] for table in tables]),
-        "runtime_ms": np.array([row.runtime_ms for row in members]),
-    }
-    watts = np.array([row.power_w for row in members], dtype=np.float64)
-    fold = grouped_folds([row.shape_group for row in members], _FOLDS)
-
-    def fitted(seen: Columns, power_w: FloatArray) -> Utilization:
-        idle_w = source.power.idle_w if source.power else None
-        model = _saturating(source, source.hardware, idle_w)
-        # Not `fit`, which refuses a constant: a package may draw the same whatever it does.
-        return model.fit_utilization(*model.utilization(seen), power_w, ratios=power.ratios)
-
+def _of_rows(platform: FittedPlatform, recipe: Recipe, rows: Sequence[Row]) -> FittedPlatform:
+    tables = _metered(rows)
+    if not tables:
+        raise FitError(f"{recipe.name}: no row with power lasts {_LEAST_MS:g} ms or more")
+    values, watts = _joined(tables.values())
+    groups = [row.shape_group for members, _ in tables.values() for row in members]
+    fold = grouped_folds(groups, _FOLDS)
     predicted = np.empty(len(watts))
     for number in range(int(fold.max()) + 1):
         out = fold == number
-        model = fitted(some_rows(values, ~out), watts[~out])
+        model = _taught(recipe, some_rows(values, ~out), watts[~out])
         predicted[out] = model.predict(some_rows(values, out))
+    model = _taught(recipe, values, watts)
     score = Score.of(predicted, watts)
-    model = fitted(values, watts)
-    return model, TransferAccuracy(source.name, len(watts), len(model.load_), score)
+    return _with_power(platform, model, PowerOfRows(len(watts), len(model.load_), score))
+
+
+def _metered(rows: Iterable[Row]) -> dict[str, tuple[list[Row], Columns]]:
+    """By family, rows with power that are long enough, and what tells how busy they keep it."""
+    by_family: dict[str, list[Row]] = {}
+    for row in rows:
+        metered = row.power_w is not None and row.runtime_ms >= _LEAST_MS
+        if metered and not is_float8(row.layer):  # shares are of the peak in the recipe's dtype
+            by_family.setdefault(family(row.layer), []).append(row)
+    found: dict[str, tuple[list[Row], Columns]] = {}
+    for name, members in by_family.items():
+        table = columns(name, [row.layer for row in members])
+        found[name] = (
+            members,
+            {
+                "flops": table.get("scored_flops", table["flops"]),
+                "bytes_moved": table["bytes_moved"],
+                "runtime_ms": np.array([row.runtime_ms for row in members]),
+            },
+        )
+    return found
+
+
+def _joined(
+    tables: Iterable[tuple[Sequence[Row], Columns]],
+) -> tuple[dict[str, FloatArray], FloatArray]:
+    """Columns and power (W) of the rows of several families."""
+    parts = list(tables)
+    names = parts[0][1]
+    values = {name: np.concatenate([each[name] for _, each in parts]) for name in names}
+    watts = [row.power_w for members, _ in parts for row in members]
+    return values, np.array(watts, dtype=np.float64)
+
+
+def _taught(recipe: Recipe, seen: Columns, power_w: FloatArray) -> Utilization:
+    model = utilization_model(recipe.hardware, idle_w=float(recipe.hardware["idle_w"]))
+    # Not `fit`, which refuses a constant: a package may draw the same whatever it does.
+    return model.fit_utilization(*model.utilization(seen), power_w)
 
 
 def distance_of_unseen_kinds(recipe: Recipe, rows: Sequence[Row]) -> float | None:
     """Log factor that holds 90% of the power of a kind of layer that taught nothing of it: of the
     worst kind, each left out in turn; None with fewer than two kinds, or power from elsewhere."""
-    power = recipe.power
-    if power is None or power.transfer != recipe.name:
+    tables = _metered(rows)
+    if not _rests(recipe) or len(tables) < 2:
         return None
-    by_family: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.power_w is not None and row.runtime_ms >= power.least_ms:
-            by_family.setdefault(family(row.layer), []).append(row)
     found = []
-    for name, members in by_family.items() if len(by_family) > 1 else ():
-        rest = [row for other, each in by_family.items() if other != name for row in each]
-        model, _ = _learn(recipe, rest, power)
-        seen = columns(name, [row.layer for row in members])
-        seen["flops"] = seen.get("scored_flops", seen["flops"])
-        seen["runtime_ms"] = np.array([row.runtime_ms for row in members])
-        watts = np.array([row.power_w for row in members], dtype=np.float64)
+    for name, table in tables.items():
+        model = _taught(recipe, *_joined(each for other, each in tables.items() if other != name))
+        seen, watts = _joined([table])
         found.append(float(np.quantile(np.abs(np.log(watts / model.predict(seen))), 0.9)))
-    return float(f"{max(found):.4g}") if found else None
-
-
-def _saturating(recipe: Recipe, hardware: Mapping[str, float], idle_w: float | None) -> Utilization:
-    """An unfitted model of power between idle and the limit."""
-    if idle_w is None or "limit_w" not in hardware:
-        raise ProfileError(f"recipe of {recipe.name}: power needs idle_w, and hardware limit_w")
-    return utilization_model(hardware, idle_w=float(idle_w))
-
-
-def _scaled(
-    model: Utilization, recipe: Recipe, hardware: Mapping[str, float], idle_w: float | None
-) -> Utilization:
-    """What one board showed, between the idle power and the limit of another."""
-    return replace(_saturating(recipe, hardware, idle_w), load_=dict(model.load_))
-
-
-def _validated(
-    accuracy: TransferAccuracy, model: Utilization, recipe: Recipe, power: Power
-) -> TransferAccuracy:
-    """With the transfer's error on measured networks, and that of a fit to these very networks."""
-    options = power.validate
-    assert options is not None  # the caller has looked
-    judge = load_fitted(options.platform)
-    networks = load_networks(recipe.folder / options.networks)
-    known = {
-        name: replace(family, power=None, energy=None, power_range_w=None)
-        for name, family in judge.families.items()
-    }
-    moved = _scaled(model, recipe, judge.hardware, options.idle_w)
-    judged = replace(judge, families=known, power=moved, intervals=None)
-    measured = np.array([network.paper_w for network in networks])
-    found = np.array([_network_power(judged, trace_network(network)) for network in networks])
-    fitted = judge.accuracy["power"]
-    return replace(
-        accuracy,
-        judged_on=judge.name,
-        transferred=Score.of(found, measured),
-        fitted_to_networks={
-            name: fitted[name] for name in ("leave_one_network_out", "fitted") if name in fitted
-        },
-        networks={
-            network.name: NetworkPower(
-                network.paper_w,
-                round(float(watts), 2),
-                fitted["networks"][network.name]["fitted_w"],
-            )
-            for network, watts in zip(networks, found, strict=True)
-        },
-    )
+    return float(f"{max(found):.4g}")
 
 
 # -- Whole measured networks.

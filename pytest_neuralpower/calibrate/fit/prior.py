@@ -19,6 +19,11 @@ import numpy as np
 import yaml
 
 from pytest_neuralpower.calibrate.fit.devices import find_device
+from pytest_neuralpower.calibrate.fit.power_prior import (
+    PowerPrior,
+    fit_power_prior,
+    read_metered,
+)
 from pytest_neuralpower.calibrate.fit.readers import READERS, read_source
 from pytest_neuralpower.calibrate.fit.recipe import read_recipe
 from pytest_neuralpower.estimators import Prior, Sparse
@@ -449,13 +454,31 @@ def _inferred(name: str, known: Mapping[str, Prior]) -> Prior | None:
 SHIPPED: Final = Path(__file__).parents[2] / "platform" / "prior.json"
 
 
-def save_priors(calibration: Path, data_root: Path | None, path: Path = SHIPPED) -> None:
-    """Fit the priors of all classes to all devices, and write them to ``path`` (the shipped file by
-    default); ``calibration`` and ``data_root`` as :func:`read_boards` takes them."""
+class ShippedPriors(msgspec.Struct, frozen=True):
+    """By family, how layers run on a class of devices, and what boards draw."""
+
+    gpu: dict[str, Prior]
+    tensor: dict[str, Prior]
+    cpu: dict[str, Prior]
+    power: PowerPrior
+
+
+def save_priors(calibration: Path, data_root: Path, path: Path = SHIPPED) -> None:
+    """Fit the priors of all classes and of power to all devices, and write them to ``path`` (the
+    shipped file by default); ``calibration`` and ``data_root`` as :func:`read_boards` takes
+    them."""
     boards = read_boards(calibration, data_root)
-    kinds: tuple[DeviceClass, ...] = ("gpu", "tensor", "cpu")
-    found = {kind: fit_priors(boards, kind) for kind in kinds}
+    found = ShippedPriors(
+        gpu=fit_priors(boards, "gpu"),
+        tensor=fit_priors(boards, "tensor"),
+        cpu=fit_priors(boards, "cpu"),
+        power=fit_power_prior(read_metered(calibration, data_root)),
+    )
     path.write_text(json.dumps(msgspec.to_builtins(found), indent=1) + "\n", encoding="utf-8")
+
+
+def _shipped() -> ShippedPriors:
+    return msgspec.json.decode(SHIPPED.read_bytes(), type=ShippedPriors)
 
 
 def priors_for(
@@ -482,9 +505,16 @@ def priors_for(
     if data_root is not None and (calibration / "prior.yaml").is_file():
         found = fit_priors(read_boards(calibration, data_root), kind, without=device)
     else:
-        text = SHIPPED.read_bytes()
-        found = msgspec.json.decode(text, type=dict[str, dict[str, Prior]])[kind]
+        shipped = _shipped()
+        found = {"gpu": shipped.gpu, "tensor": shipped.tensor, "cpu": shipped.cpu}[kind]
     return {name: prior.on(ceilings) for name, prior in found.items()}
+
+
+def power_prior_for(device: str, *, calibration: Path, data_root: Path | None) -> PowerPrior:
+    """What boards other than the device draw; parameters as :func:`priors_for` takes them."""
+    if data_root is not None and (calibration / "prior.yaml").is_file():
+        return fit_power_prior(read_metered(calibration, data_root), without=device)
+    return _shipped().power
 
 
 if __name__ == "__main__":  # python -m pytest_neuralpower.calibrate.fit.prior CALIBRATION DATA

@@ -73,17 +73,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
         return {name: known for name in names if (known := getattr(self, name)) is not UNSET}
 
 
-class Validation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whole networks that judge transferred power: the shipped ``platform`` that prices their
-    layers, their file, and the idle power of the board that they ran on."""
-
-    platform: _Text
-    networks: _Text
-    idle_w: _Positive
-
-
 class Power(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How power is known, where the rows have none.
+    """How power is known that neither the rows nor other boards tell.
 
     Attributes
     ----------
@@ -91,12 +82,6 @@ class Power(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         A file of measured networks to fit the terms to, and terms (W) that are not fitted.
     other
         ``from``: the calibration folder, next to this one, whose power model is taken.
-    transfer, idle_w, validate
-        The calibration folder, next to this one, whose rows teach how power follows load; this
-        board's idle power; and what to judge the transfer by.
-    least_ms, ratios
-        Rows shorter than this (ms) do not teach it; and whether half the power is as wrong as twice
-        (:meth:`~pytest_neuralpower.estimators.Utilization.fit_utilization`).
     watts
         What the user said that every layer draws.
     """
@@ -104,11 +89,6 @@ class Power(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     networks: _Text | None = None
     fixed: Mapping[str, Annotated[float, msgspec.Meta(ge=0)]] = {}
     other: _Text | None = msgspec.field(default=None, name="from")
-    transfer: _Text | None = None
-    idle_w: _Positive | None = None
-    validate: Validation | None = None
-    least_ms: _Positive = 0.02
-    ratios: bool = False
     watts: _Positive | None = None
 
 
@@ -123,8 +103,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Name of a device in the device file (``platform/devices.yaml``): ``device``, ``hardware``
         and ``peaks_gflops`` are those of the file where they are not given.
     hardware
-        ``peak_gflops`` and ``bandwidth_gbs`` are required; ``multiprocessors`` (1) and
-        ``limit_w`` are used where given.
+        ``peak_gflops`` and ``bandwidth_gbs`` are required; ``multiprocessors`` (1), ``limit_w``
+        and ``idle_w`` are used where given: power without a meter of its own needs the last two.
     peaks_gflops
         Operations (GFLOP/s) by dtype.
     host
@@ -148,7 +128,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         By family, the terms of traffic (MB) that the execution mode adds to the measured
         kernels; priced at the bandwidth that streaming layers reached.
     power
-        How power is known where the rows do not have it; None for rows with power, or none.
+        How power is known where the rows do not have it; None (default) for rows with power, and
+        for GPUs that are to have the power that other boards drew.
     networks
         File of whole measured networks to judge the platform by.
     totals

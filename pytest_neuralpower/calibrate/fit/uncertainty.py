@@ -226,13 +226,11 @@ def score_spread(distance: float, coverage: Mapping[str, float]) -> dict[str, fl
 #: quantile is 2.06 times its mean.
 SUM_OF_LAYERS: Final[Mapping[str, float]] = {"in place": 2.06 * 0.053, "alone": 2.06 * 0.145}
 
-#: Least distance of a power model that was not learnt on the device itself.
-TRANSFERRED: Final = float(np.log(1.5))
+#: Distance of a power model of which nothing measured tells how wrong it is.
+_UNKNOWN_POWER: Final = float(np.log(1.5))
 
 #: W; an estimator that predicts no power at all is off by a large factor, not by an infinite one.
 _LEAST_POWER: Final = 1e-3
-
-_BORROWED_TIERS: Final = ("transferred", "datasheet")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -443,20 +441,21 @@ def _prior_spread(prior: Prior) -> Spread:
 
 
 def _power_of_networks(platform: FittedPlatform) -> Spread:
-    """Spread of a power model that knows mean powers of whole networks alone.
+    """Spread of a power model that knows mean powers of whole networks alone, or other boards'.
 
     Of a network it is what each was off by when left out. A layer's may be larger, as errors of
     layers average out: at most by the root of the number of layers that share a network's time,
-    if they are independent. Power from another device is never surer than a factor of 1.5.
+    if they are independent. Of other boards' it is what the worst of them was off by.
     """
     found = platform.accuracy.get("power") or {}
-    least = TRANSFERRED if platform.tiers.get("power") in _BORROWED_TIERS else 0.0
+    if "devices" in found:
+        distance = float(f"{np.log(found['factor']):.4g}")
+        return Spread(distance, distance, found["alike"])
     if not found.get("networks"):
-        return Spread(max(least, TRANSFERRED), max(least, TRANSFERRED), 1.0)
+        return Spread(_UNKNOWN_POWER, _UNKNOWN_POWER, 1.0)
     off = [np.log(each["measured_w"] / each["held_out_w"]) for each in found["networks"].values()]
-    network = max(few_distance(np.array(off)), least)
     layers = max(float(found.get("effective_layers", 1.0)), 1.0)
-    layer = float(f"{network * layers**0.5:.4g}")
+    layer = float(f"{few_distance(np.array(off)) * layers**0.5:.4g}")
     return Spread(layer, layer, float(f"{1 / layers:.4g}"))
 
 

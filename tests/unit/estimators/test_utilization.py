@@ -56,23 +56,6 @@ def test_a_causal_attention_keeps_the_device_busy_with_the_scores_it_computes() 
     assert model.predict({**whole, "scored_flops": whole["flops"] / 2}) == pytest.approx([135.0])
 
 
-def test_ratios_do_not_let_loops_that_paused_pull_power_down() -> None:
-    random = np.random.default_rng(0)
-    compute, traffic = random.uniform(0, 1, 300), random.uniform(0, 1, 300)
-    busy = Utilization(**HARDWARE, idle_w=20.0, limit_w=250.0)
-    busy.load_ = {"base": 0.4, "compute": 1.0, "bandwidth": 0.5}
-    watts = busy.predict_utilization(compute, traffic)
-    # A third of the readings is half, another third twice as far from the truth in watts.
-    read = watts * random.choice([0.5, 1.0, 2.0], 300)
-    model = Utilization(**HARDWARE, idle_w=20.0, limit_w=250.0)
-    bias = []
-    for ratios in (False, True):
-        model.fit_utilization(compute, traffic, read, ratios=ratios)
-        bias.append(float((model.predict_utilization(compute, traffic) / watts).mean()))
-    assert bias[0] < 0.9
-    assert bias[1] == pytest.approx(1.0, abs=0.03)
-
-
 def test_fewer_measurements_than_free_terms_are_refused() -> None:
     with pytest.raises(FitError, match="2 measurements for 3 free terms"):
         Utilization(**HARDWARE).fit_utilization(

@@ -201,7 +201,8 @@ class TestText:
 
     def test_says_whose_power_it_is(self) -> None:
         text = accuracy_text("gtx1080ti", load_fitted("gtx1080ti").accuracy)
-        assert re.search(r"carried over from h200, judged on\s+titanx-tf \(RMSPE [\d.]+%\)", text)
+        assert "Power, not measured here: of devices that were metered, each left out" in text
+        assert re.search(r"^NVIDIA H200 \(SXM\) +1\d\.\d%$", text, re.MULTILINE)
 
     def test_draws_predicted_against_measured_in_one_file(
         self, fitted: Fitted, tmp_path: Path

@@ -79,7 +79,7 @@ def test_a_datasheet_alone_prices_every_kind_within_its_ceilings(name: str) -> N
     platform = datasheet_platform(name)
     assert not platform.families
     assert set(platform.inferred) == set(FAMILIES)
-    assert platform.tiers == {"runtime": "datasheet"}
+    assert platform.tiers == {"runtime": "datasheet", "power": "transferred"}
     with torch.device("meta"):
         product = nn.Linear(8192, 8192)
         call = trace(product, torch.empty(8192, 8192))
@@ -87,7 +87,7 @@ def test_a_datasheet_alone_prices_every_kind_within_its_ceilings(name: str) -> N
     limit = call.flops / platform.hardware["peak_gflops"] / 1e6
     assert limit <= found.device_ms <= 2.5 * limit
     assert found.layers[0].flags == (INFERRED,)
-    assert not platform.knows("power")
+    assert (found.power_w or 0) <= platform.hardware["limit_w"]
 
 
 def test_half_precision_is_priced_as_tensor_cores_of_other_boards_run_it() -> None:

@@ -13,7 +13,7 @@ from pytest_neuralpower.calibrate.fit.power import (
     distance_of_unseen_kinds,
     fit_layer_power,
 )
-from pytest_neuralpower.calibrate.fit.recipe import Power, Recipe
+from pytest_neuralpower.calibrate.fit.recipe import Recipe
 from pytest_neuralpower.calibrate.fit.rows import Row, linear_layer, matmul_layer
 from pytest_neuralpower.calibrate.fit.uncertainty import FamilyFit
 from pytest_neuralpower.estimators import Utilization
@@ -106,8 +106,7 @@ def test_utilization_of_some_rows_holds_for_the_others_where_the_recipe_says_so(
 
 
 def test_power_of_a_kind_without_rows_is_as_sure_as_kinds_left_out_were() -> None:
-    power = Power(transfer="board", idle_w=20.0)
-    recipe = Recipe("board", "alone", hardware=HARDWARE, power=power)
+    recipe = Recipe("board", "alone", hardware={**HARDWARE, "idle_w": 20.0})
     rows = measured("utilization", noise=0.0)
     others = []  # of another kind, which draw twice the power
     for row in rows:

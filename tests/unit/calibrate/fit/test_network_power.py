@@ -132,32 +132,20 @@ def test_a_file_without_networks_is_refused(tmp_path: Path, text: str | None) ->
         load_networks(tmp_path / "nets.py")
 
 
-def test_rows_shorter_than_the_recipe_says_do_not_teach_power(
-    platform: FittedPlatform, recipe: Recipe, tmp_path: Path
+def test_rows_that_have_power_teach_it_where_they_are_long(
+    platform: FittedPlatform, recipe: Recipe
 ) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "recipe.yaml").write_text(
-        "{name: source, mode: eager, device: Toy, power: {idle_w: 20}, "
-        "hardware: {peak_gflops: 1000, bandwidth_gbs: 100, limit_w: 300}}"
-    )
     # Loops over short kernels paused: they drew a third of what long ones did at like work.
     rows = [
-        Row(linear_layer(count, 512, width), count * width * 2e-6, power_w=watts)
+        Row(linear_layer(count, 512, width), runtime_ms, power_w=watts)
         for width in (384, 512, 640, 768)
-        for count, watts in ((100, 70.0), (150, 70.0), (1000, 210.0), (4000, 210.0))
+        for count in (100, 400)
+        for runtime_ms, watts in ((0.019, 70.0), (0.021, 210.0))
     ]
-
-    def taught_w(least_ms: float) -> float:
-        power = Power(transfer="source", idle_w=20.0, least_ms=least_ms)
-        moved = replace(recipe, power=power, folder=tmp_path / "toy")
-        found = fit_power(platform, moved, unused, lambda _: rows).power
-        assert found is not None
-        values = {
-            **columns("linear", [rows[-1].layer]),
-            "runtime_ms": np.array([rows[-1].runtime_ms]),
-        }
-        return float(found.predict(values)[0])
-
-    assert taught_w(0.01) < 200
-    assert taught_w(0.5) == pytest.approx(210, rel=0.01)
+    resting = replace(recipe, power=None, hardware={**HARDWARE, "idle_w": 20.0})
+    found = fit_power(platform, resting, unused, rows=rows)
+    assert found.power is not None
+    values = {**columns("linear", [rows[-1].layer]), "runtime_ms": np.array([0.021])}
+    assert found.power.predict(values)[0] == pytest.approx(210, rel=0.01)
+    assert found.accuracy["power"]["rows"] == len(rows) / 2
+    assert fit_power(platform, replace(recipe, power=None), unused, rows=rows) is platform

@@ -290,24 +290,26 @@ class TestWithIntervals:
         found = self.intervals({"linear": self.fit()}, inferred=priors).runtime.families["pool"]
         assert (found.correlation, found.fading, found.reach) == pytest.approx((0.68, 0.32, 3.0))
 
-    @pytest.mark.parametrize(
-        ("tier", "distance"), [("public", 2 * 0.292), ("transferred", 2 * 0.4055)]
-    )
-    def test_power_of_whole_networks_is_surer_than_of_their_layers(
-        self, tier: str, distance: float
-    ) -> None:
-        """Off by e^0.1 and e^-0.1, networks are known to 2.920 x 0.1, on another device to no less
-        than log 1.5; a layer that is one of four errs twice as far."""
+    def test_power_of_whole_networks_is_surer_than_of_their_layers(self) -> None:
+        """Off by e^0.1 and e^-0.1, networks are known to 2.920 x 0.1; a layer that is one of four
+        errs twice as far."""
         networks = {
             name: {"measured_w": 100 * np.exp(off), "held_out_w": 100.0}
             for name, off in (("a", 0.1), ("b", -0.1))
         }
         known = {"power": {"networks": networks, "effective_layers": 4.0}}
-        found = self.intervals({"linear": self.fit()}, accuracy=known, tiers={"power": tier})
+        found = self.intervals({"linear": self.fit()}, accuracy=known, tiers={"power": "public"})
         assert found.power is not None
         assert found.power.other is not None
         other = structs.astuple(found.power.other)
-        assert other == pytest.approx((distance, distance, 0.25, 0.0, 1.0), abs=2e-4)
+        assert other == pytest.approx((0.584, 0.584, 0.25, 0.0, 1.0), abs=2e-4)
+
+    def test_power_of_other_devices_is_as_sure_as_the_worst_of_them_was(self) -> None:
+        known = {"power": {"devices": {"A": 20.0}, "mape": 20.0, "factor": np.e, "alike": 0.3}}
+        found = self.intervals({"linear": self.fit()}, accuracy=known)
+        assert found.power is not None
+        assert found.power.other is not None
+        assert structs.astuple(found.power.other) == (1.0, 1.0, 0.3, 0.0, 1.0)
 
     def test_the_whole_is_what_measured_networks_err_by_beyond_their_layers(
         self, tmp_path: Path
