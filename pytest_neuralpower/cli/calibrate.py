@@ -152,6 +152,14 @@ def fit_command(
             metavar="CSV", help="with --datasheet: timed calls; columns model, inputs, runtime_ms"
         ),
     ] = None,
+    mode: Annotated[
+        str,
+        typer.Option(
+            metavar="eager|compile|engine",
+            help="of --datasheet: how calls run [column mode of --networks, else eager]",
+        ),
+    ] = "",
+    force: options.Force = False,
     data: options.Data = None,
 ) -> None:
     """Fit a platform from measured rows: choose each estimator by held-out configurations.
@@ -169,14 +177,22 @@ def fit_command(
         raise OptionError("fit: give a folder with recipe.yaml, or --datasheet DEVICE")
     if networks is not None and datasheet is None:
         raise OptionError("--networks: add --datasheet DEVICE, or name the table in a recipe")
+    if mode and datasheet is None:
+        raise OptionError("--mode: add --datasheet DEVICE, or write mode in the recipe")
     if datasheet is not None:
-        from pytest_neuralpower.calibrate.fit.datasheet import datasheet_platform
+        from pytest_neuralpower.calibrate.fit.datasheet import datasheet_platform, name_of
 
+        path = out or Path(f"{name_of(datasheet, dtype)}.json")
+        options.refuse_overwriting(path, force=force)
         with options.spinner(f"fitting {datasheet}") as progress:
             found = datasheet_platform(
-                datasheet, dtype=dtype, networks=networks, data_root=data, progress=progress
+                datasheet,
+                dtype=dtype,
+                mode=mode,
+                networks=networks,
+                data_root=data,
+                progress=progress,
             )
-        path = out or Path(f"{found.name}.json")
         typer.echo(platforms_text([found.save(path).summary()]))
         typer.echo(f"wrote {path}: use it with pytest --np-platform={path}")
         return
@@ -202,6 +218,7 @@ def adapt_command(
     ] = False,
     device: options.DeviceOption = "",
     meter: options.MeterOption = "auto",
+    force: options.Force = False,
 ) -> None:
     """Adapt PLATFORM to this device or stack by a few calls that ran on it, two at least.
 
@@ -211,7 +228,11 @@ def adapt_command(
     from pytest_neuralpower.calibrate.fit.adapt import adapt
     from pytest_neuralpower.platform.catalog import load_fitted
 
+    if platform.endswith(".csv"):
+        raise OptionError(f"adapt: the platform comes first: adapt {runs} {platform}")
     loaded = load_fitted(platform)
+    path = out or Path(f"{loaded.name}-adapted.json")
+    options.refuse_overwriting(path, force=force)
     if measure:
         from pytest_neuralpower.calibrate.measure.runs import measure_runs
 
@@ -221,7 +242,6 @@ def adapt_command(
     typer.echo(found.text())
     if adapted is loaded:
         raise typer.Exit(1)
-    path = out or Path(f"{adapted.name}.json")
     adapted.save(path)
     typer.echo(f"wrote {path}: use it with pytest --np-platform={path}")
 

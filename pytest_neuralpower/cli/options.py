@@ -137,3 +137,12 @@ Watts = Annotated[
     ),
 ]
 Thorough = Annotated[bool, typer.Option("--thorough", help="measure several times longer")]
+
+
+Force = Annotated[bool, typer.Option("--force", help="overwrite the file if it is there")]
+
+
+def refuse_overwriting(path: Path, *, force: bool) -> None:
+    """Raise OptionError for a file that is there, unless it is to be overwritten."""
+    if path.exists() and not force:
+        raise OptionError(f"{path} is there: name another in --out, or overwrite it with --force")

@@ -105,6 +105,10 @@ def new_command(
     ] = None,
     l2: Annotated[float | None, typer.Option(metavar="MB", min=0, help="its last cache")] = None,
     tdp: Annotated[float | None, typer.Option(metavar="W", min=1e-3, help="board power")] = None,
+    idle: Annotated[
+        float | None,
+        typer.Option(metavar="W", min=1e-3, help="board at rest [a twelfth of --tdp]"),
+    ] = None,
     process: Annotated[float | None, typer.Option(metavar="NM", min=1, help="its process")] = None,
     dtype: Annotated[
         str, typer.Option(metavar="DTYPE", help="that its layers compute in")
@@ -112,6 +116,7 @@ def new_command(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="platform file to write [NAME.json]")
     ] = None,
+    force: options.Force = False,
 ) -> None:
     """Make a platform of a device that nobody measured: its datasheet, and how other devices run
     each kind of layer. Its intervals say how differently devices do."""
@@ -134,9 +139,11 @@ def new_command(
         multiprocessors=sms,
         l2_mb=l2,
         limit_w=tdp,
+        idle_w=idle,
         process_nm=process,
     )
-    found = datasheet_platform(name, device=device, dtype=dtype)
     path = out or Path(f"{name}.json")
+    options.refuse_overwriting(path, force=force)
+    found = datasheet_platform(name, device=device, dtype=dtype)
     typer.echo(platforms_text([found.save(path).summary()]))
     typer.echo(f"wrote {path}: use it with pytest --np-platform={path}")

@@ -374,7 +374,8 @@ def help_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_
     return sorted(found, key=lambda row: places[row.group])  # each model is built once
 
 
-#: Columns of a user's own table.
+#: Columns that a user's own table must have, and all that it may.
+NEEDED: Final = ("model", "inputs", "runtime_ms")
 _RUN_COLUMNS: Final = (
     *("model", "arguments", "inputs", "runtime_ms", "energy_mj"),
     *("dtype", "autocast", "family", "mode"),
@@ -397,7 +398,7 @@ def run_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_R
     path = recipe.folder / source.path
     found = []
     modes: dict[str, int] = {}
-    for line, record in table(path, ("model", "inputs", "runtime_ms")):
+    for line, record in table(path, NEEDED):
         for name in record:
             if name not in _RUN_COLUMNS:
                 raise ProfileError(

@@ -4,9 +4,9 @@ and perhaps how long whole networks took."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from pytest_neuralpower.calibrate.fit.calls import fit_calls, read_all_calls
+from pytest_neuralpower.calibrate.fit.calls import NEEDED, fit_calls, read_all_calls, table
 from pytest_neuralpower.calibrate.fit.devices import Device, find_device
 from pytest_neuralpower.calibrate.fit.fit import platform_of
 from pytest_neuralpower.calibrate.fit.power_prior import transferred_power
@@ -19,12 +19,32 @@ from pytest_neuralpower.layers import ITEMSIZE
 from pytest_neuralpower.platform.prediction import Host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from pytest_neuralpower.platform.fusion import Fused
     from pytest_neuralpower.platform.price import FittedPlatform
 
 #: What an operation of eager PyTorch takes a host: 25 to 55 us were seen.
 EAGER: Final = Host(layer_ms=0.038, factor=1.5)
+
+
+class _Mode(NamedTuple):
+    """How calls run: in words, what the host takes, and what is joined to one kernel."""
+
+    words: str
+    host: Host | None = None
+    fused: Fused = ""
+
+
+#: Those that a table of calls may name.
+MODES: Final[Mapping[str, _Mode]] = {
+    "eager": _Mode("PyTorch eager (calls wait for the host's launches), without TF32", EAGER),
+    "compile": _Mode("torch.compile (inductor), launches hidden", fused="pointwise"),
+    "engine": _Mode(
+        "an engine that folds norms and activations into convolutions, launches hidden",
+        fused="folded",
+    ),
+}
 
 
 def datasheet_platform(
@@ -32,6 +52,7 @@ def datasheet_platform(
     *,
     device: Device | None = None,
     dtype: str = "float32",
+    mode: str = "",
     networks: Path | None = None,
     data_root: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
@@ -50,6 +71,9 @@ def datasheet_platform(
     dtype
         Floating dtype of its layers, float32 by default; half precision is priced as other boards'
         tensor cores run it.
+    mode
+        One of :data:`MODES`; empty (default) for what ``networks`` says in its column ``mode``,
+        else ``eager``.
     networks
         Table of whole calls that were timed on it (see
         :func:`~pytest_neuralpower.calibrate.fit.calls.run_calls`); None (default) for none.
@@ -63,7 +87,7 @@ def datasheet_platform(
     ProfileError
         There is no such device; one line names those there are.
     PlatformError
-        The device has no units for ``dtype``.
+        The device has no units for ``dtype``, or there is no such mode.
     ProfileError, FitError
         The table of calls cannot be read, or has too few to hold any out.
     """
@@ -73,15 +97,17 @@ def datasheet_platform(
             f"{known.device} computes in {', '.join(known.peaks_gflops)}, not in {dtype!r}"
         )
     calls = () if networks is None else (_runs(networks),)
+    how = _mode(mode, networks)
     recipe = Recipe(
-        name=name if device or dtype == "float32" else f"{name}-{dtype}",
+        name=name if device else name_of(name, dtype),
         device=known.device,
         dtype=dtype,
-        mode="PyTorch eager (calls wait for the host's launches), without TF32",
+        mode=how.words,
         tiers={"runtime": "measured" if calls else "datasheet"},
         hardware=known.hardware(dtype),
         peaks_gflops=known.peaks_gflops,
-        host=EAGER,
+        host=how.host,
+        fused=how.fused,
         sources=(Source(title=f"datasheet: {known.source}"),),
         calls=calls,
         notes=("No layer was measured on this device.",),
@@ -103,6 +129,22 @@ def datasheet_platform(
     return fit_calls(platform, measured, progress) if measured else platform
 
 
+def name_of(device: str, dtype: str) -> str:
+    """Of the platform of a device in the device file."""
+    return device if dtype == "float32" else f"{device}-{dtype}"
+
+
 def _runs(table: Path) -> Source:
     options = {"reader": "runs"}
     return Source(title=f"calls of {table.name}", reader="runs", path=table.name, options=options)
+
+
+def _mode(asked: str, networks: Path | None) -> _Mode:
+    """What was asked for, else what the first call of the table says, else eager."""
+    name, where = asked, "--mode"
+    if not asked and networks is not None:
+        record = next((record for _, record in table(networks, NEEDED)), {})
+        name, where = record.get("mode") or "", f"{networks}, column mode:"
+    if (name or "eager") not in MODES:
+        raise PlatformError(f"{where} {name!r} is not one of {', '.join(MODES)}")
+    return MODES[name or "eager"]

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from pytest_neuralpower.cli import COMMANDS, app
+from pytest_neuralpower.platform.catalog import load_platform
 
 LINEAR = ["torch.nn:Linear", "--arg", "in_features=4", "--arg", "out_features=2"]
 
@@ -58,6 +59,8 @@ def test_help_loads_nothing_that_computes():
         (["fit"], "give a folder with recipe.yaml, or --datasheet"),
         (["fit", "--datasheet", "titanrtx"], "did you mean 'titan-rtx'"),
         (["fit", "--datasheet", "t4", "--dtype", "bfloat16"], "NVIDIA T4 computes in"),
+        (["fit", "--datasheet", "t4", "--mode", "graph"], "not one of eager, compile, engine"),
+        (["adapt", "runs.csv", "titanx"], "the platform comes first: adapt titanx runs.csv"),
     ],
 )
 def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(neuralpower, call, arguments, message):
@@ -76,6 +79,34 @@ def test_fit_writes_a_platform_of_a_datasheet_that_predicts(neuralpower, call, t
     code, said, _ = neuralpower("predict", *call, "--platform", out)
     assert code == 0
     assert "host-bound: launching 1 operation takes 38.0 µs" in said
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("fit", "--datasheet", "t4"),
+        ("platforms", "new", "mine", "--like", "t4"),
+        ("adapt", "t4", "runs.csv"),
+    ],
+)
+def test_a_file_that_is_there_is_overwritten_only_by_force(neuralpower, tmp_path, command):
+    out = tmp_path / "mine.json"
+    out.write_text("precious")
+    code, said, err = neuralpower(*command, "--out", out)
+    assert (code, said, out.read_text()) == (2, "", "precious")
+    assert f"{out} is there" in err
+    assert "--force" in err
+    if command[0] != "adapt":  # which needs calls
+        assert neuralpower(*command, "--out", out, "--force")[0] == 0
+        assert out.read_text().startswith("{")
+
+
+def test_a_compiled_platform_of_a_datasheet_has_no_host_and_fuses(neuralpower, tmp_path):
+    out = tmp_path / "mine.json"
+    assert neuralpower("fit", "--datasheet", "t4", "--mode", "compile", "--out", out)[0] == 0
+    platform = load_platform(out)
+    assert (platform.host, platform.fused) == (None, "pointwise")
+    assert "torch.compile" in platform.mode
 
 
 def test_version(neuralpower):

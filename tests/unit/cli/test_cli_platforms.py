@@ -33,7 +33,7 @@ def test_a_platform_is_made_of_a_datasheet(neuralpower, tmp_path, call):
     code, shown, _ = neuralpower("platforms", "new", "rtx4080", *given, "--out", out)
     assert code == 0
     assert "datasheet" in shown
-    assert "held-out" not in shown  # no figure, no word of what figures are
+    assert "power: other devices left out" in shown
     made = json.loads(out.read_text())
     assert made["hardware"]["bandwidth_gbs"] == 717
     assert made["peaks_gflops"]["float16"] == pytest.approx(165200 * 48.7 / 82.6, rel=0.01)

@@ -164,7 +164,7 @@ def test_calls_that_wait_for_the_host_are_counted_where_they_are_missed(runs: Pa
     [
         ("model,inputs,runtime_ms\na.py:b,1,3,32,32,5\n", "line 2: it has more fields than the"),
         ("model,inputs,runtime_ms\n", "the table has no calls"),
-        ("model;inputs;runtime_ms\n", "has model, inputs, runtime_ms, parted by commas"),
+        ("model;inputs;runtime_ms\na;1;5\n", "has model, inputs, runtime_ms, parted by commas"),
         (None, "runs.csv: there is no such file"),
     ],
 )
@@ -183,3 +183,12 @@ def test_the_command_writes_a_platform_that_predicts(runs: Path) -> None:
     assert found.exit_code == 0, found.output
     assert "families of networks" in found.output
     assert load_platform(out).tiers["runtime"] == "measured"
+
+
+def test_the_table_says_in_which_mode_its_calls_ran(runs: Path) -> None:
+    lines = runs.read_text().splitlines()
+    runs.write_text("\n".join([f"{lines[0]},mode", *(f"{line},engine" for line in lines[1:])]))
+    assert datasheet_platform("rtx4090", networks=runs).fused == "folded"
+    runs.write_text(runs.read_text().replace(",engine", ",tflite"))
+    with pytest.raises(NeuralPowerError, match="mode: 'tflite' is not one of eager, compile, eng"):
+        datasheet_platform("rtx4090", networks=runs)
