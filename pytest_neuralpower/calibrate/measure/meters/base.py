@@ -191,6 +191,14 @@ class Sampler:
 _MOST_W: Final = 100e3
 _IDLE_STEP_S: Final = 0.005
 
+#: Parts of a window that are compared, each so long at least (s): NVIDIA's counter moves every
+#: 100 ms.
+_PARTS: Final = 4
+_PART_S: Final = 0.2
+
+#: One load's power moves by a few percent with temperature and clocks.
+_MOST_UNSTEADY: Final = 0.15
+
 
 @dataclass(kw_only=True, eq=False)
 class SampledMeter(Meter):
@@ -213,6 +221,8 @@ class SampledMeter(Meter):
         Windows are at least this long, whatever is asked for.
     lag_s
         The load settles at least this long: the sensor shows a mean over so much of the past.
+    alone
+        Whether nothing else may run on the device: then a window that is not steady is void.
     release
         Called by :meth:`close`.
     """
@@ -225,6 +235,7 @@ class SampledMeter(Meter):
     still_s: float = 1.0
     least_s: float = 0.0
     lag_s: float = 0.0
+    alone: bool = False
     notes: tuple[str, ...] = ()
     release: Callable[[], None] = lambda: None
     source: Source | None = "measured"
@@ -240,6 +251,20 @@ class SampledMeter(Meter):
     def close(self) -> None:
         self.release()
 
+    def _check_steady(self, powers_w: Sequence[float]) -> None:
+        """Void a window, or note it, whose parts differ by more than one load's do: another load
+        began or ended meanwhile."""
+        if len(powers_w) < 2:
+            return
+        least, most = min(powers_w), max(powers_w)
+        if most - least <= _MOST_UNSTEADY * sum(powers_w) / len(powers_w):
+            return
+        says = f"{self.name}: power moved between {least:.4g} and {most:.4g} W under one load"
+        if self.alone:
+            raise ReadingVoid(f"{says}: something else began to use the device, or it throttled")
+        if not any("under one load" in note for note in self.notes):
+            self.notes = (*self.notes, f"{says}: something else runs on the device")
+
     def _read(self, step: Step, seconds: float, settle_s: float) -> Reading:
         ends: list[float] = []
         settled = time.perf_counter() + settle_s
@@ -250,6 +275,7 @@ class SampledMeter(Meter):
                 ends.append(time.perf_counter())
                 sampler.check()
         begin, end, power_w = window.mean_power()
+        self._check_steady(window.powers_w())
         steps = bisect_right(ends, end) - bisect_right(ends, begin)
         return Reading(seconds=end - begin, steps=steps, power_w=power_w)
 
@@ -286,6 +312,18 @@ class CounterWindow:
         last = self._edges[min(place, len(self._edges) - 1)]
         power_w = (last.value - first.value) / 1e3 / (last.at_s - first.at_s)
         return first.at_s, last.at_s, power_w
+
+    def powers_w(self) -> list[float]:
+        """Mean power of each part of the full window; empty of one too short to tell."""
+        begin, end, _ = self.mean_power()
+        edges = [edge for edge in self._edges if edge.at_s <= end]
+        ends = [
+            edges[bisect_left(edges, at, key=lambda edge: edge.at_s)] for at in _ends(begin, end)
+        ]
+        return [
+            (after.value - before.value) / 1e3 / (after.at_s - before.at_s)
+            for before, after in pairwise(ends)
+        ]
 
     def _take(self, before: Sample, after: Sample) -> None:
         gained_mj, moved_at_s = after.value - before.value, self._moved_at_s
@@ -332,3 +370,19 @@ class PowerWindow:
         if not power_w > 0:
             raise ReadingVoid(f"{self.meter.name}: the power sensor read {power_w:.3g} W")
         return begin, end, power_w
+
+    def powers_w(self) -> list[float]:
+        """Mean power of each part of the full window; empty of one too short to tell."""
+        window = [sample for sample in self.samples if sample.at_s >= self.settled]
+        found = []
+        for begin, end in pairwise(_ends(window[0].at_s, window[-1].at_s)):
+            part = [sample.value for sample in window if begin <= sample.at_s <= end]
+            found += [sum(part) / len(part)] if part else []
+        return found
+
+
+def _ends(begin: float, end: float) -> list[float]:
+    """Where the parts of a window begin and end; empty of one too short to be parted."""
+    if end - begin < _PARTS * _PART_S:
+        return []
+    return [begin + (end - begin) * part / _PARTS for part in range(_PARTS)] + [end]

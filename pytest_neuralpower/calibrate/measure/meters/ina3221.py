@@ -1,13 +1,14 @@
 """Jetson boards: the power monitors on the board, through sysfs.
 
 Reads the rail that feeds the whole module: ``VDD_IN`` or ``POM_5V_IN`` of an INA3221 (mV x mA,
-or mW with the kernels of JetPack 4), the input of Thor's INA238 (µW). The monitors average
-over tens of milliseconds and are read over a bus: windows are 10 s or longer.
+or mW with the kernels of JetPack 4), the input of Thor's INA238 (µW). AGX Orin and AGX Xavier have
+none: the rails that their modules take in are summed. The monitors average over tens of
+milliseconds and are read over a bus: windows are 10 s or longer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -24,6 +25,11 @@ from pytest_neuralpower.errors import DeviceLost, MeterRefused
 _POLL_S: Final = 0.05
 _LEAST_S: Final = 10.0
 _TOTAL_RAILS: Final = ("VDD_IN", "POM_5V_IN")
+#: What modules without such a rail take in. Orin's VDDQ_VDD2_1V8AO is fed by VIN_SYS_5V0.
+_PARTS: Final = (
+    ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),  # AGX Orin
+    ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),  # AGX Xavier
+)
 _STILL: Final = f"the monitor shows no power; {NO_METER}"
 
 
@@ -49,7 +55,7 @@ def open_ina3221(
         No monitor, none on the total rail, or one that cannot be read or shows no power.
     """
     rails = list(_rails(sysfs))
-    total = next((rail for rail in rails if rail.name in _TOTAL_RAILS), None)
+    total = _total(rails)
     if total is None:
         raise MeterRefused(_no_total(sysfs, [rail.name for rail in rails]))
 
@@ -63,12 +69,12 @@ def open_ina3221(
         total.read_w()
     except (OSError, ValueError) as error:
         raise MeterRefused(
-            f"ina3221: rail {total.name} cannot be read ({error}); run as a user who may"
+            f"ina3221: {total.name} cannot be read ({error}); run as a user who may"
         ) from None
 
     meter = SampledMeter(
         name="ina3221",
-        method=f"board monitor, rail {total.name}, every {_POLL_S * 1e3:.0f} ms",
+        method=f"board monitor, {total.name}, every {_POLL_S * 1e3:.0f} ms",
         window=PowerWindow,
         read=read_w,
         poll_s=_POLL_S,
@@ -78,6 +84,23 @@ def open_ina3221(
     return meter
 
 
+def _total(rails: Sequence[_Rail]) -> _Rail | None:
+    """The rail that feeds the board, or the sum of those that do together."""
+    by_name = {rail.name: rail for rail in rails}
+    for name in _TOTAL_RAILS:
+        if name in by_name:
+            return _Rail(f"rail {name}", by_name[name].read_w)
+    for names in _PARTS:
+        if by_name.keys() >= set(names):
+            parts = [by_name[name].read_w for name in names]
+            return _Rail(f"sum of rails {', '.join(names)}", _sum(parts))
+    return None
+
+
+def _sum(parts: Sequence[Callable[[], float]]) -> Callable[[], float]:
+    return lambda: sum(read_w() for read_w in parts)
+
+
 def _no_total(sysfs: Path, rails: list[str]) -> str:
     if not rails:
         return (
@@ -85,7 +108,8 @@ def _no_total(sysfs: Path, rails: list[str]) -> str:
         )
     return (
         f"ina3221: this board has the rails {', '.join(rails)} and none of "
-        f"{', '.join(_TOTAL_RAILS)}, so its total is not measured; {NO_METER}"
+        f"{', '.join(_TOTAL_RAILS)}, nor all that feed an AGX Orin or Xavier, so its total is not "
+        f"measured; {NO_METER}"
     )
 
 

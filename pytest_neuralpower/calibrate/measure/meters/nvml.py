@@ -297,6 +297,7 @@ def _counter(device: NvmlDevice, probe: Probe) -> SampledMeter:
         read=device.reader("energy_mj"),
         poll_s=_COUNTER_POLL_S,
         still_s=probe.still_s,
+        alone=True,
         release=device.close,
     )
 
@@ -315,6 +316,7 @@ def _sensor(device: NvmlDevice, name: str | None) -> SampledMeter:
         read=device.reader(name),
         poll_s=_POWER_POLL_S,
         lag_s=0.0 if name == "power_w" else _AVERAGE_LAG_S,
+        alone=True,
         notes=(f"nvml: no energy counter; {kind} power is polled instead, a lower tier",),
         release=device.close,
     )

@@ -16,6 +16,7 @@ _IDLE_WINDOWS: Final = 3
 _MOST_IDLE_UTILIZATION: Final = 0.02
 _MOST_IDLE_SPREAD: Final = 0.05
 _MOST_DISAGREEMENT: Final = 0.20
+_TOLD_DISAGREEMENT: Final = 0.10
 _LEAST_RISE: Final = 1.05
 _POWER_POLL_S: Final = 0.02
 
@@ -85,7 +86,8 @@ class Probe:
         return reading.power_w
 
     def check_against_power(self, meter: Meter, load: Step, read_w: Callable[[], float]) -> float:
-        """Power in watts under load; refuses a counter that the power sensor contradicts."""
+        """Power in watts under load; refuses a counter that the power sensor contradicts, and notes
+        one that it does not confirm."""
         with Sampler(read_w, every_s=_POWER_POLL_S) as sensor:
             reading = meter.measure(load, seconds=self.load_s, settle_s=self.settle_s)
         start = sensor.samples[-1].at_s - reading.seconds
@@ -96,6 +98,12 @@ class Probe:
                 f"{meter.name}: the energy counter says {reading.power_w:.1f} W under load and the "
                 f"power sensor {shown_w:.1f} W, more than {_MOST_DISAGREEMENT:.0%} apart; "
                 f"{NO_METER}"
+            )
+        if abs(reading.power_w - shown_w) > _TOLD_DISAGREEMENT * shown_w:
+            meter.notes += (
+                f"{meter.name}: the energy counter says {reading.power_w:.1f} W under load and the "
+                f"power sensor {shown_w:.1f} W: one of them is off by more than "
+                f"{_TOLD_DISAGREEMENT:.0%}",
             )
         return reading.power_w
 

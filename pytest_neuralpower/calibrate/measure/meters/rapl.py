@@ -2,10 +2,13 @@
 
 Sums the packages and, where it is a zone of its own, the memory; skips ``psys``, which holds both
 once more. Counters are in microjoules, move every millisecond and wrap at ``max_energy_range_uj``.
+The kernel lists a zone for each die of a package (``package-0-die-1``): Intel's have a counter
+each, AMD's show the package's one, which counts once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -60,14 +63,39 @@ def open_rapl(
 
     meter = SampledMeter(
         name="rapl",
-        method=f"RAPL counters of {', '.join(zone.name for zone in zones)}",
+        method=_method(zones),
         window=CounterWindow,
         read=read_mj,
         poll_s=_POLL_S,
         still_s=probe.still_s,
     )
     probe.check_under_load(meter, load, advice=_STILL)
+    mirrors = [
+        zone for at, zone in enumerate(zones) if any(_mirrors(zone, each) for each in zones[:at])
+    ]
+    if mirrors:
+        names = ", ".join(zone.name for zone in mirrors)
+        zones = [zone for zone in zones if zone not in mirrors]
+        meter.method = _method(zones)
+        meter.notes = (f"rapl: {names} shows the counter of another die: counted once",)
     return meter
+
+
+def _method(zones: Sequence[_Zone]) -> str:
+    return f"RAPL counters of {', '.join(zone.name for zone in zones)}"
+
+
+#: Times that two counters are looked at: their readings are a moment apart.
+_LOOKS: Final = 50
+
+
+def _mirrors(zone: _Zone, other: _Zone) -> bool:
+    """Whether a die's counter is that of another die of its package: what it shows lies between two
+    readings of the other, taken before and after."""
+    package, is_die, _ = zone.name.partition("-die-")
+    return bool(is_die and other.name.startswith(f"{package}-die-")) and any(
+        other.shown_uj() <= zone.shown_uj() <= other.shown_uj() for _ in range(_LOOKS)
+    )
 
 
 def _is_counted(path: Path) -> bool:
@@ -85,8 +113,12 @@ class _Zone:
         self._last_uj: int | None = None
         self._wrapped_uj = 0
 
+    def shown_uj(self) -> int:
+        """What its file shows."""
+        return int(self._counter.read_text(encoding="ascii"))
+
     def read_uj(self) -> int:
-        now_uj = int(self._counter.read_text(encoding="ascii"))
+        now_uj = self.shown_uj()
         if self._last_uj is not None and now_uj < self._last_uj:
             self._wrapped_uj += self._range_uj
         self._last_uj = now_uj

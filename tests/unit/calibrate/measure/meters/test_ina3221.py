@@ -51,10 +51,37 @@ def thor(sysfs: Path) -> None:
     write(sysfs / "class" / "hwmon" / "hwmon2", name="ina238", power1_input=61_500_000)
 
 
+def agx_orin(sysfs: Path) -> None:
+    """No rail feeds the whole module; the memory's is fed by the third."""
+    first, second = (sysfs / "class" / "hwmon" / name for name in ("hwmon3", "hwmon4"))
+    rails = {"VDD_GPU_SOC": 600, "VDD_CPU_CV": 300, "VIN_SYS_5V0": 1000}
+    for number, (label, amperes) in enumerate(rails.items(), 1):
+        volts = 5000 if label == "VIN_SYS_5V0" else 20000
+        write(first, **{f"in{number}_label": label, f"in{number}_input": volts})
+        write(first, name="ina3221", **{f"curr{number}_input": amperes})
+    write(second, name="ina3221", in2_label="VDDQ_VDD2_1V8AO", in2_input=5000, curr2_input=200)
+
+
+def agx_xavier(sysfs: Path) -> None:
+    """JetPack 4: six rails on two monitors."""
+    rails = ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V")
+    for number, name in enumerate(rails):
+        place = f"1-004{number // 3}/iio:device{number // 3}"
+        device = sysfs / "bus" / "i2c" / "drivers" / "ina3221x" / place
+        channel = number % 3
+        write(device, **{f"rail_name_{channel}": name, f"in_power{channel}_input": 1000 + number})
+
+
 @pytest.mark.parametrize(
     ("board", "watts", "rail"),
-    [(orin, 12.0, "VDD_IN"), (nano, 4.321, "POM_5V_IN"), (thor, 61.5, "VDD_IN")],
-    ids=["Orin", "Nano", "Thor"],
+    [
+        (orin, 12.0, "rail VDD_IN"),
+        (nano, 4.321, "rail POM_5V_IN"),
+        (thor, 61.5, "rail VDD_IN"),
+        (agx_orin, 23.0, "sum of rails VDD_GPU_SOC, VDD_CPU_CV, VIN_SYS_5V0"),
+        (agx_xavier, 6.015, "sum of rails GPU, CPU, SOC, CV, VDDRQ, SYS5V"),
+    ],
+    ids=["Orin", "Nano", "Thor", "AGX Orin", "AGX Xavier"],
 )
 def test_reads_the_rail_that_feeds_the_board(
     tmp_path: Path, board: object, watts: float, rail: str

@@ -184,7 +184,28 @@ class TestRefusals:
             open_nvml("GPU-9", load=lambda: None)
 
 
+def other_load() -> tuple[float, tuple[str, ...]]:
+    """A reading while another process begins to use the device, after the probe."""
+    meter = open_nvml(FIRST, load=kernel, probe=SHORT)
+    behave(swing_mw=150e3)
+    return meter.measure(kernel, seconds=2.0, settle_s=0.2).power_w or 0.0, meter.notes
+
+
+def noted(**settings: float) -> tuple[str, ...]:
+    behave(idle_mw=150e3, **settings)  # what lies between two kernels counts little
+    return open_nvml(FIRST, load=kernel, probe=replace(SHORT, load_s=0.6)).notes
+
+
 class TestMidway:
+    def test_a_load_that_begins_after_the_probe_voids_it(self, beside_gpu: Call) -> None:
+        with pytest.raises(ReadingVoid, match="something else began to use the device"):
+            beside_gpu(other_load)
+
+    def test_a_counter_that_the_sensor_does_not_confirm_is_noted(self, beside_gpu: Call) -> None:
+        (note,) = beside_gpu(noted, counter_scale=1.15)
+        assert "the energy counter says" in note
+        assert "off by more than 10%" in note
+
     def test_a_lost_device_ends_the_reading(self, beside_gpu: Call) -> None:
         with pytest.raises(DeviceLost, match=rf"{FIRST} went away \(GPU is lost\)"):
             beside_gpu(measured_while, lost=1)

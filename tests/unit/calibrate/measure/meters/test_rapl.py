@@ -95,6 +95,60 @@ def test_sums_packages_and_memory_and_counts_nothing_twice(powercap: Powercap) -
     assert meter.idle_w(1.0) == pytest.approx(65.0, rel=0.15)
 
 
+def measured(powercap: Powercap, *zones: tuple[str, float, int]) -> tuple[float | None, str, str]:
+    """Watts by zones (name, watts, where the counter stands), and what the meter says of itself."""
+    for number, (name, watts, start_uj) in enumerate(zones):
+        powercap.zone(f"intel-rapl:{number}", name, watts, start_uj=start_uj)
+    powercap.run()
+    probe = Probe(load_s=0.5, settle_s=0.0, still_s=0.5)
+    meter = open_rapl(load=step, probe=probe, sysfs=powercap.sysfs)
+    reading = meter.measure(step, seconds=1.0, settle_s=0.0)
+    return reading.power_w, meter.method, " ".join(meter.notes)
+
+
+def test_dies_that_show_one_counter_count_once(powercap: Powercap) -> None:
+    dies = [(f"package-0-die-{number}", 68.0, 10**9) for number in range(4)]
+    watts, method, notes = measured(powercap, *dies)
+    assert watts == pytest.approx(68.0, rel=0.05)
+    assert method == "RAPL counters of package-0-die-0"
+    assert "package-0-die-3 shows the counter of another die: counted once" in notes
+
+
+@pytest.mark.parametrize(
+    "dies",
+    [
+        [("package-0-die-0", 40.0, 0), ("package-0-die-1", 28.0, 0)],
+        [("package-0-die-0", 34.0, 0), ("package-0-die-1", 34.0, 10**9)],
+        [("package-0-die-0", 34.0, 0), ("package-1-die-0", 34.0, 0)],
+    ],
+    ids=["other powers", "other counts", "other packages"],
+)
+def test_dies_with_counters_of_their_own_are_summed(powercap: Powercap, dies: list) -> None:
+    watts, _, notes = measured(powercap, *dies)
+    assert watts == pytest.approx(68.0, rel=0.05)
+    assert not notes
+
+
+def test_another_load_within_a_window_is_noted(powercap: Powercap) -> None:
+    powercap.zone("intel-rapl:0", "package-0", 40.0)
+    powercap.zone("intel-rapl:0:0", "dram", 0.0)
+    powercap.run()
+    meter = open_rapl(load=step, probe=SHORT, sysfs=powercap.sysfs)
+    began = time.perf_counter()
+
+    def beside() -> None:
+        step()
+        used_s = time.perf_counter() - began
+        path, watts, start_uj, range_uj = powercap._zones[1]
+        if used_s > 0.6 and not watts:  # from now on 60 W more
+            since_s = time.perf_counter() - powercap._began
+            powercap._zones[1] = path, 60.0, start_uj - int(60e6 * since_s), range_uj
+
+    assert not meter.notes
+    meter.measure(beside, seconds=1.2, settle_s=0.0)
+    assert "under one load: something else runs on the device" in meter.notes[0]
+
+
 def test_a_wrap_is_counted_on(powercap: Powercap) -> None:
     # At 50 W a range of 5 J wraps every 100 ms.
     powercap.zone("intel-rapl:0", "package-0", 50.0, start_uj=4_000_000, range_uj=5_000_000)
