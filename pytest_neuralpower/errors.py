@@ -15,7 +15,14 @@ class NeuralPowerError(Exception):
 
     The message is made fit to print: in one line, control characters escaped, abridged beyond
     4,000 characters.
+
+    Attributes
+    ----------
+    exit_code
+        Of the command that it ends.
     """
+
+    exit_code = 2
 
     def __init__(self, message: str = "") -> None:
         super().__init__(printable(message, _LINE))
@@ -99,3 +106,16 @@ class ReadingVoid(NeuralPowerError, RuntimeError):  # noqa: N818
 
 class CalibrationStopped(NeuralPowerError, RuntimeError):  # noqa: N818
     """A calibration ended early; what it measured is saved, and the message says how to go on."""
+
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, which ends a calibration as Ctrl-C does."""
+
+
+def signal_code(stop: KeyboardInterrupt) -> int:
+    """Exit code of a command that a signal ended, as shells have it: 128 and the signal."""
+    return 143 if isinstance(stop, Terminated) else 130

@@ -94,6 +94,7 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     second = _start(folder, "--resume").communicate()[0]
     first.send_signal(signal.SIGINT)
     interrupted = first.communicate()[0]
+    assert first.returncode == 130, interrupted
     killed = _start(folder, "--resume")
     _wait_for_networks(folder, killed, 2 * _BEFORE_SIGNAL)
     killed.kill()

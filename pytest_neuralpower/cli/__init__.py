@@ -90,4 +90,4 @@ def main() -> None:
         app()
     except NeuralPowerError as error:
         typer.echo(f"neuralpower: {error}", err=True)
-        sys.exit(2)
+        sys.exit(error.exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pytest_neuralpower.cli import options
-from pytest_neuralpower.errors import OptionError
+from pytest_neuralpower.errors import OptionError, Terminated, signal_code
 
 if TYPE_CHECKING:
     from pytest_neuralpower.platform.price import FittedPlatform
@@ -58,29 +59,29 @@ def calibrate_command(
     (its card). Each row is on the disk before the next is measured: after Ctrl-C, a crash or a full
     disk, --resume goes on.
     """
-    from pytest_neuralpower.calibrate.measure.plan import BACKENDS, CalibrationOptions
-    from pytest_neuralpower.calibrate.measure.progress import choose_progress
+    with _signals_told(out or Path(name)):
+        from pytest_neuralpower.calibrate.measure.plan import BACKENDS, CalibrationOptions
+        from pytest_neuralpower.calibrate.measure.progress import choose_progress
 
-    if backend not in BACKENDS:
-        raise OptionError(f"--backend {backend}: it is one of {', '.join(BACKENDS)}")
-    many = device.endswith(":all") or workers > 0
-    if not many and (per_device or backend != "loky"):
-        asked = "--per-device" if per_device else f"--backend {backend}"
-        raise OptionError(f"{asked} is for many devices: add --device cuda:all, or --workers N")
-    calibration = CalibrationOptions(
-        name,
-        out=out,
-        device="" if device.endswith(":all") else device,
-        dtype=dtype,
-        mode=mode,
-        meter=meter,
-        watts=watts,
-        quick=quick,
-        thorough=thorough,
-        minutes=minutes,
-        resume=resume,
-    )
-    with _ctrl_c_told(calibration.directory):
+        if backend not in BACKENDS:
+            raise OptionError(f"--backend {backend}: it is one of {', '.join(BACKENDS)}")
+        many = device.endswith(":all") or workers > 0
+        if not many and (per_device or backend != "loky"):
+            asked = "--per-device" if per_device else f"--backend {backend}"
+            raise OptionError(f"{asked} is for many devices: add --device cuda:all, or --workers N")
+        calibration = CalibrationOptions(
+            name,
+            out=out,
+            device="" if device.endswith(":all") else device,
+            dtype=dtype,
+            mode=mode,
+            meter=meter,
+            watts=watts,
+            quick=quick,
+            thorough=thorough,
+            minutes=minutes,
+            resume=resume,
+        )
         if many:
             from pytest_neuralpower.calibrate.measure.fleet import calibrate_fleet
 
@@ -110,18 +111,28 @@ def calibrate_command(
 
 
 @contextmanager
-def _ctrl_c_told(directory: Path) -> Iterator[None]:
-    """Ctrl-C outside of the trials, which tell of it themselves, ends with a line, too."""
+def _signals_told(directory: Path) -> Iterator[None]:
+    """Ctrl-C and SIGTERM outside of the trials, which tell of them themselves, end with a line."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        why = "terminated" if isinstance(stop, Terminated) else "stopped"
+        saved = next(iter(sorted(directory.rglob("profile.csv"))), None)
         typer.echo(
-            "neuralpower: stopped; go on with the same command and --resume"
-            if any(directory.rglob("profile.csv"))
-            else "neuralpower: stopped before anything was measured; start again",
+            f"neuralpower: {why} before anything was measured; start again"
+            if saved is None
+            else f"neuralpower: {why}; what was measured is saved in {saved.parent}; go on with "
+            "the same command and --resume",
             err=True,
         )
-        raise typer.Exit(130) from None
+        raise typer.Exit(signal_code(stop)) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _print_result(path: Path, platform: FittedPlatform) -> None:

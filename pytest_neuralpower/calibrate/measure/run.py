@@ -41,6 +41,8 @@ from pytest_neuralpower.errors import (
     OptionError,
     ProfileError,
     ReadingVoid,
+    Terminated,
+    signal_code,
 )
 from pytest_neuralpower.files import decode, write_atomically
 
@@ -63,6 +65,10 @@ _LOOK_EVERY: Final = 10
 
 class Stopped(Exception):  # noqa: N818 - an end, not a mistake
     """The session ended early; the message says why. What was measured is saved."""
+
+    def __init__(self, why: str, exit_code: int = 2) -> None:
+        super().__init__(why)
+        self.exit_code = exit_code
 
 
 @dataclass(slots=True)
@@ -123,8 +129,9 @@ class Session:
                 self.progress.say(f"closing: {len(closing)} networks once more")
             for trial in self._in_time(closing, math.inf):
                 self._measure(trial)
-        except KeyboardInterrupt:
-            raise Stopped("interrupted") from None
+        except KeyboardInterrupt as stop:
+            why = "terminated" if isinstance(stop, Terminated) else "interrupted"
+            raise Stopped(why, signal_code(stop)) from None
         except DeviceLost as error:
             raise Stopped(f"the device was lost ({error})") from None
         except OSError as error:
@@ -342,7 +349,11 @@ def measure_profile(options: CalibrationOptions, progress: Progress) -> Outcome:
         recipe = options.directory / "recipe.yaml"
         if not recipe.exists():
             dump_recipe(_recipe_content(options, device, plan), recipe)
-        return _measure(options, device, plan, facts, progress)
+        told = device.meter.notes
+        outcome = _measure(options, device, plan, facts, progress)
+        for note in device.meter.notes[len(told) :]:
+            progress.say(note)
+        return outcome
     finally:
         device.close()
 
@@ -369,7 +380,8 @@ def _measure(
             saved = len(trials_done(options.profile))
             raise CalibrationStopped(
                 f"{stop}; {saved} of {len(plan.trials) + len(plan.closing)} trials are saved in "
-                f"{options.profile}; go on with: {options.again}"
+                f"{options.profile}; go on with: {options.again}",
+                stop.exit_code,
             ) from None
 
 

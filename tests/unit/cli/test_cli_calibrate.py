@@ -79,7 +79,11 @@ def test_misuse_is_one_line(neuralpower, here, args, says) -> None:
     assert not list(here.iterdir())
 
 
-def test_ctrl_c_before_the_first_trial_is_one_line(neuralpower, here) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "why"),
+    [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_signal_before_the_first_trial_is_one_line(neuralpower, here, number, code, why) -> None:
     # Loaded before: a module that is interrupted while it loads may not load again in this process.
     for module in (
         "torch",
@@ -92,18 +96,16 @@ def test_ctrl_c_before_the_first_trial_is_one_line(neuralpower, here) -> None:
         end = time.monotonic() + 60
         while time.monotonic() < end:
             if (here / "new" / ".calibrating.pid").exists():
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
                 return
             time.sleep(0.005)
 
     other = threading.Thread(target=interrupt)
     other.start()
-    code, _, err = neuralpower("calibrate", "new", "--device", "cpu", "--minutes", "0.1")
+    found, _, err = neuralpower("calibrate", "new", "--device", "cpu", "--minutes", "0.1")
     other.join()
-    assert code == 130
-    assert err.splitlines()[-1] == (
-        "neuralpower: stopped before anything was measured; start again"
-    )
+    assert found == code
+    assert err.splitlines()[-1] == (f"neuralpower: {why} before anything was measured; start again")
     assert not list(here.iterdir())
 
 
