@@ -209,7 +209,9 @@ def fit_command(
         return
     assert directory is not None  # one of both is given
     with options.spinner(f"fitting {directory}") as progress:
-        path, saved = fit_command(directory, out, data_root=data, progress=progress)
+        path, saved = fit_command(
+            directory, out, data_root=data, overwrite=force, progress=progress
+        )
     typer.echo(platforms_text([saved.summary()]))
     typer.echo(f"wrote {path}: use it with pytest --np-platform={path}")
     typer.echo(f"wrote {directory / 'README.md'}: its card")

@@ -21,7 +21,7 @@ from pytest_neuralpower.eyeriss.hardware import (
     TypeCosts,
 )
 from pytest_neuralpower.layers import KINDS, Layer, Trace
-from pytest_neuralpower.platform.file import content_hash
+from pytest_neuralpower.platform.file import check_name, content_hash
 from pytest_neuralpower.platform.prediction import INFERRED, UNCOVERED, LayerPrediction, Prediction
 from pytest_neuralpower.platform.protocol import Explanation, Summary
 from pytest_neuralpower.units import is_finite
@@ -254,8 +254,9 @@ def parse_platform(path: Path, data: Mapping[str, Any]) -> EyerissPlatform:
     try:
         _no_others(data, _FIELDS, "field")
         name = data.get("name", path.stem)
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str):
             raise ValueError(f"name must be a string, not {name!r}")
+        check_name(name)
         return EyerissPlatform(
             name,
             _sizes(data.get("hardware", {}), Hardware, "hardware"),

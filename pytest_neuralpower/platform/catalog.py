@@ -8,9 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from pytest_neuralpower.collector import collector_paused
 from pytest_neuralpower.errors import PlatformError, TraceError
-from pytest_neuralpower.platform.file import checked, read_json
+from pytest_neuralpower.platform.file import (
+    check_name,
+    check_texts,
+    checked,
+    of_file,
+    read_json,
+)
 from pytest_neuralpower.platform.price import (
     BEST,
     NEURALPOWER,
@@ -37,6 +45,8 @@ def list_platforms() -> tuple[str, ...]:
 def load_platform(name: str | Path) -> Platform:
     """Load a shipped platform by name, or any platform file by its path.
 
+    A platform of a file is called as the file is, whatever name its content has.
+
     Raises
     ------
     PlatformError
@@ -49,14 +59,35 @@ def load_platform(name: str | Path) -> Platform:
             raise PlatformError(_unknown(name))
     with collector_paused():
         data = read_json(path)
-        if data.get("format") == "pytest-neuralpower eyeriss":
-            from pytest_neuralpower.platform.analytic import parse_platform  # noqa: PLC0415 - rare
+        if path.parent == _SHIPPED:  # those that ship are tested
+            return _parsed(path, data)
+        check_texts(path, data)
+        platform = _parsed(path, data)
+        if isinstance(platform, FittedPlatform):
+            check_estimators(path, platform)
+        return _called(platform, path)
 
-            return parse_platform(path, data)
-        fitted = of_content(path, *checked(path, data))
-        if path.parent != _SHIPPED:  # those that ship are tested
-            check_estimators(path, fitted)
-        return fitted
+
+def _parsed(path: Path, data: dict[str, object]) -> FittedPlatform | EyerissPlatform:
+    if data.get("format") == "pytest-neuralpower eyeriss":
+        from pytest_neuralpower.platform.analytic import parse_platform  # noqa: PLC0415 - rare
+
+        return parse_platform(path, data)
+    return of_content(path, *checked(path, data))
+
+
+def _called(platform: FittedPlatform | EyerissPlatform, path: Path) -> Platform:
+    """The platform by its file's name: baselines lie in a folder of it, so that a file which calls
+    itself as another does not write over those of that one."""
+    if platform.name == path.stem:
+        return platform
+    try:
+        check_name(path.stem)
+    except ValueError as error:
+        raise PlatformError(f"{of_file(path)}: its {error}; rename the file") from None
+    if isinstance(platform, FittedPlatform):
+        return msgspec.structs.replace(platform, name=path.stem)
+    return replace(platform, name=path.stem)
 
 
 def as_platform(platform: Platform | str | Path) -> Platform:

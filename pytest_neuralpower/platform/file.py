@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,36 @@ VERSION: Final = 3
 
 #: How a broken file is made good, as errors say it.
 REFIT: Final = "refit it"
+
+
+#: What a platform may be called: files, folders of baselines, options and reports have its name.
+_NAME: Final = re.compile(r"\w[\w .+@=,()-]{0,99}")
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError where a platform cannot be called so: its name is part of paths."""
+    if name in ("", ".", "..") or set("/\\") & set(name):
+        raise ValueError(f"name {name!r} must be a file's name, without / and \\")
+    if not name.isprintable():
+        raise ValueError(f"name {name!r} must be printable")
+    if not _NAME.fullmatch(name) or name[-1] in ". ":
+        raise ValueError(
+            f"name {name!r} must begin with a letter or digit, of which it may have 100 with "
+            "blanks and . _ - + @ = , ( ) between them"
+        )
+
+
+def check_texts(path: Path, data: object) -> None:
+    """Raise a PlatformError where any text of a file is not printable: all of it is shown."""
+    left = [data]
+    while left:
+        value = left.pop()
+        if isinstance(value, str) and not value.isprintable():
+            raise PlatformError(f"{of_file(path)}: a text is not printable: {value!r}; {REFIT}")
+        if isinstance(value, dict):
+            left += [*value, *value.values()]
+        elif isinstance(value, list):
+            left += value
 
 
 def of_file(path: Path) -> str:

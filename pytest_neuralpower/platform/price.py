@@ -42,7 +42,7 @@ from pytest_neuralpower.estimators.physics import Ceilings, least_ms, roofline_m
 from pytest_neuralpower.estimators.terms import evaluate, is_term
 from pytest_neuralpower.files import decode
 from pytest_neuralpower.layers import ITEMSIZE, SAMPLE_TOP_P, Layer, TensorSpec, Trace
-from pytest_neuralpower.platform.file import REFIT, of_file, write
+from pytest_neuralpower.platform.file import REFIT, check_name, of_file, write
 from pytest_neuralpower.platform.fusion import Fused, fused
 from pytest_neuralpower.platform.intervals import Interval, Intervals
 from pytest_neuralpower.platform.prediction import (
@@ -249,10 +249,10 @@ class FamilyModel(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
         outside(self.ranges, values)
         for term in self.overheads:
             evaluate(term, values, 1)
-        runtime_ms = np.ones(1)
         paper = {} if self.neuralpower is None else self.by_neuralpower().estimators
-        for estimator in (*self.estimators.values(), *paper.values()):
-            estimator.evaluate_all({**values, "runtime_ms": runtime_ms})
+        for quantity, estimator in (*self.estimators.items(), *paper.items()):
+            known = {} if quantity == "runtime" else {"runtime_ms": np.ones(1)}
+            estimator.evaluate_all({**values, **known})
 
 
 class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
@@ -319,10 +319,7 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str = ""
 
     def __post_init__(self) -> None:
-        if self.name in ("", ".", "..") or set("/\\") & set(self.name):
-            raise ValueError(f"name {self.name!r} must be a file's name, without / and \\")
-        if not self.name.isprintable():
-            raise ValueError(f"name {self.name!r} must be printable")
+        check_name(self.name)
         sources = self.provenance.get("sources", [])
         if not isinstance(sources, list) or not all(isinstance(each, dict) for each in sources):
             raise ValueError("provenance sources must be a list of objects")

@@ -17,7 +17,12 @@ import msgspec
 import pytest
 from msgspec import UNSET, UnsetType
 
-from pytest_neuralpower.errors import BaselineError, BudgetError, ImportPathError
+from pytest_neuralpower.errors import (
+    BaselineError,
+    BudgetError,
+    ImportPathError,
+    PlatformError,
+)
 from pytest_neuralpower.guard.baseline import (
     BaselineStore,
     baseline_name,
@@ -372,7 +377,14 @@ class GuardSession:
             found = self._provide(name=name)
             if found is None or isinstance(found, str | Path):
                 found = load_platform(found or name)
-            self._loaded[name] = priced_by(found, self.settings.estimator)
+            loaded = priced_by(found, self.settings.estimator)
+            for other, known in self._loaded.items():
+                if known.name == loaded.name and known.sha256 != loaded.sha256:
+                    raise PlatformError(
+                        f"platforms {other} and {name} are both called {loaded.name!r} and would "
+                        "share their baselines: rename one of the files"
+                    )
+            self._loaded[name] = loaded
         return self._loaded[name]
 
     @cached_property

@@ -137,3 +137,20 @@ def test_a_quote_in_the_environment_is_no_crash(repo, monkeypatch):
     result = repo.run()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*unknown platform*it's*"])
+
+
+def test_two_files_of_one_name_are_refused(repo, pytester):
+    other = pytester.mkdir("other") / "titanx.json"
+    shutil.copy(SHIPPED / "t4.json", other)
+    repo.write(ONE)
+    result = repo.run("--np-platform=titanx", f"--np-platform={other}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: platforms titanx and *titanx.json are both called *"])
+
+
+def test_a_file_that_calls_itself_as_another_keeps_off_its_baselines(repo, pytester):
+    shutil.copy(SHIPPED / "titanx.json", pytester.path / "mine.json")
+    repo.write(ONE.replace("energy_budget(j=1000)", "regression(max_percent=1)"))
+    repo.run("--np-platform=./mine.json", "--np-update-baseline=new")
+    folders = [path.name for path in (pytester.path / "budgets/baselines").iterdir()]
+    assert folders == ["mine"]

@@ -12,6 +12,7 @@ import msgspec
 import yaml
 
 from pytest_neuralpower.errors import ProfileError
+from pytest_neuralpower.platform.file import check_name
 
 _FILE: Final = Path(__file__).parents[2] / "platform" / "devices.yaml"
 
@@ -112,8 +113,10 @@ def described(
         A figure is neither given nor taken from a device, or no file can have this name; one line
         says which.
     """
-    if name in ("", ".", "..") or set("/\\") & set(name) or not name.isprintable():
-        raise ProfileError(f"device {name!r}: it must be a file's name; give a folder in --out")
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ProfileError(f"device {name!r}: its {error}; give a folder in --out") from None
     known = {key: value for key, value in figures.items() if value is not None}
     peaks = {key: 1e3 * value for key, value in peaks_tflops.items() if value is not None}
     base = find_device(like or name) if like or name in read_devices() else None

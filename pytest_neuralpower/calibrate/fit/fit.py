@@ -158,11 +158,13 @@ def fit_command(
     out: Path | None,
     *,
     data_root: Path | None = None,
+    overwrite: bool = False,
     progress: Callable[[str], None] = _silent,
 ) -> tuple[Path, FittedPlatform]:
     """:func:`fit_recipe`, then save to ``out`` and write the folder's card.
 
-    ``out`` is ``NAME.json`` by default: in the folder of a calibration, else here.
+    ``out`` is ``NAME.json`` by default: in the folder of a calibration, else here, where a file of
+    that name is overwritten only if asked for: who wrote the recipe chose the name.
     Returns where the platform was saved, and what was.
 
     Raises
@@ -173,9 +175,11 @@ def fit_command(
     recipe = read_recipe(directory)
     if out is not None and not out.parent.is_dir():
         raise PlatformError(f"--out {out}: there is no folder {out.parent}; make it first")
-    fitted = fit_recipe(recipe, data_root=data_root, progress=progress)
     name = Path(f"{recipe.name}.json")
     path = out or (directory / name if recipe.plan else name)
+    if path == name and name.exists() and not (out or overwrite):
+        raise PlatformError(f"{name} is there: name another in --out, or overwrite it with --force")
+    fitted = fit_recipe(recipe, data_root=data_root, progress=progress)
     saved = fitted.platform.save(path)
     try:
         write_card(saved, directory)

@@ -15,6 +15,7 @@ from pytest_neuralpower.errors import ProfileError
 from pytest_neuralpower.estimators.features import FAMILIES
 from pytest_neuralpower.files import decode, read_text, read_yaml
 from pytest_neuralpower.layers import ITEMSIZE
+from pytest_neuralpower.platform.file import check_name
 from pytest_neuralpower.platform.fusion import Fused
 from pytest_neuralpower.platform.prediction import Host, TokenSampler
 from pytest_neuralpower.units import is_finite
@@ -229,8 +230,10 @@ def _with_datasheet(recipe: Recipe, path: Path) -> Recipe:
 
 def _problems(recipe: Recipe) -> Iterator[str]:
     """What a type does not say of a recipe's fields."""
-    if Path(recipe.name).name != recipe.name:
-        yield f"name {recipe.name!r} must have no folders: files are named for it"
+    try:
+        check_name(recipe.name)
+    except ValueError as error:
+        yield str(error)
     for ceiling in ("peak_gflops", "bandwidth_gbs"):
         if ceiling not in recipe.hardware:
             yield f"hardware needs {ceiling!r}"

@@ -57,7 +57,7 @@ def test_a_device_without_a_figure_is_refused(neuralpower):
 def test_a_device_whose_name_no_file_can_have_is_refused(neuralpower, name):
     code, _, err = neuralpower("platforms", "new", name, "--like", "rtx4090")
     assert (code, err.count("\n")) == (2, 1)
-    assert "it must be a file's name; give a folder in --out" in err
+    assert "must be a file's name, without / and \\; give a folder in --out" in err
 
 
 def test_explain_writes_equations_with_their_terms(neuralpower):

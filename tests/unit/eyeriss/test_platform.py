@@ -98,7 +98,7 @@ class TestFile:
         }  # fmt: skip
         bits = {"input_map": 8, "weight": 4, "output_map": 16}
         platform = load_platform(written(tmp_path, name="ours", costs=costs, bits=bits))
-        assert (platform.name, platform.bits, platform.dtype) == ("ours", Bits(8, 4, 16), "int4")
+        assert (platform.name, platform.bits, platform.dtype) == ("mine", Bits(8, 4, 16), "int4")
         found = platform.predict([conv()])
         expected = layer_energy(SHAPE, batch=2, bits=Bits(8, 4, 16), costs=platform.costs)
         assert found.energy_mj == expected.millijoules
@@ -106,7 +106,8 @@ class TestFile:
 
     def test_round_trips_through_plain_data(self, tmp_path):
         platform = load_platform("eyeriss-accelergy")
-        again = load_platform(written(tmp_path, **platform.to_json()))
+        path = written(tmp_path, **platform.to_json())
+        again = load_platform(path.rename(tmp_path / "eyeriss-accelergy.json"))
         assert again == platform
         assert again.sha256 == platform.sha256
 
@@ -122,7 +123,8 @@ class TestFile:
             ({"hardware": {"rows": 12.0}}, "hardware rows must be a whole number from 1"),
             ({"hardware": {"clock_hz": -1}}, "hardware clock_hz must be a number above 0, not -1"),
             ({"hardware": {"column_sums": 1}}, "hardware column_sums must be true or false"),
-            ({"name": ""}, "name must be a string"),
+            ({"name": 3}, "name must be a string, not 3"),
+            ({"name": "../x"}, "name '../x' must be a file's name"),
             ({"bits": {"weight": float("nan")}}, "NaN is not a finite number"),
         ],
     )

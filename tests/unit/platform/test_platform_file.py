@@ -431,3 +431,44 @@ def test_isinstance_tells_platforms(platform: FittedPlatform) -> None:
     assert isinstance(platform, pytest_neuralpower.Platform)
     assert isinstance(load_platform("eyeriss"), pytest_neuralpower.Platform)
     assert not isinstance("titanx", pytest_neuralpower.Platform)
+
+
+class TestNamesOfStrangers:
+    """What a platform's file calls itself leads nowhere, and is shown to people."""
+
+    def test_a_file_is_called_as_it_is_named(self, saved: Path) -> None:
+        other = saved.with_name("other.json")
+        saved.rename(other)
+        assert load_platform(other).name == "other"
+
+    @pytest.mark.parametrize(
+        "name", ["-x.json", "a b?.json", "con\\x.json", "`ls`.json", "a|b.json"]
+    )
+    def test_a_file_with_no_plain_name_is_refused(self, saved: Path, name: str) -> None:
+        other = saved.with_name(name)
+        saved.rename(other)
+        assert "rename the file" in refusal(other)
+
+    @pytest.mark.parametrize(
+        "name", ["../../x", "/abs", "a\\b", "-x", "a:b", "x.", "x" * 101, "<b>"]
+    )
+    def test_a_content_with_no_plain_name_is_refused(self, saved: Path, name: str) -> None:
+        assert "name " in refusal(edit(saved, lambda data: data.update(name=name)))
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda d: d.update(mode="\x1b[2J"),
+            lambda d: d.update(tiers={"runtime": "x\n::error::y"}),
+            lambda d: d.update(provenance={"sources": [{"title": "\u202e"}]}),
+            lambda d: d.update(accuracy={"\ud800".encode("utf-8", "replace").decode() + "\n": 1}),
+        ],
+    )
+    def test_a_text_that_no_terminal_should_get_is_refused(self, saved: Path, change: Any) -> None:
+        assert "a text is not printable" in refusal(edit(saved, change))
+
+    def test_runtime_cannot_ask_for_the_runtime(self, saved: Path) -> None:
+        text = refusal(
+            edit(saved, lambda d: d["families"]["conv"].update(runtime=dict(d["power"])))
+        )
+        assert "family 'conv': no size 'runtime_ms'" in text

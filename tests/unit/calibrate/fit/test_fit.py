@@ -207,6 +207,16 @@ class TestDirectory:
         (folder / "profile.csv").write_text("\n".join(lines))
         return folder
 
+    def test_its_name_overwrites_no_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = self.write(tmp_path)
+        (tmp_path / "toy.json").write_text("mine")
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(PlatformError, match=r"toy\.json is there: name another in --out"):
+            fit_command(folder, None)
+        assert (tmp_path / "toy.json").read_text() == "mine"
+
     def test_is_fitted_saved_and_given_a_card(self, tmp_path: Path, fitted: FittedPlatform) -> None:
         path, saved = fit_command(self.write(tmp_path), tmp_path / "toy.json")
         assert path == tmp_path / "toy.json"
@@ -237,7 +247,7 @@ class TestDirectory:
             ),
             (
                 RECIPE.replace("name: toy", "name: a/b"),
-                "name 'a/b' must have no folders",
+                "name 'a/b' must be a file's name",
             ),
             (re.sub("hardware: .*", "hardware:", RECIPE), "hardware needs 'peak_gflops'"),
             (RECIPE.replace("1000", "fast"), "hardware.peak_gflops must be a number, not 'fast'"),
