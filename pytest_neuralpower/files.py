@@ -7,14 +7,17 @@ Files come from strangers, too: what is no file, larger than any of ours, or mea
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import os
 import re
 import reprlib
 import stat
 import tempfile
+import threading
+import time
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -29,26 +32,94 @@ T = TypeVar("T")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file through a temporary one in the same folder, so that no reader sees half of it.
+    """Write a file so that no reader sees half of it, and a process that is killed leaves none.
 
     Text is written in UTF-8. Of two processes that write one file at once the later wins, with all
-    of its content.
+    of its content. What a process that was killed left between two steps, the next one removes.
 
     Raises
     ------
     OSError
         The folder or the file cannot be written; an existing file is left as it was.
     """
+    data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    _sweep(path)
+    if not _written_unnamed(path, data):
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED
+        )
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            Path(name).chmod(0o644)  # mkstemp's file is private
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+#: How files end that are not written to the end, and how old one is that nobody writes any more, s.
+_UNFINISHED: Final = ".part"
+_LEFT_S: Final = 60.0
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left of a file."""
+    for left in path.parent.glob(f".{glob.escape(path.name[:200])}.*{_UNFINISHED}"):
+        writer = left.name.split(".")[-2].partition("-")[0]
+        with suppress(OSError):
+            if _is_dead(writer) or time.time() - left.stat().st_mtime > _LEFT_S:
+                left.unlink()
+
+
+def _is_dead(pid: str) -> bool:
+    """Whether it is the id of a process of this machine that has ended."""
+    if not pid.isdecimal() or len(pid) > 10 or os.name != "posix":
+        return False
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-        Path(name).chmod(0o644)  # mkstemp's file is private
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _written_unnamed(path: Path, data: bytes) -> bool:
+    """Write a file that has no name before it is whole: the system forgets it if the process dies.
+
+    False where the system or the folder's file system cannot do that (Linux, most of its own).
+    """
+    unnamed = getattr(os, "O_TMPFILE", None)
+    if unnamed is None:
+        return False
+    try:
+        handle = os.open(path.parent, unnamed | os.O_WRONLY, 0o644)
+    except OSError:
+        return False
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fchmod(handle, 0o644)
+        here = f"/proc/self/fd/{handle}"
+        # With a folder's handle, which it does not need, os.link follows the link that this is.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.link(here, path.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
+        except FileExistsError:
+            part = f".{path.name[:200]}.{os.getpid()}-{threading.get_ident()}{_UNFINISHED}"
+            os.link(here, part, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
+            try:
+                os.rename(part, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            except BaseException:
+                os.unlink(part, dir_fd=folder)
+                raise
+        except OSError:  # no /proc, or a file system without links
+            return False
+        finally:
+            os.close(folder)
+    return True
 
 
 #: A baseline of 100,000 layers has 40 MB.

@@ -89,9 +89,10 @@ class TestRoundTrip:
     ) -> None:
         before = saved.read_bytes()
 
-        def full(self: Path, target: Path) -> Path:
+        def full(*_: object, **__: object) -> None:
             raise OSError("No space left on device")
 
+        monkeypatch.setattr("os.rename", full)  # where files need no name until they are whole
         monkeypatch.setattr(Path, "replace", full)
         with pytest.raises(PlatformError, match="No space left"):
             platform.save(saved)
