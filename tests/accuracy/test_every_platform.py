@@ -82,6 +82,11 @@ def test_the_card_is_of_the_shipped_file(name: str) -> None:
     assert card == card_text(load_fitted(name))
 
 
+@pytest.mark.parametrize("name", FITTED)
+def test_a_file_says_its_own_name(name: str) -> None:
+    assert f'\n "name": "{name}",\n' in (SHIPPED / f"{name}.json").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", list_platforms())
 def test_a_file_is_small_and_has_no_line_that_a_diff_would_choke_on(name: str) -> None:
     text = (SHIPPED / f"{name}.json").read_text(encoding="utf-8")
