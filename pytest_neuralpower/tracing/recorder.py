@@ -12,7 +12,13 @@ from torch.nn import Parameter
 
 from pytest_neuralpower.errors import TraceError
 from pytest_neuralpower.layers import ITEMSIZE, Layer, Params, ParamValue, TensorSpec
-from pytest_neuralpower.tracing.strides import Ints, contiguous_strides, dense_like, formatted_like
+from pytest_neuralpower.tracing.strides import (
+    Ints,
+    are_one,
+    contiguous_strides,
+    dense_like,
+    formatted_like,
+)
 from pytest_neuralpower.tracing.torch_private import any_autocast, base_of, memory_of
 
 if TYPE_CHECKING:
@@ -357,6 +363,23 @@ class Recorder:
         if tensor.dtype is dtype or type(tensor) is Parameter or type(base_of(tensor)) is Parameter:
             return tensor
         return self.record("memory", "to", (tensor,), self.like(tensor, dtype))
+
+    def dense(self, tensor: Tensor) -> Tensor:
+        """A tensor that lies row-major, for kernels that take no other: a copy where it does not,
+        as inside the operation itself."""
+        if tensor.is_contiguous():
+            return tensor
+        return self.record("memory", "contiguous", (tensor,), self.new(tensor.shape, tensor.dtype))
+
+    def matrices(self, tensor: Tensor, columns: int) -> Tensor:
+        """An operand of a product, whose last ``columns`` dimensions are a matrix: a copy where the
+        others cannot be viewed as one, or the matrix has no dimension of stride 1."""
+        shape, strides = tensor.shape, tensor.stride()
+        if len(shape) < 3 or (
+            are_one(shape[:-columns], strides[:-columns]) and (1 in strides[-2:] or 1 in shape[-2:])
+        ):
+            return tensor
+        return self.dense(tensor)
 
     def autocast_up(self, dtype: torch.dtype) -> torch.dtype:
         """Dtype of an operation that autocast runs in float32 on CUDA but not on the CPU."""

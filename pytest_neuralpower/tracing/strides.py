@@ -48,6 +48,20 @@ def is_contiguous(shape: Ints, strides: Ints) -> bool:
 
 
 @lru_cache(_REMEMBERED)
+def are_one(shape: Ints, strides: Ints) -> bool:
+    """Whether dimensions can be viewed as one."""
+    if 0 in shape:
+        return True
+    step = 0
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1:
+            if step and stride != step:
+                return False
+            step = stride * size
+    return True
+
+
+@lru_cache(_REMEMBERED)
 def is_channels_last(shape: Ints, strides: Ints) -> bool:
     """Torch's own guess of the memory format (``is_channels_last_strides``), 4-d and 5-d."""
     if len(shape) not in (4, 5) or strides[1] == 0:

@@ -40,6 +40,7 @@ def _list_matmul(
         raise NoRule
     dtype = recorder.autocast(left.dtype)
     left, right, *more_ = (recorder.cast(tensor, dtype) for tensor in (left, right, *more))
+    left, right = recorder.matrices(left, 2), recorder.matrices(right, 2)
     more = tuple(more_)
     recorder.note_seen(left, right, *more)
     # A parameter stays an operand here: the formulas read both operands as inputs.
@@ -384,7 +385,7 @@ def linear(
     if dtype is not of_weight and not recorder.same_dtype(dtype, of_weight):
         raise NoRule
     dtype = recorder.autocast(dtype)
-    data = recorder.cast(input, dtype)
+    data = recorder.matrices(recorder.cast(input, dtype), 1)
     plan = _linear_plan(
         data.shape, data.dtype, dtype, weight.shape, of_weight,
         None if bias is None else bias.shape,

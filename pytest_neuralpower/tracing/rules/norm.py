@@ -82,7 +82,7 @@ def layer_norm(
     cudnn_enable: bool = True,
 ) -> Tensor:
     dtype = recorder.autocast_up(input.dtype)
-    data = recorder.cast(input, dtype)
+    data = recorder.dense(recorder.cast(input, dtype))
     given = _read(recorder, weight, bias)
     plan = _plan_layer(data.shape, data.dtype, dtype, tuple(normalized_shape), given)
     return recorder.follow(plan, (data, weight, bias))

@@ -170,7 +170,7 @@ def softmax(
         dtype = _stacklevel
     own = input.dtype
     plan = _plan_softmax(op, input.shape, own, dtype or recorder.autocast_up(own), dim)
-    return recorder.follow(plan, (input,))
+    return recorder.follow(plan, (recorder.dense(input),))
 
 
 @lru_cache(REMEMBERED)

@@ -355,6 +355,28 @@ def test_autocast_casts_what_torch_casts() -> None:
     assert sorted(layer.dtype for layer in result if layer.op == "to") == sorted(casts)
 
 
+@pytest.mark.parametrize(
+    "product",
+    [
+        pytest.param(F.linear, id="rows as they lie"),
+        pytest.param(lambda x, w: F.linear(x.transpose(1, 2), w), id="rows apart"),
+        pytest.param(lambda x, w: F.linear(x.transpose(2, 3), w[:, :5]), id="columns apart"),
+        pytest.param(lambda x, w: F.linear(x[..., 1:], w[:, 1:]), id="a slice of columns"),
+        pytest.param(lambda x, _: x @ x.mT, id="a transposed operand"),
+        pytest.param(lambda x, _: x.transpose(1, 2) @ x.permute(0, 2, 3, 1), id="heads apart"),
+        pytest.param(lambda x, _: torch.bmm(x[0].mT, x[0]), id="bmm"),
+        pytest.param(lambda x, _: x[:, :, 0] @ x[:, :, 1].mT, id="slices of heads"),
+    ],
+)
+def test_products_copy_what_torch_copies(product: Any) -> None:
+    model = Wrap(lambda self, x: product(x, self.fc.weight), fc=nn.Linear(6, 4))
+    x = torch.randn(2, 4, 5, 6)
+    with torch.no_grad(), Kernels(model) as kernels:
+        model(x)
+    copies = [name for name, _ in kernels.ran if name == "clone"]
+    assert len([layer for layer in trace(model, x) if layer.op == "contiguous"]) == len(copies)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5, 8), (3, 5, 8)])
 def test_attention_but_of_four_dimensions_is_not_fused(
