@@ -343,6 +343,7 @@ def cost_terms(layer: Layer) -> CostTerms:
             flops = layer.inputs[0].numel
         else:
             flops = layer.outputs[0].numel * math.prod(window)
+        bytes_in, bytes_out = _moved(layer, bytes_in, bytes_out)
     else:
         flops = 2 * multiply_accumulates(layer)
         itemsize = ITEMSIZE[layer.dtype]

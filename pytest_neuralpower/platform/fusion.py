@@ -2,8 +2,9 @@
 
 Along the edges of a trace, a tensor that a fused layer makes and layers of the same kernel alone
 read never leaves the registers: nobody writes it and nobody reads it. Matrix products,
-convolutions, attentions and pools stay kernels of their own, whose results are written once; so is
-what a later kernel needs again, such as the input of a residual block. A reduction ends a kernel.
+convolutions and attentions stay kernels of their own, whose results are written once; so is what a
+later kernel needs again, such as the input of a residual block. A reduction ends a kernel; one over
+a map, as a pool, reads what an earlier one wrote. Equal casts of a tensor are made once.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from msgspec.structs import replace
 
+from pytest_neuralpower.layers import total_bytes
+
 if TYPE_CHECKING:
-    from pytest_neuralpower.layers import Layer
+    from pytest_neuralpower.layers import Layer, TensorSpec
 
 #: What a mode joins to one kernel: nothing, layers that stream their tensors, or these and what a
 #: convolution or linear layer is followed by.
 Fused: TypeAlias = Literal["", "pointwise", "folded"]
 
 #: Kinds of layers that a compiler writes kernels for, and joins.
-FUSED: Final = frozenset({"activation", "elementwise", "memory", "norm", "reduction", "softmax"})
+FUSED: Final = frozenset(
+    {"activation", "elementwise", "memory", "norm", "pool", "reduction", "softmax"}
+)
 
 #: Those whose results the same kernel can go on with; a reduction's are known when it has ended.
 _GOES_ON: Final = FUSED - {"reduction"}
@@ -56,32 +61,59 @@ def fused(
     written = [layer.kind not in FUSED for layer in layers]
     read = [False] * len(layers)
     folded = [folds and layer.kind in _FOLDS for layer in layers]
-    for place, (layer, sources) in enumerate(zip(layers, reads, strict=True)):
+    first = _first_casts(layers, reads)
+    for place, (layer, sources_) in enumerate(zip(layers, reads, strict=True)):
+        sources = [first[source] for source in sources_]
         joins = layer.kind in FUSED
-        starts = layer.op in _READ_TWICE
+        starts = layer.op in _READ_TWICE or layer.kind == "pool"
         after = [
             stages[source]
             + (not joins or starts or not (folded[source] or layers[source].kind in _GOES_ON))
             for source in sources
         ]
         stages.append(max(after, default=0))
-        left = [tensor.nbytes for tensor in layer.inputs]
+        left = list(layer.inputs)
         for source, stage in zip(sources, after, strict=True):
             read[source] = True
-            size = sum(tensor.nbytes for tensor in layers[source].outputs)
-            if joins and stage == stages[source] == stages[place] and size in left:
-                left.remove(size)
-                unread[place] += size
+            size = sum(tensor.numel for tensor in layers[source].outputs)
+            same = next((tensor for tensor in left if tensor.numel == size), None)
+            if joins and stage == stages[source] == stages[place] and same is not None:
+                left.remove(same)
+                unread[place] += same.nbytes
                 folded[place] |= folded[source] and layer.kind in _FOLDED
             else:
                 written[source] = True
     found = []
     for place, layer in enumerate(layers):
         params = dict(layer.params)
-        if unread[place]:
-            params["unread"] = unread[place]
-        if layer.kind in FUSED and (folded[place] or (read[place] and not written[place])):
-            params["unwritten"] = sum(tensor.nbytes for tensor in layer.outputs)
-        same = len(params) == len(layer.params)
-        found.append(layer if same else replace(layer, params=tuple(sorted(params.items()))))
+        again = first[place] != place
+        if _over_map(layer) and any(written[first[source]] for source in reads[place]):
+            unread[place] = 0
+        if again or unread[place]:
+            params["unread"] = total_bytes(layer.inputs) if again else unread[place]
+        kept = folded[place] or (read[place] and not written[place])
+        if again or (layer.kind in FUSED and kept):
+            params["unwritten"] = total_bytes(layer.outputs)
+        same_params = len(params) == len(layer.params)
+        found.append(layer if same_params else replace(layer, params=tuple(sorted(params.items()))))
     return tuple(found)
+
+
+def _over_map(layer: Layer) -> bool:
+    """Whether a reduction goes over images: its threads lie otherwise than what wrote them."""
+    return layer.kind == "reduction" and any(len(one.shape) > 3 for one in layer.inputs)
+
+
+def _first_casts(layers: Sequence[Layer], reads: Sequence[Sequence[int]]) -> list[int]:
+    """Of each layer its place, or that of the layer that has cast the same tensors already."""
+    casts: dict[tuple[tuple[int, ...], tuple[TensorSpec, ...]], int] = {}
+    first: list[int] = []
+    for place, (layer, sources) in enumerate(zip(layers, reads, strict=True)):
+        # Of the whole tensor: parts of one, such as queries and keys, are not the same.
+        whole = sum(tensor.numel for source in sources for tensor in layers[source].outputs)
+        if layer.op == "to" and sources and sum(one.numel for one in layer.inputs) == whole:
+            made = tuple(first[source] for source in sources), layer.outputs
+            first.append(casts.setdefault(made, place))
+        else:
+            first.append(place)
+    return first

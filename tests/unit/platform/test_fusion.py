@@ -75,7 +75,7 @@ def test_a_gate_waits_for_its_reduction() -> None:
 
     relu, mean, gate, product = layers_of(Model(), torch.empty(2, 8, 16, 16))
     assert moved(relu) == (SIZE, SIZE)
-    assert mean.cost.bytes_in == 0
+    assert mean.cost.bytes_in == SIZE  # over a map: a kernel of its own
     assert gate.cost.bytes_out == 0
     assert moved(product) == (SIZE, SIZE)
 
@@ -95,6 +95,42 @@ def test_an_engine_folds_what_follows_a_convolution() -> None:
     assert moved(norm) == (0, 0)
     assert moved(add) == (SIZE, 0)  # the other operand
     assert moved(relu) == (0, 0)
+
+
+def test_a_cast_goes_with_its_kernel_and_is_made_once() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.left, self.right = nn.LayerNorm(64), nn.Linear(64, 8), nn.Linear(64, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cuda", torch.float16):
+                x = self.norm(x)
+                return torch.stack([self.left(x), self.right(x)])
+
+    norm, cast, left, again, right, _ = layers_of(Model(), torch.empty(32, 64))
+    size = 32 * 64 * 4
+    assert (cast.op, again.op) == ("to", "to")
+    assert moved(norm) == (size, 0)
+    assert moved(cast) == (0, size // 2)
+    assert moved(again) == (0, 0)
+    assert left.cost.bytes_in == right.cost.bytes_in == size // 2
+
+
+def test_parts_of_one_tensor_are_cast_each() -> None:
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            left, right = (x * 2).chunk(2)
+            return torch.stack([left.half(), right.half()])
+
+    _, left, right, _ = layers_of(Model(), torch.empty(32, 64))
+    assert moved(left) == moved(right) == (32 * 32 * 4, 0)
+
+
+def test_what_follows_a_pool_goes_on_in_its_kernel() -> None:
+    pool, relu = layers_of(nn.Sequential(nn.AvgPool2d(2), nn.ReLU()), torch.empty(2, 8, 32, 32))
+    assert moved(pool) == (4 * SIZE, 0)
+    assert moved(relu) == (0, SIZE)
 
 
 def test_the_result_of_the_call_is_written() -> None:
