@@ -552,7 +552,8 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
             else:
                 estimator, estimate = model.runtime, model.runtime_ms
                 code = np.where(outside(model.ranges, values), _EXTRAPOLATED, 0)
-            estimate = self._as_adapted(name, estimate, self._ceilings(key))
+            if name in self.factors:
+                estimate = self._as_adapted(name, estimate, self._ceilings(key))
             estimated, least[where] = self._in_their_dtypes(
                 key, layers, values, estimate, estimator=estimator
             )
