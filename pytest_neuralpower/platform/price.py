@@ -552,8 +552,8 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
             else:
                 estimator, estimate = model.runtime, model.runtime_ms
                 code = np.where(outside(model.ranges, values), _EXTRAPOLATED, 0)
-            if name in self.factors:
-                estimate = self._as_adapted(name, estimate, self._ceilings(key))
+            own = self._ceilings(key) if name in self.factors else None
+            estimate = self._as_adapted(name, estimate, own)
             estimated, least[where] = self._in_their_dtypes(
                 key, layers, values, estimate, estimator=estimator
             )
@@ -609,11 +609,11 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         return family_name.partition(".")[0]
 
     def _as_adapted(
-        self, name: str, estimate: Callable[[Columns], FloatArray], own: Ceilings
+        self, name: str, estimate: Callable[[Columns], FloatArray], own: Ceilings | None
     ) -> Callable[[Columns], FloatArray]:
         """The estimate times what a user's own calls showed, within the ceilings."""
         factor = self.factors.get(name)
-        if factor is None:
+        if factor is None or own is None:
             return estimate
         return lambda values: np.maximum(factor * estimate(values), least_ms(name, values, own))
 
