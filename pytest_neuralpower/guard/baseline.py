@@ -298,8 +298,8 @@ def _checked(data: Any, name: str) -> BaselineFile:
 
 def _layers(lines: Any, name: str, first: int = 0) -> tuple[PricedLayer, ...]:
     """The layers of JSON text or parsed data; ``first`` is the first one's line, 0 if not known."""
-    if not lines:
-        raise _error(name, "it has no layers")
+    if not lines or not (first or isinstance(lines, list)):
+        raise _error(name, "it has no layers, a list of them")
     try:
         return priced_layers(lines)
     except LayerError as error:

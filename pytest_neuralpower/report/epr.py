@@ -63,7 +63,7 @@ def _candidate(entry: Mapping[str, Any], where: str, platform: Platform) -> Cand
     from pytest_neuralpower.model_source import load_call  # noqa: PLC0415 - imports torch
     from pytest_neuralpower.platform.catalog import predict_call  # noqa: PLC0415
 
-    unknown = sorted(set(entry) - {*_FIELDS, "arguments"})
+    unknown = [key for key in entry if key not in (*_FIELDS, "arguments")]
     missing = [field for field in _FIELDS if field not in entry]
     if unknown or missing:
         problem = f"unknown field {unknown[0]!r}" if unknown else f"no {missing[0]!r}"
