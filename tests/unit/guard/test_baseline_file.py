@@ -121,6 +121,13 @@ def test_a_broken_file_is_refused_with_its_place(baseline, before, after, messag
     assert "\n" not in str(found.value)
 
 
+@pytest.mark.parametrize("layers", ["text", "'[]'", "{a: 1}", "3"])
+def test_layers_that_are_no_list_are_refused(baseline, layers):
+    head = baseline_text(baseline).partition("\nlayers:\n")[0]
+    with pytest.raises(BaselineError, match="it has no layers, a list of them"):
+        parse_baseline(f"{head}\nlayers: {layers}\n", "a.yaml")
+
+
 def test_a_layer_that_cannot_be_priced_says_what_to_do(baseline):
     from pytest_neuralpower import load_platform
 

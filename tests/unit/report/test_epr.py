@@ -113,6 +113,7 @@ def test_a_file_that_is_not_there_is_said_so(tmp_path):
     [
         ("models: 3", "write a list of entries with name, model, inputs, error"),
         ("- [", "models.yaml:1: not YAML"),
+        ("- {1.5: a, x: b, name: c}", "entry 1: unknown field 1.5"),
         ("- {name: 2001-13-45}", "models.yaml:1: not YAML (month must be in 1..12)"),
         ("- {name: a, model: m, inputs: [1]}", "entry 1: no 'error'"),
         ("- {name: a, model: m, inputs: [1], error: 0.1, batch: 2}", "unknown field 'batch'"),
