@@ -60,6 +60,9 @@ def calibrate_command(
     disk, --resume goes on.
     """
     with _signals_told(out or Path(name)):
+        from pytest_neuralpower.estimators.base import check_fitting
+
+        check_fitting()
         from pytest_neuralpower.calibrate.measure.plan import BACKENDS, CalibrationOptions
         from pytest_neuralpower.calibrate.measure.progress import choose_progress
 
@@ -239,10 +242,12 @@ def adapt_command(
     others. With --measure the lines of the table without runtime_ms are run here.
     """
     from pytest_neuralpower.calibrate.fit.adapt import adapt
+    from pytest_neuralpower.estimators.base import check_fitting
     from pytest_neuralpower.platform.catalog import load_fitted
 
     if platform.endswith(".csv"):
         raise OptionError(f"adapt: the platform comes first: adapt {runs} {platform}")
+    check_fitting()
     loaded = load_fitted(platform)
     path = out or Path(f"{loaded.name}-adapted.json")
     options.refuse_overwriting(path, force=force)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
@@ -147,6 +148,25 @@ def refuse_constant(estimator: Estimator, columns: Columns, target: FloatArray) 
         f"{estimator.name}: the {len(target)} rows are too alike, the fit collapses to a constant "
         f"({predicted[0]:.4g} for every row): measure configurations of different sizes"
     )
+
+
+def check_fitting() -> None:
+    """Look for what fitting needs, before anything is measured for it.
+
+    Raises
+    ------
+    MissingExtraError
+        Something is not installed.
+    """
+    needed = {
+        "sklearn": "scikit-learn",
+        "scipy": "SciPy",
+        "joblib": "joblib",
+        "filelock": "filelock",
+    }
+    for module, name in needed.items():
+        if find_spec(module) is None:
+            raise need_extra(name)
 
 
 def need_extra(module: str) -> MissingExtraError:

@@ -147,6 +147,9 @@ VERSION: Final = 1
 
 _START: Final = "\nlayers:\n"
 
+#: What git leaves where it could not merge.
+_CONFLICT: Final = re.compile(r"^(?:<{7}|>{7}|\|{7})(?: .*)?$|^={7}$", re.MULTILINE)
+
 #: How a broken file is made good, as errors say it.
 _RENEW: Final = "restore the file, or write it again with --np-update-baseline"
 
@@ -184,7 +187,8 @@ def _body(layers: Iterable[Priced]) -> str:
 
 
 def write_baseline(path: Path, text: str) -> bool:
-    """Write :func:`baseline_text`; False where the file has that text already.
+    """Write :func:`baseline_text`; False where the file has that text already, but for torch's
+    version perhaps: it alone changes no cost.
 
     Raises
     ------
@@ -192,8 +196,10 @@ def write_baseline(path: Path, text: str) -> bool:
         The file cannot be written.
     """
     try:
-        if path.is_file() and path.read_text(encoding="utf-8") == text:
-            return False
+        if path.is_file():
+            before = path.read_text(encoding="utf-8")
+            if _TORCH.sub("", before, count=1) == _TORCH.sub("", text, count=1):
+                return False
         write_atomically(path, text)
     except (OSError, UnicodeDecodeError) as error:
         raise BaselineError(
@@ -201,6 +207,21 @@ def write_baseline(path: Path, text: str) -> bool:
             "choose another with --np-baselines=DIR"
         ) from None
     return True
+
+
+#: The line that says which version of torch traced the layers, and that of the test.
+_TORCH: Final = re.compile(r"^torch: .*\n", re.MULTILINE)
+_TEST: Final = re.compile(r"^test: (.*)$", re.MULTILINE)
+
+
+def stored_test(path: Path) -> str | None:
+    """Node id of the test whose baseline a file is; None where there is none, or it is broken."""
+    with suppress(BaselineError, msgspec.DecodeError):
+        text = read_text(path, file=f"baseline {path}", error=BaselineError)
+        if found := _TEST.search(text.partition(_START)[0]):
+            return msgspec.json.decode(found[1], type=str)
+        return parse_baseline(text, str(path)).test
+    return None
 
 
 def _reason(error: Exception) -> str:
@@ -235,6 +256,13 @@ def parse_baseline(text: str, name: str, expected: Prediction | None = None) -> 
         It is not YAML, no baseline, of a later version, or has a field that is missing, unknown or
         wrong; the line where that is known.
     """
+    if conflict := _CONFLICT.search(text):
+        line = text.count("\n", 0, conflict.start()) + 1
+        raise BaselineError(
+            f"baseline {name}:{line}: an unsettled merge conflict ({conflict[0].strip()}); settle "
+            "it with `neuralpower baselines merge`, or write the file again with "
+            "--np-update-baseline"
+        )
     head, found, body = text.partition(_START)
     alike = bool(found) and expected is not None and body == _body(expected.layers)
     lines = [] if alike else body.removesuffix("\n").split("\n")
@@ -335,7 +363,8 @@ def baseline_name(test: str, number: int = 1) -> str:
     >>> baseline_name("tests/test_models.py::TestSmall::test_resnet[18]")
     'tests.test_models.TestSmall.test_resnet-18'
 
-    What has no place in a file name is replaced, and a hash keeps such names apart.
+    What has no place in a file name is replaced, and a hash keeps such names apart. Where two tests
+    have one name (``v1.5/test_m.py`` and ``v1/5/test_m.py``), the later has :func:`other_name`.
     """
     place, separator, function = test.partition("::")
     for suffix in _SUFFIXES:
@@ -347,6 +376,18 @@ def baseline_name(test: str, number: int = 1) -> str:
         digest = hashlib.sha256(test.encode()).hexdigest()[:8]
         name = f"{name.lstrip('.')[:_LONGEST]}-{digest}"
     return name if number == 1 else f"{name}.{number}"
+
+
+def other_name(test: str, number: int = 1) -> str:
+    """What :func:`baseline_name` gives, told apart from all others by a hash."""
+    name = f"{baseline_name(test)}-{hashlib.sha256(test.encode()).hexdigest()[:8]}"
+    return name if number == 1 else f"{name}.{number}"
+
+
+def may_be_named(name: str, test: str) -> bool:
+    """Whether a prediction of the test would have this name, too, in upper or lower case."""
+    own = baseline_name(test).casefold()
+    return re.fullmatch(rf"{re.escape(own)}(\.\d+)?", name.casefold()) is not None
 
 
 def without_platform(nodeid: str, platform: str) -> str:

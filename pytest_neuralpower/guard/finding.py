@@ -42,12 +42,16 @@ class BaselineState(Struct, frozen=True):
         ``written``, ``unchanged`` (written alike before), ``left`` (its test did not pass).
     text
         What is to be written; never in a report.
+    other_name
+        Its name where another test has taken the first; unset where a marker gave it. Never in a
+        report.
     """
 
     name: str
     path: str
     status: Literal["held", "missing", "update", "written", "unchanged", "left"]
     text: str | UnsetType = UNSET
+    other_name: str | UnsetType = UNSET
 
 
 class MeasuredQuantity(Struct, frozen=True):

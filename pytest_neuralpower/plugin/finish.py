@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -65,7 +65,7 @@ def finish(
     texts: Mapping[str, str],
     outcomes: Mapping[str, str],
     *,
-    partial: bool,
+    collected: Set[str] | None,
 ) -> list[str]:
     """Write what the session was asked to write.
 
@@ -73,8 +73,8 @@ def finish(
     ----------
     texts, outcomes
         By node id, of all tests, also those that ran on xdist workers.
-    partial
-        Whether tests were left out.
+    collected
+        Node ids of the files of which every test was collected; None where tests were left out.
 
     Returns
     -------
@@ -89,8 +89,8 @@ def finish(
     findings, lines, failed = _write_baselines(store, findings, outcomes)
     lines += _missing_lines(findings, pytest_command(config))
     stale: tuple[str, ...] = ()
-    if not (partial or _is_narrowed(session)):
-        stale = _stale_baselines(session, settings, store, findings, outcomes)
+    if collected is not None and not _is_narrowed(session, outcomes):
+        stale = _stale_baselines(session, settings, store, findings, outcomes, collected=collected)
     lines += _stale_lines(stale)
     if settings.reports:
         from pytest_neuralpower.report.formats import write_reports  # noqa: PLC0415
@@ -113,37 +113,49 @@ def _write_baselines(
     store: BaselineStore, findings: Findings, outcomes: Mapping[str, str]
 ) -> tuple[Findings, list[str], bool]:
     """Write what findings have to be written: they as it went, lines, and whether it failed."""
-    written, left, owners = list[str](), list[str](), dict[Path, str]()
+    written, left, owners = list[str](), list[str](), dict[str, str]()
     unchanged, problems, stopped = 0, list[str](), False
+    #: By platform, names as disks see them that take upper for lower case.
+    stored = {
+        platform: {name.casefold() for name in store.names(platform)}
+        for platform in {each.platform for members in findings.values() for each in members}
+    }
 
     def state_of(nodeid: str, finding: Finding, state: BaselineState, text: str) -> BaselineState:
         nonlocal unchanged, stopped
-        path, status = store.path(finding.platform, state.name), state.status
+        name, status = state.name, state.status
         if outcomes.get(nodeid) != "passed":
             left.append(nodeid)
-            status = "left"
-        elif path in owners and not stopped:
+            return BaselineState(name, state.path, "left")
+        if stopped:
+            return BaselineState(name, state.path, status)
+        path = store.path(finding.platform, name)
+        taken = name.casefold() in stored[finding.platform] and not path.exists()
+        if state.other_name is not UNSET and (taken or str(path).casefold() in owners):
+            name = state.other_name
+            path = store.path(finding.platform, name)
+        shown, key = store.shown(path), str(path).casefold()
+        if key in owners:
             problems.append(
-                f"baseline {state.path} is of two tests, {printable(owners[path])} and "
-                f"{printable(nodeid)}: "
-                "give one another name, regression(baseline=...)"
+                f"baseline {shown} is of two tests, {printable(owners[key])} and "
+                f"{printable(nodeid)}: give one another name, regression(baseline=...)"
             )
-        elif not stopped:
-            owners[path] = nodeid
-            try:
-                status = "written" if write_baseline(path, text) else "unchanged"
-            except NeuralPowerError as error:
-                problems.append(str(error))
-                stopped = True
-            unchanged += status == "unchanged"
-            written.extend([state.path] if status == "written" else [])
-        return BaselineState(state.name, state.path, status)
+            return BaselineState(name, shown, status)
+        owners[key] = nodeid
+        try:
+            status = "written" if write_baseline(path, text) else "unchanged"
+        except NeuralPowerError as error:
+            problems.append(str(error))
+            stopped = True
+        unchanged += status == "unchanged"
+        written.extend([shown] if status == "written" else [])
+        return BaselineState(name, shown, status)
 
     findings = {
         nodeid: tuple(
             each
             if each.baseline is UNSET or each.baseline.text is UNSET
-            else replace(each, baseline=state_of(nodeid, each, each.baseline, each.baseline.text))
+            else _with_state(each, state_of(nodeid, each, each.baseline, each.baseline.text))
             for each in members
         )
         for nodeid, members in findings.items()
@@ -155,6 +167,10 @@ def _write_baselines(
     if left and not stopped:
         lines.append(f"baselines left as they are, their tests did not pass: {_named(left)}")
     return findings, lines, bool(problems)
+
+
+def _with_state(finding: Finding, state: BaselineState) -> Finding:
+    return replace(finding, name=state.name, baseline=state)
 
 
 def _named(names: Sequence[str]) -> str:
@@ -181,7 +197,7 @@ def _missing_lines(findings: Findings, command: str) -> list[str]:
 #: Options that leave out tests.
 _NARROWING: Final = (
     *("keyword", "markexpr", "deselect", "ignore", "ignore_glob", "lf", "stepwise"),
-    *("collectonly", "last_failed_no_failures_none"),
+    *("collectonly", "last_failed_no_failures_none", "setuponly", "setupplan"),
 )
 
 
@@ -191,12 +207,19 @@ def _stale_baselines(
     store: BaselineStore,
     findings: Findings,
     outcomes: Mapping[str, str],
+    *,
+    collected: Set[str],
 ) -> tuple[str, ...]:
     """Paths of stale baselines, sorted; asked for where no test was left out.
 
     One is stale when its test was not there, or passed without predicting it, in a run of all that
-    was to be run where the test was. That of a test that failed or was skipped is not.
+    was to be run where the test was. That of a test that failed or was skipped is not, nor one
+    whose file is there and was not collected (``collect_ignore``, ``norecursedirs``).
     """
+    # pytest-xdist appends a group to node ids.
+    outcomes = {nodeid.partition("@")[0]: each for nodeid, each in outcomes.items()} | dict(
+        outcomes
+    )
     used: dict[str, set[str]] = {platform: set() for platform in settings.platforms}
     for finding in itertools.chain(*findings.values()):
         names = used.setdefault(finding.platform, set())
@@ -212,6 +235,8 @@ def _stale_baselines(
         file = session.config.rootpath / test.partition("::")[0]
         if not any(file.is_relative_to(place) for place in places):  # also for node ids
             return False
+        if file.exists() and test.partition("::")[0] not in collected:
+            return False
         ran = {outcomes.get(nodeid) for nodeid in _with_platform(test, platform)}
         return ran <= {None, "passed"}
 
@@ -224,12 +249,14 @@ def _stale_baselines(
     return tuple(store.shown(path) for path, platform in paths if is_stale(path, platform))
 
 
-def _is_narrowed(session: pytest.Session) -> bool:
-    """Whether an option or an early end left out tests (``-k``, ``-m``, ``-x``)."""
+def _is_narrowed(session: pytest.Session, outcomes: Mapping[str, str]) -> bool:
+    """Whether an option, a plugin or an early end left out tests (``-k``, ``-m``, ``-x``)."""
     option = session.config.option
     if any(getattr(option, name, None) for name in _NARROWING):
         return True
     stopped = session.shouldstop or session.shouldfail or session.exitstatus not in (0, 1, 5)
+    if any(item.nodeid not in outcomes for item in session.items):
+        return True
     maxfail = getattr(option, "maxfail", 0)
     return bool(stopped or (maxfail and session.testsfailed >= maxfail))
 

@@ -88,6 +88,8 @@ class Settings:
 # What the plugin keeps of a session and of a test.
 SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 GUARD = pytest.StashKey[Any]()  #: a session.Guard: what a test predicts with
+#: Every test that was collected, also what hooks and options leave out.
+COLLECTED = pytest.StashKey[list[pytest.Item]]()
 #: Of a test that has run, as text: one value that survives xdist.
 FINDINGS: pytest.StashKey[str] = pytest.StashKey()
 

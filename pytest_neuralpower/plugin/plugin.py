@@ -10,6 +10,7 @@ import pytest
 
 from pytest_neuralpower.plugin import hookspecs
 from pytest_neuralpower.plugin.options import (
+    COLLECTED,
     FINDINGS,
     GUARD,
     MARKERS,
@@ -170,8 +171,11 @@ class SessionEnd:
         #: Node id -> findings as text; the last attempt of a rerun counts.
         self.findings: dict[str, str] = {}
         self.outcomes: dict[str, str] = {}
+        self.failed_subtests: set[str] = set()
         #: Whether tests were left out.
         self.partial = False
+        #: Node ids of files and folders whose tests were all collected.
+        self.collected: set[str] = set()
         self.lines: list[str] = []
 
     @pytest.hookimpl(wrapper=True)
@@ -185,10 +189,15 @@ class SessionEnd:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if hasattr(report, "neuralpower"):
             self.findings[report.nodeid] = report.neuralpower
-        if report.when == "call" or report.outcome != "passed":
+        outcome = "xfailed" if hasattr(report, "wasxfail") else report.outcome
+        if hasattr(report, "context"):  # of a subtest; its test may well pass
+            if outcome == "failed":
+                self.failed_subtests.add(report.nodeid)
+        elif report.when == "call" or report.outcome != "passed":
             # A test whose teardown fails has failed.
-            outcome = "xfailed" if hasattr(report, "wasxfail") else report.outcome
-            self.outcomes[report.nodeid] = outcome
+            failed = report.nodeid in self.failed_subtests and outcome == "passed"
+            self.outcomes[report.nodeid] = "failed" if failed else outcome
+            self.failed_subtests.discard(report.nodeid)
 
     def pytest_deselected(self) -> None:
         self.partial = True
@@ -196,23 +205,44 @@ class SessionEnd:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if not report.passed:  # a module that is skipped or broken has unknown tests
             self.partial = True
+        elif "::" not in report.nodeid:
+            self.collected.add(report.nodeid)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> Generator[None, object, object]:
+        config.stash[COLLECTED] = items[:]
+        return (yield)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        # Plugins that split tests into shards take them away without a word.
+        if len(session.items) < len(session.config.stash.get(COLLECTED, ())):
+            self.partial = True
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """xdist: a worker is done and tells whether it left out tests."""
-        if getattr(node, "workeroutput", {}).get("neuralpower_partial"):
+        output = getattr(node, "workeroutput", {})
+        if output.get("neuralpower_partial"):
             self.partial = True
+        self.collected.update(output.get("neuralpower_collected", ()))
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if hasattr(session.config, "workerinput"):
-            if self.partial:
-                session.config.workeroutput["neuralpower_partial"] = True  # type: ignore[attr-defined]
+            output = session.config.workeroutput  # type: ignore[attr-defined]
+            output["neuralpower_partial"] = self.partial
+            output["neuralpower_collected"] = sorted(self.collected)
         elif self.findings or self.settings.reports:
             from pytest_neuralpower.plugin.finish import finish  # noqa: PLC0415
 
             self.lines = finish(
-                session, self.settings, self.findings, self.outcomes, partial=self.partial
+                session,
+                self.settings,
+                self.findings,
+                self.outcomes,
+                collected=None if self.partial else self.collected,
             )
 
     @pytest.hookimpl(trylast=True)

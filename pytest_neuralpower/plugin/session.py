@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,11 +24,16 @@ from pytest_neuralpower.errors import (
     ImportPathError,
     PlatformError,
 )
+from pytest_neuralpower.files import read_text
 from pytest_neuralpower.guard.baseline import (
+    Baseline,
     BaselineStore,
     baseline_name,
     baseline_of,
     baseline_text,
+    may_be_named,
+    other_name,
+    stored_test,
     torch_version,
     without_platform,
 )
@@ -51,7 +57,7 @@ from pytest_neuralpower.layers import Trace
 from pytest_neuralpower.model_source import Call
 from pytest_neuralpower.platform.intervals import Interval
 from pytest_neuralpower.platform.prediction import UNTRUSTED
-from pytest_neuralpower.plugin.options import FINDINGS, GUARD, SETTINGS, platform_at
+from pytest_neuralpower.plugin.options import COLLECTED, FINDINGS, GUARD, SETTINGS, platform_at
 from pytest_neuralpower.text import escaped, printable, shell_word
 
 if TYPE_CHECKING:
@@ -322,6 +328,8 @@ class GuardSession:
         self._provide = provide
         self._is_guarded = is_guarded
         self._items: Sequence[pytest.Item] = ()
+        #: Those and what was left out of them.
+        self._collected: list[pytest.Item] = []
         self._loaded: dict[str, Platform] = {}
         #: By its identity: a marker and what it says. Parametrised tests share their markers.
         self._parsed: dict[int, tuple[pytest.Mark, Budget | Tolerance]] = {}
@@ -454,9 +462,11 @@ class GuardSession:
     def guard_item(self, item: pytest.Item, markers: Markers) -> Guard:
         """:meth:`guard` of a collected test."""
         self._items = item.session.items  # all of them, on an xdist worker, too
+        self._collected = item.config.stash[COLLECTED]
         platform, several = _parametrised(item)
-        test = without_platform(item.nodeid, platform) if platform and several else None
-        return self.guard(item.nodeid, markers, platform, test=test)
+        nodeid = _node_id(item)
+        test = without_platform(nodeid, platform) if platform and several else None
+        return self.guard(nodeid, markers, platform, test=test)
 
     def _parse(self, mark: pytest.Mark) -> Budget | Tolerance:
         found = self._parsed.get(id(mark))
@@ -597,14 +607,11 @@ class GuardSession:
         state: BaselineState | UnsetType = UNSET
         comparison: Comparison | UnsetType = UNSET
         if tolerance is not None and predicted.role != "generation":
-            own = baseline_name(guard.test, number)
-            if tolerance.baseline:
-                own = f"{tolerance.baseline}{'' if number == 1 else f'.{number}'}"
             state, comparison, broken = self._baseline(
-                guard, prediction, own, tolerance, demanded=demanded
+                guard, prediction, number, tolerance, demanded=demanded
             )
             if state is not UNSET:
-                name = own
+                name = state.name
                 if outcome == "unbounded":
                     outcome = "ok"
                 if broken:
@@ -722,18 +729,21 @@ class GuardSession:
         self,
         guard: Guard,
         prediction: Prediction,
-        name: str,
+        number: int,
         tolerance: Tolerance,
         *,
         demanded: bool,
     ) -> tuple[BaselineState | UnsetType, Comparison | UnsetType, str]:
         """Hold a prediction against its baseline: its state, the comparison, and what is broken."""
         update, store = self.settings.update_baseline, self.store
+        given = tolerance.baseline
+        name, found = self._own_baseline(guard, prediction, number, given)
         path = store.path(prediction.platform, name)
         shown, exists = store.shown(path), path.exists()
         if update == "all" or (update == "new" and not exists):
             text = baseline_text(baseline_of(prediction, test=guard.test, torch=torch_version()))
-            return BaselineState(name, shown, "update", text), UNSET, ""
+            other = UNSET if given else other_name(guard.test, number)
+            return BaselineState(name, shown, "update", text, other), UNSET, ""
         again = f"{self.command} --np-update-baseline", shell_word(guard.nodeid)
         if not exists:
             platform = guard.platform.name
@@ -750,7 +760,7 @@ class GuardSession:
                 "and commit the file"
             )
             return state, UNSET, text
-        baseline = store.read(prediction.platform, name, prediction)
+        baseline = found or store.read(prediction.platform, name, prediction)
         comparison = compare(baseline, prediction, guard.platform)
         _check_tolerance(comparison, tolerance, prediction.platform)
         comparison = judge(comparison, tolerance)
@@ -768,6 +778,65 @@ class GuardSession:
         )
         return state, comparison, text
 
+    def _own_baseline(
+        self, guard: Guard, prediction: Prediction, number: int, given: str | None
+    ) -> tuple[str, Baseline | None]:
+        """The name of a test's own baseline, and the file where it was read on the way.
+
+        Raises
+        ------
+        BaselineError
+            The file is of another test.
+        """
+        store, platform = self.store, prediction.platform
+        name = baseline_name(guard.test, number)
+        if given:
+            name = given if number == 1 else f"{given}.{number}"
+        path = store.path(platform, name)
+        other = other_name(guard.test, number)
+        if not path.exists():
+            return (other if store.path(platform, other).exists() and not given else name), None
+        if self.settings.update_baseline == "all":
+            found, test = None, stored_test(path)
+        else:
+            found = store.read(platform, name, prediction)
+            test = found.test
+        if test in (None, guard.test):
+            return name, found
+        assert test is not None  # said above
+        if given:
+            if self._is_there(test, guard.test):
+                raise BaselineError(
+                    f"baseline {store.shown(path)} is of two tests, {printable(test)} and "
+                    f"{printable(guard.test)}: give one another name, regression(baseline=...)"
+                )
+            return name, found  # its test was renamed
+        if may_be_named(name, test):
+            return other, None
+        if self.settings.update_baseline == "all":
+            return name, None
+        raise BaselineError(
+            f"baseline {store.shown(path)} is of test {printable(test)}, not of "
+            f"{printable(guard.test)}: restore the file, or write it again with "
+            "--np-update-baseline"
+        )
+
+    def _is_there(self, test: str, other: str) -> bool:
+        """Whether a test still is where its baseline says, as far as its file tells."""
+        file, _, names = test.partition("::")
+        function = names.partition("[")[0]
+        if (file, function) == (other.partition("::")[0], _function(other)):
+            return any(_node_id(item) == test for item in self._collected)
+        try:
+            text = read_text(self.rootpath / file, file=file, error=BaselineError)
+        except BaselineError:
+            return False
+        return re.search(rf"\b{re.escape(function.rpartition('::')[2])}\b", text) is not None
+
+
+def _function(test: str) -> str:
+    return test.partition("::")[2].partition("[")[0]
+
 
 def pytest_command(config: pytest.Config) -> str:
     """How pytest was asked to run, as far as advice must repeat it."""
@@ -776,6 +845,13 @@ def pytest_command(config: pytest.Config) -> str:
         if value := config.getoption(option):
             given.append(f"{option}={value}")
     return " ".join(map(shell_word, ["pytest", *given]))
+
+
+def _node_id(item: pytest.Item) -> str:
+    """As it is without pytest-xdist, whose ``--dist=loadgroup`` appends ``@group`` to it."""
+    if getattr(item.config.option, "loadgroup", False) and item.get_closest_marker("xdist_group"):
+        return item.nodeid.rpartition("@")[0] or item.nodeid
+    return item.nodeid
 
 
 def _parametrised(item: pytest.Item) -> tuple[str | None, bool]:

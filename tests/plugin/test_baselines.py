@@ -376,7 +376,7 @@ MISUSE = {
     ),
     "a merge's leftovers": (
         lambda path: path.write_text("<<<<<<< HEAD\n" + path.read_text()),
-        (), 1, "baseline *test_small.yaml:*: not YAML (*",
+        (), 1, "baseline *test_small.yaml:1: an unsettled merge conflict (<<<<<<< HEAD); *",
     ),
     "unknown key": (
         lambda path: path.write_text(path.read_text().replace("batch:", "batches: 3\nbatch:")),

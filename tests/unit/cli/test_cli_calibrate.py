@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -175,3 +177,19 @@ def test_watts_are_an_estimate_and_no_meter_is_opened() -> None:
     options = CalibrationOptions("x", watts=65)
     assert (options.meter, options.watts) == ("none", 65)
     assert options.again == "neuralpower calibrate x --resume"
+
+
+@pytest.mark.parametrize("missing", ["scipy", "sklearn", "joblib", "filelock"])
+def test_what_fitting_needs_is_looked_for_before_anything_is_measured(here, missing) -> None:
+    script = (
+        f"import sys; sys.modules[{missing!r}] = None; "
+        "from pytest_neuralpower.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "calibrate", "mine", "--device", "cpu", "--quick"],
+        capture_output=True, text=True, check=False, cwd=here,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("neuralpower: fitting needs ")
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(here.iterdir())
