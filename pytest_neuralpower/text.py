@@ -39,12 +39,16 @@ def printable(text: str, most: int = _NAME) -> str:
     >>> printable("::error::x")
     '\\x3a:error::x'
     """
-    if len(text) > most:
-        text = f"{text[: most // 2]}…{text[len(text) - most // 2 + 1 :]}"
-    text = escaped(text)
+    text = _cut(escaped(_cut(text, most)), most)  # escapes are longer
     if "::" in text or "##" in text:
         text = _COMMAND.sub(lambda found: f"{found[1] or ''}\\x{ord(found[0][-1]):x}", text)
     return text
+
+
+def _cut(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]}…{text[len(text) - most // 2 + 1 :]}"
 
 
 def shell_word(text: str) -> str:

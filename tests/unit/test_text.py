@@ -46,6 +46,7 @@ def test_nothing_begins_as_a_command_of_a_ci_server(name: str) -> None:
 def test_a_long_name_loses_its_middle() -> None:
     assert printable(f"begin{'x' * 25_000_000}end", 21) == "beginxxxxx…xxxxxxend"
     assert len(str(PlatformError("x" * 25_000_000))) <= 4000
+    assert len(str(PlatformError("\n" * 25_000_000))) <= 4000
 
 
 def test_an_error_is_one_line_and_that_of_a_file_one_a_mistake() -> None:
