@@ -137,7 +137,8 @@ def read_calls(
     data_root: Path | None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[TimedCall], Mapping[str, int]]:
-    """The calls of one source, and how many were left out, by reason.
+    """The calls of one source, and how many were left out, by reason. Of a source with the option
+    ``thin`` (1 by default) every so-many-th call is read.
 
     Raises
     ------
@@ -150,7 +151,7 @@ def read_calls(
             f"recipe of {recipe.name}: unknown reader {source.reader!r} of calls; there are "
             f"{', '.join(READERS)}"
         )
-    rows = reader(recipe, source, data_root)
+    rows = reader(recipe, source, data_root)[:: int(source.options.get("thin", 1))]
     own = source.reader == "runs"  # of models that may change, and of a few of them
     trace = _traced_call if own else _traces(recipe.folder.parent / ".traces")
     found, left_out, reason = [], Counter[str](), ""
