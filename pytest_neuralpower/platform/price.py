@@ -404,13 +404,28 @@ class FittedPlatform(Struct, frozen=True, forbid_unknown_fields=True):
         items = layers.layers if isinstance(layers, Trace) else tuple(layers)
         if self.fused and isinstance(layers, Trace):  # others were stored as they were fused
             items = fused(items, layers.reads, folds=self.fused == "folded")
+        quantised = self._quantised(items)
         if not items:
             model = (isinstance(layers, Trace) and layers.model) or "the model"
             raise TraceError(
                 f"nothing to predict: {model} runs no operation that computes or moves anything"
             )
         with collector_paused():
-            return self._predict(items, layers)
+            found = self._predict(quantised, layers)
+        changed = sum(one is not other for one, other in zip(items, quantised, strict=True))
+        if not changed:
+            return found
+        note = f"{changed} of {len(items)} layers priced in {self.dtype}: the engine quantises them"
+        return dataclasses.replace(found, notes=(*found.notes, note))
+
+    def _quantised(self, items: Sequence[Layer]) -> Sequence[Layer]:
+        """The layers as an engine of quantised models runs them; as they are on other platforms."""
+        if self.dtype not in _QUANTIZED:
+            return items
+        return tuple(
+            in_dtype(layer, self.dtype) if layer.dtype.startswith(_FLOATING) else layer
+            for layer in items
+        )
 
     def _predict(self, items: Sequence[Layer], layers: Trace | Iterable[Layer]) -> Prediction:
         which, distinct = _distinct(items)

@@ -114,11 +114,13 @@ def adapt(
     ProfileError
         The table cannot be read, or a call cannot be traced.
     FitError
-        There is one call: what it shows cannot be judged.
+        There is one call: what it shows cannot be judged; or one has no time.
     """
     source = Source(title=f"calls of {runs.name}", reader="runs", path=runs.name)
     recipe = Recipe(platform.name, platform.mode, fused=platform.fused, folder=runs.parent)
     calls, _ = read_calls(recipe, source, None, progress)
+    if any(np.isnan(call.runtime_ms) for call in calls):
+        raise FitError(f"{runs}: each call needs runtime_ms to adapt by")
     if len(calls) < _LEAST_CALLS:
         raise FitError(
             f"{runs}: {len(calls)} call cannot be judged, as none is left out; time another network"

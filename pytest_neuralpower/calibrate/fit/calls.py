@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as dataclass_replace
 from functools import cache, lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -56,7 +57,7 @@ class TimedCall:
     layers
         Different layers of the call, and how many equal ones it has.
     runtime_ms, energy_mj
-        Of the call; energy None where it was not metered.
+        Of the call; time NaN where its energy alone is known, energy None where it was not metered.
     part
         Of the table, where calls of one are ranked among themselves: ``batch 32``; else empty.
     """
@@ -387,8 +388,8 @@ def run_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_R
     """A table of one's own: a line a call.
 
     ``model`` (an import path), ``inputs`` (``1,3,224,224 mask=1,128:bool``: one or several, parted
-    by blanks) and ``runtime_ms`` are needed. ``arguments`` (of the factory, ``depth=50
-    pretrained=false``), ``dtype`` (that the model is converted to), ``autocast``, ``energy_mj``,
+    by blanks) and ``runtime_ms`` or ``energy_mj`` are needed. ``arguments`` (of the factory,
+    ``depth=50 pretrained=false``), ``dtype`` (that the model is converted to), ``autocast``,
     ``family`` (what is held out together; the model by default) and ``mode`` may be there.
 
     Raises
@@ -399,7 +400,8 @@ def run_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_R
     path = recipe.folder / source.path
     found = []
     modes: dict[str, int] = {}
-    for line, record in table(path, NEEDED):
+    metered = any("energy_mj" in record for _, record in table(path, ()))
+    for line, record in table(path, NEEDED[:2] if metered else NEEDED):
         for name in record:
             if name not in _RUN_COLUMNS:
                 raise ProfileError(
@@ -407,6 +409,7 @@ def run_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_R
                     f"{', '.join(_RUN_COLUMNS)}"
                 )
         modes.setdefault(record.get("mode") or "", line)
+        timed = bool(record.get("runtime_ms") or not record.get("energy_mj"))
         found.append(
             _Row(
                 line,
@@ -414,7 +417,7 @@ def run_calls(recipe: Recipe, source: Source, data_root: Path | None) -> list[_R
                 record.get("family") or record["model"],
                 _of_run(record, path, line),
                 tuple(record["inputs"].split()),
-                _number(path, line, record, "runtime_ms"),
+                _number(path, line, record, "runtime_ms") if timed else np.nan,
                 _number(path, line, record, "energy_mj") if record.get("energy_mj") else None,
             )
         )
@@ -569,6 +572,10 @@ _REWEIGHINGS: Final = 6
 #: less than half a point.
 _PULL: Final = 0.03
 
+#: Fewer families of networks pull by a deviation of a half.
+_FEW_FAMILIES: Final = 10
+_PULL_OF_FEW: Final = 0.4
+
 _FOLDS: Final = 10
 
 #: What families with rows of their own leave of a call, at least.
@@ -578,10 +585,13 @@ _LEAST_LEFT: Final = 0.05
 _MOST: Final = 15.0
 
 
-def fit_factors(parts: FloatArray, runtime_ms: FloatArray, floor: FloatArray) -> FloatArray:
+def fit_factors(
+    parts: FloatArray, runtime_ms: FloatArray, floor: FloatArray, *, families: int = _FEW_FAMILIES
+) -> FloatArray:
     """Factors by which groups of layers take longer than the prior says.
 
-    Least squares on relative errors, large ones counting by their size, with a pull towards 1.
+    Least squares on relative errors, large ones counting by their size, with a pull towards 1; of
+    few families of networks, which cannot tell all groups apart, more strongly towards the median.
 
     Parameters
     ----------
@@ -591,6 +601,8 @@ def fit_factors(parts: FloatArray, runtime_ms: FloatArray, floor: FloatArray) ->
         Of each call, shape ``(calls,)``.
     floor
         Least factor of each group, shape ``(groups,)``: what the ceilings allow.
+    families
+        Of networks; by default enough.
     """
     try:
         from scipy.optimize import lsq_linear  # noqa: PLC0415 - only fitting needs it
@@ -598,13 +610,17 @@ def fit_factors(parts: FloatArray, runtime_ms: FloatArray, floor: FloatArray) ->
         raise need_extra("SciPy") from None
     calls, groups = parts.shape
     relative = parts / runtime_ms[:, None]
-    pulled = np.eye(groups) * _PULL**0.5
+    few = families < _FEW_FAMILIES
+    usual = 1.0
+    if few:
+        usual = float(np.median(1.0 / np.maximum(relative.sum(axis=1), 1.0 / _MOST)))
+    pulled = np.eye(groups) * (_PULL_OF_FEW if few else _PULL) ** 0.5
     lowest = np.minimum(floor, 1.0)
     weight, found = np.ones(calls), np.ones(groups)
     for _ in range(_REWEIGHINGS):
         root = np.sqrt(weight)
         matrix = np.concatenate([relative * root[:, None], pulled])
-        wanted = np.concatenate([root, pulled.sum(axis=1)])
+        wanted = np.concatenate([root, usual * pulled.sum(axis=1)])
         # The triangle of the matrix has the same least squares, in as many rows as groups.
         basis, triangle = np.linalg.qr(matrix)
         found = lsq_linear(triangle, basis.T @ wanted, (lowest, np.full(groups, _MOST))).x
@@ -627,12 +643,15 @@ class _Parts:
         Of families with rows of their own, and of layers joined to others, shape ``(calls,)``.
     floor
         Least factor of each group.
+    families
+        Number of families of networks.
     """
 
     places: tuple[tuple[str, int], ...]
     prior_ms: FloatArray
     fixed_ms: FloatArray
     floor: FloatArray
+    families: int
 
 
 def _parts(platform: FittedPlatform, calls: Sequence[TimedCall]) -> _Parts:
@@ -677,7 +696,8 @@ def _parts(platform: FittedPlatform, calls: Sequence[TimedCall]) -> _Parts:
     for row, found in enumerate(rows):
         prior[row, list(found)] = list(found.values())
     floor = np.array([least[at] / whole[at] for at in range(len(groups))])
-    return _Parts(tuple(groups), prior, fixed, floor)
+    families = len({call.group for call in calls})
+    return _Parts(tuple(groups), prior, fixed, floor, families)
 
 
 class HostAccuracy(msgspec.Struct, frozen=True):
@@ -718,6 +738,8 @@ class CallsAccuracy(msgspec.Struct, frozen=True, omit_defaults=True):
     parts
         By part of the table, number of its calls, their mean error (%) and Spearman's correlation
         of measured and predicted; empty where it has no parts.
+    metered_alone
+        Of the calls, those whose time was told by their energy.
     """
 
     calls: int
@@ -728,6 +750,7 @@ class CallsAccuracy(msgspec.Struct, frozen=True, omit_defaults=True):
     from_20: Score | None
     host: HostAccuracy | None = None
     parts: Mapping[str, Mapping[str, float]] = {}
+    metered_alone: int = 0
 
 
 #: As many calls as a user may have, and how often they are drawn.
@@ -759,6 +782,8 @@ def fit_calls(
     FitError
         There are too few calls to hold any out.
     """
+    given, metered_alone = calls, [bool(np.isnan(call.runtime_ms)) for call in calls]
+    calls = _with_times(platform, calls)
     # A call that waits for the host tells nothing of the device.
     launch = 0.0 if platform.host is None else platform.host.layer_ms
     waits = [one for one in calls if one.runtime_ms <= launch * one.count]
@@ -794,6 +819,7 @@ def fit_calls(
         _from_few(parts, runtime, groups),
         of_host,
         _by_part([*calls, *waits], np.concatenate([held_out, held_out_waits])),
+        sum(metered_alone),
     )
     every = np.ones(len(calls), dtype=bool)
     platform = _corrected(platform, parts, _factors(parts, runtime, every))
@@ -802,7 +828,11 @@ def fit_calls(
     )
     progress("intervals of calls")
     layers = [[layer for layer, count in call.layers for _ in range(count)] for call in calls]
-    watts = [each.energy_mj and each.energy_mj / each.runtime_ms for each in calls]
+    alone = {each.layers for each, known in zip(given, metered_alone, strict=True) if known}
+    watts = [
+        None if each.layers in alone else each.energy_mj and each.energy_mj / each.runtime_ms
+        for each in calls
+    ]
     platform = power_of_calls(platform, layers, watts, groups)
     if len(known := (platform.accuracy.get("power") or {}).get("networks", {})) == len(calls):
         held_out_w = np.array([each["held_out_w"] for each in known.values()])
@@ -873,9 +903,30 @@ def _with_host(
     return replace(platform, host=host), accuracy, held_out
 
 
+def _with_times(platform: FittedPlatform, calls: Sequence[TimedCall]) -> Sequence[TimedCall]:
+    """The calls, whose time is what their energy takes at the power of the others where it alone is
+    known; at the platform's own power where no other has both."""
+    both = [call.energy_mj / call.runtime_ms for call in calls if call.energy_mj]
+    both = [watts for watts in both if not np.isnan(watts)]
+    found = []
+    for call in calls:
+        if not np.isnan(call.runtime_ms) or call.energy_mj is None:
+            found.append(call)
+            continue
+        layers = [layer for layer, count in call.layers for _ in range(count)]
+        watts = float(np.median(both)) if both else platform.predict(layers).power_w
+        if watts is None:
+            raise FitError(
+                f"{call.name}: its energy alone is known, and no call has both energy_mj and "
+                "runtime_ms to tell the power by: time one of them"
+            )
+        found.append(dataclass_replace(call, runtime_ms=call.energy_mj / watts))
+    return found
+
+
 def _factors(parts: _Parts, runtime: FloatArray, some: NDArray[np.bool_]) -> FloatArray:
     left = np.maximum(runtime - parts.fixed_ms, _LEAST_LEFT * runtime)
-    return fit_factors(parts.prior_ms[some], left[some], parts.floor)
+    return fit_factors(parts.prior_ms[some], left[some], parts.floor, families=parts.families)
 
 
 def _predicted(

@@ -192,3 +192,31 @@ def test_the_table_says_in_which_mode_its_calls_ran(runs: Path) -> None:
     runs.write_text(runs.read_text().replace(",engine", ",tflite"))
     with pytest.raises(NeuralPowerError, match="mode: 'tflite' is not one of eager, compile, eng"):
         datasheet_platform("rtx4090", networks=runs)
+
+
+def test_calls_with_energy_alone_tell_as_much_as_timed_ones(runs: Path) -> None:
+    with runs.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    platforms = []
+    for timed in (40, 20, 0):
+        with runs.open("w", newline="") as file:
+            out = csv.DictWriter(file, lines[0])
+            out.writeheader()
+            for number, line in enumerate(lines):
+                out.writerow(line if number < timed else line | {"runtime_ms": ""})
+        platforms.append(datasheet_platform("rtx4090", networks=runs))
+    every, half, none = (each.accuracy["calls"] for each in platforms)
+    assert (half["metered_alone"], none["metered_alone"]) == (20, 40)
+    assert half["held_out"]["mape"] == pytest.approx(every["held_out"]["mape"], abs=1.5)
+    assert none["held_out"]["mape"] < none["prior"]["mape"]
+
+
+def test_an_engine_of_quantised_models_prices_layers_as_quantised() -> None:
+    sizes = {"in_channels": 64, "out_channels": 64, "kernel_size": 1}
+    positional, _ = parse_inputs(["1,64,56,56"])
+    layers = trace(load_model("torch.nn:Conv2d", sizes), *positional)
+    platform = datasheet_platform("raspberrypi4", dtype="int8", mode="engine")
+    found = platform.predict(layers)
+    assert {layer.layer.dtype for layer in found.layers} == {"int8"}
+    assert "1 of 1 layers priced in int8" in found.notes[-1]
+    assert found.runtime_ms < 0.7 * datasheet_platform("raspberrypi4").predict(layers).device_ms
