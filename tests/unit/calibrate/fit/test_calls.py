@@ -81,6 +81,32 @@ def test_calls_teach_what_kinds_of_layers_take(runs: Path) -> None:
     assert after["1"] / before["1"] == pytest.approx(TRUTH["conv"], rel=0.05)
 
 
+def test_a_processor_takes_longer_where_its_cache_ends(tmp_path: Path) -> None:
+    (tmp_path / "networks.py").write_text(NETWORKS)
+    device = datasheet_platform("i7-12700h")  # 24 MB of cache
+    table = tmp_path / "runs.csv"
+    with table.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["model", "arguments", "inputs", "runtime_ms", "family"])
+        for number, width in enumerate(np.geomspace(100, 4000, 30).astype(int)):
+            rows, depth = (64, 700)[number % 2], 1 + number % 5
+            model = load_model(f"{tmp_path}/networks.py:mlp", {"width": width, "depth": depth})
+            layers = device.predict(trace(model.eval(), *parse_inputs([f"{rows},{width}"])[0]))
+            time = sum(
+                (each.runtime_ms or 0) * (3 if each.layer.cost.bytes_moved > 6e6 else 1)
+                for each in layers.layers
+            )
+            name = f"width={width} depth={depth}"
+            out.writerow(["networks.py:mlp", name, f"{rows},{width}", f"{time:.6f}", number])
+    platform = datasheet_platform("i7-12700h", networks=table)
+    assert platform.accuracy["calls"]["held_out"]["mape"] < 8
+    for width, factor in ((300, 1), (3000, 3)):
+        model = load_model(f"{tmp_path}/networks.py:mlp", {"width": width, "depth": 1})
+        traced = trace(model.eval(), *parse_inputs([f"700,{width}"])[0])
+        before, after = (found.predict(traced).layers[0] for found in (device, platform))
+        assert (after.runtime_ms or 0) / (before.runtime_ms or 1) == pytest.approx(factor, rel=0.15)
+
+
 def test_layers_stay_inferred_and_totals_grow_surer(runs: Path) -> None:
     model = load_model(f"{runs.parent}/networks.py:mlp", {"width": 300, "depth": 4})
     positional, _ = parse_inputs(["200000,300"])
