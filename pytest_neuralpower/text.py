@@ -7,10 +7,12 @@ terminal.
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import shlex
-from typing import Final
+import sys
+from typing import Final, TextIO
 
 #: Characters of a name that are shown.
 _NAME: Final = 300
@@ -63,3 +65,40 @@ def shell_word(text: str) -> str:
         for each in text.replace("\\", "\\\\").replace("'", "\\'")
     )
     return f"$'{escaped}'"
+
+
+# -- Text of ours on terminals that cannot write all of it.
+
+#: What cp437, cp932 and cp1252 lack -> what people read as the same.
+_PLAIN: Final = {
+    "µ": "u", "±": "+-", "\xd7": "x", "→": "->", "…": "...", "\u2013": "-", "—": "-", "·": "*",
+    "²": "2", "≤": "<=", "≥": ">=", "✅": "ok", "❌": "WORSE", "🆕": "new", "🗑": "removed",
+    "\ufe0f": "", "⚠": "ERROR", "💥": "ERROR",
+}  # fmt: skip
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """An error handler of codecs: other letters for what an encoding lacks, escaped at last."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    written = "".join(_PLAIN.get(each, each) for each in text)
+    return written.encode("ascii", "backslashreplace").decode(), error.end
+
+
+codecs.register_error("neuralpower", _plainly)
+
+
+def write_any_text(*streams: TextIO) -> None:
+    """Let streams write any text: what their encoding lacks in other letters, ``us`` for ``µs``."""
+    for stream in streams:
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="neuralpower")
+
+
+def write_utf_8() -> None:
+    """Write standard output in UTF-8 where it goes to a file or a pipe: what a format demands."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None and not sys.stdout.isatty():
+        reconfigure(encoding="utf-8")

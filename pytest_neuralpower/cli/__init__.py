@@ -7,6 +7,7 @@ what computes inside itself, so that ``--help`` and the shell stay fast.
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ from pytest_neuralpower import __version__
 from pytest_neuralpower.cli import calibrate, compare, compress, platforms, predict, schema
 from pytest_neuralpower.cli.options import RESNET50
 from pytest_neuralpower.errors import NeuralPowerError
+from pytest_neuralpower.text import write_any_text
 
 #: Commands with an example of what to type after ``neuralpower``, in the order of ``--help``.
 COMMANDS = (
@@ -85,9 +87,16 @@ app.add_typer(platforms.app, name="platforms")
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one line on stderr and exit code 2."""
+    """Run the command; a user's mistake is one line on stderr and exit code 2.
+
+    So is what else fails, with its traceback: 1 is what a command found, such as a regression.
+    """
+    write_any_text(sys.stdout, sys.stderr)
     try:
         app()
     except NeuralPowerError as error:
         typer.echo(f"neuralpower: {error}", err=True)
         sys.exit(error.exit_code)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(2)

@@ -9,6 +9,7 @@ import typer
 
 from pytest_neuralpower.cli.options import Json, print_json
 from pytest_neuralpower.errors import OptionError
+from pytest_neuralpower.text import write_utf_8
 
 
 def compare_command(
@@ -65,6 +66,7 @@ def compare_command(
     elif markdown:
         from pytest_neuralpower.report.markdown import compare_markdown
 
+        write_utf_8()
         typer.echo(compare_markdown(found, top=top), nl=False)
     else:
         from pytest_neuralpower.report.compare import compare_text

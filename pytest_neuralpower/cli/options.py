@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pytest_neuralpower.errors import OptionError
+from pytest_neuralpower.text import write_utf_8
 
 if TYPE_CHECKING:
     from pytest_neuralpower.layers import Trace
@@ -66,6 +67,7 @@ def print_json(value: Any) -> None:
     """Print ``value``, of JSON types or a struct of them, indented."""
     from msgspec import to_builtins
 
+    write_utf_8()
     typer.echo(json.dumps(value, indent=2, default=to_builtins))
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
+import os
 import subprocess
-import tarfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from msgspec import UNSET, Struct
 
@@ -125,26 +127,96 @@ def _prediction(finding: Finding, torch: str) -> Baseline:
 
 
 def _revision(revision: str, folder: Path) -> Source:
-    command = ["git", "archive", "--format=tar", revision, "--", folder.as_posix()]
+    shown = folder.as_posix()
     try:
-        done = subprocess.run(command, capture_output=True, check=False)
-    except OSError as error:
-        raise CompareError(f"git cannot be run ({error.strerror}): it reads {revision!r}") from None
-    if done.returncode:
-        reason = (done.stderr.decode(errors="replace").strip().splitlines() or ["?"])[0]
+        below = PurePosixPath(os.path.relpath(folder)).as_posix()
+    except ValueError:  # another drive
+        below = shown
+    if _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{tree}}") is None:
         raise CompareError(
-            f"{revision!r} is not a file, and git has no baselines of it in {folder} "
-            f"({reason.removeprefix('fatal: ')}): give a report, a baseline, a folder, or a git "
-            "revision with --folder"
+            f"{revision!r} is not a file, and git has no baselines of it in {shown} "
+            f"({_why_unknown(revision)}): give a report, a baseline, a folder, or a git revision "
+            "with --folder"
         )
-    found = []
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        for member in archive.getmembers():
-            file = archive.extractfile(member) if member.name.endswith(".yaml") else None
-            if file is not None:
-                name = f"{revision}:{member.name}"
-                found.append((name, _parsed(file.read(), name)))
-    return _collected(f"{folder} in {revision}", found)
+    files = _tree(f"{revision}:./{below}")
+    if files is None:
+        raise CompareError(
+            f"{revision!r} is not a file, and git has no baselines of it in {shown} (there is no "
+            "such folder): give a report, a baseline, a folder, or a git revision with --folder"
+        )
+    found = [(f"{revision}:{path}", content) for path, content in files if path.endswith(".yaml")]
+    parsed = [(name, _parsed(content, name)) for name, content in found]
+    return _collected(f"{shown} in {revision}", parsed)
+
+
+def _tree(place: str, depth: int = 0) -> list[tuple[str, bytes]] | None:
+    """Paths and contents of the files in a folder of a revision, links followed within it; None
+    where there is no such folder."""
+    (tree,) = _objects([place])
+    if tree is None or tree[0] != "tree":
+        return None
+    listed = _git("ls-tree", "-r", "-z", tree[1]) or b""
+    paths, links = list[str](), list[str]()
+    for entry in listed.decode(errors="surrogateescape").split("\0")[:-1]:
+        facts, _, path = entry.partition("\t")
+        (links if facts.startswith("120000") else paths).append(f"{place}/{path}")
+    found = [
+        (path.partition(":./")[2], each[2])
+        for path, each in zip(paths + links, _objects(paths + links), strict=True)
+        if each is not None and each[0] == "blob"
+    ]
+    for link in links if depth < _MOST_LINKS else ():
+        found += _tree(link, depth + 1) or ()
+    return found
+
+
+#: Links within links that are followed: they may go round in a circle.
+_MOST_LINKS: Final = 5
+
+
+def _objects(names: Sequence[str]) -> list[tuple[str, str, bytes] | None]:
+    """Type, hash and content of objects, links followed; None for those that are not there."""
+    asked = "".join(f"{name}\n" for name in names if "\n" not in name)
+    said = io.BytesIO(_git("cat-file", "--batch", "--follow-symlinks", given=asked) or b"")
+    found: list[tuple[str, str, bytes] | None] = []
+    for name in names:
+        words = [] if "\n" in name else said.readline().decode(errors="replace").split()
+        if len(words) == 3 and words[2].isdigit():
+            found.append((words[1], words[0], said.read(int(words[2]))))
+            said.readline()
+        else:
+            found.append(None)
+            if words and words[0] in ("dangling", "loop", "notdir", "symlink"):
+                said.readline()  # where the link leads to
+    return found
+
+
+def _why_unknown(revision: str) -> str:
+    if _git("rev-parse", "--git-dir") is None:
+        return "this is no git repository"
+    if _git("rev-parse", "--is-shallow-repository") == b"true\n":
+        return (
+            "no such revision in this shallow clone: check out with fetch-depth: 0, or "
+            "git fetch --unshallow"
+        )
+    remote = f"origin/{revision}"
+    if _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{remote}^{{tree}}"):
+        return f"this clone has no such branch of its own: write {remote}"
+    return "no such revision here; in a CI check out with fetch-depth: 0"
+
+
+def _git(*args: str, given: str = "") -> bytes | None:
+    """What git prints; None where it fails."""
+    try:
+        done = subprocess.run(
+            ["git", *args],
+            input=given.encode(errors="surrogateescape"),
+            capture_output=True,
+            check=False,
+        )
+    except OSError as error:
+        raise CompareError(f"git cannot be run ({error.strerror}): it reads revisions") from None
+    return None if done.returncode else done.stdout
 
 
 def _parsed(content: bytes, name: str) -> Baseline:
@@ -161,14 +233,33 @@ Outcome = Literal["ok", "regressed", "new", "removed", "failed"]
 
 
 class ComparedModel(Struct, frozen=True):
-    """One model of two sets of predictions; ``comparison`` is None where it is in one alone or
-    could not be compared, and ``error`` then says why not."""
+    """One model of two sets of predictions.
+
+    Attributes
+    ----------
+    comparison
+        None where it is in one set alone, or could not be compared.
+    error
+        Why it could not be compared.
+    was
+        Its name in BASE, where its test was moved or renamed.
+    energy_mj, runtime_ms
+        Of one call, where it is in one set alone.
+    """
 
     name: str
     platform: str
     outcome: Outcome
     comparison: Comparison | None = None
     error: str | None = None
+    was: str | None = None
+    energy_mj: float | None = None
+    runtime_ms: float | None = None
+
+    @property
+    def title(self) -> str:
+        """The name, and the one that it had."""
+        return self.name if self.was is None else f"{self.name}, new name of {self.was}"
 
 
 def compare_sources(
@@ -186,25 +277,71 @@ def compare_sources(
     CompareError
         The two have no model in common.
     """
-    if not set(base) & set(head):
+    moved = _moved(base, head)
+    if not (set(base) & set(head) or moved):
         raise CompareError(
             "no model is in both: predictions are compared by name and platform; BASE has "
             f"{_named(base)}, HEAD has {_named(head)}"
         )
     loaded = {each.name: each for each in map(load_platform, platforms)}
     found: list[ComparedModel] = []
-    for key in sorted({*base, *head}):
-        if key not in base or key not in head:
-            found.append(ComparedModel(*key, outcome="removed" if key in base else "new"))
+    for key in sorted({*base, *head} - set(moved.values())):
+        was = moved.get(key, key)
+        if was not in base or key not in head:
+            outcome: Outcome = "removed" if key in base else "new"
+            totals = (base.get(key) or head[key]).totals
+            found.append(
+                ComparedModel(
+                    *key, outcome, energy_mj=totals.energy_mj, runtime_ms=totals.runtime_ms
+                )
+            )
             continue
+        name = None if was == key else was.name
         try:
-            comparison = judge(_compare(base[key], head[key], loaded), tolerance)
+            comparison = judge(_compare(base[was], head[key], loaded), tolerance)
         except NeuralPowerError as error:
-            found.append(ComparedModel(*key, outcome="failed", error=str(error)))
+            found.append(ComparedModel(*key, outcome="failed", error=str(error), was=name))
         else:
-            outcome: Outcome = "regressed" if comparison.breaches else "ok"
-            found.append(ComparedModel(*key, outcome=outcome, comparison=comparison))
+            outcome = "regressed" if comparison.breaches else "ok"
+            found.append(ComparedModel(*key, outcome=outcome, comparison=comparison, was=name))
     return found
+
+
+#: Share of layers in common from which a model of another name is the same one.
+_ALIKE: Final = 0.5
+#: And where the test kept its own name and moved to another file.
+_ALIKE_OF_ONE_TEST: Final = 0.2
+
+
+def _moved(base: Source, head: Source) -> dict[Key, Key]:
+    """Of tests that were moved or renamed, the key now and before: those whose models have the most
+    layers in common, of the same operation at the same place."""
+    gone, new = sorted(set(base) - set(head)), sorted(set(head) - set(base))
+    layers = {
+        (key, id(side)): Counter((each.layer.op, each.layer.path) for each in side[key].layers)
+        for side, keys in ((base, gone), (head, new))
+        for key in keys
+    }
+    pairs = []
+    for was, now in itertools.product(gone, new):
+        if was.platform != now.platform:
+            continue
+        one, other = layers[was, id(base)], layers[now, id(head)]
+        alike = (one & other).total() / max(one.total(), other.total())
+        same_test = _function(base[was]) == _function(head[now])
+        if alike >= (_ALIKE_OF_ONE_TEST if same_test else _ALIKE):
+            same_cost = base[was].totals == head[now].totals
+            same_model = base[was].model == head[now].model
+            pairs.append((alike, same_cost, same_test, same_model, was, now))
+    moved: dict[Key, Key] = {}
+    for *_, was, now in sorted(pairs, key=lambda pair: pair[:4], reverse=True):
+        if now not in moved and was not in moved.values():
+            moved[now] = was
+    return moved
+
+
+def _function(baseline: Baseline) -> str:
+    return baseline.test.rpartition("::")[2]
 
 
 def _named(source: Source) -> str:

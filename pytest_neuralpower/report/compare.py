@@ -185,7 +185,7 @@ def compare_text(found: Sequence[ComparedModel], *, top: int) -> str:
     rows = [("", "model", "platform", "energy", "runtime")]
     details = []
     for each in found:
-        rows.append((_STATUS[each.outcome], each.name, each.platform, *total_cells(each)))
+        rows.append((_STATUS[each.outcome], each.title, each.platform, *total_cells(each)))
         title = f"{each.name} on {each.platform}"
         if each.error is not None:
             details += ["", f"{title}: {each.error}"]
@@ -196,9 +196,16 @@ def compare_text(found: Sequence[ComparedModel], *, top: int) -> str:
 
 
 def total_cells(each: ComparedModel) -> tuple[str, str]:
-    """Energy and runtime of a model before and after."""
+    """Energy and runtime of a model before and after, or on the one side where it is."""
     if each.comparison is None:
-        return "-", "-"
+        values: tuple[tuple[Quantity, float | None], ...] = (
+            ("energy", each.energy_mj),
+            ("runtime", each.runtime_ms),
+        )
+        energy, runtime = (
+            "-" if value is None else show(quantity, value) for quantity, value in values
+        )
+        return energy, runtime
     return (
         change_cell(each.comparison.energy, "energy"),
         change_cell(each.comparison.runtime, "runtime"),

@@ -99,7 +99,7 @@ def compare_markdown(found: Sequence[ComparedModel], *, top: int) -> str:
     details = []
     for each in found:
         cells = total_cells(each) if each.error is None else (_name(each.error), "-")
-        names = _code(each.name), _name(each.platform)
+        names = _code(each.title), _name(each.platform)
         lines.append(_row([_COMPARED_ICONS[each.outcome], *names, *cells]))
         if each.comparison is not None and each.comparison.changed:
             title = f"{each.name} on {each.platform}: what changed"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,14 +65,27 @@ def test_an_improvement_is_ok_and_shown(store):
 
 def test_models_of_one_side_are_listed(store):
     store("a", "net", [32])
-    store("a", "old", [32])
+    store("a", "old", [32], names=["first"])
     store("b", "net", [32])
-    store("b", "young", [32])
+    store("b", "young", [32, 32, 32], names=["second", "third", "fourth"])
     result = compare("a", "b")
     assert result.exit_code == 0
     assert [line.split()[:2] for line in result.output.splitlines()[1:4]] == [
         ["ok", "net"], ["removed", "old"], ["new", "young"],
     ]  # fmt: skip
+    assert all("mJ" in line and "µs" in line for line in result.output.splitlines()[2:4])
+
+
+def test_a_test_of_another_name_is_found_by_its_layers(store):
+    store("a", "net", [32])
+    store("a", "one", [32, 32], names=["first", "second"])
+    store("b", "net", [32])
+    store("b", "two", [32, 64], names=["first", "second"])
+    result = compare("a", "b")
+    assert result.exit_code == 1
+    assert "WORSE  two, new name of one" in result.output
+    assert "new name of one" in compare("a", "b", "--markdown").output
+    assert compare("b", "a").exit_code == 0  # cheaper under its new name
 
 
 def test_two_files_are_compared_whatever_they_are_called(store):
@@ -99,24 +114,72 @@ def test_markdown_and_json(store):
     assert {each["cause"] for each in found["comparison"]["causes"]} >= {"more operations"}
 
 
-def test_git_revisions_of_a_folder(store):
-    def git(*args):
-        identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
-        subprocess.run(["git", *identity, *args], check=True, capture_output=True)
+def git(*args):
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    subprocess.run(["git", *identity, *args], check=True, capture_output=True)
 
+
+@pytest.fixture
+def revisions(store):
+    """``main~1``, and ``main`` whose model is dearer."""
     git("init", "-b", "main")
     store("budgets/baselines", "net", [32, 32])
     git("add", ".")
     git("commit", "-m", "one")
     store("budgets/baselines", "net", [32, 64])
     git("commit", "-am", "two")
+
+
+def test_git_revisions_of_a_folder(revisions):
     assert compare("main~1", "main").exit_code == 1
     assert compare("main", "main", "--folder", "budgets/baselines").exit_code == 0
+    assert compare("main", "main", "--folder", Path("budgets/baselines").absolute()).exit_code == 0
     assert compare("main~1", "budgets/baselines").exit_code == 1
     for args in (("nowhere", "main"), ("main", "main", "--folder", "elsewhere")):
         result = compare(*args)
         assert isinstance(result.exception, NeuralPowerError)
         assert "git has no baselines of it" in str(result.exception)
+
+
+def test_a_folder_that_archives_leave_out_and_links_of_a_revision_are_read(revisions):
+    Path(".gitattributes").write_text("budgets export-ignore\n")
+    Path("linked").symlink_to("budgets/baselines")
+    Path("platforms").mkdir()
+    Path("platforms/titanx").symlink_to("../budgets/baselines/titanx")
+    Path("platforms/round").symlink_to("../platforms")
+    git("add", ".")
+    git("commit", "-m", "three")
+    assert compare("main~2", "main").exit_code == 1
+    assert compare("main", "main", "--folder", "linked").exit_code == 0
+    assert "net" in compare("main", "main", "--folder", "platforms").output
+
+
+def test_what_a_clone_of_a_ci_lacks_is_told(revisions, tmp_path, monkeypatch):
+    url = tmp_path.as_uri()
+    git("branch", "topic")
+    git("clone", "--depth=1", url, "shallow")
+    git("clone", "--branch=topic", url, "whole")
+    monkeypatch.chdir("shallow")
+    assert "fetch-depth: 0" in str(compare("HEAD~1", "HEAD").exception)
+    monkeypatch.chdir("../whole")
+    git("checkout", "--detach")
+    assert "write origin/main" in str(compare("main", "HEAD").exception)
+    assert compare("origin/main", "HEAD").exit_code == 0
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp437", "cp932"])
+def test_output_is_written_in_any_encoding(store, encoding):
+    store("a", "net", [32])
+    store("b", "net", [64])
+    command = [sys.executable, "-c", "from pytest_neuralpower.cli import main; main()"]
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    for extra, text in (((), "us"), (("--markdown",), "❌"), (("--json",), "regressed")):
+        done = subprocess.run(
+            [*command, "compare", "a", "b", *extra], capture_output=True, env=env, check=False
+        )
+        assert (done.returncode, done.stderr) == (1, b"")
+        written = done.stdout.decode("utf-8" if extra else encoding)
+        assert text in written or "µs" in written
 
 
 @pytest.mark.parametrize(
@@ -134,7 +197,7 @@ def test_git_revisions_of_a_folder(store):
 )
 def test_what_cannot_be_compared_is_one_line(store, head, message):
     store("a", "net", [32])
-    store("apart", "another", [32])
+    store("apart", "another", [32], names=["elsewhere"])
     Path("empty").mkdir()
     Path("other.json").write_text("{}")
     Path("broken.json").write_text("{")
@@ -174,8 +237,6 @@ def test_one_calibration_of_a_platform_that_is_not_here_is_compared_as_stored(st
 
 
 def test_the_command_itself_exits_with_2(tmp_path):
-    import sys
-
     command = [sys.executable, "-c", "from pytest_neuralpower.cli import main; main()"]
     done = subprocess.run(
         [*command, "compare", "a.json", "b.json"], cwd=tmp_path, capture_output=True, text=True,
