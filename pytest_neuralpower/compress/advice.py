@@ -21,6 +21,7 @@ from pytest_neuralpower.compress.width_prices import LayerQuota, WidthPrices, ex
 from pytest_neuralpower.guard.budget import Budget, as_budget, check
 from pytest_neuralpower.model_source import as_call
 from pytest_neuralpower.platform.catalog import as_platform
+from pytest_neuralpower.platform.prediction import add_known
 from pytest_neuralpower.platform.ranges import PROVENANCE_KEY, were_measured
 from pytest_neuralpower.report.terminal import call_text, totals_text
 from pytest_neuralpower.units import show_in, show_percent
@@ -285,6 +286,7 @@ def advise_groups(
         (advice for advice in advised if advice.action == "expand"),
         key=lambda advice: advice.width - advice.to_width,
     )
+    shrinking = [each for each in shrinking if _is_noticed(each, before, bool(by_runtime))]
     widths = _paying(shrinking, prices)
     after = platform.predict(groups.trace_at(widths)) if widths else before
 
@@ -311,6 +313,22 @@ def advise_groups(
             *(name for name, units in most.items() if examined[name] < units),
         ),
     )
+
+
+#: Share of the call that a shrinking must save: nobody gives up channels for less.
+_LEAST_SAVING: Final = 0.01
+
+
+def _is_noticed(advice: Advice, before: Prediction, by_runtime: bool) -> bool:
+    """Whether what shrinking saves of the layers' cost, without waiting, is worth a line."""
+    if by_runtime:
+        change, whole = advice.runtime_change_ms, before.device_ms
+    else:
+        change, whole = (
+            advice.energy_change_mj,
+            add_known([each.energy_mj for each in before.layers]),
+        )
+    return -(change or 0.0) >= _LEAST_SAVING * (whole or 0.0)
 
 
 def _of_the_call(advice: Advice, before: Prediction) -> Advice:

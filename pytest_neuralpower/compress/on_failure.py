@@ -99,6 +99,11 @@ def _advice(
     *,
     traced: Trace | None,
 ) -> list[str]:
+    for name, module in model.named_modules():
+        # torch-pruning follows every step of one, up to minutes, and narrows none of its widths.
+        if isinstance(module, torch.nn.RNNBase):
+            what = f"{type(module).__name__} ({printable(name) or 'the root'})"
+            return [f"advice: none, widths of {what} cannot be told apart; change them by hand"]
     try:
         groups = find_channel_groups(model, call.args, call.kwargs, effort=effort, traced=traced)
         advised = advise_groups(groups, platform, budget, effort=effort)

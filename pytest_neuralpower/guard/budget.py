@@ -98,6 +98,15 @@ class Verdict(Struct, frozen=True):
         """`` per token``; empty of a call."""
         return "" if self.per == "call" else f" per {self.per.replace('_', ' ')}"
 
+    @property
+    def headline(self) -> str:
+        """``33.7 mJ > 25 mJ``; of the interval's upper end where that is what is judged."""
+        value = self.value
+        if value <= self.limit and self.interval is not None:
+            value = self.interval.high
+        limit = f"{self.limit / UNITS[self.quantity][self.unit]:,.6g} {SYMBOLS[self.unit]}"
+        return f"{self.show(value)} > {limit}{self.per_suffix}"
+
     def show(self, value: float) -> str:
         """``value`` (mJ, ms or W) as the budget was written."""
         return show_in(self.quantity, value, self.unit)

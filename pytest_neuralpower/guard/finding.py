@@ -20,7 +20,7 @@ from pytest_neuralpower.guard.budget import Verdict
 from pytest_neuralpower.guard.compare import Comparison
 from pytest_neuralpower.platform.intervals import Interval
 from pytest_neuralpower.platform.prediction import Host
-from pytest_neuralpower.units import Quantity, show
+from pytest_neuralpower.units import Quantity, show, show_percent
 
 FORMAT: Final = "pytest-neuralpower report"
 VERSION: Final = 1
@@ -194,6 +194,25 @@ class Finding(Struct, frozen=True):
         """The verdict of the tightest budget of one quantity: of a broken one, if there is any."""
         found = [each for each in self.budgets if each.quantity == quantity]
         return max(found, key=lambda each: each.value / each.limit, default=None)
+
+    @property
+    def headline(self) -> str:
+        """What is broken, in a few words: ``33.7 mJ > 25 mJ on t4``."""
+        said = next(iter(self.failure.splitlines()), "")
+        broken = [each for each in self.budgets if not each.passed]
+        if self.outcome == "over" and broken:
+            said = "; ".join(each.headline for each in broken)
+        elif self.outcome == "untrusted":
+            said = f"{show_percent(self.untrusted_share)} not measured"
+        elif self.outcome == "regressed" and self.comparison is not UNSET:
+            total = self.comparison.known()
+            said = "; ".join(
+                f"{show(quantity, each.base)} -> {show(quantity, each.head)}"
+                for quantity, each in total.items()
+            )
+        else:
+            return said
+        return f"{said} on {self.platform}"
 
     def record(self) -> dict[str, object]:
         """What the JSON report has of it but its layers, in JSON types."""

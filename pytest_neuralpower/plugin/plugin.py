@@ -132,6 +132,11 @@ def pytest_runtest_makereport(
     report = yield
     if call.when == "call" and FINDINGS in item.stash:
         report.neuralpower = item.stash[FINDINGS]  # type: ignore[attr-defined]
+    # pytest's short summary has a line; in a CI it would repeat the whole failure.
+    headline = getattr(call.excinfo and call.excinfo.value, "headline", None)
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if headline and crash is not None:
+        crash.message = headline
     return report
 
 

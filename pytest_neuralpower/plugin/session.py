@@ -120,7 +120,9 @@ def raise_failures(findings: Sequence[Finding]) -> None:
         outcomes = {finding.outcome for finding in findings}
         kinds = [kind for outcome, kind in _FAILURES.items() if outcome in outcomes]
         kind = kinds[0] if kinds else pytest.fail.Exception
-        raise kind(text, pytrace=False)
+        failure: Any = kind(text, pytrace=False)
+        failure.headline = next(finding.headline for finding in findings if finding.failure)
+        raise failure
 
 
 class Checked(NamedTuple):

@@ -160,6 +160,20 @@ class TestAdviceThatCannotBeGiven:
         assert "no width near a plateau edge saves" in text
         assert "neuralpower advise nets.py:Shuffled --input 1,3,8,8" in text
 
+    def test_for_a_recurrent_layer_takes_no_time(self, pytester):
+        pytester.makepyfile(
+            """
+            import pytest, torch
+
+            @pytest.mark.energy_budget(uj=1)
+            def test_gru(neuralpower):
+                model = neuralpower.build(torch.nn.GRU, 64, 64, batch_first=True).eval()
+                neuralpower.predict(model, torch.empty(1, 1000, 64))
+            """
+        )
+        text = lines_of(pytester.runpytest("--np-platform=titanx", "-p", "no:cacheprovider"))
+        assert "advice: none, widths of GRU (the root) cannot be told apart" in text
+
 
 def test_among_very_many_guarded_tests_there_are_the_commands_alone(pytester):
     pytester.makepyfile(nets=NETS)

@@ -260,3 +260,20 @@ def test_build_refuses_arguments_that_a_factory_does_not_take_in_one_line(repo):
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*small could not be called: got an unexpected keyword*'widht'"])
     result.stdout.no_fnmatch_line("*model_source.py*")
+
+
+@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
+def test_a_ci_prints_a_failure_once_and_its_figures_in_the_short_summary(
+    repo, monkeypatch, workers
+):
+    monkeypatch.setenv("CI", "true")
+    repo.write(
+        """
+        @pytest.mark.energy_budget(mj=25)
+        def test_over(neuralpower): neuralpower.predict(small(), image())
+        """
+    )
+    result = repo.run("--np-platform=titanx", *workers)
+    text = result.stdout.str()
+    assert text.count("energy budget exceeded") == 1
+    result.stdout.fnmatch_lines(["FAILED test_guard.py::test_over - 126 mJ > 25 mJ on titanx"])
