@@ -13,7 +13,15 @@ from typing import Annotated
 import typer
 
 from pytest_neuralpower import __version__
-from pytest_neuralpower.cli import calibrate, compare, compress, platforms, predict, schema
+from pytest_neuralpower.cli import (
+    baselines,
+    calibrate,
+    compare,
+    compress,
+    platforms,
+    predict,
+    schema,
+)
 from pytest_neuralpower.cli.options import RESNET50
 from pytest_neuralpower.errors import NeuralPowerError
 from pytest_neuralpower.text import write_any_text
@@ -84,6 +92,7 @@ for _command, _example in COMMANDS:
         epilog=f"[bold]Example:[/bold] neuralpower {_example}",
     )(_command)
 app.add_typer(platforms.app, name="platforms")
+app.add_typer(baselines.app, name="baselines")
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence, Set
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import pytest
 from msgspec import UNSET
@@ -16,10 +16,12 @@ from pytest_neuralpower.errors import BaselineError, NeuralPowerError
 from pytest_neuralpower.guard.baseline import (
     BaselineStore,
     read_baseline,
+    stored_test,
     torch_version,
     write_baseline,
 )
 from pytest_neuralpower.guard.finding import BaselineState, Finding, Report, findings_from_text
+from pytest_neuralpower.plugin.options import COLLECTED, SETTINGS
 from pytest_neuralpower.plugin.session import pytest_command
 from pytest_neuralpower.text import printable, shell_word
 
@@ -247,6 +249,26 @@ def _stale_baselines(
         if name not in used[platform]
     ]
     return tuple(store.shown(path) for path, platform in paths if is_stale(path, platform))
+
+
+def stale_of_collection(session: pytest.Session) -> list[str]:
+    """Paths of the baselines whose tests were not collected, sorted, also of tests that hooks and
+    options left out; silent on files that are there and were not collected."""
+    config = session.config
+    store = BaselineStore(config.stash[SETTINGS].baselines, config.rootpath)
+    end: Any = config.pluginmanager.get_plugin("neuralpower-session-end")
+    tests = {item.nodeid for item in config.stash.get(COLLECTED, [])}
+    found = []
+    for platform in sorted(path.name for path in store.folder.glob("*") if path.is_dir()):
+        for name in store.names(platform):
+            path = store.path(platform, name)
+            test = stored_test(path)
+            if test is None or not tests.isdisjoint(_with_platform(test, platform)):
+                continue
+            file = test.partition("::")[0]
+            if file in end.collected or not (config.rootpath / file).exists():
+                found.append(store.shown(path))
+    return found
 
 
 def _is_narrowed(session: pytest.Session, outcomes: Mapping[str, str]) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from pytest_neuralpower.guard.baseline import read_baseline
@@ -17,6 +20,20 @@ GUARDED = """
 @pytest.fixture
 def run(repo):
     return lambda *args: repo.run("--np-platform=titanx", *args)
+
+
+@pytest.fixture
+def neuralpower(pytester):
+    """The command in a process of its own: (exit code, standard output, standard error)."""
+
+    def call(*args):
+        command = (sys.executable, "-c", "from pytest_neuralpower.cli import main; main()")
+        done = subprocess.run(
+            [*command, *args], capture_output=True, text=True, cwd=pytester.path, check=False
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return call
 
 
 def has_stale(result):
@@ -134,3 +151,51 @@ def test_a_failed_subtest_writes_no_baseline(pytester, repo, run):
     run("--np-update-baseline")
     names = [path.name for path in (pytester.path / "budgets/baselines/titanx").iterdir()]
     assert names == ["test_guard.test_net-1.yaml"]
+
+
+class TestBaselinesCommand:
+    def test_a_merge_keeps_the_cheaper_model(self, pytester, repo, run, neuralpower):
+        def git(*args):
+            identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+            return subprocess.run(["git", *identity, *args], capture_output=True, check=False)
+
+        def accept(layers):
+            repo.write(GUARDED.replace("[1, 2]", "[1]").replace("small()", f"small()[:{layers}]"))
+            run("--np-update-baseline")
+            git("add", "budgets")
+            git("commit", "-m", "x")
+
+        git("init", "-b", "main")
+        accept(2)
+        git("checkout", "-b", "topic")
+        accept(4)
+        git("checkout", "main")
+        accept(3)
+        (path,) = (pytester.path / "budgets/baselines/titanx").iterdir()
+        ours = read_baseline(path)
+        assert git("merge", "topic").returncode == 1
+        assert "<<<<<<<" in path.read_text()
+        assert neuralpower("baselines", "merge")[0] == 0
+        assert read_baseline(path).layers == ours.layers
+
+        files = [pytester.path / name for name in ("base.yaml", "ours.yaml", "theirs.yaml")]
+        for file, revision in zip(files, ("main~1", "topic", "main"), strict=True):
+            file.write_bytes(git("show", f"{revision}:{path.relative_to(pytester.path)}").stdout)
+        assert neuralpower("baselines", "merge", "--driver", *map(str, files))[0] == 0
+        assert read_baseline(files[1]).layers == ours.layers  # here it is theirs
+
+    def test_install_names_the_driver(self, pytester, neuralpower):
+        subprocess.run(["git", "init"], capture_output=True, check=True)
+        assert neuralpower("baselines", "merge", "--install")[0] == 0
+        attributes = (pytester.path / ".gitattributes").read_text()
+        assert attributes == "budgets/baselines/**/*.yaml merge=neuralpower-baseline\n"
+
+    def test_stale_decides_on_all_that_is_collected(self, pytester, repo, run, neuralpower):
+        repo.write(GUARDED)
+        run("--np-update-baseline")
+        pytester.makeconftest("def pytest_collection_modifyitems(items): items[:] = items[::2]")
+        assert neuralpower("baselines", "stale")[0] == 0
+        repo.write(GUARDED.replace("[1, 2]", "[1]"))
+        code, out, _ = neuralpower("baselines", "stale")
+        assert code == 1
+        assert "git rm budgets/baselines/titanx/test_guard.test_net-2.yaml" in out
