@@ -39,8 +39,9 @@ def render(report: Report) -> str:
     lines = [f"### Predicted energy and runtime: {verdict}", ""]
     if report.predictions:
         lines += [
-            "| | test | platform | energy of one call | runtime | power | since baseline |",
-            "|---|---|---|---|---|---|---|",
+            "| | test | platform | energy of one call | runtime | power | not measured "
+            "| since baseline |",
+            "|---|---|---|---|---|---|---|---|",
             *map(_finding_row, report.predictions),
         ]
     for each in broken:
@@ -59,16 +60,20 @@ def _finding_row(finding: Finding) -> str:
     cells = [_cell(finding, quantity, value) for quantity, value in values_of(finding).items()]
     icon = _ICONS.get(finding.outcome, _BROKEN)
     by = _name(finding.predicted_by)
-    return _row([icon, _code(finding.test), by, *cells, _since(finding)])
+    unsure = f"{finding.untrusted_share:.0%}" if finding.untrusted_share > 0 else ""
+    return _row([icon, _code(finding.test), by, *cells, unsure, _since(finding)])
 
 
 def _cell(finding: Finding, quantity: Quantity, value: float | None) -> str:
     if value is None:
         return "-"
     verdict = finding.tightest(quantity)
+    estimated = " estimated" if quantity != "runtime" and finding.estimated_power else ""
     if verdict is None:
-        return show(quantity, value)
-    return f"{verdict.show(verdict.value)} of {verdict.show(verdict.limit)}{verdict.per_suffix}"
+        return f"{show(quantity, value)}{estimated}"
+    sure = {None: "", True: " (sure)", False: " (not sure)"}[verdict.sure]
+    limit = f"{verdict.show(verdict.limit)}{verdict.per_suffix}"
+    return f"{verdict.show(verdict.value)} of {limit}{sure}{estimated}"
 
 
 def _since(finding: Finding) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -273,7 +274,10 @@ def test_a_ci_prints_a_failure_once_and_its_figures_in_the_short_summary(
         def test_over(neuralpower): neuralpower.predict(small(), image())
         """
     )
-    result = repo.run("--np-platform=titanx", *workers)
+    result = repo.run("--np-platform=titanx", "--np-report=r.md", *workers)
     text = result.stdout.str()
     assert text.count("energy budget exceeded") == 1
+    (row,) = [line for line in Path("r.md").read_text().splitlines() if line.startswith("| ❌")]
+    assert "(sure)" in row
+    assert "| 19% |" in row
     result.stdout.fnmatch_lines(["FAILED test_guard.py::test_over - 126 mJ > 25 mJ on titanx"])
