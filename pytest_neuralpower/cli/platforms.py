@@ -50,9 +50,13 @@ def list_command(
     from pytest_neuralpower.platform.catalog import list_platforms, load_platform
     from pytest_neuralpower.report.accuracy import platforms_text
 
+    dtype = _SHORT.get(dtype.lower(), dtype.lower())
+    every = [load_platform(name).summary() for name in list_platforms()]
+    if dtype and dtype not in (known := sorted({summary.dtype for summary in every})):
+        raise OptionError(f"--dtype {dtype}: platforms are in {', '.join(known)}")
     summaries = [
         summary
-        for summary in (load_platform(name).summary() for name in list_platforms())
+        for summary in every
         if device.lower() in f"{summary.name} {summary.device}".lower()
         and dtype in ("", summary.dtype)
         and mode.lower() in summary.mode.lower()
@@ -77,8 +81,14 @@ def show_command(
     options.print_json(summary) if as_json else typer.echo(platform_text(summary))
 
 
+#: How dtypes are called for short.
+_SHORT = {"fp32": "float32", "fp16": "float16", "amp": "float16", "bf16": "bfloat16"}
+
+
 def _peak(dtype: str) -> Any:
-    return typer.Option(metavar="TFLOPS", min=1e-3, help=f"dense {dtype} operations, 10^12/s")
+    return typer.Option(
+        metavar="TFLOPS", min=1e-3, max=1e6, help=f"dense {dtype} operations, 10^12/s"
+    )
 
 
 @app.command(
@@ -98,16 +108,18 @@ def new_command(
     peak_fp8: Annotated[float | None, _peak("float8")] = None,
     peak_int8: Annotated[float | None, _peak("int8")] = None,
     bandwidth: Annotated[
-        float | None, typer.Option(metavar="GB/S", min=1e-3, help="of its memory")
+        float | None, typer.Option(metavar="GB/S", min=1, max=1e6, help="of its memory")
     ] = None,
     sms: Annotated[
         int | None, typer.Option(min=1, help="multiprocessors; 1 of a processor")
     ] = None,
     l2: Annotated[float | None, typer.Option(metavar="MB", min=0, help="its last cache")] = None,
-    tdp: Annotated[float | None, typer.Option(metavar="W", min=1e-3, help="board power")] = None,
+    tdp: Annotated[
+        float | None, typer.Option(metavar="W", min=1, max=1e4, help="board power")
+    ] = None,
     idle: Annotated[
         float | None,
-        typer.Option(metavar="W", min=1e-3, help="board at rest [a twelfth of --tdp]"),
+        typer.Option(metavar="W", min=1e-3, max=1e4, help="board at rest [a twelfth of --tdp]"),
     ] = None,
     process: Annotated[float | None, typer.Option(metavar="NM", min=1, help="its process")] = None,
     dtype: Annotated[

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from pytest_neuralpower.calibrate.fit.calls import TimedCall, read_calls
+from pytest_neuralpower.calibrate.fit.calls import TimedCall, check_units, read_calls
 from pytest_neuralpower.calibrate.fit.recipe import Recipe, Source
 from pytest_neuralpower.calibrate.fit.uncertainty import few_distance, with_total_error
 from pytest_neuralpower.errors import FitError
@@ -73,20 +73,18 @@ class Adaptation(msgspec.Struct, frozen=True):
             for name, measured, before, left_out in self.calls
         ]
         if self.chosen == "nothing":
-            return "\n".join(
-                [
-                    *lines,
-                    f"not adapted: no factor predicts calls that were left out better than the "
-                    f"platform as it is ({self.before:.1f}% off)",
-                ]
+            lines.append(
+                "runtime is not adapted: no factor predicts calls that were left out better than "
+                f"the platform as it is ({self.before:.1f}% off)"
             )
-        return "\n".join(
-            [
-                *lines,
-                f"adapted by {self.chosen}: calls left out are {self.after:.1f}% off, "
-                f"{self.before:.1f}% before",
-            ]
-        )
+        else:
+            lines.append(
+                f"runtime is adapted by {self.chosen}: calls left out are {self.after:.1f}% off, "
+                f"{self.before:.1f}% before"
+            )
+        if self.power_factor != 1.0:
+            lines.append(f"power is {self.power_factor:.3g} times the platform's, as metered")
+        return "\n".join(lines)
 
 
 def adapt(
@@ -127,6 +125,7 @@ def adapt(
         )
     names, parts = _parts(platform, calls)
     measured = np.array([call.runtime_ms for call in calls])
+    check_units(calls, parts.sum(axis=1), platform, runs)
     known = np.array([name in platform.families for name in names])
     chosen, factors, left_out = choose_factors(parts, measured, known)
     before, after = (

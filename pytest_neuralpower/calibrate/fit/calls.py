@@ -758,6 +758,46 @@ _FEW: Final = 20
 _DRAWS: Final = 10
 
 
+#: Calls that take this many times what is predicted, or this part of it, are in another unit.
+_OTHER_UNIT: Final = 50.0
+
+
+def check_units(
+    calls: Sequence[TimedCall],
+    predicted_ms: FloatArray,
+    platform: FittedPlatform,
+    table: Path | None = None,
+) -> None:
+    """Refuse calls whose times or energies no such device has, as in other units.
+
+    Raises
+    ------
+    FitError
+        One line says how far off they are.
+    """
+    where = f"{table}: " if table else ""
+    ratios = np.array([call.runtime_ms for call in calls]) / predicted_ms
+    ratios = ratios[np.isfinite(ratios)]  # some calls have an energy alone
+    off = float(np.median(ratios)) if len(ratios) else 1.0
+    if not 1 / _OTHER_UNIT < off < _OTHER_UNIT:
+        raise FitError(
+            f"{where}half of the calls take {off:.4g} times what {platform.name} predicts: "
+            "runtime_ms is in ms (a second has 1000); or another device ran them"
+        )
+    limit = platform.hardware.get("limit_w")
+    drawn = [
+        call.energy_mj / call.runtime_ms
+        for call in calls
+        if call.energy_mj and np.isfinite(call.runtime_ms)
+    ]
+    watts = float(np.median(drawn)) if drawn else 0.0
+    if limit and drawn and not limit / _OTHER_UNIT < watts < 2 * limit:
+        raise FitError(
+            f"{where}half of the metered calls draw {watts:.4g} W, of a device of {limit:g} W: "
+            "energy_mj is in mJ (a joule has 1000), runtime_ms in ms"
+        )
+
+
 def fit_calls(
     platform: FittedPlatform,
     calls: Sequence[TimedCall],
@@ -791,6 +831,7 @@ def fit_calls(
     waiting = len(waits)
     progress(f"pricing {len(calls):,} calls")
     parts = _parts(platform, calls)
+    check_units(calls, parts.prior_ms.sum(axis=1) + parts.fixed_ms, platform)
     runtime = np.array([call.runtime_ms for call in calls])
     groups = [call.group for call in calls]
     if (count := len(set(groups))) < MIN_GROUPS:

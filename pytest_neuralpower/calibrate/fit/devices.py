@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import yaml
@@ -74,11 +75,20 @@ def find_device(name: str) -> Device:
         There is none; one line names those there are.
     """
     known = read_devices()
-    if name in known:
-        return known[name]
+    if (own := _of_platform(name)) is not None:
+        return known[own]
     raise ProfileError(
         f"unknown device {name!r}{_nearest(name)}; datasheets are known of {', '.join(known)}"
     )
+
+
+def _of_platform(name: str) -> str | None:
+    """The device of this name, spelled in any way, or that which a platform is named after."""
+    plain = {"".join(filter(str.isalnum, known)): known for known in read_devices()}
+    wanted = "".join(filter(str.isalnum, name.lower()))
+    for ending in ("compile", "bf16", "fp32", "int8"):
+        wanted = wanted.removesuffix(ending)
+    return plain.get(wanted) or plain.get(wanted.removeprefix("cpu"))
 
 
 def _nearest(name: str) -> str:
@@ -117,16 +127,26 @@ def described(
         check_name(name)
     except ValueError as error:
         raise ProfileError(f"device {name!r}: its {error}; give a folder in --out") from None
-    known = {key: value for key, value in figures.items() if value is not None}
+    known: dict[str, Any] = {key: value for key, value in figures.items() if value is not None}
     peaks = {key: 1e3 * value for key, value in peaks_tflops.items() if value is not None}
     base = find_device(like or name) if like or name in read_devices() else None
+    limit = known.get("limit_w", base.limit_w if base else math.inf)
+    if (idle := known.get("idle_w", 0)) >= limit:
+        raise ProfileError(
+            f"device {name!r}: at rest {idle:g} W, which must be below its board power, {limit:g} W"
+        )
     shown = ", ".join(f"{key} {value:g}" for key, value in [*peaks.items(), *known.items()])
     if base is not None:
         source = f"{base.source}; with {shown}" if shown else base.source
         device = base.device if name in read_devices() else f"{name}, like {base.device}"
-        # A peak that is given says what the others of its chip are, in proportion.
-        scale = peaks["float32"] / base.peaks_gflops["float32"] if "float32" in peaks else 1.0
+        # A peak that is given says what the others of its chip are, in proportion; so do its
+        # multiprocessors.
+        ratios = [peaks[key] / base.peaks_gflops[key] for key in peaks if key in base.peaks_gflops]
+        units = known.get("multiprocessors", base.multiprocessors) / base.multiprocessors
+        scale = ratios[0] if ratios else units
         others = {key: value * scale for key, value in base.peaks_gflops.items()}
+        if "limit_w" in known:  # at rest another board draws something else
+            known.setdefault("idle_w", None)
         return msgspec.structs.replace(
             base, device=device, source=source, peaks_gflops={**others, **peaks}, **known
         )

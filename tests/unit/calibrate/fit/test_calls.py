@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from pytest_neuralpower.calibrate.fit.adapt import adapt
 from pytest_neuralpower.calibrate.fit.datasheet import datasheet_platform
 from pytest_neuralpower.cli import app
 from pytest_neuralpower.errors import NeuralPowerError
 from pytest_neuralpower.estimators.features import family
 from pytest_neuralpower.model_source import load_model, parse_inputs
-from pytest_neuralpower.platform.catalog import load_platform
+from pytest_neuralpower.platform.catalog import load_fitted, load_platform
 from pytest_neuralpower.tracing import trace
 
 NETWORKS = """
@@ -153,6 +154,29 @@ def test_a_bad_line_is_named(runs: Path, column: str, value: str, says: str) -> 
         datasheet_platform("rtx4090", networks=runs)
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "factor", "says"),
+    [
+        ("runtime_ms", 1e-3, r"take 0\.00\d+ times what .* runtime_ms is in ms"),
+        ("runtime_ms", 1e3, r"take 1\d+ times what .* another device"),
+        ("energy_mj", 1e-3, r"draw 0\.2 W, of a device of 450 W: energy_mj is in mJ"),
+    ],
+)
+def test_other_units_are_refused(runs: Path, column: str, factor: float, says: str) -> None:
+    with runs.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    with runs.open("w", newline="") as file:
+        out = csv.DictWriter(file, list(lines[0]))
+        out.writeheader()
+        for line in lines:
+            other = {"energy_mj": ""} if column == "runtime_ms" else {}
+            out.writerow({**line, **other, column: float(line[column]) * factor})
+    with pytest.raises(NeuralPowerError, match=says):
+        datasheet_platform("rtx4090", networks=runs)
+    with pytest.raises(NeuralPowerError, match=r"ms|mJ"):
+        adapt(load_fitted("rtx4090"), runs)
 
 
 def test_several_modes_are_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from pytest_neuralpower import trace
 from pytest_neuralpower.calibrate.fit.datasheet import datasheet_platform
-from pytest_neuralpower.calibrate.fit.devices import find_device, read_devices
+from pytest_neuralpower.calibrate.fit.devices import described, find_device, read_devices
 from pytest_neuralpower.calibrate.fit.recipe import read_recipe
 from pytest_neuralpower.errors import PlatformError, ProfileError
 from pytest_neuralpower.estimators.features import FAMILIES
@@ -58,8 +58,25 @@ def test_a_recipe_takes_what_its_datasheet_says_and_may_say_otherwise(tmp_path: 
 
 
 def test_a_datasheet_that_is_not_known_is_named_with_what_is_close(tmp_path: Path) -> None:
-    with pytest.raises(ProfileError, match=r"unknown device 'titanrtx' \(did you mean 'titan-rtx'"):
-        read_recipe(recipe(tmp_path, "titanrtx"))
+    with pytest.raises(ProfileError, match=r"unknown device 'titan-rt' \(did you mean 'titan-rtx'"):
+        read_recipe(recipe(tmp_path, "titan-rt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [("RTX4090", "rtx4090"), ("titanrtx", "titan-rtx"), ("a100-sxm-bf16", "a100-sxm"),
+     ("cpu-i7-12700h-compile", "i7-12700h"), ("rtxpro6000-maxq", "rtx-pro-6000-maxq")],
+)  # fmt: skip
+def test_a_datasheet_is_found_by_its_platform_s_name(name: str, device: str) -> None:
+    assert find_device(name) == read_devices()[device]
+
+
+def test_a_board_at_rest_draws_less_than_its_limit() -> None:
+    with pytest.raises(ProfileError, match="at rest 900 W, which must be below its board power"):
+        described("x", like="rtx4090", peaks_tflops={}, idle_w=900)
+    small = described("x", like="rtx4090", peaks_tflops={"float16": 82.6}, limit_w=5)
+    assert small.hardware("float32")["idle_w"] < 5
+    assert small.peaks_gflops["float32"] == pytest.approx(41_290, rel=0.01)  # half, as float16 is
 
 
 def test_a_peak_of_something_that_is_no_dtype_is_refused(tmp_path: Path) -> None:
