@@ -9,7 +9,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from pytest_neuralpower.errors import FitError
-from pytest_neuralpower.estimators.base import Estimator, Positive, need_extra, some_rows
+from pytest_neuralpower.estimators.base import Count, Estimator, Positive, need_extra, some_rows
 from pytest_neuralpower.estimators.terms import Regime, assign, evaluate
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Physical(Estimator, tag="physical", omit_defaults=True):
     regimes: list[Regime]
     peak_gflops: Positive
     bandwidth_gbs: Positive
-    multiprocessors: int = 1
+    multiprocessors: Count = 1
     rescale: bool = True
     merge: bool = False
     noise_ms: float | None = None

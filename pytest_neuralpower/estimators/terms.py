@@ -11,10 +11,10 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from pytest_neuralpower.estimators.base import NonNegative
 from pytest_neuralpower.estimators.features import op_code
@@ -477,7 +477,8 @@ class Regime(Struct, frozen=True, forbid_unknown_fields=True):
     when: tuple[Condition, ...] = ()
     rates: dict[str, NonNegative] = field(default_factory=dict)
     scale: NonNegative = 1.0
-    time_over_roofline: tuple[NonNegative, NonNegative] = (0.0, 1e300)
+    #: The second, by default, is no limit.
+    time_over_roofline: tuple[NonNegative, Annotated[float, Meta(ge=0)]] = (0.0, 1e300)
 
     def __post_init__(self) -> None:
         for term in self.terms:

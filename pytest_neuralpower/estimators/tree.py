@@ -11,7 +11,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from pytest_neuralpower.errors import FitError
-from pytest_neuralpower.estimators.base import Estimator, NonNegative, need_extra, some_rows
+from pytest_neuralpower.estimators.base import Count, Estimator, NonNegative, need_extra, some_rows
 from pytest_neuralpower.estimators.features import Columns, FloatArray
 from pytest_neuralpower.estimators.selection import MIN_GROUPS, grouped_folds, whole_groups
 from pytest_neuralpower.estimators.terms import Condition, evaluate, is_term
@@ -365,7 +365,7 @@ class Tree(Estimator, tag="tree"):
 
     splits: tuple[str, ...]
     terms: tuple[str, ...]
-    multiprocessors: int = 1
+    multiprocessors: Count = 1
     depth: int | None = None
     least_rows: int | None = None
     root_: Node = field(default_factory=Node)

@@ -468,6 +468,18 @@ class TestNamesOfStrangers:
     def test_a_text_that_no_terminal_should_get_is_refused(self, saved: Path, change: Any) -> None:
         assert "a text is not printable" in refusal(edit(saved, change))
 
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            (lambda d: d["families"]["conv"]["runtime"].update(multiprocessors=0), ">= 1, not 0"),
+            (lambda d: d["hardware"].update(launch_ms=1e308), "a number <= 1e+30"),
+        ],
+    )
+    def test_a_number_that_makes_others_infinite_is_refused(
+        self, saved: Path, change: Any, says: str
+    ) -> None:
+        assert says in refusal(edit(saved, change))
+
     def test_runtime_cannot_ask_for_the_runtime(self, saved: Path) -> None:
         text = refusal(
             edit(saved, lambda d: d["families"]["conv"].update(runtime=dict(d["power"])))
