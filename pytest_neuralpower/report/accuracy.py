@@ -232,8 +232,11 @@ def calls_table(accuracy: Mapping[str, Any], style: str = "plain") -> str:
     found = accuracy.get("calls")
     if found is None:
         return ""
+    families = f"{found['families']:,} families"
+    if found["families"] == found["calls"]:
+        families = "each alone"
     scores = [
-        (f"{found['calls']:,} calls, {found['families']:,} families", found["held_out"]),
+        (f"{found['calls']:,} calls, {families}", found["held_out"]),
         ("by 20 calls of others", found["from_20"]),
         ("by no call", found["prior"]),
         ("their energy", found.get("energy")),

@@ -43,7 +43,7 @@ def test_the_option_decides_what_predicts(repo: Repo, platform: str) -> None:
     result.assert_outcomes(failed=1)
     text = result.stdout.str()
     assert "estimator neuralpower prices conv; best prices activation, pool" in text
-    assert "titanx, neuralpower" in text
+    assert "both, neuralpower" in text
     assert "--np-estimator=neuralpower --np-top=0" in text  # the command that shows more
     assert "both.json --estimator neuralpower --ms 30" in text  # and that of advice
 

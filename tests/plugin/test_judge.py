@@ -120,7 +120,7 @@ def test_a_platform_without_intervals_is_judged_by_its_point_alone(repo, pyteste
     result = repo.run(f"--np-platform={path}", "--np-judge=certain")
     result.assert_outcomes(failed=1)
     assert line(result, "needs intervals").endswith(
-        "runtime budget: np_judge=certain needs intervals and platform 'titanx' has none; "
+        "runtime budget: np_judge=certain needs intervals and platform 'bare' has none; "
         "use --np-judge=point or a platform with intervals"
     )
 
