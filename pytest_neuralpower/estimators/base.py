@@ -23,7 +23,7 @@ _NAMED_LINES = 5
 #: Numbers of files: rates and sizes that cannot be negative, ceilings that cannot be 0, and counts;
 #: none so large that what is computed of it is no number.
 NonNegative: TypeAlias = Annotated[float, Meta(ge=0, le=1e30)]
-Positive: TypeAlias = Annotated[float, Meta(gt=0, le=1e30)]
+Positive: TypeAlias = Annotated[float, Meta(ge=1e-30, le=1e30)]
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=10**6)]
 
 
