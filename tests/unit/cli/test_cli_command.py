@@ -57,7 +57,7 @@ def test_help_loads_nothing_that_computes():
         (["explain", "titanx", "cnv"], "did you mean 'conv'"),
         (["fit", "no/such/folder"], "no/such/folder"),
         (["fit"], "give a folder with recipe.yaml, or --datasheet"),
-        (["fit", "--datasheet", "titanrtx"], "did you mean 'titan-rtx'"),
+        (["fit", "--datasheet", "titan-rt"], "did you mean 'titan-rtx'"),
         (["fit", "--datasheet", "t4", "--dtype", "bfloat16"], "NVIDIA T4 computes in"),
         (["fit", "--datasheet", "t4", "--mode", "graph"], "not one of eager, compile, engine"),
         (["adapt", "runs.csv", "titanx"], "the platform comes first: adapt titanx runs.csv"),

@@ -59,7 +59,7 @@ def test_a_model_is_written_as_a_table_that_is_priced_alike(neuralpower, call, t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.txt"], "cannot read nowhere.txt"),
+        (["nowhere.txt"], "nowhere.txt: there is no such file"),
         ([ALEXNET, "--input", "1,3"], "a table has its own inputs"),
         (["torch.nn:ReLU"], "a model needs its inputs; add --input"),
         (["torch.nn:ReLU", "--input", "1,3"], "no layer multiplies and accumulates"),
