@@ -62,8 +62,8 @@ def fused(
     read = [False] * len(layers)
     folded = [folds and layer.kind in _FOLDS for layer in layers]
     first = _first_casts(layers, reads)
-    for place, (layer, sources_) in enumerate(zip(layers, reads, strict=True)):
-        sources = [first[source] for source in sources_]
+    for place, (layer, given) in enumerate(zip(layers, reads, strict=True)):
+        sources = [first[source] for source in given]
         joins = layer.kind in FUSED
         starts = layer.op in _READ_TWICE or layer.kind == "pool"
         after = [

@@ -34,31 +34,22 @@ def channels_last_strides(shape: Ints) -> Ints:
 
 
 @lru_cache(_REMEMBERED)
-def is_contiguous(shape: Ints, strides: Ints) -> bool:
-    """Whether elements lie row-major without gaps; dimensions of one may have any stride."""
+def are_one(shape: Ints, strides: Ints, step: int | None = None) -> bool:
+    """Whether dimensions can be viewed as one, whose stride is ``step`` (default: any); those of
+    one may have any stride."""
     if 0 in shape:
         return True
-    step = 1
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if size != 1:
-            if stride != step:
-                return False
-            step *= size
-    return True
-
-
-@lru_cache(_REMEMBERED)
-def are_one(shape: Ints, strides: Ints) -> bool:
-    """Whether dimensions can be viewed as one."""
-    if 0 in shape:
-        return True
-    step = 0
-    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if size != 1:
-            if step and stride != step:
+            if step is not None and stride != step:
                 return False
             step = stride * size
     return True
+
+
+def is_contiguous(shape: Ints, strides: Ints) -> bool:
+    """Whether elements lie row-major without gaps."""
+    return are_one(shape, strides, 1)
 
 
 @lru_cache(_REMEMBERED)

@@ -39,9 +39,8 @@ def _list_matmul(
     if not recorder.same_dtype(left.dtype, right.dtype):
         raise NoRule
     dtype = recorder.autocast(left.dtype)
-    left, right, *more_ = (recorder.cast(tensor, dtype) for tensor in (left, right, *more))
-    left, right = recorder.matrices(left, 2), recorder.matrices(right, 2)
-    more = tuple(more_)
+    left, right = (recorder.matrices(recorder.cast(operand, dtype), 2) for operand in (left, right))
+    more = tuple(recorder.cast(addend, dtype) for addend in more)
     recorder.note_seen(left, right, *more)
     # A parameter stays an operand here: the formulas read both operands as inputs.
     inputs = tuple([recorder.spec(tensor) for tensor in (left, right, *more)])
