@@ -15,7 +15,9 @@ from pytest_neuralpower.estimators.selection import COMPARED
 if TYPE_CHECKING:
     from pytest_neuralpower.platform.protocol import Platform, Summary
 
+#: Columns of tables of errors, and of what is read on any terminal.
 _WIDTH: Final = 100
+_NARROW: Final = 80
 
 #: Name of a score in a platform file -> its heading.
 _HEADINGS: Final = {
@@ -461,31 +463,27 @@ _MORE: Final = "A platform in full: neuralpower platforms show NAME"
 
 
 def platforms_text(summaries: Sequence[Summary]) -> str:
-    """A line a platform with its tiers of runtime and power, and below it its held-out errors."""
+    """A line a platform with its tiers of runtime and power; below it, within 80 columns, its device
+    and its held-out errors."""
     heads = [
-        (
-            summary.name,
-            summary.dtype,
-            _tier(summary, "runtime"),
-            _tier(summary, "power"),
-            summary.device,
-        )
+        (summary.name, summary.dtype, _tier(summary, "runtime"), _tier(summary, "power"))
         for summary in summaries
     ]
-    headers = ("platform", "dtype", "runtime", "power", "device")
+    headers = ("platform", "dtype", "runtime", "power")
     header, *lines = tabulate(heads, headers, tablefmt="plain", disable_numparse=True).splitlines()
     text, judged = [header], False
     for summary, line in zip(summaries, lines, strict=True):
-        text.append(line if len(line) <= _WIDTH else f"{line[: _WIDTH - 3].rstrip()}...")
-        for errors in _errors(summary):
-            judged = True
-            text += textwrap.wrap(errors, _WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 6)
+        errors = tuple(_errors(summary))
+        judged = judged or bool(errors)
+        text.append(line)
+        for said in (summary.device, *errors):
+            text += textwrap.wrap(said, _NARROW, initial_indent=" " * 4, subsequent_indent=" " * 6)
     legend = (
         "Figures are held-out errors in %: of kinds of layers and of families of networks MAPE, of "
         "whole networks RMSPE. Power that is transferred was judged on other devices, each left "
         "out in turn; its error on this one is not known."
     )
-    figures = textwrap.wrap(legend, _WIDTH) if judged else []
+    figures = textwrap.wrap(legend, _NARROW) if judged else []
     shown = "\n".join([*text, "", *figures, _MORE])
     return shown.replace("\N{NO-BREAK SPACE}", " ")
 
