@@ -463,8 +463,8 @@ _MORE: Final = "A platform in full: neuralpower platforms show NAME"
 
 
 def platforms_text(summaries: Sequence[Summary]) -> str:
-    """A line a platform with its tiers of runtime and power; below it, within 80 columns, its device
-    and its held-out errors."""
+    """A line a platform with its tiers of runtime and power; below it, within 80 columns, what the
+    device is and its held-out errors."""
     heads = [
         (summary.name, summary.dtype, _tier(summary, "runtime"), _tier(summary, "power"))
         for summary in summaries
